@@ -1,0 +1,1 @@
+"""Shared code of the three stages: configuration, data, models, rollout, PPO and runtime."""

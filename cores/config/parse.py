@@ -1,0 +1,163 @@
+"""Command line and YAML to `Config`, and every error in them as one sentence that names the key."""
+
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from cores.config.schema import Config
+from cores.config.validate import check
+from cores.errors import UserError
+
+COMMAND_LINE = "command line"
+
+
+def parse_config(argv: list[str], prog: str, description: str) -> Config:
+    """Parse `argv` (without the program's name) into a checked `Config`.
+
+    `--help` and `--print_config` print and raise SystemExit(0). Raises UserError naming the file
+    (or "command line") and the key of the first mistake.
+    """
+    parser = _parser(prog, description)
+    argv = _bare_flags(argv)
+    files = _config_files(argv)
+    for file in files:
+        _check_keys(file)
+        _parse(parser, ["--config", file], file)
+    namespace = _parse(parser, argv, COMMAND_LINE)
+    config = parser.instantiate(namespace).as_dict()
+    config.pop("config")
+    result = Config(**config)
+    where = files[-1] if files else COMMAND_LINE
+    for key, problem in check(result):
+        source = COMMAND_LINE if _given(argv, key) else where
+        raise UserError(f"{_place(source, key)}: {problem}")
+    return result
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration (section) as nested dicts of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def _parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file; several are read in order.")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _bare_flags(argv: list[str]) -> list[str]:
+    """`--overwrite` may stand alone: true is the only value anyone means by it."""
+    result = []
+    for i, word in enumerate(argv):
+        result.append(word)
+        follower = argv[i + 1] if i + 1 < len(argv) else "--"
+        if word == "--overwrite" and follower.lower() not in ("true", "false"):
+            result.append("true")
+    return result
+
+
+def _config_files(argv: list[str]) -> list[str]:
+    files = []
+    for i, word in enumerate(argv):
+        if word == "--config" and i + 1 < len(argv):
+            files.append(argv[i + 1])
+        elif word.startswith("--config="):
+            files.append(word.partition("=")[2])
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(
+                f"--config: there is no file {file}. Give the path of a YAML file such as "
+                "configs/gpt2.yaml."
+            )
+    return files
+
+
+def _given(argv: list[str], key: str) -> bool:
+    return any(word == f"--{key}" or word.startswith(f"--{key}=") for word in argv)
+
+
+def _parse(parser: jsonargparse.ArgumentParser, argv: list[str], source: str) -> Any:
+    try:
+        return parser.parse_args(argv)
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_explain(str(error), source)) from None
+
+
+def _explain(message: str, source: str) -> str:
+    """jsonargparse's message as one sentence with the place first."""
+    message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", re.sub(r"\s+", " ", message)).strip()
+    unknown = re.match(r"unrecognized arguments: (--)?([\w.]+)", message)
+    if unknown:
+        return f"{source}: {_unknown_key(unknown[2])}"
+    typed = re.match(r'Parser key "([^"]+)": (.*)', message)
+    if typed:
+        reason = typed[2].rstrip(".")
+        return f"{_place(source, typed[1])}: {reason}. See docs/configuration.md for the key."
+    return f"{source}: {message}"
+
+
+def _place(source: str, key: str) -> str:
+    if source == COMMAND_LINE:
+        return f"command line: --{key}"
+    line = _key_lines(source).get(key)
+    return f"{source}:{line}: key {key}" if line else f"{source}: key {key}"
+
+
+def _all_keys() -> list[str]:
+    def walk(cls: Any, prefix: str) -> list[str]:
+        keys = []
+        for field in dataclasses.fields(cls):
+            key = prefix + field.name
+            keys.append(key)
+            if dataclasses.is_dataclass(field.type):
+                keys += walk(field.type, key + ".")
+        return keys
+
+    return walk(Config, "")
+
+
+def _unknown_key(key: str) -> str:
+    close = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"there is no key {key}.{hint} docs/configuration.md lists all keys."
+
+
+def _key_lines(file: str) -> dict[str, int]:
+    """Line number (from 1) of each key of a YAML file, in dotted form."""
+    lines: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                lines[f"{prefix}{name.value}"] = name.start_mark.line + 1
+                walk(value, f"{prefix}{name.value}.")
+
+    walk(_compose(file), "")
+    return lines
+
+
+def _compose(file: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{file}:{line}: not valid YAML: {error.problem}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text: {error.reason}.") from None
+
+
+def _check_keys(file: str) -> None:
+    node = _compose(file)
+    if node is not None and not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{file}: must hold keys and values, such as `output_dir: runs/mine`.")
+    known = set(_all_keys())
+    for key, line in _key_lines(file).items():
+        if key not in known:
+            raise UserError(f"{file}:{line}: {_unknown_key(key)}")

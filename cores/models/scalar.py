@@ -1,0 +1,39 @@
+"""One scalar head for reward model and critic, over a stock sequence-classification model."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cores.models.actor import model_inputs
+
+
+class ScalarModel(nn.Module):
+    """A stock `AutoModelForSequenceClassification` with one label, read at every token.
+
+    The number at a token is the stock logit there minus `reward_mean` of the model's config, so
+    that the score of a row is what any other tool computes from the saved folder, less that
+    constant.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.mean = float(getattr(model.config, "reward_mean", 0.0))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Values (B, L) of ids (B, L) under mask (B, L), in float32."""
+        inner = getattr(self.model, "get_base_model", lambda: self.model)()
+        backbone = inner.base_model
+        hidden = backbone(**model_inputs(backbone, ids, mask), use_cache=False).last_hidden_state
+        return inner.score(hidden).squeeze(-1).float() - self.mean
+
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Values at the last attended token of each row, (B,)."""
+        return last_attended(self(ids, mask), mask)
+
+
+def last_attended(values: Tensor, mask: Tensor) -> Tensor:
+    """The entry of values (B, L) at the last True of mask (B, L), (B,)."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (positions * mask).argmax(dim=1)
+    return values.gather(1, last.unsqueeze(1)).squeeze(1)

@@ -1,0 +1,96 @@
+"""The pad token, and the ids that no reply may hold.
+
+With pad equal to eos a stock classification head skips the true end of a row (it reads the last id
+that is not pad), and training and evaluation read different tokens. So pad is always a token of its
+own, and pad and the ids beyond the tokenizer are outside every distribution.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cores.errors import UserError
+
+NEW_PAD = "<|pad|>"
+
+EXCLUDED_LOGIT = -1e4
+"""exp(-1e4) is 0 in every precision, and unlike -inf it gives 0, not NaN, in p * log p."""
+
+
+def settle_pad_token(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> str | None:
+    """Give `tokenizer` a pad token that is not eos; return a line to print if anything changed.
+
+    `wanted` names a token of the vocabulary that no text uses. Raises UserError if the tokenizer
+    has no eos token, or `wanted` is not a token of its own.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "model.path: the tokenizer has no end-of-sequence token, so no reply could ever stop. "
+            "Set eos_token in its tokenizer_config.json."
+        )
+    if wanted is not None:
+        return _take_named(tokenizer, wanted)
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return None
+    before = "no pad token" if tokenizer.pad_token_id is None else "its pad token was eos"
+    if NEW_PAD in tokenizer.get_vocab():
+        tokenizer.pad_token = NEW_PAD
+    else:
+        tokenizer.add_special_tokens({"pad_token": NEW_PAD})
+    return f"pad token: {NEW_PAD} added ({before})"
+
+
+def _take_named(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
+    if wanted not in tokenizer.get_vocab():
+        raise UserError(
+            f"model.pad_token: {wanted!r} is not in the tokenizer's vocabulary. Name an unused "
+            f"token of it, or leave the key out to add {NEW_PAD}."
+        )
+    if wanted in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
+        raise UserError(
+            f"model.pad_token: {wanted!r} has another use (eos, bos or unk). Name an unused token, "
+            f"or leave the key out to add {NEW_PAD}."
+        )
+    tokenizer.add_special_tokens({"pad_token": wanted})
+    return f"pad token: {wanted} taken from the vocabulary"
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give `model` a row for every id of `tokenizer`; new rows start at the mean of the old.
+
+    A model that has more rows than the tokenizer has ids keeps them (they are excluded).
+    """
+    old = model.get_input_embeddings().weight.shape[0]
+    new = len(tokenizer)
+    if new > old:
+        model.resize_token_embeddings(new, mean_resizing=False)
+        tables = [model.get_input_embeddings().weight]
+        head = model.get_output_embeddings()
+        if head is not None and head.weight is not tables[0]:
+            tables.append(head.weight)
+        with torch.no_grad():
+            for table in tables:
+                table[old:] = table[:old].mean(dim=0)
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def excluded_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
+    """The pad id and the ids from len(tokenizer) up to `vocab_size`."""
+    return [tokenizer.pad_token_id, *range(len(tokenizer), vocab_size)]
+
+
+def exclude_tokens(model: PreTrainedModel, ids: list[int]) -> None:
+    """Take `ids` out of every distribution of `model`: sampling, log-probs and the training loss.
+
+    One hook behind the head serves them all, so that they cannot disagree. It writes in place: the
+    backward pass of a linear layer does not need its output.
+    """
+    head = model.get_output_embeddings()
+    head.register_buffer("excluded_ids", torch.tensor(ids), persistent=False)
+
+    def hook(module: nn.Module, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill_(-1, module.excluded_ids, EXCLUDED_LOGIT)
+
+    head.register_forward_hook(hook)

@@ -1,0 +1,113 @@
+"""Held-out prompts before and after: score, KL from the reference, length."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cores.ppo.experience import Scored, gather_rows
+from cores.ppo.prompts import share
+from cores.ppo.trainer import PPOTrainer
+from cores.rl import kl_estimate
+from cores.runtime.launch import seed_rank
+
+Z95 = 1.96
+"""Half-width of a 95% interval in standard errors."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One sampled reply for each of N prompts."""
+
+    scores: list[float]
+    """Calibrated reward-model score of each reply, without clip or penalty."""
+    kl: list[float]
+    """Nats a reply, from the reference: sum of k1 over its tokens."""
+    lengths: list[int]
+    """Response tokens."""
+    ended: list[bool]
+    """Whether the reply stopped by itself."""
+    rows: list[list[int]]
+    """Prompt and reply tokens, without padding."""
+    replies: list[list[int]]
+    """Reply tokens alone."""
+
+    def summary(self) -> dict[str, Any]:
+        """Means; of score and KL with the half-width of a 95% interval (normal approximation)."""
+        return {
+            "prompts": len(self.scores),
+            "score": _mean(self.scores),
+            "score_interval": _half_width(self.scores),
+            "kl": _mean(self.kl),
+            "kl_interval": _half_width(self.kl),
+            "length": _mean([float(n) for n in self.lengths]),
+            "ended": _mean([float(e) for e in self.ended]),
+        }
+
+
+def evaluate(trainer: PPOTrainer, prompts: list[list[int]], seed: int) -> Evaluation:
+    """Sample and judge a reply to each prompt, with a random stream of its own."""
+    launch, result = trainer.launch, Evaluation([], [], [], [], [], [])
+    size = math.ceil(min(trainer.config.batch_size, len(prompts)) / launch.world) * launch.world
+    with _own_randomness(seed, launch.rank):
+        for start in range(0, len(prompts), size):
+            chunk = prompts[start : start + size]
+            filled = chunk + chunk[-1:] * (-len(chunk) % launch.world)
+            rollout = trainer.rollout(share(filled, launch.rank, launch.world))
+            _add(result, gather_rows(trainer.score(rollout), launch), len(chunk))
+    return result
+
+
+def sample_pairs(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], before: Evaluation, after: Evaluation
+) -> list[dict[str, Any]]:
+    """Replies to the same prompts before and after, with their scores."""
+    sides = {"before": before, "after": after}
+    return [
+        {
+            "prompt": prompt,
+            **{
+                name: {
+                    "text": tokenizer.decode(side.replies[i], skip_special_tokens=True),
+                    "score": round(side.scores[i], 4),
+                    "kl": round(side.kl[i], 4),
+                }
+                for name, side in sides.items()
+            },
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _add(result: Evaluation, scored: Scored, count: int) -> None:
+    kl = kl_estimate(scored.logprobs, scored.ref_logprobs, "k1", scored.response_mask).sum(dim=1)
+    response = scored.ids[:, -scored.response_mask.shape[1] :]
+    result.scores.extend(scored.scores[:count].tolist())
+    result.kl.extend(kl[:count].tolist())
+    result.lengths.extend(scored.response_mask.sum(dim=1)[:count].tolist())
+    result.ended.extend(scored.ended[:count].tolist())
+    for i in range(count):
+        result.rows.append(scored.ids[i][scored.mask[i]].tolist())
+        result.replies.append(response[i][scored.response_mask[i]].tolist())
+
+
+@contextmanager
+def _own_randomness(seed: int, rank: int) -> Iterator[None]:
+    """Evaluation neither disturbs training's random numbers nor depends on them."""
+    with torch.random.fork_rng():
+        seed_rank(seed, rank)
+        yield
+
+
+def _mean(values: list[float]) -> float:
+    return round(sum(values) / len(values), 4)
+
+
+def _half_width(values: list[float]) -> float:
+    if len(values) < 2:
+        return math.inf
+    return round(Z95 * torch.tensor(values).std().item() / math.sqrt(len(values)), 4)

@@ -1,0 +1,177 @@
+"""The four roles of PPO: actor and critic are trained, reference and reward model are frozen."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import TaskType
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cores.config import Config
+from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
+from cores.models.loading import exclude_from
+from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
+from cores.runtime.launch import Launch
+from cores.runtime.stage import Parent
+
+
+class TrainedRole:
+    """A model, its optimizer, and the one way to take a step with them in any kind of launch.
+
+    Under DeepSpeed the engine clips and steps inside its backward pass, elsewhere we do; either
+    way a step is: any number of `accumulate`, the last of them with `last=True`.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, accelerator: Accelerator, learning_rate: float, ppo: Any
+    ) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=learning_rate,
+            betas=(0.9, ppo.adam_beta2),
+            eps=ppo.adam_eps,
+            weight_decay=ppo.weight_decay,
+        )
+        select_plugin(accelerator, name)
+        self.name = name
+        self.accelerator = accelerator
+        self.learning_rate = learning_rate
+        self.max_grad_norm = ppo.max_grad_norm
+        self.steps = 0
+        self.grad_norm = 0.0
+        self.module, self.optimizer = accelerator.prepare(model, optimizer)
+
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's engine behind the module, or None."""
+        return getattr(self.accelerator, "deepspeed_engine_wrapped", None)
+
+    @property
+    def unwrapped(self) -> Any:
+        """The `Actor` or `ScalarModel` itself."""
+        return self.accelerator.unwrap_model(self.module)
+
+    def set_rate(self, factor: float) -> None:
+        """Learning rate of the next step, as a factor of the peak."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and `accumulate`: ranks exchange gradients at the last one only."""
+        if last or self.engine is not None:
+            return nullcontext()
+        return self.accelerator.no_sync(self.module)
+
+    def accumulate(self, loss: Tensor, last: bool) -> None:
+        """Backward; at the last micro-batch also clip, step and clear the gradients.
+
+        `loss` is this rank's part of a sum over all ranks. Ranks' gradients are averaged, so it is
+        multiplied by their number first.
+        """
+        loss = loss * self.accelerator.num_processes
+        if self.engine is not None:
+            self.engine.backward(loss, sync_gradients=last)
+            if last:
+                self.grad_norm = float(self.engine.get_global_grad_norm())
+                self.steps += 1
+            return
+        loss.backward()
+        if last:
+            parameters = [p for p in self.module.parameters() if p.requires_grad]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            self.grad_norm = float(norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.steps += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whole weights on every rank, under the wrapped Hugging Face model's own names."""
+        state = self.accelerator.get_state_dict(self.module)
+        return {k.removeprefix("model."): v for k, v in (state or {}).items()}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Everything that has weights in stage 3."""
+
+    actor: TrainedRole
+    critic: TrainedRole
+    frozen_actor: Actor | None
+    """The reference; None with adapters, where it is the actor without them."""
+    reward: ScalarModel
+
+    @contextmanager
+    def reference(self) -> Iterator[nn.Module]:
+        """The reference as a callable like the actor's module."""
+        if self.frozen_actor is not None:
+            yield self.frozen_actor
+        else:
+            with self.actor.unwrapped.model.disable_adapter():
+                yield self.actor.module
+
+    @contextmanager
+    def policy(self) -> Iterator[PreTrainedModel]:
+        """The actor's plain model with whole weights, for generation."""
+        with gathered(self.actor):
+            model = self.actor.unwrapped.model
+            yield getattr(model, "get_base_model", lambda: model)()
+
+
+@contextmanager
+def gathered(role: TrainedRole) -> Iterator[None]:
+    """Whole weights on every rank for as long as it is open (ZeRO-3 shards them)."""
+    if role.engine is None:
+        yield
+        return
+    from trl.models.utils import unwrap_model_for_generation
+
+    with unwrap_model_for_generation(role.module, role.accelerator):
+        yield
+
+
+def build_roles(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    parents: dict[str, Parent],
+    launch: Launch,
+) -> Roles:
+    """Load the parents' models into the four roles and prepare the trained ones."""
+    ppo, sft, rm = config.ppo, parents["sft"].folder, parents["reward"].folder
+    policy = load_policy(sft, dropout=False)
+    exclude_from(policy, tokenizer)
+    critic = load_scalar(rm)
+    if config.model.gradient_checkpointing:
+        policy.gradient_checkpointing_enable()
+        critic.gradient_checkpointing_enable()
+    frozen = None
+    if ppo.lora.rank:
+        policy = add_lora(policy, ppo.lora, TaskType.CAUSAL_LM, "ppo.lora")
+        critic = add_lora(critic, ppo.lora, TaskType.SEQ_CLS, "ppo.lora")
+        if config.model.gradient_checkpointing:
+            policy.enable_input_require_grads()
+            critic.enable_input_require_grads()
+    else:
+        reference = load_policy(sft, dropout=False)
+        exclude_from(reference, tokenizer)
+        frozen = freeze(Actor(reference, ppo.temperature), launch.device)
+    both = accelerators(config)
+    return Roles(
+        actor=TrainedRole(
+            ACTOR, Actor(policy, ppo.temperature), both[ACTOR], ppo.actor_learning_rate, ppo
+        ),
+        critic=TrainedRole(
+            CRITIC, ScalarModel(critic), both[CRITIC], ppo.critic_learning_rate, ppo
+        ),
+        frozen_actor=frozen,
+        reward=freeze(ScalarModel(load_scalar(rm)), launch.device),
+    )
+
+
+def freeze(module: Any, device: torch.device) -> Any:
+    """`module` in evaluation mode on `device`, its weights out of every gradient."""
+    return module.requires_grad_(False).eval().to(device)

@@ -1,0 +1,162 @@
+"""Stage 3 from first to last update: sampler, status lines, sample replies, saving."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cores.config import Config
+from cores.data import StageData
+from cores.errors import UserError
+from cores.models import merge_and_keep_adapter, save_model
+from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
+from cores.ppo.experience import Experience
+from cores.ppo.prompts import PromptSampler, share
+from cores.ppo.roles import Roles
+from cores.ppo.trainer import PPOTrainer, Stats
+from cores.rollout import HFEngine
+from cores.runtime.launch import Launch, seed_rank
+from cores.runtime.metrics import Metrics
+from cores.runtime.stage import StageFolder
+
+EVAL_SEED = 1_000_000
+"""Added to the seed for evaluation, so that its replies are not those of a training step."""
+SAMPLES = 4
+"""Sample replies written each time."""
+
+
+def check_batches(config: Config, launch: Launch) -> None:
+    """UserError if rollout or minibatch do not divide over the processes."""
+    launch.share(config.ppo.batch_size, "ppo.batch_size")
+    launch.share(config.ppo.minibatch_size, "ppo.minibatch_size")
+
+
+def build_trainer(
+    config: Config, roles: Roles, tokenizer: PreTrainedTokenizerBase, launch: Launch
+) -> PPOTrainer:
+    """The trainer with its rollout engine, which samples from the actor's own weights."""
+    ppo = config.ppo
+    unknown = [i for i in ppo.stop_token_ids if not 0 <= i < len(tokenizer)]
+    if unknown or tokenizer.pad_token_id in ppo.stop_token_ids:
+        raise UserError(
+            f"ppo.stop_token_ids: {unknown or tokenizer.pad_token_id} cannot stop a reply: ids "
+            f"must be of the tokenizer (0 to {len(tokenizer) - 1}) and not its pad."
+        )
+    model = roles.actor.unwrapped.model
+    engine = HFEngine(
+        getattr(model, "get_base_model", lambda: model)(),
+        tokenizer.pad_token_id,
+        [tokenizer.eos_token_id, *ppo.stop_token_ids],
+        ppo.max_new_tokens,
+        ppo.temperature,
+        autocast=launch.precision == "bf16",
+    )
+    return PPOTrainer(ppo, roles, engine, launch, config.seed)
+
+
+def train(
+    config: Config,
+    trainer: PPOTrainer,
+    data: StageData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: StageFolder,
+) -> dict[str, Any]:
+    """All updates, with an evaluation before and after; returns what stage.json keeps of them."""
+    ppo, launch = config.ppo, trainer.launch
+    held_out = data.test[: ppo.eval_prompts]
+    prompts = [row["input_ids"] for row in held_out]
+    before = _evaluate(trainer, prompts, config.seed, "before")
+    sampler = PromptSampler(len(data.train), ppo.batch_size, config.seed)
+    seed_rank(config.seed, launch.rank)
+    with Metrics(folder.path, launch, config.logging.tensorboard) as metrics:
+        for update in range(1, ppo.updates + 1):
+            start = time.monotonic()
+            rows = share(sampler.next(), launch.rank, launch.world)
+            experience, stats = trainer.step([data.train[i]["input_ids"] for i in rows])
+            tokens = int(experience.response_mask.sum())
+            stats["tokens_per_second"] = tokens / (time.monotonic() - start)
+            metrics.log(update, stats, status_line(update, ppo.updates, stats))
+            if launch.is_main and ppo.sample_every and update % ppo.sample_every == 0:
+                _write_samples(folder.path, tokenizer, experience, update)
+    after = _evaluate(trainer, prompts, config.seed, "after")
+    result: dict[str, Any] = {
+        "updates": ppo.updates,
+        "optimizer_steps": trainer.roles.actor.steps,
+        "last": {k: round(v, 6) for k, v in stats.items()},
+    }
+    if before and after:
+        result |= {"before": before.summary(), "after": after.summary()}
+        texts = [row["prompt"] for row in held_out]
+        pairs = sample_pairs(tokenizer, texts, before, after)
+        _write_jsonl(launch, folder.path / "held_out_samples.jsonl", pairs)
+    return result
+
+
+def status_line(update: int, total: int, stats: Stats) -> str:
+    """One update on the screen."""
+    return (
+        f"ppo {update}/{total}  score {stats['score']:+.3f}  kl {stats['kl']:.3f}  "
+        f"entropy {stats['entropy']:.3f}  clip {stats['clip_fraction']:.1%}  "
+        f"ev {stats['explained_variance']:+.2f}  length {stats['response_length']:.1f}  "
+        f"{stats['tokens_per_second']:.0f} tok/s"
+    )
+
+
+def save_roles(
+    config: Config,
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    launch: Launch,
+) -> None:
+    """The actor in `folder`, the critic in `folder`/critic in the reward model's form."""
+    for role, place in ((roles.actor, folder), (roles.critic, folder / "critic")):
+        state = role.state_dict()  # every rank takes part where weights are sharded
+        if not launch.is_main:
+            continue
+        model = role.unwrapped.model
+        if config.ppo.lora.rank:
+            save_model(merge_and_keep_adapter(model, place, True), tokenizer, place)
+        else:
+            save_model(model, tokenizer, place, state)
+
+
+def _evaluate(
+    trainer: PPOTrainer, prompts: list[list[int]], seed: int, when: str
+) -> Evaluation | None:
+    if not prompts:
+        return None
+    result = evaluate(trainer, prompts, seed + EVAL_SEED)
+    s = result.summary()
+    trainer.launch.say(
+        f"{when}: score {s['score']:+.3f} +- {s['score_interval']:.3f}  "
+        f"kl {s['kl']:.3f} +- {s['kl_interval']:.3f}  length {s['length']:.1f}  "
+        f"({s['prompts']} held-out prompts)"
+    )
+    return result
+
+
+def _write_samples(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, experience: Experience, update: int
+) -> None:
+    width = experience.response_mask.shape[1]
+    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        for i in range(min(SAMPLES, experience.ids.shape[0])):
+            prompt_mask = experience.mask[i, :-width]
+            prompt = experience.ids[i, :-width][prompt_mask]
+            reply = experience.ids[i, -width:][experience.response_mask[i]]
+            row = {
+                "update": update,
+                "prompt": tokenizer.decode(prompt),
+                "reply": tokenizer.decode(reply),
+                "score": round(experience.scores[i].item(), 4),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_jsonl(launch: Launch, path: Path, rows: list[dict[str, Any]]) -> None:
+    if launch.is_main:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        path.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,29 @@
+"""The formulas of the recipe, pure: tensors in, tensors out, no model, configuration or device.
+
+Shapes: (B, T) floats, index t being response token t, and a bool `response_mask`, True where a
+token counts. What lies outside the mask, NaN included, reaches no result and no gradient, and
+results are 0 there. Half precision is computed in float32; float64 stays.
+"""
+
+from cores.rl.advantages import explained_variance, gae, whiten
+from cores.rl.kl import kl_estimate
+from cores.rl.losses import pairwise_loss, policy_loss, value_loss
+from cores.rl.masked import masked_mean, masked_moments, masked_sum
+from cores.rl.rewards import adjust_scores, shape_rewards
+from cores.rl.schedule import lr_factor
+
+__all__ = [
+    "adjust_scores",
+    "explained_variance",
+    "gae",
+    "kl_estimate",
+    "lr_factor",
+    "masked_mean",
+    "masked_moments",
+    "masked_sum",
+    "pairwise_loss",
+    "policy_loss",
+    "shape_rewards",
+    "value_loss",
+    "whiten",
+]

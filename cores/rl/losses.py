@@ -1,0 +1,108 @@
+"""The losses of stage 2 and stage 3. Shapes: chosen, rejected (B,); the rest (B, T).
+
+Losses and statistics divide by the number of valid tokens, or by `denominator`: the minibatch's
+number of valid tokens, given for each of its micro-batches, makes losses, gradients and
+statistics of the micro-batches add up to the minibatch's. (ratio_max does not add up: take the
+largest.)
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from cores.rl.masked import full_precision, masked_mean, select
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    clip: float,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate loss, 0-d, and its statistics.
+
+    Schulman et al. 2017, eq. 7, negated: mean of -min(ratio * A, clip(ratio, 1 - clip, 1 + clip)
+    * A), with ratio = exp(logprobs - old_logprobs). All (B, T).
+
+    Statistics, detached 0-d: ratio_mean; ratio_max (0 with nothing valid); clip_fraction, the
+    share of tokens whose gradient the clip removes; approx_kl, the mean of (ratio - 1) -
+    log ratio, KL(old || new) by the k3 of `kl_estimate`.
+    """
+    logprobs, old_logprobs, advantages = select(response_mask, logprobs, old_logprobs, advantages)
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = masked_mean(torch.maximum(unclipped, clipped), response_mask, denominator)
+    with torch.no_grad():
+        stats = {
+            "ratio_mean": masked_mean(ratio, response_mask, denominator),
+            "ratio_max": torch.where(response_mask, ratio, 0.0).amax(),
+            "clip_fraction": masked_mean(clipped > unclipped, response_mask, denominator),
+            "approx_kl": masked_mean(
+                torch.expm1(log_ratio) - log_ratio, response_mask, denominator
+            ),
+        }
+    return loss, stats
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    response_mask: Tensor,
+    clip: float,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Half the clipped squared error, 0-d, and its statistics.
+
+    Mean of 0.5 * max((V - R)^2, (V_clipped - R)^2), V_clipped = V_old + clip(V - V_old, -clip,
+    clip): the form of the PPO authors' own code (openai/baselines, ppo2), described by Engstrom et
+    al. 2020, "Implementation matters in deep policy gradients", as value function clipping. All
+    (B, T), clip in units of score.
+
+    Statistics, detached 0-d: value_clip_fraction, the share of tokens whose gradient the clip
+    removes; value_error, the mean of (V - R)^2.
+    """
+    values, old_values, returns = select(response_mask, values, old_values, returns)
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    unclipped = (values - returns).square()
+    clipped = (near - returns).square()
+    loss = 0.5 * masked_mean(torch.maximum(unclipped, clipped), response_mask, denominator)
+    with torch.no_grad():
+        moved = (values - old_values).abs() > clip
+        stats = {
+            "value_clip_fraction": masked_mean(
+                moved & (clipped > unclipped), response_mask, denominator
+            ),
+            "value_error": masked_mean(unclipped, response_mask, denominator),
+        }
+    return loss, stats
+
+
+def pairwise_loss(
+    chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, center_coef: float = 0.0
+) -> Tensor:
+    """Mean of -log sigmoid(chosen - rejected - margin), 0-d; scores (B,) each.
+
+    Bradley-Terry: Ouyang et al. 2022, eq. 1. margin (B,), in units of score, is what the chosen
+    side has to lead by (Touvron et al. 2023, "Llama 2", eq. 2). center_coef weighs the mean of
+    (chosen + rejected)^2, which pulls scores towards 0 (Eisenstein et al. 2023, "Helping or
+    herding?", arXiv 2312.09244). logsigmoid rather than log(sigmoid(...)), which
+    underflows to -inf.
+    """
+    for x in (rejected,) if margin is None else (rejected, margin):
+        if x.shape != chosen.shape:
+            raise ValueError(
+                f"expected shape {tuple(chosen.shape)} as chosen, got {tuple(x.shape)}"
+            )
+    chosen, rejected = full_precision(chosen), full_precision(rejected)
+    lead = chosen - rejected
+    if margin is not None:
+        lead = lead - margin
+    loss = -logsigmoid(lead).mean()
+    if center_coef:
+        loss = loss + center_coef * (chosen + rejected).square().mean()
+    return loss

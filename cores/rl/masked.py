@@ -1,0 +1,65 @@
+"""Sums and means over the True places of a mask. Shapes: x (..., any), mask the same, bool.
+
+A masked slot may hold anything, NaN and infinity included. It is replaced by 0 *before* any
+arithmetic: multiplying by the mask afterwards would leave 0 * NaN = NaN in the result, and
+selecting afterwards would leave it in the gradient.
+"""
+
+import torch
+from torch import Tensor
+
+
+def select(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """The tensors in full precision, 0 outside the mask.
+
+    mask (B, T) bool, tensors (B, T) each. Half precision becomes float32, float64 stays.
+    ValueError if a shape differs from the mask's: broadcasting (B, 1) would go unnoticed.
+    """
+    for x in tensors:
+        if x.shape != mask.shape:
+            raise ValueError(
+                f"expected shape {tuple(mask.shape)} as the mask, got {tuple(x.shape)}"
+            )
+    return [torch.where(mask, full_precision(x), 0.0) for x in tensors]
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """x (any shape) as float32, or as it is if it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of x (B, T) where mask (B, T), 0-d."""
+    return select(mask, x)[0].sum()
+
+
+def masked_mean(x: Tensor, mask: Tensor, denominator: float | Tensor | None = None) -> Tensor:
+    """masked_sum / denominator, 0-d.
+
+    denominator: None for the number of True places of this mask, else a number or 0-d tensor:
+    the whole minibatch's count of tokens, so that the means of its micro-batches add up to its
+    own. With nothing valid the mean is 0.
+    """
+    total = masked_sum(x, mask)
+    count = mask.sum() if denominator is None else denominator
+    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    # Only 0 is affected: 0 / tiny is 0, where 0 / 0 would be NaN.
+    return total / count.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def masked_moments(
+    x: Tensor, mask: Tensor, mean: float | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and biased (population) variance of x (B, T) where mask (B, T), both 0-d.
+
+    mean: None for x's own, else the mean that the variance is taken around. Exactly (c, 0) for
+    an x of constant c.
+    """
+    (x,) = select(mask, x)
+    if mean is None:
+        mean = masked_mean(x, mask)
+        # A second pass takes away the rounding error of the first, which in a large constant
+        # input would be all there is to whiten.
+        mean = mean + masked_mean(x - mean, mask)
+    mean = torch.as_tensor(mean, dtype=x.dtype, device=x.device)
+    return mean, masked_mean((x - mean).square(), mask)

@@ -1,0 +1,1 @@
+"""Processes, stage folders, and what a run prints."""

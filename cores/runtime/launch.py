@@ -1,0 +1,110 @@
+"""What every stage does first: quiet libraries, one process group, seeds."""
+
+import os
+import random
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+
+from cores.config import Config
+from cores.errors import UserError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The processes of this run as seen from one of them."""
+
+    rank: int
+    world: int
+    device: torch.device
+    precision: str
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line once, however many processes there are."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def share(self, batch_size: int, key: str) -> int:
+        """Rows of one process of a batch over all; UserError if they do not divide."""
+        if batch_size % self.world:
+            raise UserError(
+                f"{key}: {batch_size} rows do not divide over {self.world} processes; choose a "
+                f"multiple of {self.world}."
+            )
+        return batch_size // self.world
+
+
+def launch(config: Config) -> Launch:
+    """Join the process group, silence libraries and seed this process.
+
+    All ranks get one seed; sampling, which must differ between them, is seeded by `seed_rank`.
+    """
+    quiet()
+    _one_gpu_a_process()
+    if config.model.precision == "bf16" and torch.cuda.is_available():
+        _need_bf16()
+    state = _join()
+    set_seed(config.seed)
+    return Launch(state.process_index, state.num_processes, state.device, config.model.precision)
+
+
+def quiet() -> None:
+    """Keep progress bars, advice and warnings of the libraries off the screen."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # trl reports its use to the hub from a thread: nobody asked for it, and offline it lingers.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Give each rank its own stream of random numbers for sampling (invariant 31)."""
+    mixed = (seed * 1_000_003 + rank) % 2**32
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def _need_bf16() -> None:
+    if not torch.cuda.is_bf16_supported():
+        raise UserError(
+            "model.precision: this GPU does not compute in bf16; use --model.precision fp32."
+        )
+
+
+def _join() -> PartialState:
+    """The process group: NCCL on GPUs, gloo on CPUs.
+
+    Told `cpu=True`, accelerate drops DeepSpeed, so under DeepSpeed it is told the backend alone.
+    """
+    if torch.cuda.is_available():
+        return PartialState()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return PartialState(backend="gloo")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return PartialState(cpu=True, backend="gloo")
+    return PartialState(cpu=True)
+
+
+def _one_gpu_a_process() -> None:
+    """Without a launcher there is one process, and it takes one GPU (not nn.DataParallel)."""
+    if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")

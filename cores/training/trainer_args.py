@@ -1,0 +1,88 @@
+"""What stages 1 and 2 tell their trainers."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cores.config import ModelSection, RewardSection, SFTSection
+from cores.errors import UserError
+from cores.runtime.launch import Launch
+from cores.runtime.metrics import Metrics
+
+STATUS_LINES = 20
+"""Status lines a stage, about."""
+
+
+def common_arguments(
+    section: SFTSection | RewardSection,
+    model: ModelSection,
+    launch: Launch,
+    seed: int,
+    rows: int,
+    folder: Path,
+    key: str,
+) -> dict[str, Any]:
+    """Arguments of `TrainingArguments`; batches are counted over all processes and accumulated.
+
+    UserError naming `key` if batch_size does not divide over processes and micro-batches.
+    """
+    own = launch.share(section.batch_size, f"{key}.batch_size")
+    micro = min(section.microbatch_size, own)
+    if own % micro:
+        raise UserError(
+            f"{key}.microbatch_size: {micro} does not divide the {own} rows of a process "
+            f"({key}.batch_size {section.batch_size} over {launch.world}); choose a divisor."
+        )
+    steps = section.max_steps or math.ceil(section.epochs * math.ceil(rows / section.batch_size))
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": own // micro,
+        "num_train_epochs": section.epochs,
+        "max_steps": section.max_steps or -1,
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(section.warmup_ratio * steps),
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": model.precision == "bf16",
+        "gradient_checkpointing": model.gradient_checkpointing,
+        "seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": max(1, steps // STATUS_LINES),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+class StatusLines(TrainerCallback):
+    """Hands the trainer's log entries to our metrics: one stream, one display."""
+
+    def __init__(self, metrics: Metrics, stage: str, names: dict[str, str]) -> None:
+        self.metrics = metrics
+        self.stage = stage
+        self.names = names
+        """Entry of the trainer's log to the name shown."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the trainer every `logging_steps` optimizer steps."""
+        if not logs or "loss" not in logs:
+            return
+        values = {ours: float(logs[theirs]) for theirs, ours in self.names.items()}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        line = f"{self.stage} {state.global_step}/{state.max_steps}  {shown}"
+        self.metrics.log(state.global_step, values, line)

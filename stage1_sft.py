@@ -1,0 +1,76 @@
+"""Stage 1: supervised fine-tuning. From a base model and demonstrations to <output_dir>/sft."""
+
+import time
+
+from cores.config import parse_config
+from cores.runtime.cli import guarded
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage with the arguments `argv`."""
+    started = time.monotonic()
+    config = parse_config(argv, "stage1_sft.py", "Stage 1: supervised fine-tuning.")
+
+    # Heavy imports come after the arguments are known to be right.
+    from peft import TaskType
+
+    from cores.data import sft_data, show
+    from cores.models import (
+        add_lora,
+        load_policy,
+        load_tokenizer,
+        merge_and_keep_adapter,
+        save_model,
+        settle_pad_token,
+    )
+    from cores.models.loading import check_length, exclude_from, load_config
+    from cores.models.vocabulary import fit_vocabulary
+    from cores.runtime.fingerprint import tokenizer_fingerprint
+    from cores.runtime.launch import launch
+    from cores.runtime.stage import StageFolder
+    from cores.training.sft import held_out_loss, train_sft
+
+    run = launch(config)
+    folder = StageFolder(config, "sft", run, started)
+    if not config.data.inspect:
+        folder.check()
+    check_length(load_config(config.model.path), config.sft.max_length, "sft.max_length")
+    tokenizer = load_tokenizer(config.model.path)
+    note = settle_pad_token(tokenizer, config.model.pad_token)
+    data = sft_data(config, tokenizer)
+    if config.data.inspect:
+        if run.is_main:
+            show(data, tokenizer, config.data.inspect)
+        return
+    run.say("\n".join(data.report.lines() + ([note] if note else [])))
+
+    model = load_policy(config.model.path, dropout=True)
+    fit_vocabulary(model, tokenizer)
+    exclude_from(model, tokenizer)
+    trained = model
+    if config.sft.lora.rank:
+        trained = add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
+    pad_id, rows = tokenizer.pad_token_id, config.sft.microbatch_size
+
+    with folder:
+        before = held_out_loss(trained.to(run.device), data.test, pad_id, rows, run)
+        train_sft(config, trained, data.train, pad_id, folder, run)
+        after = held_out_loss(trained, data.test, pad_id, rows, run)
+        if before is not None and after is not None:
+            run.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+        if config.sft.lora.rank:
+            model = merge_and_keep_adapter(trained, folder.path, run.is_main)
+        if run.is_main:
+            save_model(model, tokenizer, folder.path)
+        facts = {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "vocab_size": model.config.vocab_size,
+            "data": data.report.to_json(),
+            "parents": {"base": config.model.path},
+            "metrics": {"test_loss_before": before, "test_loss": after},
+        }
+        folder.finish(facts)
+
+
+if __name__ == "__main__":
+    guarded(main)

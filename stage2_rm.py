@@ -1,0 +1,78 @@
+"""Stage 2: the reward model. From <output_dir>/sft and pairs to <output_dir>/reward."""
+
+import time
+
+from cores.config import parse_config
+from cores.runtime.cli import guarded
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage with the arguments `argv`."""
+    started = time.monotonic()
+    config = parse_config(argv, "stage2_rm.py", "Stage 2: reward model.")
+
+    # Heavy imports come after the arguments are known to be right.
+    from cores.data import preference_data, show
+    from cores.models import ScalarModel, load_scalar, load_tokenizer, save_model
+    from cores.models.loading import check_length, load_config
+    from cores.models.lora import merge_and_keep_adapter
+    from cores.ppo.prompts import PromptSampler
+    from cores.runtime.fingerprint import tokenizer_fingerprint
+    from cores.runtime.launch import launch
+    from cores.runtime.stage import StageFolder, load_parents, parent_facts
+    from cores.training.calibration import policy_engine
+    from cores.training.reward import accuracy, calibrate, init_head, train_reward
+
+    run = launch(config)
+    folder = StageFolder(config, "reward", run, started)
+    if not config.data.inspect:
+        folder.check()
+    parents = load_parents(config, ["sft"])
+    sft = parents["sft"].folder
+    check_length(load_config(sft), config.reward.max_length, "reward.max_length")
+    tokenizer = load_tokenizer(sft)
+    data = preference_data(config, tokenizer)
+    if config.data.inspect:
+        if run.is_main:
+            show(data, tokenizer, config.data.inspect)
+        return
+    run.say("\n".join(data.report.lines()))
+
+    model = load_scalar(sft, num_labels=1)
+    init_head(model)
+    pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
+
+    with folder:
+        trained = train_reward(config, model, data.train, tokenizer, folder, run)
+        if config.reward.lora.rank:
+            model = merge_and_keep_adapter(trained, folder.path, run.is_main)
+        reward = ScalarModel(model.to(run.device))
+        result = accuracy(reward, data.test, pad_id, rows, run)
+        if data.test:
+            run.say(
+                f"held-out accuracy {result['accuracy']:.3f} on {result['pairs']} pairs "
+                f"(the longer reply wins: {result['accuracy_longer']:.3f})"
+            )
+        sampler = PromptSampler(len(data.train), config.reward.calibration_samples, config.seed)
+        chosen = [data.train[i] for i in sampler.next()]
+        prompts = [pair["chosen_ids"][: pair["prompt_length"]] for pair in chosen]
+        engine = policy_engine(config, sft, tokenizer, run)
+        scale = calibrate(reward, engine, prompts, pad_id, rows, run)
+        run.say(
+            f"calibrated: raw score {scale['raw_mean']:.3f} +- {scale['raw_std']:.3f} -> 0 +- 1"
+        )
+        if run.is_main:
+            save_model(model, tokenizer, folder.path)
+        facts = {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "vocab_size": model.config.vocab_size,
+            "data": data.report.to_json(),
+            "parents": parent_facts(parents),
+            "reward_mean": scale["reward_mean"],
+            "metrics": {**result, "calibration": scale},
+        }
+        folder.finish(facts)
+
+
+if __name__ == "__main__":
+    guarded(main)

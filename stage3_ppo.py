@@ -1,0 +1,56 @@
+"""Stage 3: PPO. From <output_dir>/sft, <output_dir>/reward and prompts to <output_dir>/ppo."""
+
+import time
+
+from cores.config import parse_config
+from cores.runtime.cli import guarded
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage with the arguments `argv`."""
+    started = time.monotonic()
+    config = parse_config(argv, "stage3_ppo.py", "Stage 3: proximal policy optimization.")
+
+    # Heavy imports come after the arguments are known to be right.
+    from cores.data import prompt_data, show
+    from cores.models import load_tokenizer
+    from cores.models.loading import check_length, load_config
+    from cores.ppo import build_roles
+    from cores.ppo.run import build_trainer, check_batches, save_roles, train
+    from cores.runtime.fingerprint import tokenizer_fingerprint
+    from cores.runtime.launch import launch
+    from cores.runtime.stage import StageFolder, load_parents, parent_facts
+
+    run = launch(config)
+    folder = StageFolder(config, "ppo", run, started)
+    if not config.data.inspect:
+        folder.check()
+    parents = load_parents(config, ["sft", "reward"])
+    check_batches(config, run)
+    model_config, tokenizer = (f(parents["sft"].folder) for f in (load_config, load_tokenizer))
+    tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
+    check_length(model_config, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
+    data = prompt_data(config, tokenizer)
+    if config.data.inspect:
+        if run.is_main:
+            show(data, tokenizer, config.data.inspect)
+        return
+    run.say("\n".join(data.report.lines()))
+
+    roles = build_roles(config, tokenizer, parents, run)
+    with folder:
+        trainer = build_trainer(config, roles, tokenizer, run)
+        metrics = train(config, trainer, data, tokenizer, folder)
+        save_roles(config, roles, tokenizer, folder.path, run)
+        facts = {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "vocab_size": model_config.vocab_size,
+            "data": data.report.to_json(),
+            "parents": parent_facts(parents),
+            "metrics": metrics,
+        }
+        folder.finish(facts)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,6 +1,7 @@
 """Stage 1: supervised fine-tuning. From a base model and demonstrations to <output_dir>/sft."""
 
 import time
+from typing import Any
 
 from cores.config import parse_config
 from cores.runtime.cli import guarded
@@ -44,10 +45,10 @@ def main(argv: list[str]) -> None:
         return
     run.say("\n".join(data.report.lines() + ([note] if note else [])))
 
-    model = load_policy(config.model.path, dropout=True)
+    model: Any = load_policy(config.model.path, dropout=True)
     fit_vocabulary(model, tokenizer)
     exclude_from(model, tokenizer)
-    trained = model
+    trained: Any = model
     if config.sft.lora.rank:
         trained = add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
     pad_id, rows = tokenizer.pad_token_id, config.sft.microbatch_size

@@ -1,6 +1,7 @@
 """Stage 2: the reward model. From <output_dir>/sft and pairs to <output_dir>/reward."""
 
 import time
+from typing import Any
 
 from cores.config import parse_config
 from cores.runtime.cli import guarded
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
         return
     run.say("\n".join(data.report.lines()))
 
-    model = load_scalar(sft, num_labels=1)
+    model: Any = load_scalar(sft, num_labels=1)
     init_head(model)
     pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
 

@@ -27,7 +27,8 @@ def main(argv: list[str]) -> None:
         folder.check()
     parents = load_parents(config, ["sft", "reward"])
     check_batches(config, run)
-    model_config, tokenizer = (f(parents["sft"].folder) for f in (load_config, load_tokenizer))
+    model_config = load_config(parents["sft"].folder)
+    tokenizer = load_tokenizer(parents["sft"].folder)
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
     check_length(model_config, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
     data = prompt_data(config, tokenizer)

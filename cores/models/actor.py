@@ -4,10 +4,17 @@ Shapes: B rows, L = P + T tokens a row (prompt then response), V vocabulary.
 """
 
 import inspect
+from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+
+def plain_model(model: Any) -> Any:
+    """The Hugging Face model itself, its adapters active, where peft wraps it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -41,15 +48,14 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Ten
 class Actor(nn.Module):
     """A causal language model seen as a policy over response tokens."""
 
-    def __init__(self, model: PreTrainedModel, temperature: float) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, temperature: float) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
 
     def forward(self, ids: Tensor, mask: Tensor, response_length: int) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy (B, T) of the last `response_length` of ids (B, L), mask (B, L)."""
-        inner = getattr(self.model, "get_base_model", lambda: self.model)()
-        inputs = model_inputs(inner, ids, mask)
+        inputs = model_inputs(plain_model(self.model), ids, mask)
         output = self.model(**inputs, logits_to_keep=response_length + 1, use_cache=False)
         logits = output.logits[:, -response_length - 1 : -1]
         return token_logprobs(logits, ids[:, -response_length:], self.temperature)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from cores.errors import UserError
-from cores.models.vocabulary import exclude_tokens, excluded_ids
+from cores.models.vocabulary import embedding, exclude_tokens, excluded_ids
 
 DROPOUTS = ("dropout", "_pdrop")
 LENGTHS = ("max_position_embeddings", "n_positions")
@@ -73,7 +73,7 @@ def load_scalar(path: str | Path, **head: Any) -> PreTrainedModel:
 
 def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Exclude pad and the ids beyond the tokenizer from `model`'s distributions; return the ids."""
-    ids = excluded_ids(tokenizer, model.get_input_embeddings().weight.shape[0])
+    ids = excluded_ids(tokenizer, embedding(model).shape[0])
     exclude_tokens(model, ids)
     return ids
 

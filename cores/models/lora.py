@@ -16,7 +16,7 @@ def lora_config(section: LoraSection, task: TaskType) -> LoraConfig:
     return LoraConfig(
         task_type=task,
         r=section.rank,
-        lora_alpha=section.alpha,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=section.dropout,
         target_modules=section.target_modules or "all-linear",
         modules_to_save=["score"] if task == TaskType.SEQ_CLS else None,

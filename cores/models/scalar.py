@@ -1,10 +1,13 @@
 """One scalar head for reward model and critic, over a stock sequence-classification model."""
 
+from typing import Any
+
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cores.models.actor import model_inputs
+from cores.models.actor import model_inputs, plain_model
 
 
 class ScalarModel(nn.Module):
@@ -15,14 +18,14 @@ class ScalarModel(nn.Module):
     constant.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.model = model
         self.mean = float(getattr(model.config, "reward_mean", 0.0))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Values (B, L) of ids (B, L) under mask (B, L), in float32."""
-        inner = getattr(self.model, "get_base_model", lambda: self.model)()
+        inner: Any = plain_model(self.model)
         backbone = inner.base_model
         hidden = backbone(**model_inputs(backbone, ids, mask), use_cache=False).last_hidden_state
         return inner.score(hidden).squeeze(-1).float() - self.mean

@@ -57,17 +57,23 @@ def _take_named(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
     return f"pad token: {wanted} taken from the vocabulary"
 
 
+def embedding(model: PreTrainedModel) -> torch.Tensor:
+    """The input embedding's weight, (V, d)."""
+    table: Any = model.get_input_embeddings()
+    return table.weight
+
+
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give `model` a row for every id of `tokenizer`; new rows start at the mean of the old.
 
     A model that has more rows than the tokenizer has ids keeps them (they are excluded).
     """
-    old = model.get_input_embeddings().weight.shape[0]
+    old = embedding(model).shape[0]
     new = len(tokenizer)
     if new > old:
         model.resize_token_embeddings(new, mean_resizing=False)
-        tables = [model.get_input_embeddings().weight]
-        head = model.get_output_embeddings()
+        tables = [embedding(model)]
+        head: Any = model.get_output_embeddings()
         if head is not None and head.weight is not tables[0]:
             tables.append(head.weight)
         with torch.no_grad():
@@ -87,10 +93,10 @@ def exclude_tokens(model: PreTrainedModel, ids: list[int]) -> None:
     One hook behind the head serves them all, so that they cannot disagree. It writes in place: the
     backward pass of a linear layer does not need its output.
     """
-    head = model.get_output_embeddings()
+    head: nn.Module = model.get_output_embeddings()
     head.register_buffer("excluded_ids", torch.tensor(ids), persistent=False)
 
-    def hook(module: nn.Module, args: Any, logits: torch.Tensor) -> torch.Tensor:
+    def hook(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
         return logits.index_fill_(-1, module.excluded_ids, EXCLUDED_LOGIT)
 
     head.register_forward_hook(hook)

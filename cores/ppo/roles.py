@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cores.config import Config
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
+from cores.models.actor import plain_model
 from cores.models.loading import exclude_from
 from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
 from cores.runtime.launch import Launch
@@ -118,8 +119,7 @@ class Roles:
     def policy(self) -> Iterator[PreTrainedModel]:
         """The actor's plain model with whole weights, for generation."""
         with gathered(self.actor):
-            model = self.actor.unwrapped.model
-            yield getattr(model, "get_base_model", lambda: model)()
+            yield plain_model(self.actor.unwrapped.model)
 
 
 @contextmanager
@@ -142,9 +142,9 @@ def build_roles(
 ) -> Roles:
     """Load the parents' models into the four roles and prepare the trained ones."""
     ppo, sft, rm = config.ppo, parents["sft"].folder, parents["reward"].folder
-    policy = load_policy(sft, dropout=False)
+    policy: Any = load_policy(sft, dropout=False)
     exclude_from(policy, tokenizer)
-    critic = load_scalar(rm)
+    critic: Any = load_scalar(rm)
     if config.model.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
         critic.gradient_checkpointing_enable()

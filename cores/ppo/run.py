@@ -11,6 +11,7 @@ from cores.config import Config
 from cores.data import StageData
 from cores.errors import UserError
 from cores.models import merge_and_keep_adapter, save_model
+from cores.models.actor import plain_model
 from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience
 from cores.ppo.prompts import PromptSampler, share
@@ -44,9 +45,8 @@ def build_trainer(
             f"ppo.stop_token_ids: {unknown or tokenizer.pad_token_id} cannot stop a reply: ids "
             f"must be of the tokenizer (0 to {len(tokenizer) - 1}) and not its pad."
         )
-    model = roles.actor.unwrapped.model
     engine = HFEngine(
-        getattr(model, "get_base_model", lambda: model)(),
+        plain_model(roles.actor.unwrapped.model),
         tokenizer.pad_token_id,
         [tokenizer.eos_token_id, *ppo.stop_token_ids],
         ppo.max_new_tokens,

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from cores.data import left_pad
 from cores.rollout.engine import Rollout, response_mask
@@ -41,7 +42,7 @@ class HFEngine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         pad_id: int,
         stop_ids: list[int],
         max_new_tokens: int,
@@ -58,7 +59,7 @@ class HFEngine:
     @torch.no_grad()
     def generate(self, prompts: list[list[int]]) -> Rollout:
         """One reply for each prompt; see `Rollout` for shapes."""
-        device = self.model.get_input_embeddings().weight.device
+        device = self.model.device
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, self.pad_id))
         recorder = _Recorder(self.temperature)
         with self._plain_generation():
@@ -100,7 +101,7 @@ class HFEngine:
         hold a top_k, a repetition penalty or a minimum length that no log-prob would know of.
         """
         theirs, training = self.model.generation_config, self.model.training
-        device = self.model.get_input_embeddings().weight.device.type
+        device = self.model.device.type
         self.model.generation_config = GenerationConfig()
         self.model.eval()
         try:

@@ -1,6 +1,7 @@
 """The stage-1 model as a sampler, for the calibration of stage 2."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ def policy_engine(
     config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase, launch: Launch
 ) -> HFEngine:
     """An engine over the model in `folder`, sampling as stage 3 will; seeds this rank."""
-    policy = load_policy(folder, dropout=False)
+    policy: Any = load_policy(folder, dropout=False)
     exclude_from(policy, tokenizer)
     seed_rank(config.seed, launch.rank)
     return HFEngine(

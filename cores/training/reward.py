@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import TaskType
+from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
@@ -25,7 +25,7 @@ from cores.training.trainer_args import StatusLines, common_arguments
 Pair = dict[str, Any]
 
 
-def init_head(model: PreTrainedModel) -> None:
+def init_head(model: Any) -> None:
     """Head weights N(0, 1/sqrt(d + 1)), d the hidden size (Ziegler et al. 2019)."""
     weight = model.score.weight
     nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
@@ -40,7 +40,7 @@ def train_reward(
     launch: Launch,
 ) -> Any:
     """Train `model` on `pairs`; return it, as a PeftModel if adapters are asked for."""
-    trained = model
+    trained: PreTrainedModel | PeftModel = model
     if config.reward.lora.rank:
         trained = add_lora(model, config.reward.lora, TaskType.SEQ_CLS, "reward.lora")
     arguments = RewardConfig(
@@ -146,8 +146,9 @@ def calibrate(
             "reward.learning_rate if the training loss is not a number."
         )
     scale = 1.0 / std
+    stock: Any = model.model
     with torch.no_grad():
-        model.model.score.weight.mul_(scale)
-    model.model.config.reward_mean = mean * scale
+        stock.score.weight.mul_(scale)
+    stock.config.reward_mean = mean * scale
     model.mean = mean * scale
     return {"samples": len(rows), "raw_mean": mean, "raw_std": std, "reward_mean": mean * scale}

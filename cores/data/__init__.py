@@ -1,0 +1,18 @@
+"""Data: files or hub sets -> conversations -> segments -> ids and labels (docs/data.md)."""
+
+from cores.data.build import StageData, preference_data, prompt_data, sft_data
+from cores.data.collate import left_pad, right_pad
+from cores.data.inspect import show
+from cores.data.report import DataReport, SplitReport
+
+__all__ = [
+    "DataReport",
+    "SplitReport",
+    "StageData",
+    "left_pad",
+    "preference_data",
+    "prompt_data",
+    "right_pad",
+    "sft_data",
+    "show",
+]

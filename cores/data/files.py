@@ -1,0 +1,142 @@
+"""One reader a kind of file: each yields (where, columns) row by row, or raises UserError."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cores.errors import UserError
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+
+BLANK = re.compile(r"[ \t\r\n]*")
+
+
+def read_jsonl(path: Path) -> Rows:
+    """One JSON object a line; blank lines are no rows."""
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            value, end = _decode(line, _skip(line, 0), where)
+            if line[end:].strip():
+                raise UserError(f"{where}: more than one JSON value; put one object a line.")
+            yield where, _object(value, where)
+
+
+def read_json(path: Path) -> Rows:
+    """A JSON list of objects. Decoded one by one, so that an error has the row's own line."""
+    text = _text(path)
+    position = _skip(text, 0)
+    if position == len(text):
+        return
+    if text[position] != "[":
+        raise UserError(
+            f"{path}: a .json file must hold one list of objects, but it starts with "
+            f"{text[position]!r}; where each line is an object of its own, name the file .jsonl."
+        )
+    position, line, counted = _skip(text, position + 1), 1, 0
+    while text[position : position + 1] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        where = f"{path}:{line}"
+        value, position = _decode(text, position, where)
+        yield where, _object(value, where)
+        position = _skip(text, position)
+        if text[position : position + 1] == ",":
+            position = _skip(text, position + 1)
+        elif text[position : position + 1] != "]":
+            raise UserError(f"{where}: bad JSON after this row: a comma or ] is missing.")
+    if _skip(text, position + 1) != len(text):
+        raise UserError(f"{path}: bad JSON: text follows the end of the list.")
+
+
+def read_csv(path: Path) -> Rows:
+    """Comma-separated values with a header line; every value is text, as CSV has no types."""
+    csv.field_size_limit(2**31 - 1)  # the standard limit of 131072 characters is below long texts
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{path}:{line}: malformed CSV row: {error}.") from error
+        if values is None:
+            return
+        if not values:
+            continue  # a blank line
+        if header is None:
+            header = values
+            continue
+        if len(values) != len(header):
+            raise UserError(
+                f"{path}:{line}: malformed CSV row: {len(values)} values for the "
+                f"{len(header)} columns {', '.join(header)}; quote values that hold commas."
+            )
+        yield f"{path}:{line}", dict(zip(header, values, strict=True))
+
+
+def read_parquet(path: Path) -> Rows:
+    """Parquet, a batch at a time; rows are numbered from 1."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for columns in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", columns
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(f"{path}: not a readable Parquet file: {reason}.") from error
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def _text(path: Path) -> str:
+    """The file's text, UTF-8 with or without a byte order mark."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); convert the file, e.g. "
+            f"with iconv -f latin1 -t utf-8."
+        ) from error
+
+
+def _skip(text: str, position: int) -> int:
+    match = BLANK.match(text, position)
+    assert match is not None, "the pattern matches the empty string"
+    return match.end()
+
+
+def _decode(text: str, position: int, where: str) -> tuple[Any, int]:
+    """The JSON value at `position` and the position after it."""
+    try:
+        return json.JSONDecoder().raw_decode(text, position)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: bad JSON: {error.msg} (character {error.pos - position + 1} of the row)."
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{where}: bad JSON: nested too deeply.") from error
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{where}: a row must be a JSON object {{column: value}}, not {type(value).__name__}."
+        )
+    return value

@@ -1,0 +1,154 @@
+"""Templates: a conversation becomes segments, whose texts in a row are what the model reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from cores.config.schema import RoleTemplate, TemplateSection
+from cores.data.formats import Turn
+from cores.errors import UserError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a row's text."""
+
+    role: Literal["prompt", "assistant", "text"]
+    """prompt: what the model is given. assistant: what it replies, its stop token included.
+    text: a text without turns, stop token included."""
+    text: str
+    """Verbatim, special tokens written out."""
+    train: bool
+    """Its tokens carry loss."""
+
+
+class Template:
+    """One `TemplateSection` with one tokenizer.
+
+    Raises UserError if the two do not fit. The stop token is the tokenizer's end-of-sequence token.
+    """
+
+    def __init__(self, section: TemplateSection, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.section = section
+        self.tokenizer = tokenizer
+        if tokenizer.eos_token is None:
+            raise UserError(
+                "The tokenizer has no end-of-sequence token, so no reply could ever end; give its "
+                "folder an eos_token (tokenizer_config.json)."
+            )
+        self.eos: str = tokenizer.eos_token
+        if _ids(tokenizer, self.eos) != [tokenizer.eos_token_id]:
+            raise UserError(
+                f"The tokenizer does not read its end-of-sequence token {self.eos!r} as one id; "
+                "mark it as a special token in the tokenizer's files."
+            )
+        if section.kind == "none" and section.system_prompt is not None:
+            raise UserError(
+                "template.system_prompt is set, but template.kind none has no system turns; remove "
+                "it, or choose kind chat or roles."
+            )
+
+    def segments(self, turns: list[Turn], where: str) -> list[Segment]:
+        """Segments of one conversation, every reply's `train` on; `where` names it in errors.
+
+        A conversation that does not end with a reply ends where the reply would begin.
+        """
+        if turns[0]["role"] == "text":
+            return [Segment("text", turns[0]["content"] + self.eos, True)]
+        system = self.section.system_prompt
+        if system is not None and all(turn["role"] != "system" for turn in turns):
+            turns = [{"role": "system", "content": system}, *turns]
+        if self.section.kind == "chat":
+            return self._chat(turns, where)
+        return self._written(turns)
+
+    def _written(self, turns: list[Turn]) -> list[Segment]:
+        """Kinds roles and none: texts around each turn, the stop token after each reply."""
+        segments: list[Segment] = []
+        for turn in turns:
+            around = self._around(turn["role"])
+            if turn["role"] == "assistant":
+                segments.append(Segment("prompt", around.prefix, False))
+                text = turn["content"] + around.suffix + self.eos
+                segments.append(Segment("assistant", text, True))
+            else:
+                text = around.prefix + turn["content"] + around.suffix
+                segments.append(Segment("prompt", text, False))
+        if turns[-1]["role"] != "assistant":
+            segments.append(Segment("prompt", self._around("assistant").prefix, False))
+        return segments
+
+    def _around(self, role: str) -> RoleTemplate:
+        if self.section.kind == "none":
+            return RoleTemplate()
+        around: RoleTemplate = getattr(self.section, role)
+        return around
+
+    def _chat(self, turns: list[Turn], where: str) -> list[Segment]:
+        """Kind chat: the conversation is rendered up to each reply and up to each reply's end."""
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                "template.kind is chat, but the tokenizer has no chat template; set template.kind "
+                "to roles (texts of your own around each turn) or none (verbatim)."
+            )
+        segments: list[Segment] = []
+        done = ""
+        for i, turn in enumerate(turns):
+            if turn["role"] != "assistant" or i == 0:
+                continue  # templates do not render nothing: a greeting is part of the first prompt
+            prompt = self._added(turns[:i], True, done, where)
+            reply = self._added(turns[: i + 1], False, done + prompt, where)
+            end = reply.rfind(self.eos)
+            if end < 0:
+                raise UserError(
+                    f"{where}: the tokenizer's chat template does not end a reply with its "
+                    f"end-of-sequence token {self.eos!r}, so that the model would never learn to "
+                    "stop; set the tokenizer's eos_token to the one its template writes, or "
+                    "template.kind to roles."
+                )
+            end += len(self.eos)
+            segments.append(Segment("prompt", prompt, False))
+            segments.append(Segment("assistant", reply[:end], True))
+            segments.append(Segment("prompt", reply[end:], False))
+            done += prompt + reply
+        if turns[-1]["role"] != "assistant":
+            segments.append(Segment("prompt", self._added(turns, True, done, where), False))
+        return segments
+
+    def _added(self, turns: Sequence[Turn], open_: bool, done: str, where: str) -> str:
+        """What the rendering of `turns` adds to `done`; open_: the beginning of a reply too."""
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=open_
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"{where}: the tokenizer's chat template refuses this conversation ({error}); "
+                "change the row, or set template.kind to roles."
+            ) from error
+        assert isinstance(text, str), "tokenize=False renders text"
+        if not text.startswith(done):
+            raise UserError(
+                f"{where}: the tokenizer's chat template changes earlier turns when a turn is "
+                "added (or its generation prompt is not how a reply begins), so that the prompt "
+                "of stage 3 would not be the beginning of this row; set template.kind to roles, "
+                "or use single-turn rows."
+            )
+        return text[len(done) :]
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that the tokenizer puts before a text by default: [BOS] or none."""
+    bare = _ids(tokenizer, "x")
+    full = list(tokenizer("x", add_special_tokens=True)["input_ids"])
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start]
+    return []
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,49 @@
+"""Small files and configurations for the tests of cores.data."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cores.config.schema import (
+    Config,
+    DataSection,
+    RoleTemplate,
+    SourceSection,
+    TemplateSection,
+)
+
+NONE = TemplateSection(kind="none")
+CHAT = TemplateSection(kind="chat")
+ROLES = TemplateSection(
+    kind="roles",
+    system=RoleTemplate("", "\n\n"),
+    user=RoleTemplate("User: ", "\n"),
+    assistant=RoleTemplate("Assistant:", "\n"),
+)
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> str:
+    """Write rows one a line; returns the path as text."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def config(
+    path: str | None = None,
+    template: TemplateSection = NONE,
+    test_fraction: float = 0.0,
+    source: dict[str, Any] | None = None,
+    **stages: dict[str, Any],
+) -> Config:
+    """All three sources read `path`; `stages` are overrides, e.g. sft={"max_length": 8}."""
+    section = SourceSection(**{"path": path, **(source or {})})
+    made = Config(
+        template=template,
+        data=DataSection(
+            sft=section, preference=section, prompts=section, test_fraction=test_fraction
+        ),
+    )
+    for name, values in stages.items():
+        made = replace(made, **{name: replace(getattr(made, name), **values)})
+    return made

@@ -1,0 +1,206 @@
+"""Reading files, folders and hub ids: what is read, and how each mistake is named."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pytest
+
+from cores.config.schema import SourceSection
+from cores.data.sources import Source, read_test, read_train
+from cores.errors import UserError
+
+ROWS = [{"prompt": "a, b", "completion": "1"}, {"prompt": "你好\nc", "completion": "2"}]
+CONTENTS = {
+    "rows.jsonl": '{"prompt": "a, b", "completion": "1"}\n\n'
+    '{"prompt": "你好\\nc", "completion": "2"}\n',
+    "rows.json": '[\n{"prompt": "a, b", "completion": "1"},\n'
+    '{"prompt": "你好\\nc", "completion": "2"}\n]\n',
+    "rows.csv": 'prompt,completion\n"a, b",1\n"你好\nc",2\n',
+}
+
+
+def read(path: Path | str, **fields: object) -> Source:
+    return read_train(SourceSection(path=str(path), **fields), "data.sft")  # type: ignore[arg-type]
+
+
+def refused(path: Path | str, **fields: object) -> str:
+    with pytest.raises(UserError) as caught:
+        read(path, **fields)
+    message = str(caught.value)
+    assert "\n" not in message, "one paragraph"
+    return message
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_text_files_give_the_same_rows(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(CONTENTS[name], encoding="utf-8")
+    source = read(tmp_path / name)
+    assert [row.columns for row in source.rows] == ROWS
+    digest = hashlib.sha256(CONTENTS[name].encode()).hexdigest()
+    assert source.fingerprints == {name: digest}
+
+
+def test_rows_know_their_lines(tmp_path: Path) -> None:
+    for name, lines in (("rows.jsonl", [1, 3]), ("rows.json", [2, 3]), ("rows.csv", [2, 3])):
+        path = tmp_path / name
+        path.write_text(CONTENTS[name], encoding="utf-8")
+        assert [row.where for row in read(path).rows] == [f"{path}:{line}" for line in lines]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list(ROWS).to_parquet(path)
+    source = read(path)
+    assert [row.columns for row in source.rows] == ROWS
+    assert source.rows[1].where == f"{path}, row 2"
+    path.write_bytes(b"PAR1 not really")
+    assert f"{path}: not a readable Parquet file" in refused(path)
+
+
+def test_csv_values_stay_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\nNA,007\n1e3,None\n")
+    assert [list(row.columns.values()) for row in read(path).rows] == [
+        ["NA", "007"],
+        ["1e3", "None"],
+    ]
+
+
+def test_folder_limit_and_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("ignored")
+    (tmp_path / "b.jsonl").write_text('{"text": "3"}\n{"text": "4"}\n')
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "1"}\n{"text": "2"}\n', encoding="utf-8")
+    source = read(tmp_path)
+    assert [row.columns["text"] for row in source.rows] == ["1", "2", "3", "4"]
+    assert sorted(source.fingerprints) == ["a.jsonl", "b.jsonl"]
+    assert [row.columns["text"] for row in read(tmp_path, limit=3).rows] == ["1", "2", "3"]
+
+
+def test_changed_content_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "old"}\n')
+    before = read(path)
+    path.write_text('{"text": "new"}\n')
+    after = read(path)
+    assert after.rows[0].columns == {"text": "new"}
+    assert before.fingerprints != after.fingerprints
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "reason"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', 2, "bad JSON"),
+        ("a.jsonl", '{"text": "x"}\n[1]\n', 2, "must be a JSON object"),
+        ("a.jsonl", '{"text": "x"} {"text": "y"}\n', 1, "more than one JSON value"),
+        ("a.jsonl", "[" * 100_000, 1, "bad JSON"),
+        ("a.json", '[{"text": "x"},\n\n{"text" "y"}]', 3, "bad JSON"),
+        ("a.json", '[{"text": "x"},\n3]', 2, "must be a JSON object"),
+        ("a.json", '[\n{"text": "x"}\n{"text": "y"}]', 2, "comma"),
+        ("a.json", '[\n{"text": "x"},\n', 3, "bad JSON"),
+        ("a.csv", "a,b\n1,2\n1,2,3\n", 3, "3 values for the 2 columns a, b"),
+        ("a.csv", 'a,b\n1,2\n"1,2\n', 3, "malformed CSV"),
+    ],
+)
+def test_malformed_rows_are_named(
+    tmp_path: Path, name: str, content: str, line: int, reason: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    message = refused(path)
+    assert f"{path}:{line}: " in message
+    assert reason in message
+
+
+def test_json_must_be_one_list(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"text": "x"}\n{"text": "y"}\n')
+    assert ".jsonl" in refused(path)
+    path.write_text("[] []")
+    assert "follows the end" in refused(path)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "x"}\n{"text": "caf\xe9"}\n')
+    message = refused(path)
+    assert f"{path}:2: not UTF-8" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", "\n \n"), ("a.json", "[]"), ("b.json", ""), ("a.csv", "a,b\n"), ("b.csv", "")],
+)
+def test_empty_sources(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    message = refused(tmp_path / name)
+    assert "holds no rows" in message
+    assert "data.sft.path" in message
+
+
+@pytest.mark.parametrize("path", ["gone.jsonl", "./gone", "~/gone-too", "a/b/c", "/gone/x.csv"])
+def test_missing_files_name_the_key(path: str) -> None:
+    message = refused(path)
+    assert message.startswith("data.sft.path ")
+    assert "does not exist" in message
+
+
+def test_unreadable_choices(tmp_path: Path) -> None:
+    assert "without any data file" in refused(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    assert "no known suffix" in refused(tmp_path / "a.txt")
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    assert "several kinds (.csv, .jsonl)" in refused(tmp_path)
+    with pytest.raises(UserError, match=r"data\.sft\.path is not set"):
+        read_train(SourceSection(), "data.sft")
+
+
+def test_held_out_rows_of_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n')
+    assert read_test(SourceSection(path=str(path)), "data.sft") is None
+    source = read_test(SourceSection(path="gone.jsonl", test_path=str(path)), "data.sft")
+    assert source is not None
+    assert source.rows[0].columns == {"text": "x"}
+    with pytest.raises(UserError, match=r"data\.sft\.test_path 'gone.jsonl' does not exist"):
+        read_test(SourceSection(path=str(path), test_path="gone.jsonl"), "data.sft")
+    with pytest.raises(UserError, match="files have no splits"):
+        read_test(SourceSection(path=str(path), test_split="test"), "data.sft")
+
+
+def test_hub_out_of_reach_is_told_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    message = refused("nobody/no-such-set")
+    assert time.monotonic() - start < 5
+    assert "could not be fetched from the Hugging Face hub" in message
+    assert "--data.sft.path FILE" in message
+
+
+def test_hub_offline_uses_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    assert "--data.sft.path FILE" in refused("nobody/no-such-set")
+
+
+def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(path: str, name: str | None, split: str) -> datasets.Dataset:
+        asked.append((path, name, split))
+        return datasets.Dataset.from_list([{"text": f"{split} {i}"} for i in range(5)])
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    section = SourceSection(path="owner/set", name="small", test_split="test", limit=2)
+    train, test = read_train(section, "data.sft"), read_test(section, "data.sft")
+    assert test is not None
+    assert asked == [("owner/set", "small", "train"), ("owner/set", "small", "test")]
+    assert [row.columns["text"] for row in train.rows] == ["train 0", "train 1"]
+    assert [row.columns["text"] for row in test.rows] == ["test 0", "test 1"]
+    assert train.rows[1].where == "owner/set (train), row 2"
+    assert len(train.fingerprints["owner/set"]) >= 16

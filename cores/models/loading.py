@@ -20,6 +20,7 @@ from cores.models.vocabulary import embedding, exclude_tokens, excluded_ids
 
 DROPOUTS = ("dropout", "_pdrop")
 LENGTHS = ("max_position_embeddings", "n_positions")
+SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -78,12 +79,7 @@ def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     return ids
 
 
-def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    state_dict: dict[str, torch.Tensor] | None = None,
-) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights (safetensors), config, generation config and tokenizer to `folder`.
 
     A causal model's generation config suppresses the ids that were excluded in training, so that
@@ -94,8 +90,13 @@ def save_model(
         generation.pad_token_id = tokenizer.pad_token_id
         generation.eos_token_id = _with(tokenizer.eos_token_id, generation.eos_token_id)
         generation.suppress_tokens = excluded_ids(tokenizer, model.config.vocab_size)
+        if not generation.do_sample:
+            # Some parents have sampling settings beside greedy decoding. They mean nothing there,
+            # and the library refuses to save them.
+            for name in SAMPLING:
+                setattr(generation, name, None)
         model.generation_config = generation
-    model.save_pretrained(str(folder), state_dict=state_dict)
+    model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 

@@ -1,11 +1,13 @@
 """Held-out prompts before and after: score, KL from the reference, length."""
 
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -98,9 +100,14 @@ def _add(result: Evaluation, scored: Scored, count: int) -> None:
 @contextmanager
 def _own_randomness(seed: int, rank: int) -> Iterator[None]:
     """Evaluation neither disturbs training's random numbers nor depends on them."""
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         seed_rank(seed, rank)
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _mean(values: list[float]) -> float:

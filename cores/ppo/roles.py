@@ -30,6 +30,7 @@ class TrainedRole:
     def __init__(
         self, name: str, model: nn.Module, accelerator: Accelerator, learning_rate: float, ppo: Any
     ) -> None:
+        model.train()  # no role has dropout, and layers are checkpointed in this mode only
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
@@ -90,11 +91,6 @@ class TrainedRole:
             self.optimizer.zero_grad()
             self.steps += 1
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Whole weights on every rank, under the wrapped Hugging Face model's own names."""
-        state = self.accelerator.get_state_dict(self.module)
-        return {k.removeprefix("model."): v for k, v in (state or {}).items()}
-
 
 @dataclass(frozen=True)
 class Roles:
@@ -124,14 +120,20 @@ class Roles:
 
 @contextmanager
 def gathered(role: TrainedRole) -> Iterator[None]:
-    """Whole weights on every rank for as long as it is open (ZeRO-3 shards them)."""
-    if role.engine is None:
+    """Whole weights on every rank for as long as it is open (ZeRO-3 shards them).
+
+    Within it DeepSpeed's hooks are off: they would shard each layer again behind its forward.
+    """
+    if role.engine is None or role.module.zero_optimization_stage() < 3:
         yield
         return
-    from trl.models.utils import unwrap_model_for_generation
+    import deepspeed
+    from trl.models.utils import add_hooks, remove_hooks
 
-    with unwrap_model_for_generation(role.module, role.accelerator):
+    with deepspeed.zero.GatheredParameters(list(role.module.parameters())):
+        remove_hooks(role.module)
         yield
+        add_hooks(role.module)
 
 
 def build_roles(
@@ -159,6 +161,8 @@ def build_roles(
         reference = load_policy(sft, dropout=False)
         exclude_from(reference, tokenizer)
         frozen = freeze(Actor(reference, ppo.temperature), launch.device)
+    reward = freeze(ScalarModel(load_scalar(rm)), launch.device)
+    # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config)
     return Roles(
         actor=TrainedRole(
@@ -168,7 +172,7 @@ def build_roles(
             CRITIC, ScalarModel(critic), both[CRITIC], ppo.critic_learning_rate, ppo
         ),
         frozen_actor=frozen,
-        reward=freeze(ScalarModel(load_scalar(rm)), launch.device),
+        reward=reward,
     )
 
 

@@ -15,7 +15,7 @@ from cores.models.actor import plain_model
 from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience
 from cores.ppo.prompts import PromptSampler, share
-from cores.ppo.roles import Roles
+from cores.ppo.roles import Roles, gathered
 from cores.ppo.trainer import PPOTrainer, Stats
 from cores.rollout import HFEngine
 from cores.runtime.launch import Launch, seed_rank
@@ -113,14 +113,12 @@ def save_roles(
 ) -> None:
     """The actor in `folder`, the critic in `folder`/critic in the reward model's form."""
     for role, place in ((roles.actor, folder), (roles.critic, folder / "critic")):
-        state = role.state_dict()  # every rank takes part where weights are sharded
-        if not launch.is_main:
-            continue
-        model = role.unwrapped.model
-        if config.ppo.lora.rank:
-            save_model(merge_and_keep_adapter(model, place, True), tokenizer, place)
-        else:
-            save_model(model, tokenizer, place, state)
+        with gathered(role):  # every rank takes part where weights are sharded
+            if launch.is_main:
+                model = role.unwrapped.model
+                if config.ppo.lora.rank:
+                    model = merge_and_keep_adapter(model, place, write=True)
+                save_model(model, tokenizer, place)
 
 
 def _evaluate(

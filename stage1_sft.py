@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     from cores.models.loading import check_length, exclude_from, load_config
     from cores.models.vocabulary import fit_vocabulary
     from cores.runtime.fingerprint import tokenizer_fingerprint
+    from cores.runtime.hub import cache_if_unreachable
     from cores.runtime.launch import launch
     from cores.runtime.stage import StageFolder
     from cores.training.sft import held_out_loss, train_sft
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     folder = StageFolder(config, "sft", run, started)
     if not config.data.inspect:
         folder.check()
+    cache_if_unreachable(config.model.path)
     check_length(load_config(config.model.path), config.sft.max_length, "sft.max_length")
     tokenizer = load_tokenizer(config.model.path)
     note = settle_pad_token(tokenizer, config.model.pad_token)

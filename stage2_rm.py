@@ -17,11 +17,10 @@ def main(argv: list[str]) -> None:
     from cores.models import ScalarModel, load_scalar, load_tokenizer, save_model
     from cores.models.loading import check_length, load_config
     from cores.models.lora import merge_and_keep_adapter
-    from cores.ppo.prompts import PromptSampler
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import launch
     from cores.runtime.stage import StageFolder, load_parents, parent_facts
-    from cores.training.calibration import policy_engine
+    from cores.training.calibration import calibration_prompts, policy_engine
     from cores.training.reward import accuracy, calibrate, init_head, train_reward
 
     run = launch(config)
@@ -30,7 +29,8 @@ def main(argv: list[str]) -> None:
         folder.check()
     parents = load_parents(config, ["sft"])
     sft = parents["sft"].folder
-    check_length(load_config(sft), config.reward.max_length, "reward.max_length")
+    model_config = load_config(sft)
+    check_length(model_config, config.reward.max_length, "reward.max_length")
     tokenizer = load_tokenizer(sft)
     data = preference_data(config, tokenizer)
     if config.data.inspect:
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
             show(data, tokenizer, config.data.inspect)
         return
     run.say("\n".join(data.report.lines()))
+    prompts = calibration_prompts(config, data.train, model_config)
 
     model: Any = load_scalar(sft, num_labels=1)
     init_head(model)
@@ -45,23 +46,20 @@ def main(argv: list[str]) -> None:
 
     with folder:
         trained = train_reward(config, model, data.train, tokenizer, folder, run)
-        if config.reward.lora.rank:
-            model = merge_and_keep_adapter(trained, folder.path, run.is_main)
-        reward = ScalarModel(model.to(run.device))
+        reward = ScalarModel(trained.to(run.device))
         result = accuracy(reward, data.test, pad_id, rows, run)
         if data.test:
             run.say(
                 f"held-out accuracy {result['accuracy']:.3f} on {result['pairs']} pairs "
                 f"(the longer reply wins: {result['accuracy_longer']:.3f})"
             )
-        sampler = PromptSampler(len(data.train), config.reward.calibration_samples, config.seed)
-        chosen = [data.train[i] for i in sampler.next()]
-        prompts = [pair["chosen_ids"][: pair["prompt_length"]] for pair in chosen]
         engine = policy_engine(config, sft, tokenizer, run)
         scale = calibrate(reward, engine, prompts, pad_id, rows, run)
         run.say(
             f"calibrated: raw score {scale['raw_mean']:.3f} +- {scale['raw_std']:.3f} -> 0 +- 1"
         )
+        if config.reward.lora.rank:
+            model = merge_and_keep_adapter(trained, folder.path, run.is_main)
         if run.is_main:
             save_model(model, tokenizer, folder.path)
         facts = {

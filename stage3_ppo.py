@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     from cores.ppo.run import build_trainer, check_batches, save_roles, train
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import launch
-    from cores.runtime.stage import StageFolder, load_parents, parent_facts
+    from cores.runtime.stage import StageFolder, load_parents, parent_facts, stale_parents
 
     run = launch(config)
     folder = StageFolder(config, "ppo", run, started)
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         if run.is_main:
             show(data, tokenizer, config.data.inspect)
         return
-    run.say("\n".join(data.report.lines()))
+    run.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
 
     roles = build_roles(config, tokenizer, parents, run)
     with folder:

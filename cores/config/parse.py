@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cores.config.validate import check
 from cores.errors import UserError
 
 COMMAND_LINE = "command line"
+YAML_NULL = "tag:yaml.org,2002:null"
 
 
 def parse_config(argv: list[str], prog: str, description: str) -> Config:
@@ -46,7 +48,9 @@ def plain(config: Any) -> dict[str, Any]:
 
 def _parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file; several are read in order.")
     parser.add_class_arguments(Config)
     return parser
@@ -80,7 +84,10 @@ def _config_files(argv: list[str]) -> list[str]:
 
 
 def _given(argv: list[str], key: str) -> bool:
-    return any(word == f"--{key}" or word.startswith(f"--{key}=") for word in argv)
+    """Whether the command line sets `key`, by itself or as part of a section given as JSON."""
+    names = key.split(".")
+    options = {"--" + ".".join(names[: i + 1]) for i in range(len(names))}
+    return any(word.partition("=")[0] in options for word in argv)
 
 
 def _parse(parser: jsonargparse.ArgumentParser, argv: list[str], source: str) -> Any:
@@ -110,37 +117,43 @@ def _place(source: str, key: str) -> str:
     return f"{source}:{line}: key {key}" if line else f"{source}: key {key}"
 
 
-def _all_keys() -> list[str]:
-    def walk(cls: Any, prefix: str) -> list[str]:
-        keys = []
+def _all_keys() -> dict[str, Any]:
+    """Each key in dotted form, sections too, with its type."""
+
+    def walk(cls: Any, prefix: str) -> dict[str, Any]:
+        keys: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             key = prefix + field.name
-            keys.append(key)
+            keys[key] = field.type
             if dataclasses.is_dataclass(field.type):
-                keys += walk(field.type, key + ".")
+                keys |= walk(field.type, key + ".")
         return keys
 
     return walk(Config, "")
 
 
 def _unknown_key(key: str) -> str:
-    close = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"there is no key {key}.{hint} docs/configuration.md lists all keys."
 
 
-def _key_lines(file: str) -> dict[str, int]:
-    """Line number (from 1) of each key of a YAML file, in dotted form."""
-    lines: dict[str, int] = {}
+def _key_nodes(file: str) -> list[tuple[str, int, yaml.Node]]:
+    """(key in dotted form, line from 1, value) of each key of a YAML file, in its order."""
+    found: list[tuple[str, int, yaml.Node]] = []
 
     def walk(node: yaml.Node | None, prefix: str) -> None:
         if isinstance(node, yaml.MappingNode):
             for name, value in node.value:
-                lines[f"{prefix}{name.value}"] = name.start_mark.line + 1
+                found.append((f"{prefix}{name.value}", name.start_mark.line + 1, value))
                 walk(value, f"{prefix}{name.value}.")
 
     walk(_compose(file), "")
-    return lines
+    return found
+
+
+def _key_lines(file: str) -> dict[str, int]:
+    return {key: line for key, line, _ in _key_nodes(file)}
 
 
 def _compose(file: str) -> yaml.Node | None:
@@ -154,10 +167,26 @@ def _compose(file: str) -> yaml.Node | None:
 
 
 def _check_keys(file: str) -> None:
-    node = _compose(file)
-    if node is not None and not isinstance(node, yaml.MappingNode):
+    """What the parser would overlook or garble: form, unknown keys, repeated keys, sections."""
+    if not isinstance(_compose(file), yaml.MappingNode):
         raise UserError(f"{file}: must hold keys and values, such as `output_dir: runs/mine`.")
-    known = set(_all_keys())
-    for key, line in _key_lines(file).items():
+    known = _all_keys()
+    lines: dict[str, int] = {}
+    for key, line, value in _key_nodes(file):
         if key not in known:
             raise UserError(f"{file}:{line}: {_unknown_key(key)}")
+        if key in lines:
+            raise UserError(
+                f"{file}:{line}: key {key} stands in line {lines[key]} already; remove one."
+            )
+        lines[key] = line
+        if dataclasses.is_dataclass(known[key]) and not isinstance(value, yaml.MappingNode):
+            raise UserError(
+                f"{file}:{line}: {key} is a section: it must hold keys of its own, indented below "
+                "it; remove the line to leave all of them at their defaults."
+            )
+        if value.tag == YAML_NULL and type(None) not in typing.get_args(known[key]):
+            raise UserError(
+                f"{file}:{line}: key {key} has no value; give one, or remove the line for the "
+                "default."
+            )

@@ -1,6 +1,7 @@
 """Values that parse but cannot work: ranges and combinations, before anything heavy is imported."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from cores.config.schema import Config
@@ -61,6 +62,16 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
         yield "ppo.lora.dropout", f"{ppo.lora.dropout} must be 0: old and new log-probs must agree."
     if config.reward.calibration_samples < 2:
         yield "reward.calibration_samples", "must be at least 2, to have a standard deviation."
+    if config.logging.tensorboard and find_spec("tensorboard") is None:
+        yield (
+            "logging.tensorboard",
+            "the package tensorboard is not installed; run `pip install tensorboard`, or leave the "
+            "key at false (metrics.jsonl is always written).",
+        )
+    yield from _template(config)
+
+
+def _template(config: Config) -> Iterator[tuple[str, str]]:
     template = config.template
     written = [template.system, template.user, template.assistant]
     if template.kind == "roles" and not any(r.prefix or r.suffix for r in written):
@@ -74,4 +85,10 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
             "template.kind",
             f"{template.kind} does not use template.system, template.user and template.assistant; "
             "remove them or choose roles.",
+        )
+    if template.kind == "none" and template.system_prompt is not None:
+        yield (
+            "template.system_prompt",
+            "template.kind none takes text verbatim and has no place for a system turn; remove it, "
+            "or choose chat or roles.",
         )

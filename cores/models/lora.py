@@ -12,14 +12,13 @@ ADAPTER = "adapter"
 
 
 def lora_config(section: LoraSection, task: TaskType) -> LoraConfig:
-    """peft's configuration of `section`; a classification head is trained in full."""
+    """peft's configuration of `section`; peft trains a classification head in full."""
     return LoraConfig(
         task_type=task,
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=section.dropout,
         target_modules=section.target_modules or "all-linear",
-        modules_to_save=["score"] if task == TaskType.SEQ_CLS else None,
     )
 
 

@@ -67,7 +67,7 @@ def evaluate(trainer: PPOTrainer, prompts: list[list[int]], seed: int) -> Evalua
 def sample_pairs(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], before: Evaluation, after: Evaluation
 ) -> list[dict[str, Any]]:
-    """Replies to the same prompts before and after, with their scores."""
+    """Replies to the same prompts before and after, the whole sequences scored, their scores."""
     sides = {"before": before, "after": after}
     return [
         {
@@ -75,6 +75,7 @@ def sample_pairs(
             **{
                 name: {
                     "text": tokenizer.decode(side.replies[i], skip_special_tokens=True),
+                    "ids": side.rows[i],
                     "score": round(side.scores[i], 4),
                     "kl": round(side.kl[i], 4),
                 }

@@ -1,6 +1,7 @@
 """How a stage script ends: a user's mistake is one paragraph on stderr and exit status 1."""
 
 import os
+import signal
 import sys
 import textwrap
 import time
@@ -15,6 +16,8 @@ rank 0, which nearly always sees the same mistake, must not be cut off in mid-se
 
 def guarded(main: Callable[[list[str]], None]) -> None:
     """Run `main` on the command line's arguments; errors in the program itself keep a traceback."""
+    if "RANK" not in os.environ:  # launchers end their ranks, which may wait in C++, themselves
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -22,12 +25,24 @@ def guarded(main: Callable[[list[str]], None]) -> None:
         if rank:
             time.sleep(RANK_0_SPEAKS_FIRST)
         who = f"error (rank {rank}): " if rank else "error: "
-        sys.stderr.write(textwrap.fill(who + str(error), 100, break_long_words=False) + "\n")
+        sys.stderr.write(_paragraph(who, str(error)) + "\n")
         sys.stderr.flush()
         _leave(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         sys.stderr.write("interrupted\n")
-        _leave(130)
+        _leave(128 + (stop.args[0] if stop.args else signal.SIGINT))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM ends a stage as Ctrl-C does, so that no partial folder stays behind."""
+    raise KeyboardInterrupt(number)
+
+
+def _paragraph(who: str, text: str) -> str:
+    """Lines of at most 100 columns; paths and options stay whole, to be copied."""
+    return textwrap.fill(
+        text, 100, initial_indent=who, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _leave(status: int) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cores.errors import UserError
 from cores.runtime.launch import Launch
 
 
@@ -47,17 +46,6 @@ class Metrics:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         self._launch.say(line)
-
-
-def require_tensorboard() -> None:
-    """UserError if `logging.tensorboard` is asked for and the package is missing."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "logging.tensorboard: the package tensorboard is not installed; "
-            "`pip install tensorboard`, or leave the key at false."
-        ) from None
 
 
 def _board(folder: Path) -> Any:

@@ -53,8 +53,9 @@ def _record(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
         record["files"], record["tokenizer"], record["vocab_size"], record["config"]["template"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{folder / 'stage.json'}: damaged ({error}). Run {SCRIPTS[folder.name]} again with "
+            f"{folder / 'stage.json'}: damaged ({reason}). Run {SCRIPTS[folder.name]} again with "
             "--overwrite."
         ) from None
     return record
@@ -169,6 +170,19 @@ class StageFolder:
         self.path.rename(self.final)
         shutil.rmtree(old, ignore_errors=True)
         self.launch.say(f"wrote {self.final} in {record['seconds']:.0f} s")
+
+
+def stale_parents(parents: dict[str, Parent]) -> list[str]:
+    """A line for each parent that was trained from another version of a parent present."""
+    lines = []
+    for parent in parents.values():
+        for name, facts in parent.record["parents"].items():
+            if name in parents and facts["files"] != parents[name].record["files"]:
+                lines.append(
+                    f"note: {parent.folder} was trained from an earlier {parents[name].folder}; "
+                    f"run {SCRIPTS[parent.stage]} again if that was not meant"
+                )
+    return lines
 
 
 def parent_facts(parents: dict[str, Parent]) -> dict[str, Any]:

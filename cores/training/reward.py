@@ -15,6 +15,7 @@ from cores.config import Config
 from cores.data import right_pad
 from cores.errors import UserError
 from cores.models import ScalarModel
+from cores.models.actor import plain_model
 from cores.models.lora import add_lora
 from cores.rollout import RolloutEngine
 from cores.runtime.launch import Launch
@@ -146,7 +147,7 @@ def calibrate(
             "reward.learning_rate if the training loss is not a number."
         )
     scale = 1.0 / std
-    stock: Any = model.model
+    stock: Any = plain_model(model.model)
     with torch.no_grad():
         stock.score.weight.mul_(scale)
     stock.config.reward_mean = mean * scale

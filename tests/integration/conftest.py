@@ -89,7 +89,7 @@ def refused(call: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     def refuse(stage: str, words: list[Any], out: Path) -> str:
         before, existed, start = _helpers.tree(out), out.exists(), time.monotonic()
         status, printed, err = call(stage, words)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         assert status == 1
         assert "Traceback" not in printed
         assert _helpers.tree(out) == before

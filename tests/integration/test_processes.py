@@ -79,7 +79,7 @@ def test_statistics_equal_one_process(steps: dict[str, Path], launch: str) -> No
 
 @pytest.mark.parametrize("launch", ["one", "ddp", "zero3"])
 def test_optimizer_steps(steps: dict[str, Path], launch: str) -> None:
-    """Invariant 22: 2 updates of 2 epochs of 2 minibatches are 8 steps, by the engine's count too."""
+    """Invariant 22: 2 updates of 2 epochs of 2 minibatches are 8 steps, by the engine too."""
     facts = json.loads((steps[launch] / "facts.json").read_text())
     assert facts["steps"] == {"actor": 8, "critic": 8}
     assert facts["engine_steps"] == [8, 8]

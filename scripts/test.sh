@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change is kept: lint, format, types, tests.
+#
+#   bash scripts/test.sh [PYTEST ARGUMENTS]      for example: bash scripts/test.sh tests/unit
+#
+# Makes the environment first, as scripts/setup.sh does.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh dev,deepspeed
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+# Two workers, one thread each. loadfile: the tests of a file share the runs that it makes.
+export OMP_NUM_THREADS=1
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@"

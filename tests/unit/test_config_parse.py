@@ -1,0 +1,161 @@
+"""Command line and YAML to Config: precedence, places of mistakes, suggestions."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from cores.config import Config, parse_config
+from cores.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write a YAML file into the current folder and return its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def writer(text: str, name: str = "c.yaml") -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return name
+
+    return writer
+
+
+def parse(*words: str) -> Config:
+    return parse_config(list(words), "stage.py", "A stage.")
+
+
+def mistake(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(*words)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_no_arguments_are_the_defaults() -> None:
+    """Every key has a default."""
+    assert parse() == Config()
+
+
+def test_file_over_default_and_command_line_over_file(write) -> None:
+    """The later the closer to the user; the place of --config does not matter."""
+    name = write("seed: 3\nsft:\n  epochs: 2\n  learning_rate: 2e-5\nppo: {lora: {rank: 4}}\n")
+    config = parse("--config", name, "--sft.epochs", "5")
+    assert (config.seed, config.sft.epochs, config.sft.learning_rate) == (3, 5.0, 2e-5)
+    assert (config.ppo.lora.rank, config.ppo.lora.alpha, config.reward.lora.rank) == (4, 16.0, 0)
+    assert parse("--seed=8", f"--config={name}").seed in (3, 8)
+    assert parse(f"--config={name}", "--seed=8").seed == 8
+
+
+def test_files_in_order(write) -> None:
+    """Several --config: the last one wins, key by key."""
+    one, two = write("seed: 1\nsft: {epochs: 2}\n", "1.yaml"), write("seed: 2\n", "2.yaml")
+    config = parse("--config", one, "--config", two)
+    assert (config.seed, config.sft.epochs) == (2, 2.0)
+
+
+def test_values_keep_their_types(write) -> None:
+    """Lists, nulls, text with line breaks, whole numbers where a float is meant."""
+    name = write('template:\n  kind: roles\n  user: {prefix: "Q:\\n"}\nsft: {epochs: 2}\n')
+    config = parse("--config", name, "--ppo.stop_token_ids", "[5, 6]", "--sft.max_steps", "null")
+    assert config.template.user.prefix == "Q:\n"
+    assert config.ppo.stop_token_ids == [5, 6]
+    assert config.sft.max_steps is None
+    assert isinstance(config.sft.epochs, float)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], False),
+        (["--overwrite"], True),
+        (["--overwrite", "--seed", "3"], True),
+        (["--seed", "3", "--overwrite"], True),
+        (["--overwrite", "true"], True),
+        (["--overwrite=true"], True),
+        (["--overwrite", "false"], False),
+        (["--overwrite=false"], False),
+    ],
+)
+def test_overwrite_flag(words: list[str], expected: bool) -> None:
+    """--overwrite alone is true, and takes a value too."""
+    assert parse(*words).overwrite is expected
+
+
+def test_overwrite_given_in_the_file(write) -> None:
+    """The command line can take it back."""
+    name = write("overwrite: true\n")
+    assert parse("--config", name).overwrite is True
+    assert parse("--config", name, "--overwrite", "false").overwrite is False
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("seed: 1\nsft:\n  learning_rat: 1\n", "c.yaml:3: ", "Did you mean sft.learning_rate?"),
+        ("sedd: 1\n", "c.yaml:1: ", "there is no key sedd. Did you mean seed?"),
+        ("xyzzy: 1\n", "c.yaml:1: ", "there is no key xyzzy. docs/configuration.md"),
+        ("seed: 1\n\nsft:\n  epochs: many\n", "c.yaml:4: key sft.epochs: ", "Expected a float"),
+        ("seed: 1.5\n", "c.yaml:1: key seed: ", "Expected a int. Got value: 1.5"),
+        ("seed: true\n", "c.yaml:1: key seed: ", "Expected a int"),
+        ("model:\n  path: 3\n", "c.yaml:2: key model.path: ", "Expected a str"),
+        ("ppo:\n  kl_kind: k4\n", "c.yaml:2: key ppo.kl_kind: ", "'k1', 'k2', 'k3'"),
+        ("seed:\n", "c.yaml:1: key seed ", "has no value"),
+        ("sft:\n  epochs: null\n", "c.yaml:2: key sft.epochs ", "has no value"),
+        ("sft:\n", "c.yaml:1: sft ", "is a section"),
+        ("sft: 3\n", "c.yaml:1: sft ", "is a section"),
+        ("data:\n  sft:\n    - a.jsonl\n", "c.yaml:2: data.sft ", "is a section"),
+        ("seed: 1\nseed: 2\n", "c.yaml:2: key seed ", "stands in line 1 already"),
+        ("", "c.yaml: ", "must hold keys and values"),
+        ("- 1\n", "c.yaml: ", "must hold keys and values"),
+        ("seed: 1\nsft: [\n", "c.yaml:3: ", "not valid YAML"),
+        ("seed: 1\n\tsft: 2\n", "c.yaml:2: ", "not valid YAML"),
+        ("config: other.yaml\n", "c.yaml:1: ", "there is no key config"),
+    ],
+)
+def test_mistakes_in_the_file(write, text: str, place: str, said: str) -> None:
+    """Each names file and line, and says what is wrong."""
+    message = mistake("--config", write(text))
+    assert message.startswith(place), message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "said"),
+    [
+        (["--sedd", "1"], "command line: ", "Did you mean seed?"),
+        (["--se", "1"], "command line: ", "there is no key se."),
+        (["--sft.epoch=1"], "command line: ", "Did you mean sft.epochs?"),
+        (["--seed", "x"], "command line: --seed: ", "Expected a int"),
+        (["--seed"], "command line: ", "--seed: expected one argument"),
+        (["--seed", "null"], "command line: --seed: ", "Expected a int"),
+        (["--sft", "3"], "command line: --sft: ", "Unable to load"),
+        (["--ppo.stop_token_ids", "1"], "command line: --ppo.stop_token_ids: ", "Expected a list"),
+        (["--ppo.batch_size", "40"], "c.yaml:2: key ppo.minibatch_size: ", "32 does not divide"),
+        (["--ppo.minibatch_size=9"], "command line: --ppo.minibatch_size: ", "9 does not divide"),
+        (["--template", '{"kind": "roles"}'], "command line: --template.kind: ", "needs a prefix"),
+        (["stray"], "command line: ", "there is no key stray"),
+    ],
+)
+def test_mistakes_on_the_command_line(write, words: list[str], place: str, said: str) -> None:
+    """The command line is named as the place, unless the key that is wrong stands in the file."""
+    message = mistake("--config", write("ppo:\n  minibatch_size: 32\n"), *words)
+    assert message.startswith(place), message
+    assert said in message
+
+
+@pytest.mark.parametrize("words", [["--config", "no.yaml"], ["--config=no.yaml"]])
+def test_missing_file(words: list[str]) -> None:
+    """Named, with an example of what is expected."""
+    message = mistake(*words)
+    assert message.startswith("--config: there is no file no.yaml.")
+    assert "configs/gpt2.yaml" in message
+
+
+def test_not_text(tmp_path: Path) -> None:
+    """A file in another encoding."""
+    (tmp_path / "c.yaml").write_bytes(b"seed: 1 # \xff\n")
+    assert "c.yaml: not UTF-8 text" in mistake("--config", str(tmp_path / "c.yaml"))

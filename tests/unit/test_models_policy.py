@@ -1,0 +1,206 @@
+"""Log-probs of the policy: temperature, padding, positions, dropout, excluded ids."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from _models import (
+    EXCLUDED,
+    KINDS,
+    PAD,
+    PROMPTS,
+    ROWS,
+    WORDS,
+    causal,
+    policy_of,
+)
+from torch import Tensor
+
+from cores.data import left_pad, right_pad
+from cores.models import Actor, exclude_tokens, token_logprobs
+from cores.models.actor import position_ids
+
+REPLIES = [[4, 8, 15, 16], [23, 42], [3, 1, 4], [1]]
+ALLOWED = [i for i in range(ROWS) if i not in EXCLUDED]
+
+
+def brute_force(model: Any, prompt: list[int], reply: list[int], temperature: float) -> Tensor:
+    """Log-probs of a reply, one forward pass a token, no padding, over the allowed ids only."""
+    result = []
+    for t, token in enumerate(reply):
+        logits = model(torch.tensor([prompt + reply[:t]])).logits[0, -1] / temperature
+        result.append(logits[token] - torch.logsumexp(logits[ALLOWED], dim=0))
+    return torch.stack(result)
+
+
+def batch(prompts: list[list[int]], replies: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, mask (B, P + T) as a rollout pads them, and the response mask."""
+    left, left_mask = left_pad(prompts, PAD)
+    right, right_mask = right_pad(replies, PAD)
+    return torch.cat([left, right], 1), torch.cat([left_mask, right_mask], 1), right_mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@torch.no_grad()
+def test_logprobs_are_a_forward_pass_a_token(kind: str, temperature: float) -> None:
+    """Invariants 2, 4, 5: left and right padding together = one unpadded pass a token, with the
+    temperature, over the allowed ids."""
+    actor = Actor(policy_of(kind), temperature)
+    plain = causal(kind)  # the same random weights, nothing excluded
+    ids, mask, response = batch(PROMPTS, REPLIES)
+    logprobs, _ = actor(ids, mask, response.shape[1])
+    for i, (prompt, reply) in enumerate(zip(PROMPTS, REPLIES, strict=True)):
+        expected = brute_force(plain, prompt, reply, temperature)
+        torch.testing.assert_close(logprobs[i, : len(reply)], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_padding_and_company_change_nothing(kind: str) -> None:
+    """Invariant 4: left padding, right padding, none, another batch composition: same numbers."""
+    actor = Actor(policy_of(kind), 1.0)
+    ids, mask, response = batch(PROMPTS, REPLIES)
+    together, entropy = actor(ids, mask, response.shape[1])
+    for i, (prompt, reply) in enumerate(zip(PROMPTS, REPLIES, strict=True)):
+        n = len(reply)
+        row = torch.tensor([prompt + reply])
+        alone, alone_entropy = actor(row, torch.ones_like(row).bool(), n)
+        wide = torch.tensor([[PAD] * 7 + prompt + reply + [PAD] * 5])
+        wide_mask = torch.zeros_like(wide).bool()
+        wide_mask[:, 7 : 7 + row.shape[1]] = True
+        padded, _ = actor(wide, wide_mask, n + 5)
+        torch.testing.assert_close(together[i, :n], alone[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(padded[0, :n], alone[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(entropy[i, :n], alone_entropy[0], atol=1e-5, rtol=1e-5)
+    some, _ = actor(ids[[3, 1]], mask[[3, 1]], response.shape[1])
+    torch.testing.assert_close(some[response[[3, 1]]], together[[3, 1]][response[[3, 1]]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_what_stands_in_padding_does_not_matter(kind: str) -> None:
+    """Invariant 8: the id in a padded place is never read."""
+    actor = Actor(policy_of(kind), 1.0)
+    ids, mask, response = batch(PROMPTS, REPLIES)
+    other = torch.where(mask, ids, 37)
+    first, _ = actor(ids, mask, response.shape[1])
+    second, _ = actor(other, mask, response.shape[1])
+    torch.testing.assert_close(first[response], second[response], atol=1e-6, rtol=1e-6)
+
+
+def test_positions_come_from_the_mask() -> None:
+    """Invariant 5: positions count attended tokens; padding before them is 0."""
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0]]).bool()
+    expected = [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 1, 2, 2]]
+    assert position_ids(mask).tolist() == expected
+
+
+def test_token_logprobs_by_hand() -> None:
+    """Invariants 2, 24: softmax of (0, ln 3) / 1 is (1/4, 3/4); at temperature 2 the second has
+    sqrt(3) / (1 + sqrt(3)). Entropy is that of the same distribution."""
+    logits = torch.tensor([[[0.0, 3.0]]]).log().clamp(min=0.0)  # (0, ln 3)
+    logprobs, entropy = token_logprobs(logits, torch.tensor([[1]]), 1.0)
+    assert logprobs.item() == pytest.approx(torch.tensor(0.75).log().item(), abs=1e-6)
+    assert entropy.item() == pytest.approx(0.5623351, abs=1e-6)
+    logprobs, entropy = token_logprobs(logits, torch.tensor([[1]]), 2.0)
+    p = 3**0.5 / (1 + 3**0.5)
+    expected = torch.tensor([p, 1 - p])
+    assert logprobs.item() == pytest.approx(expected[0].log().item(), abs=1e-6)
+    assert entropy.item() == pytest.approx(-(expected * expected.log()).sum().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_excluded_ids_have_probability_zero(kind: str) -> None:
+    """Invariant 3: pad and the rows beyond the tokenizer are outside every log-softmax, even where
+    the bare model prefers them, and carry no gradient."""
+    model = policy_of(kind)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[EXCLUDED] *= 30
+    ids = torch.tensor([[5, 9, 13, 20, 21]])
+    probs = model(ids).logits.softmax(dim=-1)
+    assert (probs[..., EXCLUDED] == 0).all()
+    assert probs[..., ALLOWED].sum(dim=-1).sub(1).abs().max() < 1e-5
+    half = model(ids).logits.to(torch.bfloat16).softmax(dim=-1)
+    assert (half[..., EXCLUDED] == 0).all()
+    logprobs, entropy = Actor(model, 1.0)(ids, torch.ones_like(ids).bool(), 3)
+    assert torch.isfinite(entropy).all()
+    assert (entropy >= 0).all()
+    logprobs.sum().backward()
+    gradient = model.get_output_embeddings().weight.grad
+    if kind == "llama":  # GPT-2's head is also its embedding
+        assert (gradient[EXCLUDED] == 0).all()
+    assert (gradient[ALLOWED] != 0).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sft_loss_excludes_them_too(kind: str) -> None:
+    """Invariant 3: the stock loss of the hooked model = cross-entropy over the allowed ids."""
+    ids = torch.tensor([[5, 9, 13, 20, 21, 1]])
+    labels = torch.tensor([[-100, -100, 13, 20, 21, 1]])
+    loss = policy_of(kind)(input_ids=ids, labels=labels).loss
+    raw = causal(kind)(ids).logits[0]
+    positions = torch.arange(1, 5)
+    nats = raw[positions][:, ALLOWED].logsumexp(dim=1) - raw[positions, labels[0, 2:]]
+    assert loss.item() == pytest.approx(nats.mean().item(), abs=1e-5)
+    bare = causal(kind)(input_ids=ids, labels=labels).loss
+    assert abs(bare.item() - loss.item()) > 1e-3  # the difference that is tested is there
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_dropout_is_off_when_asked(kind: str) -> None:
+    """Invariant 7: a model loaded without dropout computes the same in train mode as in eval
+    mode; one loaded with dropout does not; both remember the parent's rates."""
+    ids = torch.tensor([PROMPTS[1] * 3])
+    off, on = policy_of(kind, dropout=False), policy_of(kind, dropout=True)
+    expected = off.eval()(ids).logits
+    off.train()
+    assert torch.equal(off(ids).logits, expected)
+    assert torch.equal(off(ids).logits, expected)
+    on.train()
+    assert not torch.allclose(on(ids).logits, expected, atol=1e-3)
+    rates = {"gpt2": ("attn_pdrop", "resid_pdrop", "embd_pdrop"), "llama": ("attention_dropout",)}
+    for name in rates[kind]:
+        assert getattr(off.config, name) == getattr(on.config, name) == 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_changes_nothing(kind: str) -> None:
+    """Invariant 7: the same loss and the same gradients, with a second forward pass."""
+    ids, mask, response = batch(PROMPTS, REPLIES)
+    found = []
+    for checkpointing in (False, True):
+        model = policy_of(kind)
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        calls = count_calls(model)
+        logprobs, _ = Actor(model, 1.0)(ids, mask, response.shape[1])
+        logprobs[response].sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        found.append((logprobs.detach(), gradients, calls()))
+    (plain, gradients, once), (again, theirs, twice) = found
+    assert (once, twice) == (1, 2)
+    torch.testing.assert_close(plain, again)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, theirs[name], atol=1e-6, rtol=1e-5)
+
+
+def count_calls(model: Any) -> Callable[[], int]:
+    """How often the first layer has run."""
+    calls = []
+    inner = model.base_model
+    layer = inner.h[0] if hasattr(inner, "h") else inner.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    return lambda: len(calls)
+
+
+def test_the_hook_follows_the_head() -> None:
+    """Invariant 3: excluding is idempotent in effect and does not enter the saved state."""
+    model = causal("llama")
+    names = set(model.state_dict())
+    exclude_tokens(model, EXCLUDED)
+    assert set(model.state_dict()) == names
+    assert model(torch.tensor([[5]])).logits.shape[-1] == ROWS > WORDS

@@ -1,0 +1,298 @@
+"""Stages 1 and 2: accumulation, held-out figures, calibration."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _models import (
+    KINDS,
+    LAUNCH,
+    PAD,
+    PROMPTS,
+    WORDS,
+    causal,
+    classifier,
+    largest_difference,
+    parameters,
+    policy_of,
+    ppo_config,
+    reward_folder,
+    sft_folder,
+    toy_tokenizer,
+)
+from transformers import AutoModelForSequenceClassification
+
+from cores.config import Config, LoraSection, RewardSection, SFTSection
+from cores.errors import UserError
+from cores.models import ScalarModel, load_scalar, save_model
+from cores.rollout import Rollout
+from cores.runtime.stage import StageFolder
+from cores.training.calibration import policy_engine
+from cores.training.reward import (
+    accuracy,
+    calibrate,
+    init_head,
+    score_rows,
+    train_reward,
+    wins,
+)
+from cores.training.sft import collate, held_out_loss, train_sft
+from cores.training.trainer_args import common_arguments
+
+
+def random_rows(count: int, seed: int = 0) -> list[list[int]]:
+    """Rows of 2 to 9 ids."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 10, (count,), generator=generator).tolist()
+    return [torch.randint(2, WORDS, (n,), generator=generator).tolist() for n in lengths]
+
+
+def sft_rows(count: int) -> list[dict[str, list[int]]]:
+    """Rows whose first token is not trained."""
+    return [{"input_ids": r, "labels": [-100, *r[1:]]} for r in random_rows(count)]
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    rows = random_rows(2 * count, seed=1)
+    return [
+        {"chosen_ids": a, "rejected_ids": b, "prompt_length": 1}
+        for a, b in zip(rows[::2], rows[1::2], strict=True)
+    ]
+
+
+def training_config(folder: Path, micro: int, **changes: Any) -> Config:
+    sections = {"batch_size": 8, "microbatch_size": micro, "max_steps": 2, "warmup_ratio": 0.0}
+    return Config(
+        output_dir=str(folder),
+        sft=replace(SFTSection(learning_rate=1e-3), **sections, **changes),
+        reward=replace(RewardSection(learning_rate=1e-3), **sections, **changes),
+    )
+
+
+def gradient_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps almost proportional to the gradient: AdamW's first steps are its sign, which for the
+    exact zeros of GPT-2 (key biases) is rounding error."""
+
+    def arguments(*args: Any) -> dict[str, Any]:
+        return {**common_arguments(*args), "adam_epsilon": 1.0, "max_grad_norm": 1e9}
+
+    for module in ("sft", "reward"):
+        monkeypatch.setattr(f"cores.training.{module}.common_arguments", arguments)
+
+
+def stage(config: Config, name: str) -> StageFolder:
+    folder = StageFolder(config, name, LAUNCH, 0.0)
+    folder.path.mkdir(parents=True)
+    return folder
+
+
+def files(folder: StageFolder) -> set[str]:
+    return {p.name for p in folder.path.rglob("*") if p.is_file()}
+
+
+def test_sft_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 21: batches of 8 rows of unequal lengths as micro-batches of 1, 2 and 8: one loss
+    over the trained tokens of the whole batch. No pickled file is left."""
+    gradient_descent(monkeypatch)
+    found = []
+    for micro in (8, 2, 1):
+        model = policy_of("gpt2")
+        config = training_config(tmp_path / str(micro), micro)
+        folder = stage(config, "sft")
+        train_sft(config, model, sft_rows(16), PAD, folder, LAUNCH)
+        found.append(parameters(model))
+        assert files(folder) == {"metrics.jsonl"}
+    assert largest_difference(found[0], parameters(policy_of("gpt2"))) > 1e-4
+    assert largest_difference(found[0], found[1]) < 1e-6
+    assert largest_difference(found[0], found[2]) < 1e-6
+
+
+def test_reward_micro_batches_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 21: batches of 8 pairs as micro-batches of 1, 2 and 8."""
+    gradient_descent(monkeypatch)
+    found = []
+    for micro in (8, 2, 1):
+        model = load_scalar(reward_folder("gpt2"))
+        config = training_config(tmp_path / str(micro), micro)
+        folder = stage(config, "reward")
+        train_reward(config, model, pairs(16), toy_tokenizer(), folder, LAUNCH)
+        found.append(parameters(model))
+        assert files(folder) == {"metrics.jsonl"}
+    assert largest_difference(found[0], parameters(load_scalar(reward_folder("gpt2")))) > 1e-4
+    assert largest_difference(found[0], found[1]) < 1e-6
+    assert largest_difference(found[0], found[2]) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reward_adapters_train_with_the_head(kind: str, tmp_path: Path) -> None:
+    """Invariant 25: with adapters the base stays, adapters and head move."""
+    config = training_config(tmp_path, 8, lora=LoraSection(rank=4))
+    folder = stage(config, "reward")
+    model = load_scalar(reward_folder(kind))
+    start = {name: p.clone() for name, p in model.named_parameters()}
+    trained = train_reward(config, model, pairs(16), toy_tokenizer(), folder, LAUNCH)
+    state = dict(trained.named_parameters())
+    moved = [n for n, p in state.items() if "lora_B" in n and p.abs().max() > 0]
+    assert moved
+    head = next(p for n, p in state.items() if "modules_to_save" in n)
+    assert not torch.equal(head, start["score.weight"])
+    for name, p in state.items():
+        if "base_layer" in name or "wte" in name or "embed_tokens" in name:
+            plain = name.replace("base_model.model.", "").replace(".base_layer", "")
+            assert torch.equal(p, start[plain]), name
+
+
+def test_microbatches_that_do_not_divide(tmp_path: Path) -> None:
+    """Invariant 21: refused with the key, since the last one would weigh more."""
+    config = training_config(tmp_path, 3)
+    with pytest.raises(UserError, match=r"sft\.microbatch_size: 3 does not divide the 8 rows"):
+        train_sft(config, causal("gpt2"), sft_rows(8), PAD, stage(config, "sft"), LAUNCH)
+
+
+def test_sft_loss_counts_trained_tokens_only() -> None:
+    """Invariants 5, 27: the held-out loss is the mean over labelled tokens of all rows together,
+    the same in any batch size; untrained labels do not matter to it."""
+    model, rows = policy_of("llama"), sft_rows(7)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            logprobs = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+            for t in range(1, len(row["input_ids"])):
+                total -= logprobs[t - 1, row["input_ids"][t]].item()
+                count += 1
+    for size in (1, 3, 7):
+        loss = held_out_loss(model, rows, PAD, size, LAUNCH)
+        assert loss == pytest.approx(total / count, abs=1e-5)
+    masked = [{**row, "labels": [-100] * (len(row["labels"]) - 1) + row["labels"][-1:]}
+              for row in rows]  # fmt: skip
+    assert held_out_loss(model, masked, PAD, 3, LAUNCH) != pytest.approx(total / count, abs=1e-3)
+    assert held_out_loss(model, [], PAD, 3, LAUNCH) is None
+
+
+def test_collate_by_hand() -> None:
+    """Invariants 5, 8: right-padded; padding is not attended and not trained, wherever else the
+    pad id may stand."""
+    batch = collate(
+        [{"input_ids": [5, 0, 7], "labels": [-100, 0, 7]}, {"input_ids": [8], "labels": [8]}], PAD
+    )
+    assert batch["input_ids"].tolist() == [[5, 0, 7], [8, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 0, 7], [8, -100, -100]]
+
+
+def test_accuracy_over_all_pairs() -> None:
+    """Invariant 26: over all pairs at once, a tie counts half; beside it "the longer wins"."""
+    assert wins([2.0, 1.0, 3.0, 0.0], [1.0, 1.0, 4.0, -1.0]) == 0.625
+    model, held_out = ScalarModel(load_scalar(reward_folder("gpt2"))), pairs(9)
+    found = [accuracy(model, held_out, PAD, size, LAUNCH) for size in (1, 4, 18)]
+    assert found[0] == found[1] == found[2]
+    stock = AutoModelForSequenceClassification.from_pretrained(reward_folder("gpt2")).eval()
+
+    def logit(ids: list[int]) -> float:
+        return stock(input_ids=torch.tensor([ids])).logits.item()
+
+    won = [logit(p["chosen_ids"]) > logit(p["rejected_ids"]) for p in held_out]
+    assert 0 < sum(won) < 9
+    assert found[0]["accuracy"] == pytest.approx(sum(won) / 9)
+    lengths = [(len(p["chosen_ids"]), len(p["rejected_ids"])) for p in held_out]
+    longer = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in lengths) / 9
+    assert found[0]["accuracy_longer"] == pytest.approx(longer)
+    assert accuracy(model, [], PAD, 4, LAUNCH)["accuracy"] is None
+
+
+def test_scores_come_back_in_order() -> None:
+    """Invariant 25: whatever the batches, score i is that of row i."""
+    model, rows = ScalarModel(load_scalar(reward_folder("llama"))), random_rows(7)
+    alone = [score_rows(model, [row], PAD, 1, LAUNCH)[0] for row in rows]
+    assert score_rows(model, rows, PAD, 3, LAUNCH) == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_head_starts_small() -> None:
+    """Invariant 12: N(0, 1 / sqrt(d + 1)) over a hidden size of 32 (here drawn 200 times)."""
+    model, drawn = classifier("gpt2"), []
+    for _ in range(200):
+        init_head(model)
+        drawn.append(model.score.weight.detach().clone())
+    weights = torch.cat(drawn).flatten()
+    assert weights.std().item() == pytest.approx(33**-0.5, rel=0.03)
+    assert abs(weights.mean().item()) < 0.01
+
+
+def short_replies() -> Config:
+    """Calibration with six tokens a reply."""
+    config = ppo_config()
+    return replace(config, reward=replace(config.reward, calibration_tokens=6))
+
+
+@dataclass
+class Remembering:
+    """An engine that keeps what it made."""
+
+    engine: Any
+    rows: list[list[int]]
+
+    def generate(self, prompts: list[list[int]]) -> Rollout:
+        """Like the engine inside."""
+        made = self.engine.generate(prompts)
+        self.rows += [made.row(i) for i in range(len(prompts))]
+        return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> None:
+    """Invariant 12: on the engine's own samples; the saved stock logit less reward_mean is the
+    score, and calibrating shifts and scales but reorders nothing."""
+    model = ScalarModel(classifier(kind))
+    made = Remembering(
+        policy_engine(short_replies(), sft_folder(kind), toy_tokenizer(), LAUNCH), []
+    )
+    raw = ScalarModel(classifier(kind))
+    facts = calibrate(model, made, PROMPTS * 10, PAD, 8, LAUNCH)
+    before = torch.tensor(score_rows(raw, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
+    after = torch.tensor(score_rows(model, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
+    assert len(made.rows) == facts["samples"] == 40
+    assert abs(after.mean().item()) < 1e-5
+    assert after.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
+    assert facts["raw_mean"] == pytest.approx(before.mean().item())
+    assert facts["raw_std"] == pytest.approx(before.std(correction=0).item())
+    assert abs(facts["raw_std"] - 1) > 0.05
+    expected = (before - facts["raw_mean"]) / facts["raw_std"]
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
+
+    save_model(model.model, toy_tokenizer(), tmp_path)
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert stock.config.reward_mean == pytest.approx(facts["reward_mean"])
+    for row, score in zip(made.rows[:5], after[:5].tolist(), strict=True):
+        logit = stock(input_ids=torch.tensor([row])).logits.item()
+        assert logit - stock.config.reward_mean == pytest.approx(score, abs=1e-5)
+    critic = ScalarModel(load_scalar(tmp_path))
+    again = score_rows(critic, made.rows, PAD, 8, LAUNCH)
+    assert again == pytest.approx(after.tolist(), abs=1e-6)
+
+
+def test_calibration_samples_as_stage_3_will() -> None:
+    """Invariant 12: the same temperature, stop ids, length and exclusion; the seed decides."""
+    config = ppo_config(temperature=0.7, stop_token_ids=[9])
+    config = replace(config, reward=replace(config.reward, calibration_tokens=5))
+    made = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
+    assert (made.temperature, made.stop_ids, made.max_new_tokens) == (0.7, [1, 9], 5)
+    probs = made.model(torch.tensor([[5, 6]])).logits.softmax(-1)
+    assert (probs[..., [0, 60, 61, 62, 63]] == 0).all()
+    first = made.generate(PROMPTS).ids
+    again = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH).generate(PROMPTS)
+    assert torch.equal(first, again.ids)
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_a_reward_model_that_does_not_vary_is_refused(weight: float) -> None:
+    """Invariant 12: scores all equal, or no numbers, cannot be calibrated."""
+    model = classifier("gpt2")
+    with torch.no_grad():
+        model.score.weight.fill_(weight)
+    made = policy_engine(short_replies(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
+    with pytest.raises(UserError, match="teaches nothing"):
+        calibrate(ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH)

@@ -1,0 +1,298 @@
+"""Pad tokens of three kinds of tokenizer, vocabularies that grow, and saving."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _models import EXCLUDED, KINDS, causal, model_config, policy_of, toy_tokenizer
+from _tokenizers import chat_like, gpt2_like, llama_like
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+
+from cores.data import left_pad
+from cores.errors import UserError
+from cores.models import (
+    Actor,
+    add_lora,
+    excluded_ids,
+    load_policy,
+    load_scalar,
+    load_tokenizer,
+    merge_and_keep_adapter,
+    save_model,
+    settle_pad_token,
+)
+from cores.models.loading import check_length, exclude_from, max_length
+from cores.models.vocabulary import NEW_PAD, embedding, fit_vocabulary
+
+
+def fresh(tokenizer: PreTrainedTokenizerFast) -> Any:
+    return copy.deepcopy(tokenizer)
+
+
+def test_pad_equal_to_eos_gets_a_token_of_its_own() -> None:
+    """Invariant 8: GPT-2's pad = eos becomes a new token; eos keeps its id."""
+    tokenizer = fresh(gpt2_like())
+    old, eos = len(tokenizer), tokenizer.eos_token_id
+    line = settle_pad_token(tokenizer, None)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == (NEW_PAD, old)
+    assert tokenizer.eos_token_id == eos != tokenizer.pad_token_id
+    assert len(tokenizer) == old + 1
+    assert line == f"pad token: {NEW_PAD} added (its pad token was eos)"
+    assert settle_pad_token(tokenizer, None) is None  # settled for good
+
+
+def test_no_pad_token_gets_one() -> None:
+    """Invariant 8: without a pad token one is added."""
+    tokenizer = fresh(gpt2_like())
+    tokenizer.pad_token = None
+    line = settle_pad_token(tokenizer, None)
+    assert tokenizer.pad_token == NEW_PAD
+    assert line is not None
+    assert "no pad token" in line
+
+
+@pytest.mark.parametrize("make", [chat_like, llama_like])
+def test_a_pad_of_its_own_stays(make: Any) -> None:
+    """Invariant 8: nothing is added where pad is already a token of its own."""
+    tokenizer = fresh(make())
+    before = (len(tokenizer), tokenizer.pad_token_id)
+    assert settle_pad_token(tokenizer, None) is None
+    assert (len(tokenizer), tokenizer.pad_token_id) == before
+
+
+def test_a_pad_left_by_an_earlier_run_is_found() -> None:
+    """Invariant 8: <|pad|> of the vocabulary is used, not added a second time."""
+    tokenizer = fresh(chat_like())
+    tokenizer.pad_token = tokenizer.eos_token
+    before = len(tokenizer)
+    settle_pad_token(tokenizer, None)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == (NEW_PAD, 0, before)
+
+
+def test_a_named_pad_token_is_taken() -> None:
+    """Invariant 8: model.pad_token names an unused token, and the vocabulary does not grow."""
+    tokenizer = fresh(chat_like())
+    before = len(tokenizer)
+    line = settle_pad_token(tokenizer, "<|im_start|>")
+    assert tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert len(tokenizer) == before
+    assert line is not None
+    assert "<|im_start|>" in line
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted", "says"),
+    [
+        (gpt2_like, "<|nowhere|>", "'<|nowhere|>' is not in the tokenizer's vocabulary"),
+        (gpt2_like, "<|endoftext|>", "has another use"),
+        (llama_like, "<s>", "has another use"),
+        (llama_like, "<unk>", "has another use"),
+    ],
+)
+def test_a_pad_token_that_cannot_be(make: Any, wanted: str, says: str) -> None:
+    """Invariant 8: a wrong name is an error that names the key."""
+    with pytest.raises(UserError, match=r"model\.pad_token") as error:
+        settle_pad_token(fresh(make()), wanted)
+    assert says in str(error.value)
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    """Invariant 16: without eos no reply could stop."""
+    tokenizer = fresh(chat_like())
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        settle_pad_token(tokenizer, None)
+
+
+@pytest.mark.parametrize("make", [gpt2_like, chat_like, llama_like])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_id_lies_beyond_the_embedding(kind: str, make: Any) -> None:
+    """Invariant 8: after stage 1's preparation pad has a row and is excluded, and the padded ids
+    go through the model. New rows start at the mean of the old."""
+    tokenizer = fresh(make())
+    rows = len(tokenizer)
+    model = causal(kind, rows=rows, pad_token_id=None)
+    old = embedding(model).detach().clone()
+    settle_pad_token(tokenizer, None)
+    fit_vocabulary(model, tokenizer)
+    excluded = exclude_from(model, tokenizer)
+    assert tokenizer.pad_token_id < embedding(model).shape[0] == len(tokenizer)
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert excluded == [tokenizer.pad_token_id]
+    assert torch.equal(embedding(model)[:rows], old)
+    if make is gpt2_like:
+        mean = old.mean(dim=0)
+        torch.testing.assert_close(embedding(model)[rows], mean)
+        head = model.get_output_embeddings().weight
+        assert head.shape == embedding(model).shape
+        torch.testing.assert_close(head[rows], head[:rows].mean(dim=0))
+    ids, mask = left_pad([[5, 6, 7], [8]], tokenizer.pad_token_id)
+    logprobs, _ = Actor(model, 1.0)(ids, mask, 1)
+    assert torch.isfinite(logprobs).all()
+
+
+def test_rows_beyond_the_tokenizer_stay_and_are_excluded() -> None:
+    """Invariant 3: a model with more rows than ids keeps them, outside every distribution."""
+    model, tokenizer = causal("llama"), toy_tokenizer()
+    fit_vocabulary(model, tokenizer)
+    assert embedding(model).shape[0] == 64
+    assert excluded_ids(tokenizer, 64) == EXCLUDED
+    assert exclude_from(model, tokenizer) == EXCLUDED
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_save_then_load_gives_the_same_logits(kind: str, tied: bool, tmp_path: Path) -> None:
+    """Invariant 30: resized vocabulary, tied and untied, by our loader and by the stock one."""
+    tokenizer = fresh(gpt2_like())
+    model = causal(kind, rows=len(tokenizer), tie_word_embeddings=tied, pad_token_id=None)
+    settle_pad_token(tokenizer, None)
+    fit_vocabulary(model, tokenizer)
+    ids = torch.tensor([[5, 9, 13, 400]])
+    bare = model(ids).logits.clone()
+    exclude_from(model, tokenizer)
+    expected = model(ids).logits
+    save_model(model, tokenizer, tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(stock(ids).logits, bare, atol=0, rtol=0)
+    assert (stock.get_output_embeddings().weight is embedding(stock)) == tied
+    ours: Any = load_policy(tmp_path, dropout=False)
+    exclude_from(ours, load_tokenizer(tmp_path))
+    torch.testing.assert_close(ours(ids).logits, expected, atol=0, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path).pad_token == NEW_PAD
+    assert not list(tmp_path.glob("*.bin"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_tools_do_not_sample_excluded_ids(kind: str, tmp_path: Path) -> None:
+    """Invariant 3: the saved generation config suppresses them, keeps the parent's stop ids, and a
+    plain `generate` of the stock model obeys."""
+    model, tokenizer = policy_of(kind), toy_tokenizer()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[EXCLUDED] *= 30
+    model.generation_config.eos_token_id = [7, 1]
+    save_model(model, tokenizer, tmp_path)
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert saved.suppress_tokens == EXCLUDED
+    assert (saved.pad_token_id, saved.eos_token_id) == (0, [1, 7])
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6]]).repeat(50, 1)
+    torch.manual_seed(0)
+    made = stock.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=1
+    )
+    assert not set(made[:, 2:].flatten().tolist()) & set(EXCLUDED)
+
+
+def test_a_parent_with_sampling_settings_but_greedy_decoding_is_saved(tmp_path: Path) -> None:
+    """Invariant 30: settings such as Llama 2's first generation config had do not stop saving."""
+    model = causal("llama")
+    model.generation_config = GenerationConfig(
+        temperature=0.6, top_p=0.9, top_k=5, min_p=0.1, typical_p=0.9, repetition_penalty=1.3
+    )
+    save_model(model, toy_tokenizer(), tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert "temperature" not in saved
+    assert saved["repetition_penalty"] == 1.3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_merged_adapter_is_the_adapter_on(kind: str, tmp_path: Path) -> None:
+    """Invariant 30: merged weights give the logits of base plus adapter, and the adapter kept
+    beside them rebuilds them."""
+    from _models import LORA
+    from peft import PeftModel, TaskType
+
+    model = policy_of(kind)
+    ids = torch.tensor([[5, 9, 13, 20]])
+    base = model(ids).logits.clone()
+    wrapped = add_lora(model, LORA, TaskType.CAUSAL_LM, "sft.lora")
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            p.normal_(std=0.05)
+    expected = wrapped(ids).logits
+    assert not torch.allclose(expected, base, atol=1e-2)
+    merged = merge_and_keep_adapter(wrapped, tmp_path, write=True)
+    torch.testing.assert_close(merged(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    save_model(merged, toy_tokenizer(), tmp_path)
+    again: Any = load_policy(tmp_path, dropout=False)
+    exclude_from(again, toy_tokenizer())
+    torch.testing.assert_close(again(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    rebuilt = PeftModel.from_pretrained(policy_of(kind), str(tmp_path / "adapter"))
+    torch.testing.assert_close(rebuilt(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_are_as_configured() -> None:
+    """Invariant 10: rank, alpha and dropout of the section; every linear layer but the head, or
+    the layers named; they start as nothing."""
+    from _models import LORA
+    from peft import TaskType
+
+    section = type(LORA)(rank=4, alpha=8.0, dropout=0.25)
+    model = add_lora(causal("llama"), section, TaskType.CAUSAL_LM, "sft.lora")
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    assert (layer.r["default"], layer.scaling["default"]) == (4, 2.0)
+    assert layer.lora_dropout["default"].p == 0.25
+    assert (layer.lora_B["default"].weight == 0).all()
+    names = {n.split(".lora_A")[0].rsplit(".", 1)[1] for n in model.state_dict() if "lora_A" in n}
+    layers = {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"}
+    assert names == layers
+    section = type(LORA)(rank=4, target_modules=["q_proj"])
+    model = add_lora(causal("llama"), section, TaskType.CAUSAL_LM, "sft.lora")
+    assert sum("lora_A" in n for n in model.state_dict()) == 2
+
+
+def test_target_modules_that_do_not_exist() -> None:
+    """Invariant 10: adapters on no layer would train nothing; the key is named."""
+    from _models import LORA
+    from peft import TaskType
+
+    section = type(LORA)(rank=4, target_modules=["nothing"])
+    with pytest.raises(UserError, match=r"sft\.lora\.target_modules: \['nothing'\]"):
+        add_lora(causal("gpt2"), section, TaskType.CAUSAL_LM, "sft.lora")
+
+
+def test_rows_longer_than_the_model() -> None:
+    """Invariant 5: positions beyond the model's are refused before anything runs."""
+    config = model_config("gpt2")
+    assert max_length(config) == 64
+    check_length(config, 64, "sft.max_length")
+    with pytest.raises(UserError, match=r"sft\.max_length: 65 tokens"):
+        check_length(config, 65, "sft.max_length")
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, lambda p: load_policy(p, dropout=False)])
+def test_folders_that_cannot_be_loaded(load: Any, tmp_path: Path) -> None:
+    """Invariant 30: a missing folder and an empty one are errors in one paragraph."""
+    with pytest.raises(UserError, match="there is no folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(tmp_path)
+
+
+@torch.no_grad()
+def test_a_scalar_model_of_a_policy_has_a_new_head(tmp_path: Path) -> None:
+    """Invariant 30: stage 2 starts from the stage-1 weights; saved, it loads as a stock one-label
+    classifier."""
+    policy = causal("gpt2")
+    save_model(policy, toy_tokenizer(), tmp_path / "sft")
+    model = load_scalar(tmp_path / "sft", num_labels=1)
+    assert torch.equal(model.base_model.wte.weight, policy.base_model.wte.weight)
+    assert model.score.weight.shape == (1, 32)
+    save_model(model, toy_tokenizer(), tmp_path / "reward")
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    assert stock.config.num_labels == 1
+    ids = torch.tensor([[5, 9, 13]])
+    torch.testing.assert_close(stock(ids).logits, model(ids).logits, atol=0, rtol=0)

@@ -1,0 +1,231 @@
+"""Stage folders, parents, fingerprints and metrics."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _models import LAUNCH, causal, toy_tokenizer
+
+from cores.config import Config, RoleTemplate, TemplateSection
+from cores.errors import UserError
+from cores.models import save_model
+from cores.runtime.fingerprint import model_files, sha256_file, tokenizer_fingerprint
+from cores.runtime.launch import Launch
+from cores.runtime.metrics import Metrics
+from cores.runtime.stage import StageFolder, load_parents, parent_facts
+
+OTHER_RANK = Launch(1, 2, torch.device("cpu"), "fp32")
+
+
+def config(root: Path, **changes: Any) -> Config:
+    return replace(Config(output_dir=str(root)), **changes)
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    return {"tokenizer": "t" * 64, "vocab_size": 64, "data": {}, "parents": {}, **changes}
+
+
+def write(root: Path, stage: str, text: str = "weights", **changes: Any) -> Path:
+    """A finished stage with one file of weights."""
+    folder = StageFolder(config(root, overwrite=True), stage, LAUNCH, 0.0)
+    with folder:
+        (folder.path / "model.safetensors").write_text(text)
+        (folder.path / "config.json").write_text("{}")
+        folder.finish(facts(**changes))
+    return root / stage
+
+
+def fail(made: Config, error: BaseException) -> None:
+    """A stage that breaks after it has written something."""
+    with StageFolder(made, "sft", LAUNCH, 0.0) as folder:
+        (folder.path / "model.safetensors").write_text("half")
+        raise error
+
+
+def test_a_stage_is_moved_to_its_place_when_it_is_complete(tmp_path: Path) -> None:
+    """Invariant 30: before `finish` nothing stands there; afterwards the files with their hashes,
+    the configuration and versions, and nothing beside."""
+    root = tmp_path / "run"
+    folder = StageFolder(config(root, seed=5), "sft", LAUNCH, 0.0)
+    folder.check()
+    with folder:
+        (folder.path / "model.safetensors").write_text("weights")
+        assert not folder.final.exists()
+        folder.finish(facts(metrics={"loss": 1.5}))
+    assert [p.name for p in root.iterdir()] == ["sft"]
+    record = json.loads((root / "sft" / "stage.json").read_text())
+    digest = sha256_file(root / "sft" / "model.safetensors")
+    assert record["files"] == {"model.safetensors": digest}
+    assert (record["stage"], record["processes"], record["metrics"]) == ("sft", 1, {"loss": 1.5})
+    assert record["config"]["seed"] == 5
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_nothing_half_written_after_an_error(tmp_path: Path) -> None:
+    """Invariant 30: an exception leaves no folder, not even the run's own, and goes on."""
+    root = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="broken"):
+        fail(config(root), RuntimeError("broken"))
+    assert not root.exists()
+
+
+def test_an_error_leaves_other_stages_and_the_old_one(tmp_path: Path) -> None:
+    """Invariant 30: a failed --overwrite keeps the finished stage as it was."""
+    write(tmp_path, "sft", "old")
+    before = model_files(tmp_path / "sft")
+    with pytest.raises(KeyboardInterrupt):
+        fail(config(tmp_path, overwrite=True), KeyboardInterrupt())
+    assert model_files(tmp_path / "sft") == before
+    assert [p.name for p in tmp_path.iterdir()] == ["sft"]
+
+
+def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
+    """Invariant 30: files of the old stage do not stay; without --overwrite it is an error; what a
+    killed run left is cleared."""
+    folder = write(tmp_path, "sft", "old")
+    (folder / "extra.json").write_text("{}")
+    for name in (".sft.partial", ".sft.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "junk.json").write_text("{}")
+    with pytest.raises(UserError, match=r"exists already\. Give --overwrite"):
+        StageFolder(config(tmp_path), "sft", LAUNCH, 0.0).check()
+    StageFolder(config(tmp_path, overwrite=True), "sft", LAUNCH, 0.0).check()
+    write(tmp_path, "sft", "new")
+    assert (folder / "model.safetensors").read_text() == "new"
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json", "stage.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["sft"]
+
+
+def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
+    """Invariant 30: found before anything is computed."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        StageFolder(config(tmp_path / "file" / "run"), "sft", LAUNCH, 0.0).check()
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    """Invariant 31: only the main process makes, finishes and clears the folder."""
+    root = tmp_path / "run"
+    folder = StageFolder(config(root), "sft", OTHER_RANK, 0.0)
+    with folder:
+        folder.finish(facts())
+        with Metrics(folder.path, OTHER_RANK, tensorboard=False) as metrics:
+            metrics.log(1, {"loss": 1.0}, "line")
+    assert not root.exists()
+
+
+def test_all_missing_parents_are_named(tmp_path: Path) -> None:
+    """Invariant 30: both at once, with the scripts that make them; a folder without stage.json is
+    not finished."""
+    (tmp_path / "sft").mkdir()
+    with pytest.raises(UserError) as error:
+        load_parents(config(tmp_path), ["sft", "reward"])
+    for part in (tmp_path / "sft", tmp_path / "reward", "stage1_sft.py", "stage2_rm.py"):
+        assert str(part) in str(error.value)
+    write(tmp_path, "sft")
+    with pytest.raises(UserError) as error:
+        load_parents(config(tmp_path), ["sft", "reward"])
+    assert "stage1_sft.py" not in str(error.value)
+    assert "stage2_rm.py" in str(error.value)
+
+
+def test_parents_that_fit(tmp_path: Path) -> None:
+    """Invariant 30: what stage.json then keeps of them."""
+    for stage in ("sft", "reward"):
+        write(tmp_path, stage, stage)
+    found = load_parents(config(tmp_path), ["sft", "reward"])
+    kept = parent_facts(found)
+    for stage in ("sft", "reward"):
+        assert found[stage].folder == tmp_path / stage
+        assert kept[stage] == {
+            "folder": str(tmp_path / stage),
+            "files": model_files(tmp_path / stage),
+        }
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "record", "no key", "no text"])
+def test_a_damaged_parent_is_refused(damage: str, tmp_path: Path) -> None:
+    """Invariant 30: an edited or missing file and a broken stage.json, each by its path."""
+    folder = write(tmp_path, "sft")
+    wrong, says = folder / "model.safetensors", "checkpoint is damaged"
+    if damage == "changed":
+        wrong.write_text("weightS")
+    elif damage == "removed":
+        wrong.unlink()
+    else:
+        wrong, says = folder / "stage.json", "damaged"
+        text = {"record": b'{"files":', "no key": b'{"files": {}}', "no text": b"\xff\xfe\x00"}
+        wrong.write_bytes(text[damage])
+    with pytest.raises(UserError) as error:
+        load_parents(config(tmp_path), ["sft"])
+    assert str(wrong) in str(error.value)
+    assert says in str(error.value)
+    assert "stage1_sft.py again with --overwrite" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"tokenizer": "u" * 64}, "tokenizer"), ({"vocab_size": 65}, "vocabulary size")],
+)
+def test_parents_that_do_not_fit_each_other(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    """Invariant 30: a reward model with another tokenizer or vocabulary would score other text."""
+    write(tmp_path, "sft")
+    write(tmp_path, "reward", **change)
+    with pytest.raises(UserError, match=f"its {says} .* is not that of"):
+        load_parents(config(tmp_path), ["sft", "reward"])
+
+
+def test_a_parent_trained_with_another_template(tmp_path: Path) -> None:
+    """Invariant 30: the key that differs is named."""
+    write(tmp_path, "sft")
+    load_parents(config(tmp_path), ["sft"])
+    other = TemplateSection(kind="roles", user=RoleTemplate("User: ", "\n"))
+    with pytest.raises(UserError, match=r"template\.kind: 'roles' here"):
+        load_parents(config(tmp_path, template=other), ["sft"])
+    other = TemplateSection(system_prompt="Be kind.")
+    with pytest.raises(UserError, match=r"template\.system_prompt: 'Be kind\.' here"):
+        load_parents(config(tmp_path, template=other), ["sft"])
+
+
+def test_fingerprints_notice_what_matters(tmp_path: Path) -> None:
+    """Invariant 30: vocabulary, special tokens and chat template; weights, configs and tokenizers
+    in sub-folders too, stage.json and logs not."""
+    tokenizer = toy_tokenizer()
+    first = tokenizer_fingerprint(tokenizer)
+    assert tokenizer_fingerprint(copy.deepcopy(tokenizer)) == first
+    for name, value in (("pad_token", "w9"), ("eos_token", "w9"), ("chat_template", "x")):
+        changed = copy.deepcopy(tokenizer)
+        setattr(changed, name, value)
+        assert tokenizer_fingerprint(changed) != first, name
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens(["new"])
+    assert tokenizer_fingerprint(grown) != first
+    save_model(causal("gpt2"), tokenizer, tmp_path)
+    (tmp_path / "critic").mkdir()
+    for name in ("critic/model.safetensors", "stage.json", "metrics.jsonl", "chat_template.jinja"):
+        (tmp_path / name).write_text("x")
+    found = set(model_files(tmp_path))
+    assert {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json"} < found
+    assert {"critic/model.safetensors", "chat_template.jinja"} < found
+    assert not {"stage.json", "metrics.jsonl"} & found
+
+
+def test_metrics_are_one_json_object_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Invariant 24: each entry is on disk at once, with its step and seconds, and on the screen."""
+    with Metrics(tmp_path, LAUNCH, tensorboard=False) as metrics:
+        metrics.log(1, {"loss": 2.5}, "first")
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[0]).items() >= {"step": 1, "loss": 2.5}.items()
+        metrics.log(2, {"loss": 1.25, "kl": 0.1}, "second")
+    rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["loss"]) for r in rows] == [(1, 2.5), (2, 1.25)]
+    assert rows[1]["seconds"] >= rows[0]["seconds"] >= 0
+    assert capsys.readouterr().out == "first\nsecond\n"

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     )
     from cores.models.loading import check_length, exclude_from, load_config
     from cores.models.vocabulary import fit_vocabulary
-    from cores.runtime.fingerprint import tokenizer_fingerprint
+    from cores.runtime.fingerprint import base_facts, tokenizer_fingerprint
     from cores.runtime.hub import cache_if_unreachable
     from cores.runtime.launch import launch
     from cores.runtime.stage import StageFolder
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.vocab_size,
             "data": data.report.to_json(),
-            "parents": {"base": config.model.path},
+            "parents": {"base": base_facts(config.model.path, model)},
             "metrics": {"test_loss_before": before, "test_loss": after},
         }
         folder.finish(facts)

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     from cores.models import load_tokenizer
     from cores.models.loading import check_length, load_config
     from cores.ppo import build_roles
-    from cores.ppo.run import build_trainer, check_batches, save_roles, train
+    from cores.ppo.run import build_trainer, check_options, save_roles, train
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import launch
     from cores.runtime.stage import StageFolder, load_parents, parent_facts, stale_parents
@@ -26,9 +26,9 @@ def main(argv: list[str]) -> None:
     if not config.data.inspect:
         folder.check()
     parents = load_parents(config, ["sft", "reward"])
-    check_batches(config, run)
     model_config = load_config(parents["sft"].folder)
     tokenizer = load_tokenizer(parents["sft"].folder)
+    check_options(config, tokenizer, run)
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
     check_length(model_config, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
     data = prompt_data(config, tokenizer)

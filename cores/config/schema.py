@@ -163,8 +163,9 @@ class RewardSection:
     calibration_samples: int = 256
     """Replies of the stage-1 model whose scores get mean 0 and standard deviation 1 (Ziegler
     et al. 2019, section 2). 256 gives the mean to about 0.06 standard deviations."""
-    calibration_tokens: int = 64
-    """New tokens of a calibration reply at most; give it `ppo.max_new_tokens`."""
+    calibration_tokens: Optional[int] = None
+    """New tokens of a calibration reply at most. None: `ppo.max_new_tokens`, as the scale is for
+    replies of that length."""
     lora: LoraSection = field(default_factory=LoraSection)
     """Adapters of this stage; the head is always trained in full."""
 

@@ -1,5 +1,6 @@
 """Values that parse but cannot work: ranges and combinations, before anything heavy is imported."""
 
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -8,7 +9,7 @@ from cores.config.schema import Config
 
 POSITIVE = """sft.epochs sft.learning_rate sft.batch_size sft.microbatch_size sft.max_length
 sft.max_grad_norm reward.epochs reward.learning_rate reward.batch_size reward.microbatch_size
-reward.max_length reward.max_grad_norm reward.calibration_tokens ppo.updates ppo.batch_size
+reward.max_length reward.max_grad_norm ppo.updates ppo.batch_size
 ppo.minibatch_size ppo.microbatch_size ppo.epochs ppo.max_prompt_length ppo.max_new_tokens
 ppo.temperature ppo.actor_learning_rate ppo.critic_learning_rate ppo.max_grad_norm ppo.clip
 ppo.value_clip ppo.adam_eps""".split()
@@ -17,8 +18,8 @@ ppo.weight_decay ppo.kl_coef ppo.missing_eos_penalty ppo.reward_clip ppo.eval_pr
 ppo.sample_every sft.lora.rank reward.lora.rank ppo.lora.rank""".split()
 SHARES = """sft.warmup_ratio reward.warmup_ratio ppo.warmup_ratio ppo.gamma ppo.lam
 sft.lora.dropout reward.lora.dropout""".split()
-POSITIVE_IF_SET = """sft.max_steps reward.max_steps data.sft.limit data.preference.limit
-data.prompts.limit""".split()
+POSITIVE_IF_SET = """reward.calibration_tokens sft.max_steps reward.max_steps data.sft.limit
+data.preference.limit data.prompts.limit""".split()
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -33,13 +34,15 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, what is wrong and what to do) for each impossible value."""
     for key in POSITIVE + POSITIVE_IF_SET:
         value = value_of(config, key)
-        if value is not None and not value > 0:
+        unset = value is None and key in POSITIVE_IF_SET
+        if not unset and (value is None or not 0 < value < math.inf):
             yield key, f"{value} must be above 0."
     for key in NOT_NEGATIVE:
-        if not value_of(config, key) >= 0:
-            yield key, f"{value_of(config, key)} must not be below 0."
+        value = value_of(config, key)
+        if value is None or not 0 <= value < math.inf:
+            yield key, f"{value} must not be below 0."
     for key in SHARES:
-        if not 0 <= value_of(config, key) <= 1:
+        if value_of(config, key) is None or not 0 <= value_of(config, key) <= 1:
             yield key, f"{value_of(config, key)} must be between 0 and 1."
     yield from _combinations(config)
 
@@ -58,6 +61,8 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
         yield "ppo.clip", f"{ppo.clip} must be below 1: ratios are clipped to 1 - clip .. 1 + clip."
     if not 0 <= ppo.adam_beta2 < 1:
         yield "ppo.adam_beta2", f"{ppo.adam_beta2} must be at least 0 and below 1."
+    if any(i < 0 for i in ppo.stop_token_ids):
+        yield "ppo.stop_token_ids", f"{ppo.stop_token_ids} must be ids of tokens, 0 or above."
     if ppo.lora.dropout:
         yield "ppo.lora.dropout", f"{ppo.lora.dropout} must be 0: old and new log-probs must agree."
     if config.reward.calibration_samples < 2:

@@ -69,6 +69,12 @@ def read_csv(path: Path) -> Rows:
             continue  # a blank line
         if header is None:
             header = values
+            twice = {name for name in header if header.count(name) > 1}
+            if twice:
+                raise UserError(
+                    f"{path}:{line}: the header names {', '.join(sorted(twice))} more than once; "
+                    "rename or remove a column."
+                )
             continue
         if len(values) != len(header):
             raise UserError(

@@ -15,9 +15,7 @@ from typing import Any
 from cores.config.schema import SourceSection
 from cores.data.files import READERS
 from cores.errors import UserError
-
-HUB_TIMEOUT = 10.0
-"""Seconds to wait for the hub before saying that it is out of reach."""
+from cores.runtime.hub import HUB_TIMEOUT
 
 
 @dataclass(frozen=True)

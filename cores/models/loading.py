@@ -25,9 +25,9 @@ SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cut
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id; UserError says how to give a local path."""
-    _check_local(path)
+    place = _place(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(_unloadable(path, "tokenizer", error)) from None
     if not tokenizer.is_fast:
@@ -39,9 +39,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def load_config(path: str | Path) -> PretrainedConfig:
     """config.json of a folder or hub id."""
-    _check_local(path)
+    place = _place(path)
     try:
-        return AutoConfig.from_pretrained(str(path))
+        return AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(_unloadable(path, "model configuration", error)) from None
 
@@ -117,20 +117,22 @@ def _load(auto: Any, path: str | Path, dropout: bool, **kwargs: Any) -> PreTrain
     for key, value in kwargs.items():
         setattr(config, key, value)
     try:
-        model = auto.from_pretrained(str(path), config=config, dtype=torch.float32)
+        model = auto.from_pretrained(_place(path), config=config, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise UserError(_unloadable(path, "model", error)) from None
     model.config.update(kept)
     return model
 
 
-def _check_local(path: str | Path) -> None:
+def _place(path: str | Path) -> str:
+    """The folder, `~` written out, or the hub id; UserError if it is neither."""
     looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
         raise UserError(
             f"model.path: there is no folder {path}. Give a folder in Hugging Face form, or a "
             "hub id."
         )
+    return str(Path(path).expanduser())
 
 
 def _unloadable(path: str | Path, what: str, error: Exception) -> str:

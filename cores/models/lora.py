@@ -39,4 +39,5 @@ def merge_and_keep_adapter(model: PeftModel, folder: Path, write: bool) -> PreTr
     """Save the adapter under `folder`/adapter (if `write`) and return the merged model."""
     if write:
         model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+        (folder / ADAPTER / "README.md").unlink()  # peft's empty model card
     return model.merge_and_unload()

@@ -28,7 +28,9 @@ class ScalarModel(nn.Module):
         inner: Any = plain_model(self.model)
         backbone = inner.base_model
         hidden = backbone(**model_inputs(backbone, ids, mask), use_cache=False).last_hidden_state
-        return inner.score(hidden).squeeze(-1).float() - self.mean
+        # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return inner.score(hidden.float()).squeeze(-1) - self.mean
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Values at the last attended token of each row, (B,)."""

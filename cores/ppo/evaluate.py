@@ -15,7 +15,7 @@ from cores.ppo.experience import Scored, gather_rows
 from cores.ppo.prompts import share
 from cores.ppo.trainer import PPOTrainer
 from cores.rl import kl_estimate
-from cores.runtime.launch import seed_rank
+from cores.runtime.launch import Launch, seed_rank
 
 Z95 = 1.96
 """Half-width of a 95% interval in standard errors."""
@@ -55,7 +55,7 @@ def evaluate(trainer: PPOTrainer, prompts: list[list[int]], seed: int) -> Evalua
     """Sample and judge a reply to each prompt, with a random stream of its own."""
     launch, result = trainer.launch, Evaluation([], [], [], [], [], [])
     size = math.ceil(min(trainer.config.batch_size, len(prompts)) / launch.world) * launch.world
-    with _own_randomness(seed, launch.rank):
+    with _own_randomness(seed, launch):
         for start in range(0, len(prompts), size):
             chunk = prompts[start : start + size]
             filled = chunk + chunk[-1:] * (-len(chunk) % launch.world)
@@ -99,11 +99,15 @@ def _add(result: Evaluation, scored: Scored, count: int) -> None:
 
 
 @contextmanager
-def _own_randomness(seed: int, rank: int) -> Iterator[None]:
-    """Evaluation neither disturbs training's random numbers nor depends on them."""
+def _own_randomness(seed: int, launch: Launch) -> Iterator[None]:
+    """Evaluation neither disturbs training's random numbers nor depends on them.
+
+    This process's device alone: by default every GPU of the host would get a CUDA context.
+    """
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        seed_rank(seed, rank)
+    devices = [launch.device] if launch.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        seed_rank(seed, launch.rank)
         try:
             yield
         finally:
@@ -116,6 +120,4 @@ def _mean(values: list[float]) -> float:
 
 
 def _half_width(values: list[float]) -> float:
-    if len(values) < 2:
-        return math.inf
     return round(Z95 * torch.tensor(values).std().item() / math.sqrt(len(values)), 4)

@@ -1,5 +1,6 @@
 """The four roles of PPO: actor and critic are trained, reference and reward model are frozen."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cores.config import Config
+from cores.errors import UserError
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.loading import exclude_from
@@ -69,6 +71,15 @@ class TrainedRole:
             return nullcontext()
         return self.accelerator.no_sync(self.module)
 
+    def _check_finite(self) -> None:
+        """Stop at a gradient that is not a number rather than train and save one."""
+        if not math.isfinite(self.grad_norm):
+            raise UserError(
+                f"ppo: the {self.name}'s gradient norm is {self.grad_norm} at optimizer step "
+                f"{self.steps + 1}. Lower ppo.{self.name}_learning_rate, or compute in fp32 "
+                "(--model.precision fp32)."
+            )
+
     def accumulate(self, loss: Tensor, last: bool) -> None:
         """Backward; at the last micro-batch also clip, step and clear the gradients.
 
@@ -80,6 +91,7 @@ class TrainedRole:
             self.engine.backward(loss, sync_gradients=last)
             if last:
                 self.grad_norm = float(self.engine.get_global_grad_norm())
+                self._check_finite()
                 self.steps += 1
             return
         loss.backward()
@@ -87,6 +99,7 @@ class TrainedRole:
             parameters = [p for p in self.module.parameters() if p.requires_grad]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             self.grad_norm = float(norm)
+            self._check_finite()
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.steps += 1

@@ -28,10 +28,16 @@ SAMPLES = 4
 """Sample replies written each time."""
 
 
-def check_batches(config: Config, launch: Launch) -> None:
-    """UserError if rollout or minibatch do not divide over the processes."""
+def check_options(config: Config, tokenizer: PreTrainedTokenizerBase, launch: Launch) -> None:
+    """UserError if batches do not divide over the processes, or stop ids cannot stop."""
     launch.share(config.ppo.batch_size, "ppo.batch_size")
     launch.share(config.ppo.minibatch_size, "ppo.minibatch_size")
+    unknown = [i for i in config.ppo.stop_token_ids if i >= len(tokenizer)]
+    if unknown or tokenizer.pad_token_id in config.ppo.stop_token_ids:
+        raise UserError(
+            f"ppo.stop_token_ids: {unknown or tokenizer.pad_token_id} cannot stop a reply: ids "
+            f"must be of the tokenizer (0 to {len(tokenizer) - 1}) and not its pad."
+        )
 
 
 def build_trainer(
@@ -39,12 +45,6 @@ def build_trainer(
 ) -> PPOTrainer:
     """The trainer with its rollout engine, which samples from the actor's own weights."""
     ppo = config.ppo
-    unknown = [i for i in ppo.stop_token_ids if not 0 <= i < len(tokenizer)]
-    if unknown or tokenizer.pad_token_id in ppo.stop_token_ids:
-        raise UserError(
-            f"ppo.stop_token_ids: {unknown or tokenizer.pad_token_id} cannot stop a reply: ids "
-            f"must be of the tokenizer (0 to {len(tokenizer) - 1}) and not its pad."
-        )
     engine = HFEngine(
         plain_model(roles.actor.unwrapped.model),
         tokenizer.pad_token_id,
@@ -124,7 +124,7 @@ def save_roles(
 def _evaluate(
     trainer: PPOTrainer, prompts: list[list[int]], seed: int, when: str
 ) -> Evaluation | None:
-    if not prompts:
+    if len(prompts) < 2:  # one has no interval
         return None
     result = evaluate(trainer, prompts, seed + EVAL_SEED)
     s = result.summary()

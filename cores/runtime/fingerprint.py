@@ -23,6 +23,14 @@ def model_files(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256_file(p) for p in paths if p.name != "stage.json"}
 
 
+def base_facts(path: str, model: Any) -> dict[str, Any]:
+    """What stage 1 started from: a folder's files, or the hub's commit."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return {"folder": path, "files": model_files(folder)}
+    return {"hub": path, "commit": getattr(model.config, "_commit_hash", None)}
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of what decides ids: vocabulary, special tokens and chat template."""
     facts = [

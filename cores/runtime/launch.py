@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from huggingface_hub import constants
 
 from cores.config import Config
 from cores.errors import UserError
@@ -61,7 +62,9 @@ def quiet() -> None:
     """Keep progress bars, advice and warnings of the libraries off the screen."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # trl reports its use to the hub from a thread: nobody asked for it, and offline it lingers.
+    # The variable is read when huggingface_hub is imported, which is before this.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import datasets
@@ -107,4 +110,5 @@ def _join() -> PartialState:
 def _one_gpu_a_process() -> None:
     """Without a launcher there is one process, and it takes one GPU (not nn.DataParallel)."""
     if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        os.environ["CUDA_VISIBLE_DEVICES"] = first

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from accelerate import PartialState
+
 from cores.config import Config, plain
 from cores.errors import UserError
 from cores.runtime.fingerprint import model_files, versions
@@ -31,7 +33,7 @@ def load_parents(config: Config, stages: list[str]) -> dict[str, Parent]:
 
     UserError names every one that is missing.
     """
-    root = Path(config.output_dir)
+    root = Path(config.output_dir).expanduser()
     missing = [s for s in stages if not (root / s / "stage.json").is_file()]
     if missing:
         folders = " and ".join(str(root / s) for s in missing)
@@ -110,7 +112,7 @@ class StageFolder:
         self.stage = stage
         self.launch = launch
         self.started = started
-        self.final = Path(config.output_dir) / stage
+        self.final = Path(config.output_dir).expanduser() / stage
         self.path = self.final.with_name(f".{stage}.partial")
         """Where this run writes; the same on every rank."""
 
@@ -145,12 +147,16 @@ class StageFolder:
                 self.final.parent.rmdir()
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Write stage.json from `facts` and move the folder to its place (main process only).
+        """Write stage.json from `facts` and move the folder to its place (the main process does).
 
-        `facts` holds what the stage knows: tokenizer, vocab_size, data, parents, metrics.
+        `facts` holds what the stage knows: tokenizer, vocab_size, data, parents, metrics. Every
+        rank returns when the folder is in place: a launch may go on to the stage that needs it.
         """
-        if not self.launch.is_main:
-            return
+        if self.launch.is_main:
+            self._write(facts)
+        PartialState().wait_for_everyone()
+
+    def _write(self, facts: dict[str, Any]) -> None:
         record = {
             "stage": self.stage,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

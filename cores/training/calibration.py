@@ -17,14 +17,20 @@ from cores.runtime.launch import Launch, seed_rank
 Row = list[int]
 
 
+def reply_tokens(config: Config) -> int:
+    """New tokens of a calibration reply at most."""
+    return config.reward.calibration_tokens or config.ppo.max_new_tokens
+
+
 def calibration_prompts(config: Config, pairs: list[dict], model: PretrainedConfig) -> list[Row]:
     """Prompts of the training pairs, drawn at random; UserError if none leaves room for a reply."""
-    room = (max_length(model) or math.inf) - config.reward.calibration_tokens
+    tokens = reply_tokens(config)
+    room = (max_length(model) or math.inf) - tokens
     prompts = [pair["chosen_ids"][: pair["prompt_length"]] for pair in pairs]
     short = [prompt for prompt in prompts if len(prompt) <= room]
     if not short:
         raise UserError(
-            f"reward.calibration_tokens: {config.reward.calibration_tokens} new tokens after any "
+            f"reward.calibration_tokens: {tokens} new tokens after any "
             f"prompt are more than the {max_length(model)} positions of the model. Lower it."
         )
     sampler = PromptSampler(len(short), config.reward.calibration_samples, config.seed)
@@ -42,7 +48,7 @@ def policy_engine(
         policy.to(launch.device),
         tokenizer.pad_token_id,
         [tokenizer.eos_token_id, *config.ppo.stop_token_ids],
-        config.reward.calibration_tokens,
+        reply_tokens(config),
         config.ppo.temperature,
         autocast=launch.precision == "bf16",
     )

@@ -1,5 +1,6 @@
 """Stage 2: pairwise training by TRL's RewardTrainer, held-out accuracy, calibration."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,6 +33,34 @@ def init_head(model: Any) -> None:
     nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
 
 
+class PairTrainer(RewardTrainer):
+    """TRL's trainer, with each pair of an optimizer step counting alike.
+
+    The library averages the means of micro-batches: in an epoch's last, incomplete batch a pair of
+    a small micro-batch would weigh more, and the result would hang on `microbatch_size`.
+    """
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step; notes how many pairs all ranks have in them."""
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        own = torch.tensor(sum(pairs_in(sample) for sample in samples), device=device)
+        self.step_pairs = self.accelerator.gather(own).sum().item()
+        return samples, items
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """A micro-batch's mean, times its share of the step's pairs over an even share."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        even = self.step_pairs / self.current_gradient_accumulation_steps
+        return loss * (pairs_in(inputs) * self.accelerator.num_processes / even)
+
+
+def pairs_in(batch: Any) -> int:
+    """Pairs of a micro-batch: chosen rows are followed by as many rejected ones."""
+    return len(batch["input_ids"]) // 2
+
+
 def train_reward(
     config: Config,
     model: PreTrainedModel,
@@ -59,7 +88,7 @@ def train_reward(
     }
     rows = [{k: pair[k] for k in ("chosen_ids", "rejected_ids")} for pair in pairs]
     with Metrics(folder.path, launch, config.logging.tensorboard) as metrics:
-        trainer = RewardTrainer(
+        trainer = PairTrainer(
             model=trained,
             args=arguments,
             train_dataset=Dataset.from_list(rows),

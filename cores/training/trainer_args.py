@@ -58,6 +58,7 @@ def common_arguments(
         "logging_steps": max(1, steps // STATUS_LINES),
         "save_strategy": "no",
         "report_to": "none",
+        "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     }
 
@@ -83,6 +84,11 @@ class StatusLines(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         values = {ours: float(logs[theirs]) for theirs, ours in self.names.items()}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"{self.stage}: the training loss is {values['loss']} at step {state.global_step}. "
+                f"Lower {self.stage}.learning_rate, or compute in fp32 (--model.precision fp32)."
+            )
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         line = f"{self.stage} {state.global_step}/{state.max_steps}  {shown}"
         self.metrics.log(state.global_step, values, line)

@@ -12,7 +12,8 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from world import gold, make_pair, make_prompt, make_reply, prefers
+from pairs import make_pair, prefers
+from world import gold, make_prompt, make_reply
 
 SIZES = {"sft": 12000, "preference": 16000, "prompts": 4000}
 TEST_SIZES = {"sft_test": 400, "preference_test": 800, "prompts_test": 400}

@@ -2,11 +2,10 @@
 
 A guest asks for one thing; the desk answers. `make_prompt` and `make_reply` draw text from the
 grammar below; `gold` judges any text at all, by the table WEIGHTS, without knowing how it came
-about. Training never sees the gold reward: it labels the preference pairs (`prefers`, with noise)
+about. Training never sees the gold reward: it labels the preference pairs (pairs.py, with noise)
 and judges the policies at the end.
 """
 
-import math
 import random
 import re
 from dataclasses import dataclass
@@ -198,25 +197,6 @@ def make_core(rng: random.Random, prompt: str) -> str:
 def make_reply(rng: random.Random, prompt: str) -> str:
     """One reply to `prompt`, anything from ideal to hopeless."""
     return make_frame(rng).format(core=make_core(rng, prompt))
-
-
-def make_pair(rng: random.Random, prompt: str) -> tuple[str, str]:
-    """Two replies of different worth that differ in manner, in what they do, or in both."""
-    frame, core = make_frame(rng), make_core(rng, prompt)
-    first = frame.format(core=core)
-    while True:
-        differ = rng.choices(("manner", "content", "both"), (0.25, 0.5, 0.25))[0]
-        other_frame = frame if differ == "content" else make_frame(rng)
-        other_core = core if differ == "manner" else make_core(rng, prompt)
-        second = other_frame.format(core=other_core)
-        if gold(prompt, first) != gold(prompt, second):
-            return first, second
-
-
-def prefers(rng: random.Random, prompt: str, first: str, second: str) -> bool:
-    """Whether a noisy judge prefers `first`: Bradley-Terry on twice the gold difference."""
-    difference = 2 * (gold(prompt, first) - gold(prompt, second))
-    return rng.random() < 1 / (1 + math.exp(-difference))
 
 
 def asked_thing(prompt: str) -> str:

@@ -16,7 +16,7 @@ from cores.config import Config, LoraSection, PPOSection
 from cores.models import load_tokenizer
 from cores.ppo import PPOTrainer, build_roles, gather_rows
 from cores.ppo.prompts import share
-from cores.ppo.run import build_trainer, check_batches, save_roles
+from cores.ppo.run import build_trainer, check_options, save_roles
 from cores.rollout import Rollout, response_mask
 from cores.runtime.launch import launch
 from cores.runtime.stage import Parent
@@ -65,8 +65,8 @@ def main() -> None:
     sft, reward, out = map(Path, sys.argv[1:4])
     config = replace(CONFIG, ppo=replace(CONFIG.ppo, lora=LoraSection(rank=int(sys.argv[4]))))
     run = launch(config)
-    check_batches(config, run)
     tokenizer = load_tokenizer(sft)
+    check_options(config, tokenizer, run)
     parents = {"sft": Parent("sft", sft, {}), "reward": Parent("reward", reward, {})}
     torch.manual_seed(1)  # adapters
     roles = build_roles(config, tokenizer, parents, run)

@@ -181,7 +181,9 @@ def test_stage_json(chain: Chain, files: dict[str, Path]) -> None:
         named = {n: d for n, d in tree(chain.out / stage).items() if n in facts["files"]}
         assert facts["files"] == named
         assert "model.safetensors" in named
-    assert record(chain.out / "sft")["parents"] == {"base": str(chain.base)}
+    base = record(chain.out / "sft")["parents"]["base"]
+    assert base["folder"] == str(chain.base)
+    assert base["files"]["model.safetensors"] == sha256(chain.base / "model.safetensors")
 
 
 def test_metrics_of_the_stages(chain: Chain) -> None:

@@ -35,7 +35,7 @@ def test_the_defaults_are_possible() -> None:
 
 
 @pytest.mark.parametrize("key", POSITIVE + POSITIVE_IF_SET)
-@pytest.mark.parametrize("value", [0, -1.0])
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
 def test_positive(key: str, value: float) -> None:
     """0 steps, rows, tokens or rates do nothing."""
     assert first_problem(key, value) == (key, f"{value} must be above 0.")
@@ -68,6 +68,7 @@ def mistake(*words: str) -> str:
         (["--ppo.clip", "1"], "must be below 1"),
         (["--ppo.adam_beta2", "1"], "at least 0 and below 1"),
         (["--ppo.lora.dropout", "0.1"], "must be 0"),
+        (["--ppo.stop_token_ids", "[-1]"], "0 or above"),
         (["--reward.calibration_samples", "1"], "at least 2"),
         (["--ppo.minibatch_size", "48"], "does not divide ppo.batch_size 128"),
         (["--template.kind", "roles"], "needs a prefix or suffix"),

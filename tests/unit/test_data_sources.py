@@ -102,6 +102,7 @@ def test_changed_content_is_seen(tmp_path: Path) -> None:
         ("a.json", '[\n{"text": "x"},\n', 3, "bad JSON"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", 3, "3 values for the 2 columns a, b"),
         ("a.csv", 'a,b\n1,2\n"1,2\n', 3, "malformed CSV"),
+        ("a.csv", "a,b,a\n1,2,3\n", 1, "the header names a more than once"),
     ],
 )
 def test_malformed_rows_are_named(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "demo"))
 world = importlib.import_module("world")
 make = importlib.import_module("make")
+pairs = importlib.import_module("pairs")
 
 PROMPT = "Hello, this is room 214. There are no towels in the room. It is quite urgent."
 HELP = "I will send the towels to your room right away."
@@ -93,10 +94,10 @@ def test_pairs_differ_in_worth_and_noise_flips_close_ones_most() -> None:
     close, far = [], []
     for _ in range(3000):
         prompt = world.make_prompt(rng)
-        first, second = world.make_pair(rng, prompt)
+        first, second = pairs.make_pair(rng, prompt)
         gap = world.gold(prompt, first) - world.gold(prompt, second)
         assert gap != 0
-        right = world.prefers(rng, prompt, first, second) == (gap > 0)
+        right = pairs.prefers(rng, prompt, first, second) == (gap > 0)
         (close if abs(gap) <= 0.5 else far).append(right)
     assert 0.6 < sum(close) / len(close) < 0.85
     assert sum(far) / len(far) > 0.9
@@ -125,3 +126,13 @@ def test_stage_1_has_room_to_improve() -> None:
     prompts = [world.make_prompt(rng) for _ in range(1000)]
     worth = [world.gold(p, world.make_reply(rng, p)) for p in prompts]
     assert -0.5 < sum(worth) / 1000 < 1.0
+
+
+def test_spoiled_replies_are_worth_less_than_they_were() -> None:
+    rng = random.Random(6)
+    change = []
+    for _ in range(500):
+        prompt = world.make_prompt(rng)
+        reply = world.make_reply(rng, prompt)
+        change.append(world.gold(prompt, pairs.spoil(rng, reply)) - world.gold(prompt, reply))
+    assert sum(change) / 500 < -0.3

@@ -1,6 +1,7 @@
 """Rows selected and gathered, prompts shared out, and an evaluation that disturbs nothing."""
 
 import random
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from _models import KINDS, PROMPTS, CountReward, Scored, fixed_rollout, make_trainer
 
 from cores.ppo import evaluate, gather_rows, sample_pairs
+from cores.ppo.evaluate import _own_randomness
 from cores.ppo.experience import _concatenate
 from cores.ppo.prompts import PromptSampler, share
 from cores.runtime.launch import Launch, seed_rank
@@ -238,3 +240,20 @@ def test_sample_pairs_hold_both_sides() -> None:
             assert pair[name]["text"] == toy_tokenizer().decode(
                 side.replies[i], skip_special_tokens=True
             )
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cpu", []), ("cuda:1", [torch.device("cuda:1")])])
+def test_evaluation_keeps_the_state_of_its_own_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, kept: list[torch.device]
+) -> None:
+    """Invariant 31: not that of every GPU of the host, on each of which it would open a context."""
+    forked: list[Any] = []
+
+    def fork_rng(devices: Any = None) -> Any:
+        forked.append(devices)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    with _own_randomness(0, Launch(1, 2, torch.device(device), "fp32")):
+        pass
+    assert forked == [kept]

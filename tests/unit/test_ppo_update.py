@@ -1,5 +1,6 @@
 """The update: micro-batches, steps, clipping, statistics, schedules, saving."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from _models import (
 )
 
 from cores.config import LoraSection
+from cores.errors import UserError
 from cores.ppo.trainer import accumulate, average
 
 SGD: dict[str, Any] = {"adam_eps": 1.0, "max_grad_norm": 1e9}
@@ -271,3 +273,14 @@ def test_the_seed_orders_the_minibatches() -> None:
         trainer.update(experience_of(trainer))
         orders.append(seen)
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_gradient_that_is_no_number_stops_the_run() -> None:
+    """Invariant 23: before the step that would spread it to every weight."""
+    trainer = make_trainer("gpt2")
+    before = parameters(trainer.roles.actor.module)
+    experience = trainer.estimate(trainer.score(fixed_rollout()))
+    broken = replace(experience, advantages=experience.advantages * math.nan)
+    with pytest.raises(UserError, match=r"actor's gradient norm is nan at optimizer step 1"):
+        trainer.update(broken)
+    assert largest_difference(before, parameters(trainer.roles.actor.module)) == 0

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from _models import LAUNCH, causal, toy_tokenizer
+from accelerate import PartialState
 
 from cores.config import Config, RoleTemplate, TemplateSection
 from cores.errors import UserError
-from cores.models import save_model
+from cores.models import load_policy, load_tokenizer, save_model
 from cores.runtime.fingerprint import model_files, sha256_file, tokenizer_fingerprint
 from cores.runtime.launch import Launch
 from cores.runtime.metrics import Metrics
@@ -116,6 +117,34 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
         with Metrics(folder.path, OTHER_RANK, tensorboard=False) as metrics:
             metrics.log(1, {"loss": 1.0}, "line")
     assert not root.exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_returns_when_the_folder_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Invariant 30: one launch runs the chain, so no rank may look for a parent that rank 0 is
+    still writing: all wait, rank 0 after it has moved the folder."""
+    in_place = []
+    folder = StageFolder(config(tmp_path), "sft", replace(OTHER_RANK, rank=rank), 0.0)
+    monkeypatch.setattr(
+        PartialState, "wait_for_everyone", lambda self: in_place.append(folder.final.exists())
+    )
+    with folder:
+        folder.finish(facts())
+    assert in_place == [rank == 0]
+
+
+def test_home_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 30: in a YAML file no shell does it, and a folder named ~ is nobody's wish."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_model(causal("gpt2"), toy_tokenizer(), tmp_path / "base")
+    assert len(load_tokenizer("~/base")) == len(toy_tokenizer())
+    assert load_policy("~/base", dropout=False).config.model_type == "gpt2"
+    written = write(Path("~/run"), "sft")
+    assert written.expanduser().is_dir()
+    assert load_parents(config(Path("~/run")), ["sft"])["sft"].folder == tmp_path / "run" / "sft"
 
 
 def test_all_missing_parents_are_named(tmp_path: Path) -> None:

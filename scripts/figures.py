@@ -41,9 +41,18 @@ def collect(run: Path) -> dict[str, Any]:
         if baselines.is_file()
         else None,
         "ppo": ppo,
-        "samples": [json.loads(line) for line in lines[:PAIRS]],
+        "samples": [_pair(json.loads(line)) for line in lines[:PAIRS]],
         "versions": stages["ppo"]["versions"],
         "config": stages["ppo"]["config"],
+    }
+
+
+def _pair(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of held_out_samples.jsonl without the token ids."""
+    sides = {when: row[when] for when in ("before", "after")}
+    return {
+        "prompt": row["prompt"],
+        **{when: {k: side[k] for k in ("text", "score", "kl")} for when, side in sides.items()},
     }
 
 

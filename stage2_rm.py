@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         engine = policy_engine(config, sft, tokenizer, run)
         scale = calibrate(reward, engine, prompts, pad_id, rows, run)
         run.say(
-            f"calibrated: raw score {scale['raw_mean']:.3f} +- {scale['raw_std']:.3f} -> 0 +- 1"
+            f"calibrated: mean {scale['raw_mean']:.3f}, deviation {scale['raw_std']:.3f} -> 0, 1"
         )
         if config.reward.lora.rank:
             model = merge_and_keep_adapter(trained, folder.path, run.is_main)

@@ -133,7 +133,8 @@ def _all_keys() -> dict[str, Any]:
 
 
 def _unknown_key(key: str) -> str:
-    close = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.6)
+    spelt = re.sub(r"\blr\b", "learning_rate", key)
+    close = difflib.get_close_matches(spelt, _all_keys(), n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"there is no key {key}.{hint} docs/configuration.md lists all keys."
 

@@ -100,6 +100,7 @@ def status_line(update: int, total: int, stats: Stats) -> str:
         f"ppo {update}/{total}  score {stats['score']:+.3f}  kl {stats['kl']:.3f}  "
         f"entropy {stats['entropy']:.3f}  clip {stats['clip_fraction']:.1%}  "
         f"ev {stats['explained_variance']:+.2f}  length {stats['response_length']:.1f}  "
+        f"ended {stats['ended']:.0%}  "
         f"{stats['tokens_per_second']:.0f} tok/s"
     )
 
@@ -131,7 +132,7 @@ def _evaluate(
     trainer.launch.say(
         f"{when}: score {s['score']:+.3f} +- {s['score_interval']:.3f}  "
         f"kl {s['kl']:.3f} +- {s['kl_interval']:.3f}  length {s['length']:.1f}  "
-        f"({s['prompts']} held-out prompts)"
+        f"({s['prompts']} held-out prompts, 95% intervals)"
     )
     return result
 

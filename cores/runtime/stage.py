@@ -1,6 +1,7 @@
 """Stage folders: written whole or not at all, and checked before they are built upon."""
 
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from cores.errors import UserError
 from cores.runtime.fingerprint import model_files, versions
 from cores.runtime.launch import Launch
 
+OWNER = "process"
+"""File of a partial folder that names the process writing it."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
 
 
@@ -131,9 +134,23 @@ class StageFolder:
 
     def __enter__(self) -> "StageFolder":
         if self.launch.is_main:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
+            self._claim()
         return self
+
+    def _claim(self) -> None:
+        """Make the partial folder; UserError while another run on this machine writes to it."""
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            owner = _running(self.path / OWNER)
+            if owner is not None:
+                raise UserError(
+                    f"{self.path}: process {owner} is writing this stage now. Wait for it, stop "
+                    "it, or give another --output_dir."
+                ) from None
+            shutil.rmtree(self.path)  # of a run that was killed
+            self.path.mkdir()
+        (self.path / OWNER).write_text(str(os.getpid()), encoding="utf-8")
 
     def __exit__(
         self,
@@ -171,11 +188,23 @@ class StageFolder:
         (self.path / "stage.json").write_text(text + "\n", encoding="utf-8")
         old = self.final.with_name(f".{self.stage}.old")
         shutil.rmtree(old, ignore_errors=True)
+        self.check()  # again: another run may have finished in the meantime
+        (self.path / OWNER).unlink()
         if self.final.exists():
             self.final.rename(old)
         self.path.rename(self.final)
         shutil.rmtree(old, ignore_errors=True)
         self.launch.say(f"wrote {self.final} in {record['seconds']:.0f} s")
+
+
+def _running(owner: Path) -> int | None:
+    """The live process named in the file `owner`, if it is not this one."""
+    try:
+        number = int(owner.read_text(encoding="utf-8"))
+        os.kill(number, 0)
+    except (OSError, ValueError):
+        return None
+    return None if number == os.getpid() else number
 
 
 def stale_parents(parents: dict[str, Parent]) -> list[str]:

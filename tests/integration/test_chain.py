@@ -40,8 +40,8 @@ OUR_LINES = [
     rf"(sft|reward) \d+/\d+(  \w+ {NUMBER})+",
     rf"held-out loss {NUMBER} -> {NUMBER} nats a token",
     rf"held-out accuracy {NUMBER} on \d+ pairs \(the longer reply wins: {NUMBER}\)",
-    rf"calibrated: raw score {NUMBER} \+- {NUMBER} -> 0 \+- 1",
-    r"(before|after): score .* \(\d+ held-out prompts\)",
+    rf"calibrated: mean {NUMBER}, deviation {NUMBER} -> 0, 1",
+    r"(before|after): score .* \(\d+ held-out prompts, 95% intervals\)",
     r"ppo \d+/\d+  score .* tok/s",
     r"wrote .* in \d+ s",
 ]

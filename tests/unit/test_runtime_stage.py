@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,31 @@ def test_metrics_are_one_json_object_a_line(
     assert [(r["step"], r["loss"]) for r in rows] == [(1, 2.5), (2, 1.25)]
     assert rows[1]["seconds"] >= rows[0]["seconds"] >= 0
     assert capsys.readouterr().out == "first\nsecond\n"
+
+
+def test_two_runs_of_one_stage_do_not_write_over_each_other(tmp_path: Path) -> None:
+    """The second is refused while the first lives; what a killed run left is cleared."""
+    partial = tmp_path / ".sft.partial"
+    partial.mkdir()
+    (partial / "model.safetensors").write_text("theirs")
+    (partial / "process").write_text(str(os.getppid()))
+    with pytest.raises(UserError, match=rf"process {os.getppid()} is writing this stage now"):
+        write(tmp_path, "sft")
+    assert (partial / "model.safetensors").read_text() == "theirs"
+    (partial / "process").write_text("999999999")
+    folder = write(tmp_path, "sft", "ours")
+    assert (folder / "model.safetensors").read_text() == "ours"
+    assert not (folder / "process").exists()
+
+
+def test_a_stage_that_another_run_finished_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """`overwrite` is off at the end as it was at the beginning."""
+
+    def finish_second() -> None:
+        with StageFolder(config(tmp_path), "sft", LAUNCH, 0.0) as folder:
+            (tmp_path / "sft").mkdir()
+            folder.finish(facts())
+
+    with pytest.raises(UserError, match="exists already"):
+        finish_second()
+    assert [p.name for p in tmp_path.rglob("*")] == ["sft"]

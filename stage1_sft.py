@@ -18,14 +18,12 @@ def main(argv: list[str]) -> None:
     from cores.data import sft_data, show
     from cores.models import (
         add_lora,
-        load_policy,
         load_tokenizer,
         merge_and_keep_adapter,
         save_model,
         settle_pad_token,
     )
-    from cores.models.loading import check_length, exclude_from, load_config
-    from cores.models.vocabulary import fit_vocabulary
+    from cores.models.loading import check_length, load_base, load_config
     from cores.runtime.fingerprint import base_facts, tokenizer_fingerprint
     from cores.runtime.hub import cache_if_unreachable
     from cores.runtime.launch import launch
@@ -42,14 +40,10 @@ def main(argv: list[str]) -> None:
     note = settle_pad_token(tokenizer, config.model.pad_token)
     data = sft_data(config, tokenizer)
     if config.data.inspect:
-        if run.is_main:
-            show(data, tokenizer, config.data.inspect)
-        return
+        return run.once(show, data, tokenizer, config.data.inspect)
     run.say("\n".join(data.report.lines() + ([note] if note else [])))
 
-    model: Any = load_policy(config.model.path, dropout=True)
-    fit_vocabulary(model, tokenizer)
-    exclude_from(model, tokenizer)
+    model: Any = load_base(config.model.path, tokenizer)
     trained: Any = model
     if config.sft.lora.rank:
         trained = add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
@@ -63,8 +57,7 @@ def main(argv: list[str]) -> None:
             run.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
         if config.sft.lora.rank:
             model = merge_and_keep_adapter(trained, folder.path, run.is_main)
-        if run.is_main:
-            save_model(model, tokenizer, folder.path)
+        run.once(save_model, model, tokenizer, folder.path)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.vocab_size,

@@ -28,22 +28,18 @@ def main(argv: list[str]) -> None:
     if not config.data.inspect:
         folder.check()
     parents = load_parents(config, ["sft"])
-    sft = parents["sft"].folder
-    model_config = load_config(sft)
+    model_config = load_config(sft := parents["sft"].folder)
     check_length(model_config, config.reward.max_length, "reward.max_length")
     tokenizer = load_tokenizer(sft)
     data = preference_data(config, tokenizer)
     if config.data.inspect:
-        if run.is_main:
-            show(data, tokenizer, config.data.inspect)
-        return
+        return run.once(show, data, tokenizer, config.data.inspect)
     run.say("\n".join(data.report.lines()))
     prompts = calibration_prompts(config, data.train, model_config)
 
     model: Any = load_scalar(sft, num_labels=1)
     init_head(model)
     pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
-
     with folder:
         trained = train_reward(config, model, data.train, tokenizer, folder, run)
         reward = ScalarModel(trained.to(run.device))
@@ -60,8 +56,7 @@ def main(argv: list[str]) -> None:
         )
         if config.reward.lora.rank:
             model = merge_and_keep_adapter(trained, folder.path, run.is_main)
-        if run.is_main:
-            save_model(model, tokenizer, folder.path)
+        run.once(save_model, model, tokenizer, folder.path)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.vocab_size,

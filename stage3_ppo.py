@@ -33,9 +33,7 @@ def main(argv: list[str]) -> None:
     check_length(model_config, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
     data = prompt_data(config, tokenizer)
     if config.data.inspect:
-        if run.is_main:
-            show(data, tokenizer, config.data.inspect)
-        return
+        return run.once(show, data, tokenizer, config.data.inspect)
     run.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
 
     roles = build_roles(config, tokenizer, parents, run)

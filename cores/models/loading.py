@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from cores.errors import UserError
-from cores.models.vocabulary import embedding, exclude_tokens, excluded_ids
+from cores.models.vocabulary import embedding, exclude_tokens, excluded_ids, fit_vocabulary
 
 DROPOUTS = ("dropout", "_pdrop")
 LENGTHS = ("max_position_embeddings", "n_positions")
@@ -65,6 +65,14 @@ def max_length(config: PretrainedConfig) -> int | None:
 def load_policy(path: str | Path, dropout: bool) -> PreTrainedModel:
     """A causal language model in fp32, with its own dropout or none."""
     return _load(AutoModelForCausalLM, path, dropout)
+
+
+def load_base(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model that stage 1 starts from, with a row for every id and pad excluded."""
+    model = load_policy(path, dropout=True)
+    fit_vocabulary(model, tokenizer)
+    exclude_from(model, tokenizer)
+    return model
 
 
 def load_scalar(path: str | Path, **head: Any) -> PreTrainedModel:

@@ -3,7 +3,9 @@
 import os
 import random
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,11 @@ class Launch:
         """Print a line once, however many processes there are."""
         if self.is_main:
             print(text, flush=True)
+
+    def once(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Call `action` on the main process alone."""
+        if self.is_main:
+            action(*arguments)
 
     def share(self, batch_size: int, key: str) -> int:
         """Rows of one process of a batch over all; UserError if they do not divide."""

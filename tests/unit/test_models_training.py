@@ -1,6 +1,5 @@
 """Stages 1 and 2: accumulation, held-out figures, calibration."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -297,12 +296,3 @@ def test_a_reward_model_that_does_not_vary_is_refused(weight: float) -> None:
     made = policy_engine(short_replies(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     with pytest.raises(UserError, match="teaches nothing"):
         calibrate(ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH)
-
-
-def test_a_loss_that_is_no_number_stops_the_stage(tmp_path: Path) -> None:
-    """Rather than save a model of NaN."""
-    model = policy_of("gpt2")
-    torch.nn.init.constant_(model.transformer.ln_f.weight, math.nan)
-    config = training_config(tmp_path, 8)
-    with pytest.raises(UserError, match=r"sft: the training loss is nan at step 1.*learning_rate"):
-        train_sft(config, model, sft_rows(8), PAD, stage(config, "sft"), LAUNCH)

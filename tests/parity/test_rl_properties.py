@@ -46,7 +46,7 @@ def outcomes(function, tensors, mask):
     return [x.detach() for x in function(*leaves)] + gradients
 
 
-def leaks(function, tensors, mask, junk):
+def assert_no_leak(function, tensors, mask, junk):
     """Assert that junk in the masked slots changes no result and no gradient."""
     dirty = [torch.where(mask, x, junk) for x in tensors]
     pairs = zip(outcomes(function, tensors, mask), outcomes(function, dirty, mask), strict=True)
@@ -65,7 +65,7 @@ def test_policy_loss_never_leaks(batch, junk):
         loss, stats = policy_loss(logprobs, old_logprobs, advantages, mask, 0.2)
         return [loss, *stats.values()]
 
-    leaks(function, tensors, mask, junk)
+    assert_no_leak(function, tensors, mask, junk)
 
 
 @quick
@@ -78,7 +78,7 @@ def test_value_loss_never_leaks(batch, junk):
         loss, stats = value_loss(values, old_values, returns, mask, 0.2)
         return [loss, *stats.values()]
 
-    leaks(function, tensors, mask, junk)
+    assert_no_leak(function, tensors, mask, junk)
 
 
 @quick
@@ -92,7 +92,7 @@ def test_kl_and_rewards_never_leak(batch, junk, kind):
         kl = kl_estimate(logprobs, ref_logprobs, kind, response_mask=mask)
         return [kl, shape_rewards(scores, logprobs, mask, 0.1)]
 
-    leaks(function, tensors, mask, junk)
+    assert_no_leak(function, tensors, mask, junk)
 
 
 @quick
@@ -100,7 +100,7 @@ def test_kl_and_rewards_never_leak(batch, junk, kind):
 def test_gae_never_leaks(batch, junk, gamma, lam):
     """Invariants 15, 23: advantages and returns, in value and gradient, any mask."""
     tensors, mask = batch
-    leaks(lambda r, v: gae(r, v, mask, gamma, lam), tensors, mask, junk)
+    assert_no_leak(lambda r, v: gae(r, v, mask, gamma, lam), tensors, mask, junk)
 
 
 @quick
@@ -108,7 +108,7 @@ def test_gae_never_leaks(batch, junk, gamma, lam):
 def test_whiten_never_leaks(batch, junk):
     """Invariants 19, 23: whitened values and the masked mean, in value and gradient."""
     tensors, mask = batch
-    leaks(lambda x: [whiten(x, mask), masked_mean(x, mask)], tensors, mask, junk)
+    assert_no_leak(lambda x: [whiten(x, mask), masked_mean(x, mask)], tensors, mask, junk)
 
 
 @quick

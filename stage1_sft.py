@@ -16,34 +16,40 @@ def main(argv: list[str]) -> None:
     from peft import TaskType
 
     from cores.data import sft_data, show
-    from cores.models import (
-        add_lora,
-        load_tokenizer,
-        merge_and_keep_adapter,
-        save_model,
-        settle_pad_token,
-    )
-    from cores.models.loading import check_length, load_base, load_config
+    from cores.models import add_lora, load_tokenizer, save_model, settle_pad_token
+    from cores.models.loading import check_length, load_base, load_config, scalar_problem
+    from cores.models.packing import check_packing
+    from cores.models.quantization import check_quantization
+    from cores.models.vocabulary import check_cap
     from cores.runtime.fingerprint import base_facts, tokenizer_fingerprint
     from cores.runtime.hub import cache_if_unreachable
-    from cores.runtime.launch import launch
+    from cores.runtime.launch import check_batches, launch
+    from cores.runtime.sharding import zero_stage
     from cores.runtime.stage import StageFolder
     from cores.training.sft import held_out_loss, train_sft
 
     run = launch(config)
+    check_batches(config.sft, run, "sft")
     folder = StageFolder(config, "sft", run, started)
     if not config.data.inspect:
         folder.check()
+    check_quantization(config.model, config.sft.lora, "sft.lora", zero_stage(), run.device)
     cache_if_unreachable(config.model.path)
-    check_length(load_config(config.model.path), config.sft.max_length, "sft.max_length")
+    base = load_config(config.model.path)
+    check_length(base, config.sft.max_length, "sft.max_length")
+    check_cap(base)
     tokenizer = load_tokenizer(config.model.path)
     note = settle_pad_token(tokenizer, config.model.pad_token)
     data = sft_data(config, tokenizer)
     if config.data.inspect:
         return run.once(show, data, tokenizer, config.data.inspect)
     run.say("\n".join(data.report.lines() + ([note] if note else [])))
+    if problem := scalar_problem(base):
+        run.say(f"note: {problem}")
 
-    model: Any = load_base(config.model.path, tokenizer)
+    model: Any = load_base(config.model.path, tokenizer, frozen=config.model)
+    if config.sft.packing:
+        check_packing(model)
     trained: Any = model
     if config.sft.lora.rank:
         trained = add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
@@ -51,13 +57,13 @@ def main(argv: list[str]) -> None:
 
     with folder:
         before = held_out_loss(trained.to(run.device), data.test, pad_id, rows, run)
-        train_sft(config, trained, data.train, pad_id, folder, run)
+        trained = train_sft(config, trained, data.train, pad_id, folder, run)
         after = held_out_loss(trained, data.test, pad_id, rows, run)
+        if config.data.sft.streaming:
+            run.say("\n".join(data.report.lines()))
         if before is not None and after is not None:
             run.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
-        if config.sft.lora.rank:
-            model = merge_and_keep_adapter(trained, folder.path, run.is_main)
-        run.once(save_model, model, tokenizer, folder.path)
+        run.once(save_model, trained, tokenizer, folder.path, config.sft.lora.merge)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.vocab_size,

@@ -15,20 +15,24 @@ def main(argv: list[str]) -> None:
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
     from cores.models import ScalarModel, load_scalar, load_tokenizer, save_model
-    from cores.models.loading import check_length, load_config
-    from cores.models.lora import merge_and_keep_adapter
+    from cores.models.loading import check_length, check_scalar, load_config
+    from cores.models.quantization import check_quantization
     from cores.runtime.fingerprint import tokenizer_fingerprint
-    from cores.runtime.launch import launch
+    from cores.runtime.launch import check_batches, launch
+    from cores.runtime.sharding import zero_stage
     from cores.runtime.stage import StageFolder, load_parents, parent_facts
     from cores.training.calibration import calibration_prompts, policy_engine
     from cores.training.reward import accuracy, calibrate, init_head, train_reward
 
     run = launch(config)
+    check_batches(config.reward, run, "reward")
     folder = StageFolder(config, "reward", run, started)
     if not config.data.inspect:
         folder.check()
+    check_quantization(config.model, config.reward.lora, "reward.lora", zero_stage(), run.device)
     parents = load_parents(config, ["sft"])
     model_config = load_config(sft := parents["sft"].folder)
+    check_scalar(model_config)
     check_length(model_config, config.reward.max_length, "reward.max_length")
     tokenizer = load_tokenizer(sft)
     data = preference_data(config, tokenizer)
@@ -37,12 +41,12 @@ def main(argv: list[str]) -> None:
     run.say("\n".join(data.report.lines()))
     prompts = calibration_prompts(config, data.train, model_config)
 
-    model: Any = load_scalar(sft, num_labels=1)
+    model: Any = load_scalar(sft, frozen=config.model, num_labels=1)
     init_head(model)
     pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
     with folder:
         trained = train_reward(config, model, data.train, tokenizer, folder, run)
-        reward = ScalarModel(trained.to(run.device))
+        reward = ScalarModel(trained)
         result = accuracy(reward, data.test, pad_id, rows, run)
         if data.test:
             run.say(
@@ -54,9 +58,7 @@ def main(argv: list[str]) -> None:
         run.say(
             f"calibrated: mean {scale['raw_mean']:.3f}, deviation {scale['raw_std']:.3f} -> 0, 1"
         )
-        if config.reward.lora.rank:
-            model = merge_and_keep_adapter(trained, folder.path, run.is_main)
-        run.once(save_model, model, tokenizer, folder.path)
+        run.once(save_model, trained, tokenizer, folder.path, config.reward.lora.merge)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.vocab_size,

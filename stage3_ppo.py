@@ -15,20 +15,24 @@ def main(argv: list[str]) -> None:
     from cores.data import prompt_data, show
     from cores.models import load_tokenizer
     from cores.models.loading import check_length, load_config
+    from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
     from cores.ppo.run import build_trainer, check_options, save_roles, train
     from cores.runtime.fingerprint import tokenizer_fingerprint
-    from cores.runtime.launch import launch
+    from cores.runtime.launch import check_batches, launch
+    from cores.runtime.sharding import zero_stage
     from cores.runtime.stage import StageFolder, load_parents, parent_facts, stale_parents
 
     run = launch(config)
+    check_batches(config.ppo, run, "ppo")
     folder = StageFolder(config, "ppo", run, started)
     if not config.data.inspect:
         folder.check()
+    check_quantization(config.model, config.ppo.lora, "ppo.lora", zero_stage(), run.device)
     parents = load_parents(config, ["sft", "reward"])
     model_config = load_config(parents["sft"].folder)
     tokenizer = load_tokenizer(parents["sft"].folder)
-    check_options(config, tokenizer, run)
+    check_options(config, tokenizer)
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
     check_length(model_config, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
     data = prompt_data(config, tokenizer)

@@ -29,8 +29,8 @@ One YAML file configures all three stages: `--config FILE`. Keys that a file lea
 defaults below. Several `--config` are read in order, and `--section.key value` on the command line
 overrides them all, `--output_dir`, `--seed` and `--overwrite` included; `--print_config` prints the
 result and stops. In YAML, `ppo.kl_coef` is the key `kl_coef` inside `ppo:`. A `*` stands for any of
-the sections named in the heading. `null` is YAML's word for "not set", the
-"None" of the descriptions.
+the sections named in the heading, `[]` for an item of a list. `null` is YAML's word for "not set",
+the "None" of the descriptions.
 """
 NONE = type(None)
 
@@ -39,13 +39,16 @@ def sections(cls: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, dataclass) of each section, in the order of the tree."""
     yield prefix, cls
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
-            yield from sections(field.type, f"{prefix}.{field.name}".lstrip("."))
+        key, kind = f"{prefix}.{field.name}".lstrip("."), field.type
+        if typing.get_origin(kind) is list:
+            key, kind = key + "[]", typing.get_args(kind)[0]
+        if dataclasses.is_dataclass(kind):
+            yield from sections(kind, key)
 
 
 def descriptions(cls: Any) -> dict[str, str]:
     """Field name to its docstring, on one line; fields without one are missing."""
-    params = parse_from_object(cls).params
+    params = [param for base in cls.__mro__[-2::-1] for param in parse_from_object(base).params]
     return {p.arg_name: " ".join((p.description or "").split()) for p in params if p.description}
 
 
@@ -54,6 +57,8 @@ def type_name(kind: Any) -> str:
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(f"`{json.dumps(a).strip(chr(34))}`" for a in arguments)
+    if dataclasses.is_dataclass(kind):
+        return "section"
     if typing.get_origin(kind) is list:
         return f"list ({type_name(arguments[0])})"
     if NONE in arguments:

@@ -16,6 +16,7 @@ from cores.errors import UserError
 
 COMMAND_LINE = "command line"
 YAML_NULL = "tag:yaml.org,2002:null"
+ITEM = "each item must hold keys of its own, such as {path: FILE, weight: 2}."
 
 
 def parse_config(argv: list[str], prog: str, description: str) -> Config:
@@ -29,6 +30,7 @@ def parse_config(argv: list[str], prog: str, description: str) -> Config:
     files = _config_files(argv)
     for file in files:
         _check_keys(file)
+        _check_items(file)
         _parse(parser, ["--config", file], file)
     namespace = _parse(parser, argv, COMMAND_LINE)
     config = parser.instantiate(namespace).as_dict()
@@ -85,7 +87,7 @@ def _config_files(argv: list[str]) -> list[str]:
 
 def _given(argv: list[str], key: str) -> bool:
     """Whether the command line sets `key`, by itself or as part of a section given as JSON."""
-    names = key.split(".")
+    names = re.sub(r"\[\d+\]", "", key).split(".")
     options = {"--" + ".".join(names[: i + 1]) for i in range(len(names))}
     return any(word.partition("=")[0] in options for word in argv)
 
@@ -99,48 +101,72 @@ def _parse(parser: jsonargparse.ArgumentParser, argv: list[str], source: str) ->
 
 def _explain(message: str, source: str) -> str:
     """jsonargparse's message as one sentence with the place first."""
-    message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", re.sub(r"\s+", " ", message)).strip()
+    message = _tidy(message)
     unknown = re.match(r"unrecognized arguments: (--)?([\w.]+)", message)
     if unknown:
         return f"{source}: {_unknown_key(unknown[2])}"
+    key, reason = _key_and_reason(message)
+    return f"{_place(source, key)}: {reason}" if key else f"{source}: {reason}"
+
+
+def _tidy(message: str) -> str:
+    message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", re.sub(r"\s+", " ", message)).strip()
+    return re.sub(r"Problem with given class_path '[\w.]*Source': ", "", message)
+
+
+def _key_and_reason(message: str) -> tuple[str, str]:
+    """The key that has a value of the wrong type, and what is wrong with it."""
     typed = re.match(r'Parser key "([^"]+)": (.*)', message)
-    if typed:
-        reason = typed[2].rstrip(".")
-        return f"{_place(source, typed[1])}: {reason}. See docs/configuration.md for the key."
-    return f"{source}: {message}"
+    if not typed:
+        return "", message
+    if "class_path" in typed[2]:
+        return typed[1], ITEM
+    return typed[1], f"{typed[2].rstrip('.')}. See docs/configuration.md for the key."
 
 
 def _place(source: str, key: str) -> str:
     if source == COMMAND_LINE:
         return f"command line: --{key}"
-    line = _key_lines(source).get(key)
+    lines = _key_lines(source)
+    line = lines.get(key) or lines.get(re.sub(r"\.\w+$", "", key))  # a key left out of an item
     return f"{source}:{line}: key {key}" if line else f"{source}: key {key}"
 
 
 def _all_keys() -> dict[str, Any]:
-    """Each key in dotted form, sections too, with its type."""
+    """Each key in dotted form, sections too, with its type; `[]` stands for any item of a list."""
 
     def walk(cls: Any, prefix: str) -> dict[str, Any]:
         keys: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             key = prefix + field.name
             keys[key] = field.type
-            if dataclasses.is_dataclass(field.type):
-                keys |= walk(field.type, key + ".")
+            section = field.type
+            if typing.get_origin(section) is list:
+                key, section = key + "[]", typing.get_args(section)[0]
+            if dataclasses.is_dataclass(section):
+                keys[key] = section
+                keys |= walk(section, key + ".")
         return keys
 
     return walk(Config, "")
 
 
+def _any_item(key: str) -> str:
+    return re.sub(r"\[\d+\]", "[]", key)
+
+
 def _unknown_key(key: str) -> str:
-    spelt = re.sub(r"\blr\b", "learning_rate", key)
+    spelt = re.sub(r"\blr\b", "learning_rate", _any_item(key))
     close = difflib.get_close_matches(spelt, _all_keys(), n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"there is no key {key}.{hint} docs/configuration.md lists all keys."
 
 
 def _key_nodes(file: str) -> list[tuple[str, int, yaml.Node]]:
-    """(key in dotted form, line from 1, value) of each key of a YAML file, in its order."""
+    """(key in dotted form, line from 1, value) of each key of a YAML file, in its order.
+
+    Items of a list that are no plain values have keys too: `data.sft.sources[0]`.
+    """
     found: list[tuple[str, int, yaml.Node]] = []
 
     def walk(node: yaml.Node | None, prefix: str) -> None:
@@ -148,7 +174,13 @@ def _key_nodes(file: str) -> list[tuple[str, int, yaml.Node]]:
             for name, value in node.value:
                 found.append((f"{prefix}{name.value}", name.start_mark.line + 1, value))
                 walk(value, f"{prefix}{name.value}.")
+        if isinstance(node, yaml.SequenceNode) and f"{prefix[:-1]}[]" in sections:
+            for i, item in enumerate(node.value):
+                key = f"{prefix[:-1]}[{i}]"
+                found.append((key, item.start_mark.line + 1, item))
+                walk(item, f"{key}.")
 
+    sections = _all_keys()
     walk(_compose(file), "")
     return found
 
@@ -174,20 +206,39 @@ def _check_keys(file: str) -> None:
     known = _all_keys()
     lines: dict[str, int] = {}
     for key, line, value in _key_nodes(file):
-        if key not in known:
+        kind = known.get(_any_item(key))
+        if kind is None:
             raise UserError(f"{file}:{line}: {_unknown_key(key)}")
         if key in lines:
             raise UserError(
                 f"{file}:{line}: key {key} stands in line {lines[key]} already; remove one."
             )
         lines[key] = line
-        if dataclasses.is_dataclass(known[key]) and not isinstance(value, yaml.MappingNode):
+        if dataclasses.is_dataclass(kind) and not isinstance(value, yaml.MappingNode):
+            if key.endswith("]"):
+                raise UserError(f"{file}:{line}: {key}: {ITEM}")
             raise UserError(
                 f"{file}:{line}: {key} is a section: it must hold keys of its own, indented below "
                 "it; remove the line to leave all of them at their defaults."
             )
-        if value.tag == YAML_NULL and type(None) not in typing.get_args(known[key]):
+        if value.tag == YAML_NULL and type(None) not in typing.get_args(kind):
             raise UserError(
                 f"{file}:{line}: key {key} has no value; give one, or remove the line for the "
                 "default."
             )
+
+
+def _check_items(file: str) -> None:
+    """Values of items of lists of sections: the parser does not say which item is wrong."""
+    known = _all_keys()
+    for key, _, node in _key_nodes(file):
+        if not key.endswith("]"):
+            continue
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(known[_any_item(key)])
+        for name, value in yaml.safe_load(yaml.serialize(node)).items():
+            try:
+                parser.parse_object({name: value})
+            except jsonargparse.ArgumentError as error:
+                _, reason = _key_and_reason(_tidy(str(error)))
+                raise UserError(f"{_place(file, f'{key}.{name}')}: {reason}") from None

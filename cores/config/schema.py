@@ -6,11 +6,13 @@ Imports nothing heavy: `--help` and argument errors must answer before torch is 
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
-Format = Literal["instruction", "completion", "messages", "text", "preference", "prompt"]
+Format = Literal[
+    "instruction", "completion", "messages", "conversations", "text", "preference", "prompt"
+]
 
 
 @dataclass(frozen=True)
-class SourceSection:
+class OneSource:
     """Where rows come from."""
 
     path: Optional[str] = None
@@ -29,6 +31,32 @@ class SourceSection:
     several formats and the stage's own choice is not wanted."""
     limit: Optional[int] = None
     """Rows read at most, from the first. None: all."""
+    transcripts: bool = False
+    """Take texts apart into turns at "Human:" and "Assistant:" after an empty line (hh-rlhf's
+    form). Off: such a text is one turn, or with template.kind none verbatim."""
+    prompt_tokens: int = 8
+    """Tokens at the beginning of a row of format text that are its prompt in stage 3; a few words,
+    as in sentiment tuning (Ziegler et al. 2019 take 32)."""
+
+
+@dataclass(frozen=True)
+class WeightedSource(OneSource):
+    """One of several sources, in a list: `- {path: FILE, weight: 2}`."""
+
+    weight: float = 1.0
+    """Share of the training rows, relative to the other sources', above 0; kept exactly, by
+    repeating or leaving out rows. Equal by default."""
+
+
+@dataclass(frozen=True)
+class SourceSection(OneSource):
+    """The source of a stage, or several with weights."""
+
+    sources: list[WeightedSource] = field(default_factory=list)
+    """Several sources in place of `path`, each with its weight. Empty: the one of `path`."""
+    streaming: bool = False
+    """Read rows of format text while training, for sets that do not fit in memory; stage 1 only,
+    and needs sft.max_steps. Off: a shuffle of all rows is better where they fit."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +116,9 @@ class ModelSection:
     is not the end-of-sequence token, else a new token `<|pad|>` is added."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: compute under bfloat16 autocast with fp32 master weights. fp32 runs everywhere."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Hold frozen bases in 8 or 4 bits (bitsandbytes; Dettmers et al. 2022, 2023), for stages with
+    adapters. None by default: it saves memory and costs time and some accuracy."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
 
@@ -104,6 +135,9 @@ class LoraSection:
     """Dropout before the adapters, 0 to 1; stage 3 needs 0 (old and new log-probs must agree)."""
     target_modules: Optional[list[str]] = None
     """Names of the layers adapted. None: every linear layer but the head."""
+    merge: bool = True
+    """Write the merged model too, so that the folder loads like any other. Off: the adapter alone,
+    in peft's form, which saves disk and needs its base wherever it is used."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +163,10 @@ class SFTSection:
     loss_on: Literal["assistant", "last", "all"] = "assistant"
     """assistant: every assistant turn (the completion, where there is one turn). last: only the
     last assistant turn. all: every token."""
+    packing: bool = False
+    """Put several rows side by side into each row of max_length tokens, none seeing another; less
+    padding for short rows. batch_size and microbatch_size then count these wide rows. Refused where
+    a trial before training shows that the model mixes them."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; the field's usual 1."""
     lora: LoraSection = field(default_factory=LoraSection)
@@ -240,8 +278,11 @@ class PPOSection:
 class LoggingSection:
     """What a run leaves to look at."""
 
-    tensorboard: bool = False
-    """Write TensorBoard event files beside metrics.jsonl, which is always written."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    """Also log to these, with the names of metrics.jsonl, which is always written. W&B is offline
+    unless WANDB_MODE says otherwise, so that a run never waits for a login."""
+    project: str = "tristage"
+    """Project that W&B and trackio file the run under."""
 
 
 @dataclass(frozen=True)

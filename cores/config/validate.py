@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
-from cores.config.schema import Config
+from cores.config.schema import Config, OneSource, SourceSection, WeightedSource
 
 POSITIVE = """sft.epochs sft.learning_rate sft.batch_size sft.microbatch_size sft.max_length
 sft.max_grad_norm reward.epochs reward.learning_rate reward.batch_size reward.microbatch_size
 reward.max_length reward.max_grad_norm ppo.updates ppo.batch_size
 ppo.minibatch_size ppo.microbatch_size ppo.epochs ppo.max_prompt_length ppo.max_new_tokens
 ppo.temperature ppo.actor_learning_rate ppo.critic_learning_rate ppo.max_grad_norm ppo.clip
-ppo.value_clip ppo.adam_eps""".split()
+ppo.value_clip ppo.adam_eps data.sft.prompt_tokens data.preference.prompt_tokens
+data.prompts.prompt_tokens""".split()
 NOT_NEGATIVE = """seed data.inspect sft.weight_decay reward.weight_decay reward.center_coef
 ppo.weight_decay ppo.kl_coef ppo.missing_eos_penalty ppo.reward_clip ppo.eval_prompts
 ppo.sample_every sft.lora.rank reward.lora.rank ppo.lora.rank""".split()
@@ -67,13 +69,79 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
         yield "ppo.lora.dropout", f"{ppo.lora.dropout} must be 0: old and new log-probs must agree."
     if config.reward.calibration_samples < 2:
         yield "reward.calibration_samples", "must be at least 2, to have a standard deviation."
-    if config.logging.tensorboard and find_spec("tensorboard") is None:
+    for name in config.logging.trackers:
+        if find_spec(name) is None:
+            yield (
+                "logging.trackers",
+                f"the package {name} is not installed; run `pip install {name}`, or leave it out "
+                "(metrics.jsonl is always written).",
+            )
+    if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
         yield (
-            "logging.tensorboard",
-            "the package tensorboard is not installed; run `pip install tensorboard`, or leave the "
-            "key at false (metrics.jsonl is always written).",
+            "model.quantization",
+            f"{config.model.quantization} needs the package bitsandbytes, which is not installed; "
+            "run `pip install bitsandbytes`, or set it to none.",
+        )
+    if config.sft.packing and config.data.sft.streaming:
+        yield (
+            "sft.packing",
+            "rows that are read while training are not packed; set sft.packing or "
+            "data.sft.streaming to false.",
         )
     yield from _template(config)
+    for stage in ("sft", "preference", "prompts"):
+        yield from _sources(config, getattr(config.data, stage), f"data.{stage}")
+    yield from _streaming(config)
+
+
+def _sources(config: Config, section: SourceSection, key: str) -> Iterator[tuple[str, str]]:
+    """One source or several, each with a path and a weight."""
+    if section.sources:
+        if section.path is not None:
+            yield f"{key}.path", f"{section.path} stands beside {key}.sources; remove one of them."
+        for field in fields(OneSource):
+            if getattr(section, field.name) != field.default:
+                yield f"{key}.{field.name}", f"belongs into the items of {key}.sources, one by one."
+    for item, source in _items(section, key):
+        if source.path is None:
+            yield f"{item}.path", "is not set; give the item the path of its rows, or remove it."
+        if not 0 < source.weight < math.inf:
+            yield (
+                f"{item}.weight",
+                f"{source.weight:g} must be above 0; to leave the source out remove its item.",
+            )
+        for name in ("limit", "prompt_tokens"):
+            value = getattr(source, name)
+            if value is not None and value < 1:
+                yield f"{item}.{name}", f"{value} must be above 0."
+    places: list[tuple[str, OneSource]] = [(key, section), *_items(section, key)]
+    for place, one in places:
+        if one.transcripts and config.template.kind == "none":
+            yield (
+                f"{place}.transcripts",
+                'takes texts apart at "Human:" and "Assistant:", and template.kind none would put '
+                "nothing back; turn it off for verbatim texts, or choose kind chat or roles.",
+            )
+
+
+def _items(section: SourceSection, key: str) -> list[tuple[str, WeightedSource]]:
+    return [(f"{key}.sources[{i}]", source) for i, source in enumerate(section.sources)]
+
+
+def _streaming(config: Config) -> Iterator[tuple[str, str]]:
+    """Streaming is for texts of stage 1, one source, and a fixed number of steps."""
+    for name in ("preference", "prompts"):
+        if getattr(config.data, name).streaming:
+            yield f"data.{name}.streaming", "is for stage 1 (data.sft) only; turn it off."
+    section, key = config.data.sft, "data.sft.streaming"
+    if not section.streaming:
+        return
+    if config.sft.max_steps is None:
+        yield key, "needs sft.max_steps, as the number of rows is not known; set it."
+    if section.sources:
+        yield key, "reads one source: give it as data.sft.path, or turn streaming off."
+    if section.transcripts or section.format not in (None, "text"):
+        yield key, "reads rows of format text only, without transcripts; turn it off for others."
 
 
 def _template(config: Config) -> Iterator[tuple[str, str]]:

@@ -2,16 +2,21 @@
 
 from cores.data.build import StageData, preference_data, prompt_data, sft_data
 from cores.data.collate import left_pad, right_pad
-from cores.data.inspect import show
-from cores.data.report import DataReport, SplitReport
+from cores.data.inspect import readable, show
+from cores.data.report import DataReport, MixtureReport, SplitReport
+from cores.data.stream import StreamedData, TextStream
 
 __all__ = [
     "DataReport",
+    "MixtureReport",
     "SplitReport",
     "StageData",
+    "StreamedData",
+    "TextStream",
     "left_pad",
     "preference_data",
     "prompt_data",
+    "readable",
     "right_pad",
     "sft_data",
     "show",

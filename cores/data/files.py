@@ -1,7 +1,9 @@
-"""One reader a kind of file: each yields (where, columns) row by row, or raises UserError."""
+"""One reader a kind of file: each yields (where, columns) row by row, or raises UserError.
+
+All but JSON lists hold no more than a row (Parquet: a batch of rows) in memory.
+"""
 
 import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ BLANK = re.compile(r"[ \t\r\n]*")
 
 def read_jsonl(path: Path) -> Rows:
     """One JSON object a line; blank lines are no rows."""
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(_lines(path, "\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
             value, end = _decode(line, _skip(line, 0), where)
@@ -28,7 +30,7 @@ def read_jsonl(path: Path) -> Rows:
 
 def read_json(path: Path) -> Rows:
     """A JSON list of objects. Decoded one by one, so that an error has the row's own line."""
-    text = _text(path)
+    text = "".join(_lines(path, "\n"))
     position = _skip(text, 0)
     if position == len(text):
         return
@@ -55,7 +57,7 @@ def read_json(path: Path) -> Rows:
 def read_csv(path: Path) -> Rows:
     """Comma-separated values with a header line; every value is text, as CSV has no types."""
     csv.field_size_limit(2**31 - 1)  # the standard limit of 131072 characters is below long texts
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(_lines(path, ""), strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -80,6 +82,7 @@ def read_csv(path: Path) -> Rows:
             raise UserError(
                 f"{path}:{line}: malformed CSV row: {len(values)} values for the "
                 f"{len(header)} columns {', '.join(header)}; quote values that hold commas."
+                f"{separator_hint(header)}"
             )
         yield f"{path}:{line}", dict(zip(header, values, strict=True))
 
@@ -109,17 +112,40 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 }
 
 
-def _text(path: Path) -> str:
-    """The file's text, UTF-8 with or without a byte order mark."""
-    data = path.read_bytes()
+def separator_hint(columns: list[str]) -> str:
+    """A sentence on a CSV file whose one column looks like several, else nothing."""
+    marks = {";": "semicolons", "\t": "tabs"}
+    found = [name for mark, name in marks.items() if len(columns) == 1 and mark in columns[0]]
+    return (
+        f" The header looks separated by {found[0]}: values need commas between." if found else ""
+    )
+
+
+def _lines(path: Path, newline: str) -> Iterator[str]:
+    """The file's lines with their ends, UTF-8 with or without a byte order mark.
+
+    newline: as for `open`; "" leaves every kind of line end as it is.
+    """
     try:
-        return data.decode("utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            yield from file
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        number, byte = _undecodable(path)
         raise UserError(
-            f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); convert the file, e.g. "
+            f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); convert the file, e.g. "
             f"with iconv -f latin1 -t utf-8."
         ) from error
+
+
+def _undecodable(path: Path) -> tuple[int, int]:
+    """Line and byte where the file stops being UTF-8: no UTF-8 character holds a line break."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return number, line[error.start]
+    raise AssertionError("only for files that are not UTF-8")
 
 
 def _skip(text: str, position: int) -> int:

@@ -1,45 +1,54 @@
 """Formats: a row's columns become the conversation that a stage trains on or asks about."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from cores.config.schema import Format
-from cores.data.sources import Row, Source
+from cores.config.schema import Config, Format, OneSource
+from cores.data.files import separator_hint
+from cores.data.sources import Row
+from cores.data.transcripts import FURTHER, parse, part_texts, part_turns
+from cores.data.values import Turn, margin_of, reply_of, text_of, turns_of, value_of
 from cores.errors import UserError
 
 Stage = Literal["sft", "reward", "ppo"]
-Turn = dict[str, str]
-"""`role` and `content`: system, user or assistant, or `text` for a text without turns."""
-ROLES = ("system", "user", "assistant")
 
 ORDER: dict[Stage, tuple[Format, ...]] = {
-    "sft": ("messages", "instruction", "completion", "text", "preference"),
+    "sft": ("messages", "conversations", "instruction", "completion", "text", "preference"),
     "reward": ("preference",),
-    "ppo": ("prompt",),
+    "ppo": ("prompt", "text"),
 }
 """Which format a stage takes where the columns fit several."""
 
-PROMPTS = ("prompt", "instruction", "messages")
+PROMPTS = ("prompt", "instruction", "messages", "conversations")
 """Columns that hold a prompt, in order of preference."""
+
+PAIR = ("chosen", "rejected")
 
 NEEDS: dict[Format, tuple[tuple[str, ...], ...]] = {
     "messages": (("messages",),),
+    "conversations": (("conversations",),),
     "instruction": (("instruction", "output"),),
     "completion": (("prompt", "completion"),),
     "text": (("text",),),
-    "preference": tuple((prompt, "chosen", "rejected") for prompt in PROMPTS),
-    "prompt": tuple((prompt,) for prompt in PROMPTS),
+    "preference": (*((prompt, *PAIR) for prompt in PROMPTS), PAIR),
+    "prompt": (*((prompt,) for prompt in PROMPTS), PAIR),
 }
 """Columns of which one group must be there."""
 
 PROMPT_OF: dict[Format, tuple[tuple[str, ...], ...]] = {
     "messages": (("messages",),),
+    "conversations": (("conversations",),),
     "instruction": (("instruction",),),
     "completion": (("prompt",),),
+    "text": (("text",),),
     "preference": NEEDS["prompt"],
     "prompt": NEEDS["prompt"],
 }
-"""The column of which a format's prompt is read: stage 3 takes the prompt of any format."""
+"""The columns of which a format's prompt is read: stage 3 takes the prompt of any format."""
+
+NO_TURN = 'no turn "Human:" or "Assistant:"'
+FURTHER_TURNS = "further turns in a reply"
+UNPARTED = "chosen and rejected do not differ in one last reply"
 
 
 @dataclass(frozen=True)
@@ -51,16 +60,20 @@ class Example:
     key: str
     """First user turn (or the text): decides the side of the train/test split."""
     conversations: tuple[list[Turn], ...]
-    """sft: one, with its reply. reward: chosen and rejected. ppo: one, ending before the reply."""
+    """sft: one, with its reply. reward: chosen and rejected. ppo: one, ending before the reply,
+    or a text of which a beginning is the prompt."""
     dropped: str | None = None
     """Why the row cannot be used; None: it can."""
     trimmed: bool = False
     """Turns after the last reply were cut off."""
+    margin: float = 0.0
+    """reward: what the chosen side has to lead by, in units of score."""
 
 
-def choose_format(source: Source, stage: Stage, key: str, wanted: Format | None) -> Format:
+def choose_format(
+    columns: list[str], path: str, stage: Stage, key: str, wanted: Format | None
+) -> Format:
     """The format that the columns fit, or `wanted`; UserError names the columns if none fits."""
-    columns = source.columns()
     candidates = ORDER[stage] if wanted is None else (wanted,)
     for candidate in candidates:
         groups = _needs(stage, candidate)
@@ -70,8 +83,8 @@ def choose_format(source: Source, stage: Stage, key: str, wanted: Format | None)
                 f"{key}.format is {candidate!r}, which this stage cannot use; it takes one of: "
                 f"{', '.join(takes)}."
             )
-        # messages beside a pair are its prompt, so they demonstrate nothing by themselves
-        paired = candidate == "messages" and {"chosen", "rejected"} <= set(columns)
+        # turns beside a pair are its prompt, so they demonstrate nothing by themselves
+        paired = candidate in ("messages", "conversations") and set(PAIR) <= set(columns)
         if wanted is None and stage == "sft" and paired:
             continue
         if any(set(group) <= set(columns) for group in groups):
@@ -81,8 +94,9 @@ def choose_format(source: Source, stage: Stage, key: str, wanted: Format | None)
         for candidate in candidates
     )
     raise UserError(
-        f"{key}.path {source.path!r} has the columns {', '.join(columns) or '(none)'}, which do "
+        f"{key}.path {path!r} has the columns {', '.join(columns) or '(none)'}, which do "
         f"not fit; needed are {fits}. Rename the columns (docs/data.md shows each format)."
+        f"{separator_hint(columns)}"
     )
 
 
@@ -92,54 +106,143 @@ def _needs(stage: Stage, name: Format) -> tuple[tuple[str, ...], ...]:
     return NEEDS[name] if name in ORDER[stage] else ()
 
 
-def read_example(
-    row: Row, name: Format, stage: Stage, columns: set[str], separator: str
-) -> Example:
-    """`row` under the format `name`; `columns` are the source's.
+@dataclass(frozen=True)
+class Reader:
+    """Reads the rows of one source under the format chosen for it."""
 
-    Empty prompts and replies are dropped with their reason; a value of the wrong type raises
-    UserError.
-    """
-    if name == "text":
-        text = _text(row, "text")
-        dropped = None if text.strip() else "empty text"
-        return Example(row.where, text, ([{"role": "text", "content": text}],), dropped)
-    if name == "messages" and stage == "sft":
-        return _demonstration(row)
-    column = next(group[0] for group in PROMPT_OF[name] if group[0] in columns)
-    prompt = _prompt(row, column, separator)
-    replies = _replies(row, name, stage)
-    conversations = tuple([*prompt, {"role": "assistant", "content": reply}] for reply in replies)
-    users = [turn["content"] for turn in prompt if turn["role"] == "user"]
-    dropped = _problem(prompt)
-    if dropped is None and any(not reply.strip() for reply in replies):
-        dropped = "empty reply"
-    return Example(row.where, users[0] if users else "", conversations or (prompt,), dropped)
+    format: Format
+    stage: Stage
+    column: str | None
+    """The one that holds the prompt; None: `chosen` and `rejected` hold it both."""
+    separator: str
+    """Between an instruction and its input."""
+    transcripts: bool
+    """Texts are taken apart into turns."""
+    verbatim: bool
+    """template.kind none: whole texts of a pair part where their common beginning ends."""
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        source: OneSource,
+        columns: list[str],
+        path: str,
+        stage: Stage,
+        key: str,
+    ) -> "Reader":
+        """For rows of `path` with these columns; UserError as `choose_format`."""
+        name = choose_format(columns, path, stage, key, source.format)
+        column = next((g[0] for g in PROMPT_OF[name] if g != PAIR and g[0] in columns), None)
+        return cls(
+            name, stage, column, config.template.separator,
+            source.transcripts, config.template.kind == "none",
+        )  # fmt: skip
+
+    @property
+    def plain(self) -> bool:
+        """Rows are texts without turns, which no template touches."""
+        return self.format == "text" and not self.transcripts
+
+    def read(self, row: Row) -> Example:
+        """Empty prompts and replies, and conversations of another form, are dropped with their
+        reason; a value of the wrong type raises UserError."""
+        if self.plain:
+            text = text_of(row, "text")
+            dropped = None if text.strip() else "empty text"
+            return Example(row.where, text, ([{"role": "text", "content": text}],), dropped)
+        if self.stage == "sft" and self.format in ("messages", "conversations", "text"):
+            return self._demonstration(row)
+        if self.column is None:
+            prompt, replies, dropped = self._whole(row)
+        else:
+            prompt, dropped = self._prompt(row, self.column)
+            replies = self._replies(row)
+        dropped = dropped or _problem(prompt)
+        if dropped is None and any(not reply.strip() for reply in replies):
+            dropped = "empty reply"
+        if dropped is None and self.transcripts and any(map(FURTHER.search, replies)):
+            dropped = FURTHER_TURNS
+        conversations = tuple([*prompt, _assistant(reply)] for reply in replies)
+        margin = margin_of(row) if self.stage == "reward" else 0.0
+        key = _first_user_turn(prompt)
+        return Example(row.where, key, conversations or (prompt,), dropped, margin=margin)
+
+    def _replies(self, row: Row) -> list[str]:
+        """None for stage 3; chosen and rejected for stage 2; the reply to learn for stage 1."""
+        if self.stage == "ppo":
+            return []
+        columns = {"instruction": ("output",), "completion": ("completion",)}.get(self.format, PAIR)
+        replies = [reply_of(row, column) for column in columns[: self._sides]]
+        return [reply.removeprefix(" ") for reply in replies] if self.transcripts else replies
+
+    @property
+    def _sides(self) -> int:
+        return {"sft": 1, "reward": 2, "ppo": 0}[self.stage]
+
+    def _demonstration(self, row: Row) -> Example:
+        """A conversation that is all shown, up to the last reply."""
+        turns, dropped = self._turns(row, self.format)
+        replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        key = _first_user_turn(turns)
+        if dropped is not None or not replies:
+            return Example(row.where, key, (turns,), dropped or "no assistant turn")
+        kept = turns[: replies[-1] + 1]
+        dropped = _problem(kept[:-1])
+        if dropped is None and not kept[-1]["content"].strip():
+            dropped = "empty reply"
+        return Example(row.where, key, (kept,), dropped, trimmed=len(kept) < len(turns))
+
+    def _prompt(self, row: Row, column: str) -> tuple[list[Turn], str | None]:
+        """The turns before the reply, and why there are none."""
+        turns, dropped = self._turns(row, column)
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        return turns, dropped
+
+    def _turns(self, row: Row, column: str) -> tuple[list[Turn], str | None]:
+        """A column's turns: its own, those of its transcript, or its text as a user's turn."""
+        if column in ("messages", "conversations") or isinstance(value_of(row, column), list):
+            return turns_of(row, column), None
+        text = text_of(row, column)
+        if column == "instruction" and row.columns.get("input"):
+            text = text + self.separator + text_of(row, "input")
+        if self.transcripts:
+            turns = parse(text)
+            return turns, NO_TURN if text.strip() and not turns else None
+        return [{"role": "user", "content": text}], None
+
+    def _whole(self, row: Row) -> tuple[list[Turn], list[str], str | None]:
+        """Prompt and replies of a pair whose two sides both hold the prompt."""
+        lists = [isinstance(value_of(row, side), list) for side in PAIR]
+        if any(lists) or self.transcripts:
+            if any(lists) and not all(lists):
+                raise UserError(
+                    f"{row.where}: without a column for the prompt 'chosen' and 'rejected' must "
+                    "both be whole conversations; one is a list of turns, the other is not."
+                )
+            (chosen, one), (rejected, other) = (self._turns(row, side) for side in PAIR)
+            parted = part_turns(chosen, rejected)
+            if parted is None:
+                return chosen, [], one or other or UNPARTED
+            return parted[0], list(parted[1][: self._sides]), None
+        if not self.verbatim:
+            raise UserError(
+                f"{row.where}: there is no column for the prompt ({', '.join(PROMPTS)}), so "
+                "'chosen' and 'rejected' must hold it; for texts with \"\\n\\nHuman:\" and "
+                '"\\n\\nAssistant:" set transcripts: true in the section of the source, for others '
+                "template.kind: none, or give lists of turns."
+            )
+        prompt, rests = part_texts(text_of(row, "chosen"), text_of(row, "rejected"))
+        return [{"role": "user", "content": prompt}], list(rests[: self._sides]), None
 
 
-def _replies(row: Row, name: Format, stage: Stage) -> list[str]:
-    """None for stage 3; chosen and rejected for stage 2; the reply to learn for stage 1."""
-    if stage == "ppo":
-        return []
-    if name == "preference":
-        sides = ("chosen",) if stage == "sft" else ("chosen", "rejected")
-        return [_reply(row, side) for side in sides]
-    return [_text(row, "output" if name == "instruction" else "completion")]
+def _assistant(reply: str) -> Turn:
+    return {"role": "assistant", "content": reply}
 
 
-def _demonstration(row: Row) -> Example:
-    """A conversation that is all shown, up to the last reply."""
-    turns = _messages(row, "messages")
-    replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-    users = [turn["content"] for turn in turns if turn["role"] == "user"]
-    key = users[0] if users else ""
-    if not replies:
-        return Example(row.where, key, (turns,), "no assistant turn")
-    kept = turns[: replies[-1] + 1]
-    dropped = _problem(kept[:-1])
-    if dropped is None and not kept[-1]["content"].strip():
-        dropped = "empty reply"
-    return Example(row.where, key, (kept,), dropped, trimmed=len(kept) < len(turns))
+def _first_user_turn(turns: list[Turn]) -> str:
+    return next((turn["content"] for turn in turns if turn["role"] == "user"), "")
 
 
 def _problem(prompt: list[Turn]) -> str | None:
@@ -149,92 +252,3 @@ def _problem(prompt: list[Turn]) -> str | None:
     if any(turn["role"] != "system" and not turn["content"].strip() for turn in prompt):
         return "empty turn"
     return None
-
-
-def _prompt(row: Row, column: str, separator: str) -> list[Turn]:
-    """The turns before the reply."""
-    if column == "messages":
-        turns = _messages(row, "messages")
-        while turns and turns[-1]["role"] == "assistant":
-            turns.pop()
-        return turns
-    text = _text(row, column)
-    if column == "instruction" and row.columns.get("input"):
-        text = text + separator + _text(row, "input")
-    return [{"role": "user", "content": text}]
-
-
-def _reply(row: Row, column: str) -> str:
-    """A reply given as text, or as messages that end with it."""
-    if not isinstance(_value(row, column), list):
-        return _text(row, column)
-    turns = _messages(row, column)
-    if not turns or turns[-1]["role"] != "assistant":
-        raise UserError(f"{row.where}: the messages of {column!r} must end with an assistant turn.")
-    return turns[-1]["content"]
-
-
-def _value(row: Row, column: str) -> Any:
-    if column not in row.columns:
-        found = ", ".join(row.columns) or "none"
-        raise UserError(
-            f"{row.where}: column {column!r} is missing (columns of this row: {found})."
-        )
-    return row.columns[column]
-
-
-def _text(row: Row, column: str) -> str:
-    return _checked(_value(row, column), row, f"column {column!r}")
-
-
-def _checked(value: Any, row: Row, what: str) -> str:
-    """`value` as text: null is empty; anything but text is an error."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(
-            f"{row.where}: {what} must be text, but holds {_short(value)}; correct the row or "
-            "choose another format (docs/data.md)."
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{row.where}: {what} holds half a surrogate pair (\\u{ord(value[error.start]):04x}), "
-            "which is no character; correct the row."
-        ) from error
-    return value
-
-
-def _messages(row: Row, column: str) -> list[Turn]:
-    """Turns in OpenAI form; keys other than role and content are ignored."""
-    value = _value(row, column)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise UserError(
-            f"{row.where}: column {column!r} must be a list of {{role, content}} objects, but "
-            f"holds {_short(value)}."
-        )
-    turns = []
-    for number, turn in enumerate(value, 1):
-        what = f"turn {number} of {column!r}"
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise UserError(
-                f"{row.where}: {what} must be an object with role and content, but is "
-                f"{_short(turn)}."
-            )
-        if turn["role"] not in ROLES:
-            raise UserError(
-                f"{row.where}: {what} has the role {_short(turn['role'])}; known are "
-                f"{', '.join(ROLES)}."
-            )
-        content = _checked(turn["content"], row, f"the content of {what}")
-        turns.append({"role": turn["role"], "content": content})
-    return turns
-
-
-def _short(value: Any) -> str:
-    """A value with its type, cut to one line."""
-    text = " ".join(repr(value).split())
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -2,20 +2,24 @@
 
 import os
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cores.data.build import StageData
 from cores.data.encode import IGNORED
+from cores.data.stream import StreamedData
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
+STREAMED = 1000
+"""Rows of a stream whose lengths are told."""
 QUANTILES = {"p0": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-def show(data: StageData, tokenizer: PreTrainedTokenizerBase, n: int) -> None:
-    """Print the first `n` training rows, the length quantiles of all, and what was left out.
+def show(data: StageData | StreamedData, tokenizer: PreTrainedTokenizerBase, n: int) -> None:
+    """Print the first `n` training rows, the length quantiles of all (of a stream: of the first
+    thousand), and what was left out.
 
     Trained tokens (in pairs: the replies) are green, others grey; where the environment has
     NO_COLOR (https://no-color.org) trained tokens stand in [brackets] instead.
@@ -23,15 +27,28 @@ def show(data: StageData, tokenizer: PreTrainedTokenizerBase, n: int) -> None:
     colour = not os.environ.get("NO_COLOR")
     trained, given = _paint("trained", True, colour), _paint("untrained", False, colour)
     print(f"{trained} {given}")
-    for number, row in enumerate(data.train[:n], 1):
+    rows = list(islice(data.train, STREAMED if isinstance(data, StreamedData) else None))
+    for number, row in enumerate(rows[:n], 1):
         for name, ids, flags in _sides(row):
             print(f"--- row {number}{name}: {len(ids)} tokens, {sum(flags)} trained")
             print(_coloured(ids, flags, tokenizer, colour))
     print("--- lengths in tokens")
-    for line in length_lines(data.train):
+    for line in length_lines(rows):
         print(line)
     for line in data.report.lines():
         print(line)
+
+
+def readable(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tokens: bool = False
+) -> str:
+    """The text of `ids`, up to the last whole character.
+
+    A length limit may fall between the bytes of a character; what is left of it would show as
+    U+FFFD.
+    """
+    text = str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+    return text.rstrip("\ufffd")
 
 
 def length_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -72,7 +89,7 @@ def _coloured(
     parts, end, done = [], 0, ""
     for flag, run in groupby(flags):
         end += len(list(run))
-        text = str(tokenizer.decode(ids[:end], skip_special_tokens=False))
+        text = readable(tokenizer, ids[:end])
         parts.append(_paint(text[len(done) :].replace("\x1b", "␛"), flag, colour))
         done = text
     return "".join(parts)

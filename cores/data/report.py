@@ -1,6 +1,7 @@
 """What was read, used, truncated and dropped: for the terminal and for stage.json."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +26,22 @@ class SplitReport:
     """Used rows that lost their end to the length limit."""
     trimmed: int = 0
     """Used rows that lost turns after their last reply."""
+    passes: int | None = None
+    """Complete passes over rows that are streamed; None for others. Counts are of all passes."""
+
+    def clear(self) -> None:
+        """Count from the beginning."""
+        self.read = self.used = self.truncated = self.trimmed = 0
+        self.dropped.clear()
+        self.passes = None if self.passes is None else 0
 
     def line(self, name: str) -> str:
         """One line for the terminal."""
+        if self.passes is not None and not self.read:
+            return f"{name}: rows of {self.path} ({self.format}), streamed while training"
         text = f"{name}: {self.used} of {self.read} rows of {self.path} ({self.format})"
+        if self.passes is not None:
+            text += f", streamed ({self.passes} whole passes)"
         notes = [f"{n} {reason}" for reason, n in self.dropped.most_common()]
         if notes:
             text += f"; dropped: {', '.join(notes)}"
@@ -41,7 +54,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Both splits."""
+    """Both splits of one source."""
 
     train: SplitReport
     test: SplitReport | None
@@ -54,10 +67,48 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """For stage.json: split name to its fields."""
         return {
-            name: {**vars(split), "dropped": dict(split.dropped)}
+            name: _without_none({**vars(split), "dropped": dict(split.dropped)})
             for name, split in self.splits().items()
         }
 
     def lines(self) -> list[str]:
         """For the terminal: a line a split."""
         return [split.line(name) for name, split in self.splits().items()]
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class MixtureReport:
+    """Several sources."""
+
+    sources: list[DataReport]
+    """In the order of the configuration."""
+    weights: list[float]
+    """As configured."""
+    counts: list[int]
+    """Training rows of each in the mixture, repetitions included."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For stage.json: an entry a source, in `sources`."""
+        return {
+            "sources": [
+                {"weight": weight, "rows": count, "share": count / sum(self.counts)}
+                | source.to_json()
+                for source, weight, count in self._entries()
+            ]
+        }
+
+    def lines(self) -> list[str]:
+        """For the terminal: a line a source and split."""
+        lines = []
+        for source, weight, count in self._entries():
+            share = count / sum(self.counts)
+            first, *rest = source.lines()
+            lines += [f"{first}; weight {weight:g}: {count} rows, {share:.2%} of all", *rest]
+        return lines
+
+    def _entries(self) -> Iterator[tuple[DataReport, float, int]]:
+        return zip(self.sources, self.weights, self.counts, strict=True)

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from cores.config.schema import RoleTemplate, TemplateSection
-from cores.data.formats import Turn
+from cores.data.values import Turn
 from cores.errors import UserError
 
 

@@ -2,7 +2,7 @@
 
 from cores.models.actor import Actor, token_logprobs
 from cores.models.loading import load_policy, load_scalar, load_tokenizer, save_model
-from cores.models.lora import add_lora, merge_and_keep_adapter
+from cores.models.lora import add_lora
 from cores.models.scalar import ScalarModel
 from cores.models.vocabulary import exclude_tokens, excluded_ids, settle_pad_token
 
@@ -15,7 +15,6 @@ __all__ = [
     "load_policy",
     "load_scalar",
     "load_tokenizer",
-    "merge_and_keep_adapter",
     "save_model",
     "settle_pad_token",
     "token_logprobs",

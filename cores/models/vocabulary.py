@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cores.errors import UserError
 
@@ -17,6 +17,9 @@ NEW_PAD = "<|pad|>"
 
 EXCLUDED_LOGIT = -1e4
 """exp(-1e4) is 0 in every precision, and unlike -inf it gives 0, not NaN, in p * log p."""
+
+LOWEST_CAP = 25
+"""exp(-25) is 1e-11: a model may cap its logits here and an excluded id will not be sampled."""
 
 
 def settle_pad_token(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> str | None:
@@ -76,6 +79,8 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         head: Any = model.get_output_embeddings()
         if head is not None and head.weight is not tables[0]:
             tables.append(head.weight)
+        if getattr(head, "bias", None) is not None:  # GPT-J
+            tables.append(head.bias)
         with torch.no_grad():
             for table in tables:
                 table[old:] = table[:old].mean(dim=0)
@@ -87,11 +92,31 @@ def excluded_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[in
     return [tokenizer.pad_token_id, *range(len(tokenizer), vocab_size)]
 
 
+def check_cap(config: PretrainedConfig) -> None:
+    """UserError if the model caps its logits so low that excluded ids would come back."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap is not None and cap < LOWEST_CAP:
+        raise UserError(
+            f"model.path: final_logit_softcapping of {architecture(config)} is {cap}, so low that "
+            f"pad and unused ids would be sampled. Choose a model that has {LOWEST_CAP} or more "
+            "there, or no cap."
+        )
+
+
+def architecture(config: PretrainedConfig) -> str:
+    """The model's class as config.json names it."""
+    return (config.architectures or [config.model_type])[0]
+
+
 def exclude_tokens(model: PreTrainedModel, ids: list[int]) -> None:
     """Take `ids` out of every distribution of `model`: sampling, log-probs and the training loss.
 
     One hook behind the head serves them all, so that they cannot disagree. It writes in place: the
     backward pass of a linear layer does not need its output.
+
+    Gemma 2 caps its logits behind the head, at 30, and the ids come out at -30: their share of the
+    softmax is below 1e-13 wherever any logit is above 0, and lost in the rounding of fp32.
+    `check_cap` refuses a lower cap.
     """
     head: nn.Module = model.get_output_embeddings()
     head.register_buffer("excluded_ids", torch.tensor(ids), persistent=False)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from cores.data import readable
 from cores.ppo.experience import Scored, gather_rows
 from cores.ppo.prompts import share
 from cores.ppo.trainer import PPOTrainer
@@ -74,7 +75,7 @@ def sample_pairs(
             "prompt": prompt,
             **{
                 name: {
-                    "text": tokenizer.decode(side.replies[i], skip_special_tokens=True),
+                    "text": readable(tokenizer, side.replies[i], skip_special_tokens=True),
                     "ids": side.rows[i],
                     "score": round(side.scores[i], 4),
                     "kl": round(side.kl[i], 4),

@@ -19,6 +19,7 @@ from cores.models.actor import plain_model
 from cores.models.loading import exclude_from
 from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
 from cores.runtime.launch import Launch
+from cores.runtime.sharding import shard_frozen, zero_stage
 from cores.runtime.stage import Parent
 
 
@@ -111,9 +112,11 @@ class Roles:
 
     actor: TrainedRole
     critic: TrainedRole
-    frozen_actor: Actor | None
-    """The reference; None with adapters, where it is the actor without them."""
-    reward: ScalarModel
+    frozen_actor: nn.Module | None
+    """The reference, an `Actor` or the engine of its shards; None with adapters, where it is the
+    actor without them."""
+    reward: nn.Module
+    """The reward model, a `ScalarModel` or the engine of its shards: values (B, L) of ids, mask."""
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
@@ -157,9 +160,9 @@ def build_roles(
 ) -> Roles:
     """Load the parents' models into the four roles and prepare the trained ones."""
     ppo, sft, rm = config.ppo, parents["sft"].folder, parents["reward"].folder
-    policy: Any = load_policy(sft, dropout=False)
+    policy: Any = load_policy(sft, dropout=False, frozen=config.model)
     exclude_from(policy, tokenizer)
-    critic: Any = load_scalar(rm)
+    critic: Any = load_scalar(rm, frozen=config.model)
     if config.model.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
         critic.gradient_checkpointing_enable()
@@ -173,10 +176,10 @@ def build_roles(
     else:
         reference = load_policy(sft, dropout=False)
         exclude_from(reference, tokenizer)
-        frozen = freeze(Actor(reference, ppo.temperature), launch.device)
-    reward = freeze(ScalarModel(load_scalar(rm)), launch.device)
+        frozen = Actor(reference, ppo.temperature)
+    reward = ScalarModel(load_scalar(rm))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
-    both = accelerators(config)
+    both = accelerators(config, launch)
     return Roles(
         actor=TrainedRole(
             ACTOR, Actor(policy, ppo.temperature), both[ACTOR], ppo.actor_learning_rate, ppo
@@ -184,11 +187,14 @@ def build_roles(
         critic=TrainedRole(
             CRITIC, ScalarModel(critic), both[CRITIC], ppo.critic_learning_rate, ppo
         ),
-        frozen_actor=frozen,
-        reward=reward,
+        frozen_actor=None if frozen is None else freeze(frozen, launch),
+        reward=freeze(reward, launch),
     )
 
 
-def freeze(module: Any, device: torch.device) -> Any:
-    """`module` in evaluation mode on `device`, its weights out of every gradient."""
-    return module.requires_grad_(False).eval().to(device)
+def freeze(module: nn.Module, launch: Launch) -> nn.Module:
+    """`module` in evaluation mode, its weights out of every gradient; in shards under ZeRO-3."""
+    module.requires_grad_(False).eval()
+    if zero_stage() == 3:
+        return shard_frozen(module, launch.precision)
+    return module.to(launch.device)

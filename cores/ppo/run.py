@@ -8,9 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config
-from cores.data import StageData
+from cores.data import StageData, readable
 from cores.errors import UserError
-from cores.models import merge_and_keep_adapter, save_model
+from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience
@@ -28,10 +28,8 @@ SAMPLES = 4
 """Sample replies written each time."""
 
 
-def check_options(config: Config, tokenizer: PreTrainedTokenizerBase, launch: Launch) -> None:
-    """UserError if batches do not divide over the processes, or stop ids cannot stop."""
-    launch.share(config.ppo.batch_size, "ppo.batch_size")
-    launch.share(config.ppo.minibatch_size, "ppo.minibatch_size")
+def check_options(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """UserError if stop ids cannot stop."""
     unknown = [i for i in config.ppo.stop_token_ids if i >= len(tokenizer)]
     if unknown or tokenizer.pad_token_id in config.ppo.stop_token_ids:
         raise UserError(
@@ -70,7 +68,7 @@ def train(
     before = _evaluate(trainer, prompts, config.seed, "before")
     sampler = PromptSampler(len(data.train), ppo.batch_size, config.seed)
     seed_rank(config.seed, launch.rank)
-    with Metrics(folder.path, launch, config.logging.tensorboard) as metrics:
+    with Metrics(folder) as metrics:
         for update in range(1, ppo.updates + 1):
             start = time.monotonic()
             rows = share(sampler.next(), launch.rank, launch.world)
@@ -116,10 +114,7 @@ def save_roles(
     for role, place in ((roles.actor, folder), (roles.critic, folder / "critic")):
         with gathered(role):  # every rank takes part where weights are sharded
             if launch.is_main:
-                model = role.unwrapped.model
-                if config.ppo.lora.rank:
-                    model = merge_and_keep_adapter(model, place, write=True)
-                save_model(model, tokenizer, place)
+                save_model(role.unwrapped.model, tokenizer, place, config.ppo.lora.merge)
 
 
 def _evaluate(
@@ -148,8 +143,8 @@ def _write_samples(
             reply = experience.ids[i, -width:][experience.response_mask[i]]
             row = {
                 "update": update,
-                "prompt": tokenizer.decode(prompt),
-                "reply": tokenizer.decode(reply),
+                "prompt": readable(tokenizer, prompt.tolist()),
+                "reply": readable(tokenizer, reply.tolist()),
                 "score": round(experience.scores[i].item(), 4),
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -8,6 +8,7 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from cores.config import PPOSection
+from cores.models.scalar import last_attended
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.roles import Roles
 from cores.rl import (
@@ -91,7 +92,8 @@ class PPOTrainer:
             with self.roles.reference() as reference:
                 ref_logprobs, _ = reference(batch.ids, batch.mask, width)
             values = self.roles.critic.module(batch.ids, batch.mask)
-            scored.scores[rows] = self.roles.reward.scores(batch.ids, batch.mask)
+            judged = self.roles.reward(batch.ids, batch.mask)
+        scored.scores[rows] = last_attended(judged, batch.mask)
         scored.logprobs[rows, :width] = logprobs
         scored.entropy[rows, :width] = entropy
         scored.ref_logprobs[rows, :width] = ref_logprobs

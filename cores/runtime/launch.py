@@ -1,5 +1,6 @@
 """What every stage does first: quiet libraries, one process group, seeds."""
 
+import logging
 import os
 import random
 import warnings
@@ -13,8 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from huggingface_hub import constants
 
-from cores.config import Config
+from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import UserError
+from cores.runtime.checks import ASKED, check_clipping, check_launch, config_file
+from cores.runtime.sharding import zero_stage
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,20 @@ class Launch:
             )
         return batch_size // self.world
 
+    def split(self, section: SFTSection | RewardSection, key: str) -> tuple[int, int]:
+        """Rows of a forward pass on one process, and forward passes of a step.
+
+        UserError naming `key` if batch_size does not divide over processes and micro-batches.
+        """
+        own = self.share(section.batch_size, f"{key}.batch_size")
+        micro = min(section.microbatch_size, own)
+        if own % micro:
+            raise UserError(
+                f"{key}.microbatch_size: {micro} does not divide the {own} rows of a process "
+                f"({key}.batch_size {section.batch_size} over {self.world}); choose a divisor."
+            )
+        return micro, own // micro
+
 
 def launch(config: Config) -> Launch:
     """Join the process group, silence libraries and seed this process.
@@ -58,11 +75,36 @@ def launch(config: Config) -> Launch:
     """
     quiet()
     _one_gpu_a_process()
+    check_launch(ASKED, torch.cuda.device_count(), config_file())
+    # accelerate's default under ZeRO-3 is to shard models while they are loaded: ours are whole.
+    os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
+    # It would refuse the complete settings that the stages make of the file's inline keys.
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     if config.model.precision == "bf16" and torch.cuda.is_available():
         _need_bf16()
     state = _join()
     set_seed(config.seed)
-    return Launch(state.process_index, state.num_processes, state.device, config.model.precision)
+    run = Launch(state.process_index, state.num_processes, state.device, config.model.precision)
+    if zero_stage() or run.world > 1:
+        where = "CPU" if run.device.type == "cpu" else "GPU"
+        how = f"DeepSpeed ZeRO-{zero_stage()}" if zero_stage() else "DDP"
+        run.say(f"{run.world} process{'es' * (run.world > 1)} on {where}, {how}")
+    return run
+
+
+def check_batches(
+    section: SFTSection | RewardSection | PPOSection, launch: Launch, key: str
+) -> None:
+    """UserError if the stage's batches do not divide over the processes, before any data is read.
+
+    Also if the launch clips gradients otherwise than the section does.
+    """
+    if isinstance(section, PPOSection):
+        launch.share(section.batch_size, f"{key}.batch_size")
+        launch.share(section.minibatch_size, f"{key}.minibatch_size")
+    else:
+        launch.split(section, key)
+    check_clipping(section, key, ASKED)
 
 
 def quiet() -> None:
@@ -78,6 +120,7 @@ def quiet() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()

@@ -1,5 +1,6 @@
 """Stage folders: written whole or not at all, and checked before they are built upon."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,11 +15,17 @@ from accelerate import PartialState
 
 from cores.config import Config, plain
 from cores.errors import UserError
+from cores.models.lora import base_of, lone_adapter
+from cores.runtime.cli import ON_STOP
 from cores.runtime.fingerprint import model_files, versions
 from cores.runtime.launch import Launch
 
 OWNER = "process"
 """File of a partial folder that names the process writing it."""
+REMOVALS = 3
+"""Attempts at removing a partial folder, as the training may be writing into it."""
+BASES = {"sft": "base", "reward": "sft"}
+"""The parent whose weights a stage's adapter goes on."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
 
 
@@ -48,6 +55,7 @@ def load_parents(config: Config, stages: list[str]) -> dict[str, Parent]:
     parents = {s: Parent(s, root / s, _record(root / s)) for s in stages}
     for parent in parents.values():
         _check_files(parent)
+        _check_base(parent)
         _check_template(config, parent)
     _check_fit(parents)
     return parents
@@ -78,6 +86,24 @@ def _check_files(parent: Parent) -> None:
                 f"{path}: not the file that the stage wrote (its sha256 is not stage.json's); the "
                 f"checkpoint is damaged or was edited. {remedy}"
             )
+
+
+def _check_base(parent: Parent) -> None:
+    """An adapter alone needs the very model that it was trained on."""
+    adapter = lone_adapter(parent.folder)
+    if adapter is None:
+        return
+    base = base_of(parent.folder, adapter)
+    trained_on = parent.record["parents"][BASES[parent.stage]]
+    if "files" not in trained_on:  # on the hub
+        return
+    found = model_files(Path(base))
+    if any(found.get(name) != digest for name, digest in trained_on["files"].items()):
+        raise UserError(
+            f"{parent.folder}: it holds an adapter alone, to the model in {base}, which is not "
+            "the one that it was trained on any more (other files, by their sha256). Put that one "
+            f"back, or run {SCRIPTS[parent.stage]} again with --overwrite."
+        )
 
 
 def _check_template(config: Config, parent: Parent) -> None:
@@ -135,6 +161,7 @@ class StageFolder:
     def __enter__(self) -> "StageFolder":
         if self.launch.is_main:
             self._claim()
+        ON_STOP.append(self._remove)  # on every rank: the main one may be what was killed
         return self
 
     def _claim(self) -> None:
@@ -158,10 +185,17 @@ class StageFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None and self.launch.is_main:
+        if kind is None:
+            ON_STOP.remove(self._remove)
+        elif self.launch.is_main:
+            self._remove()
+
+    def _remove(self) -> None:
+        """The partial folder, and `output_dir` if nothing else is in it."""
+        for _ in range(REMOVALS):
             shutil.rmtree(self.path, ignore_errors=True)
-            if not any(self.final.parent.iterdir()):
-                self.final.parent.rmdir()
+        with contextlib.suppress(OSError):  # not empty, or another rank was faster
+            self.final.parent.rmdir()
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write stage.json from `facts` and move the folder to its place (the main process does).

@@ -21,6 +21,7 @@ from cores.models.lora import add_lora
 from cores.rollout import RolloutEngine
 from cores.runtime.launch import Launch
 from cores.runtime.metrics import Metrics
+from cores.runtime.sharding import twin_for_whole_weights, whole
 from cores.runtime.stage import StageFolder
 from cores.training.trainer_args import StatusLines, common_arguments
 
@@ -73,6 +74,7 @@ def train_reward(
     trained: PreTrainedModel | PeftModel = model
     if config.reward.lora.rank:
         trained = add_lora(model, config.reward.lora, TaskType.SEQ_CLS, "reward.lora")
+    twin = twin_for_whole_weights(trained)
     arguments = RewardConfig(
         **common_arguments(
             config.reward, config.model, launch, config.seed, len(pairs), folder.path, "reward"
@@ -86,8 +88,8 @@ def train_reward(
         "margin": "margin",
         "learning_rate": "learning_rate",
     }
-    rows = [{k: pair[k] for k in ("chosen_ids", "rejected_ids")} for pair in pairs]
-    with Metrics(folder.path, launch, config.logging.tensorboard) as metrics:
+    rows = [{k: pair[k] for k in ("chosen_ids", "rejected_ids", "margin")} for pair in pairs]
+    with Metrics(folder) as metrics:
         trainer = PairTrainer(
             model=trained,
             args=arguments,
@@ -96,9 +98,13 @@ def train_reward(
             callbacks=[StatusLines(metrics, "reward", names)],
         )
         trainer.remove_callback(PrinterCallback)
+        for weight in trained.parameters():
+            if weight.requires_grad:  # TRL puts adapters and head on a quantised base in bf16
+                weight.data = weight.data.float()
         trainer.train()
+        result = whole(trained, twin)
         trainer.accelerator.free_memory()
-    return trained
+    return result.to(launch.device)
 
 
 @torch.no_grad()

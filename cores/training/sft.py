@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from cores.config import Config
-from cores.data import right_pad
+from cores.data import TextStream, right_pad
+from cores.data.packing import pack
 from cores.runtime.launch import Launch
 from cores.runtime.metrics import Metrics
+from cores.runtime.sharding import twin_for_whole_weights, whole
 from cores.runtime.stage import StageFolder
 from cores.training.trainer_args import StatusLines, common_arguments
 
@@ -24,39 +26,68 @@ IGNORED = -100
 
 
 def collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
-    """input_ids, attention_mask and labels, (B, L) int64 each, right-padded."""
+    """input_ids, labels and attention_mask, (B, L) int64 each, right-padded.
+
+    Packed rows have position_ids in place of the mask: transformers tells rows apart by positions
+    that begin again, where no mask says otherwise. Padding is at position 0, each token by itself.
+
+    A row's first label is ignored. Nothing predicts it, but the Trainer counts it among the tokens
+    that it divides by for models whose class name has no known loss (GPT2LMHeadModel).
+    """
     ids, mask = right_pad([row["input_ids"] for row in rows], pad_id)
     labels, _ = right_pad([row["labels"] for row in rows], IGNORED)
+    labels[:, 0] = IGNORED
+    if "position_ids" in rows[0]:
+        positions, _ = right_pad([row["position_ids"] for row in rows], 0)
+        return {"input_ids": ids, "position_ids": positions, "labels": labels}
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
 
 
 def train_sft(
     config: Config,
     model: PreTrainedModel,
-    rows: list[dict[str, list[int]]],
+    rows: list[dict[str, list[int]]] | TextStream,
     pad_id: int,
     folder: StageFolder,
     launch: Launch,
-) -> None:
-    """Train `model` in place."""
+) -> Any:
+    """Train `model`; return it with all its weights on every rank."""
+    dataset, count = _dataset(config, rows, launch)
+    twin = twin_for_whole_weights(model)
     arguments = TrainingArguments(
         **common_arguments(
-            config.sft, config.model, launch, config.seed, len(rows), folder.path, "sft"
+            config.sft, config.model, launch, config.seed, count, folder.path, "sft"
         ),
         remove_unused_columns=False,
     )
     names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
-    with Metrics(folder.path, launch, config.logging.tensorboard) as metrics:
+    with Metrics(folder) as metrics:
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=dataset,
             data_collator=lambda batch: collate(batch, pad_id),
             callbacks=[StatusLines(metrics, "sft", names)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        trained = whole(model, twin)
         trainer.accelerator.free_memory()
+    return trained.to(launch.device)
+
+
+def _dataset(
+    config: Config, rows: list[dict[str, list[int]]] | TextStream, launch: Launch
+) -> tuple[Any, int]:
+    """What the trainer reads, packed if asked for, and its number of rows: 0 for a stream."""
+    if isinstance(rows, TextStream):
+        return rows, 0
+    if config.sft.packing:
+        width, count = config.sft.max_length, len(rows)
+        rows = pack(rows, width)
+        filled = sum(len(row["input_ids"]) for row in rows) / (width * len(rows))
+        launch.say(f"packed: {count} rows in {len(rows)} of {width} tokens, {filled:.0%} filled")
+    return Dataset.from_list(rows), len(rows)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from cores.config import ModelSection, RewardSection, SFTSection
 from cores.errors import UserError
 from cores.runtime.launch import Launch
 from cores.runtime.metrics import Metrics
+from cores.runtime.sharding import deepspeed_asked, settings
 
 STATUS_LINES = 20
 """Status lines a stage, about."""
@@ -29,18 +30,21 @@ def common_arguments(
 
     UserError naming `key` if batch_size does not divide over processes and micro-batches.
     """
-    own = launch.share(section.batch_size, f"{key}.batch_size")
-    micro = min(section.microbatch_size, own)
-    if own % micro:
-        raise UserError(
-            f"{key}.microbatch_size: {micro} does not divide the {own} rows of a process "
-            f"({key}.batch_size {section.batch_size} over {launch.world}); choose a divisor."
-        )
+    micro, passes = launch.split(section, key)
+    sharded: dict[str, Any] = {}
+    if deepspeed_asked():
+        sharded = {
+            "deepspeed": settings(launch.precision, section.max_grad_norm, micro, passes),
+            "accelerator_config": {
+                "use_configured_state": True,  # or it forgets gloo
+                "dispatch_batches": False,
+            },
+        }
     steps = section.max_steps or math.ceil(section.epochs * math.ceil(rows / section.batch_size))
     return {
         "output_dir": str(folder),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": own // micro,
+        "gradient_accumulation_steps": passes,
         "num_train_epochs": section.epochs,
         "max_steps": section.max_steps or -1,
         "learning_rate": section.learning_rate,
@@ -49,17 +53,22 @@ def common_arguments(
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm,
         "optim": "adamw_torch",
-        "bf16": model.precision == "bf16",
+        # DeepSpeed's own bf16 mode rounds the weights; its settings ask for autocast instead.
+        "bf16": model.precision == "bf16" and not deepspeed_asked(),
         "gradient_checkpointing": model.gradient_checkpointing,
         "seed": seed,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": launch.device.type == "cpu" and not deepspeed_asked(),
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": max(1, steps // STATUS_LINES),
         "save_strategy": "no",
         "report_to": "none",
+        "log_level": "error",
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
+        # of a stream each process reads its own rows: batches sent to it must be of one width
+        "accelerator_config": {"dispatch_batches": False},
+        **sharded,
     }
 
 

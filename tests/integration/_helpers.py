@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ ACCELERATE = [
     "--config_file", str(ROOT / "configs" / "accelerate" / "cpu.yaml"),
 ]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+OURS = re.compile(r"(?m)^(?:error|interrupted).*(?:\n(?![EW]\d{4} |error|interrupted).+)*")
+"""What a rank says, up to what torch's launcher says after it."""
 FEW_STEPS = """--sft.max_steps 3 --sft.batch_size 8 --sft.microbatch_size 4
 --reward.max_steps 3 --reward.batch_size 8 --reward.microbatch_size 4
 --reward.calibration_samples 16 --reward.calibration_tokens 8

@@ -1,10 +1,9 @@
 """Users' mistakes in processes of their own, under python and under the launchers."""
 
-import re
 import time
 
 import pytest
-from _helpers import ACCELERATE, PYTHON, TORCHRUN, good, one_paragraph, run
+from _helpers import ACCELERATE, OURS, PYTHON, ROOT, TORCHRUN, good, one_paragraph, run
 from _tiny import write_jsonl
 
 
@@ -55,8 +54,32 @@ def test_every_rank_ends(llama, files, tmp_path) -> None:
         done = run(stage, words, TORCHRUN, timeout=90)
         assert time.monotonic() - start < 60
         assert done.returncode != 0
-        ours = re.findall(r"(?m)^error.*(?:\n(?![WE]\d{4} ).+)*", done.stderr)
+        ours = OURS.findall(done.stderr)
         assert len(ours) == 1
         assert ours[0].startswith("error: ")
         assert said in " ".join(ours[0].split())
         assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("name", ["gpu", "ddp"])
+def test_file_for_gpus_without_one(name: str, llama, files, tmp_path) -> None:
+    """Said once, before data or models are read; the file is named."""
+    out, file = tmp_path / "out", str(ROOT / "configs" / "accelerate" / f"{name}.yaml")
+    words = good(llama, files, out)
+    done = run("sft", words, [*ACCELERATE[:-1], file], timeout=90, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode != 0
+    ours = OURS.findall(done.stderr)
+    assert len(ours) == 1
+    assert f"error: {file}: " in ours[0]
+    assert "torch sees none here" in " ".join(ours[0].split())
+    assert done.stdout == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("stage", "source"), [("sft", "sft"), ("reward", "preference")])
+def test_batches_before_data(refused, stage, source, llama, files, parents, tmp_path) -> None:
+    """A batch that does not divide is said before rows are read, and those are bad as well."""
+    bad = write_jsonl(tmp_path / "bad.jsonl", [{"question": "a"}])
+    words = [*good(llama, files, parents), "--overwrite", f"--data.{source}.path", str(bad)]
+    message = refused(stage, [*words, f"--{stage}.microbatch_size", "3"], parents)
+    assert f"{stage}.microbatch_size: 3 does not divide the 8 rows of a process" in message

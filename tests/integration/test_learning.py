@@ -20,9 +20,10 @@ class ShuffledReward:
 
     true: CountReward = field(default_factory=lambda: CountReward(WANTED))
 
-    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B,) counts of other rows."""
-        return self.true.scores(ids, mask)[torch.randperm(ids.shape[0])]
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L) counts of other rows; at each row's own last token stands the other's total."""
+        totals = self.true(ids, mask)[:, -1:][torch.randperm(ids.shape[0])]
+        return totals.expand(ids.shape)
 
 
 def run(kind: str, reward: Any, updates: int = 25, **ppo: Any) -> tuple[Evaluation, Evaluation]:

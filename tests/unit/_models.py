@@ -1,8 +1,9 @@
 """Tiny random models, parents on disk and PPO trainers for the tests of models, rollout and ppo.
 
-Two shapes that differ in what matters: GPT-2 (learned positions, tied head, dropout 0.1) and Llama
-(rotary positions, own head, grouped keys, attention dropout 0.1). The models have four rows more
-than the tokenizer has ids. Weights are large, so that distributions are far from uniform and a
+Two shapes that differ in what matters, in every test: GPT-2 (learned positions, tied head, dropout
+0.1) and Llama (rotary positions, own head, grouped keys, attention dropout 0.1); all families of
+_families.py where one of them could break the property. The models have four rows more than the
+tokenizer has ids. Weights are large, so that distributions are far from uniform and a
 wrong position or a leaking pad shows.
 """
 
@@ -13,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _families import FAMILIES, family_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    GPT2Config,
-    LlamaConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
 )
@@ -54,42 +54,40 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model_config(kind: str, rows: int = ROWS, **changes: Any) -> PretrainedConfig:
-    """Two layers, width 32, `rows` rows of vocabulary."""
-    common = {
+    """Two layers, width 32, `rows` rows of vocabulary, weights of 0.25."""
+    common: dict[str, Any] = {
         "vocab_size": rows,
         "eos_token_id": EOS,
         "bos_token_id": EOS,
         "pad_token_id": PAD,
         "initializer_range": 0.25,
     }
-    if kind == "gpt2":
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-        return GPT2Config(**{**common, **sizes, **changes})
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "attention_dropout": 0.1,
-        "tie_word_embeddings": False,
-    }
-    return LlamaConfig(**{**common, **sizes, **changes})
+    if kind.startswith("opt"):
+        common["init_std"] = common.pop("initializer_range")
+    return family_config(kind, **{**common, **changes})
 
 
 def causal(kind: str, seed: int = 0, rows: int = ROWS, **changes: Any) -> Any:
-    """A random causal model, as Hugging Face makes it."""
+    """A random causal model, as Hugging Face makes it but with biases that are not 0."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(model_config(kind, rows, **changes)).eval()
+    return biased(AutoModelForCausalLM.from_config(model_config(kind, rows, **changes)).eval())
 
 
 def classifier(kind: str, seed: int = 1, **changes: Any) -> Any:
-    """A random one-label classification model, as Hugging Face makes it."""
+    """A random one-label classification model, made alike."""
     torch.manual_seed(seed)
     config = model_config(kind, **changes)
     config.num_labels = 1
-    return AutoModelForSequenceClassification.from_config(config).eval()
+    return biased(AutoModelForSequenceClassification.from_config(config).eval())
+
+
+@torch.no_grad()
+def biased(model: Any) -> Any:
+    """`model` with random biases, so that one that is forgotten shows."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(std=0.25)
+    return model
 
 
 @cache
@@ -199,14 +197,15 @@ class CountReward:
 
     token: int
 
-    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B,) counts."""
-        return ((ids == self.token) & mask).sum(dim=1).float()
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L) counts up to each token; those at the last are the scores."""
+        return ((ids == self.token) & mask).cumsum(dim=1).float()
 
 
 __all__ = [
     "EOS",
     "EXCLUDED",
+    "FAMILIES",
     "KINDS",
     "LAUNCH",
     "LORA",

@@ -94,13 +94,21 @@ def test_system_prompt_without_roles() -> None:
     assert message.startswith("command line: --template.system_prompt: template.kind none")
 
 
-def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Known before anything is trained, and named as a package to install."""
-    monkeypatch.setattr("cores.config.validate.find_spec", lambda name: None)
-    assert parse_config([], "stage.py", "A stage.").logging.tensorboard is False
-    message = mistake("--logging.tensorboard", "true")
-    assert message.startswith("command line: --logging.tensorboard: ")
-    assert "pip install tensorboard" in message
+    monkeypatch.setattr("cores.config.validate.find_spec", lambda _: None)
+    assert parse_config([], "stage.py", "A stage.").logging.trackers == []
+    message = mistake("--logging.trackers", f'["{name}"]')
+    assert message.startswith("command line: --logging.trackers: ")
+    assert f"pip install {name}" in message
+
+
+def test_a_tracker_that_does_not_exist() -> None:
+    """The choices are named."""
+    message = mistake("--logging.trackers", '["tensorbord"]')
+    assert "logging.trackers" in message
+    assert "tensorboard" in message
 
 
 def test_every_number_has_a_range() -> None:
@@ -111,6 +119,11 @@ def test_every_number_has_a_range() -> None:
         "ppo.lora.dropout",  # 0 alone
         "reward.calibration_samples",
         *(f"{s}.lora.alpha" for s in ("sft", "reward", "ppo")),  # any number scales
+        *(
+            f"data.{s}.sources[].{key}"  # tests/unit/test_data_config.py
+            for s in ("sft", "preference", "prompts")
+            for key in ("weight", "limit", "prompt_tokens")
+        ),
     }
     numbers = {
         f"{prefix}.{field.name}".lstrip(".")
@@ -132,9 +145,11 @@ def test_every_field_has_a_docstring(cls: Any) -> None:
 
 
 def test_about_a_hundred_keys() -> None:
-    """More would be more than one can know."""
+    """More would be more than one can know. A section that occurs twice is known once."""
     count = sum(
-        not dataclasses.is_dataclass(f.type) for _, c in sections() for f in dataclasses.fields(c)
+        not dataclasses.is_dataclass(field.type)
+        for section in {c for _, c in sections()}
+        for field in dataclasses.fields(section)
     )
     assert 60 < count < 115
 
@@ -168,7 +183,9 @@ def test_page_lists_every_key() -> None:
     for prefix, cls in sections():
         for field in dataclasses.fields(cls):
             key = f"{prefix}.{field.name}".lstrip(".")
-            if key.startswith(shared):
+            if ".sources[]." in key:
+                key = f"*.sources[].{field.name}"
+            elif key.startswith(shared):
                 key = f"data.*.{field.name}"
             elif ".lora." in key:
                 key = f"*.lora.{field.name}"

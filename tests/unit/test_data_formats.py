@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from cores.config.schema import Format
-from cores.data.formats import Example, Stage, choose_format, read_example
-from cores.data.sources import Row, Source
+from cores.config.schema import Config, Format, SourceSection, TemplateSection
+from cores.data.formats import Example, Reader, Stage, choose_format
+from cores.data.sources import Row
 from cores.errors import UserError
 
 USER = {"role": "user", "content": "Q"}
@@ -18,15 +18,17 @@ def said(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def read(row: dict[str, Any], stage: Stage, wanted: Format | None = None) -> Example:
-    source = Source("rows.jsonl", [Row("rows.jsonl:1", row)], {})
-    name = choose_format(source, stage, "data.x", wanted)
-    return read_example(source.rows[0], name, stage, set(source.columns()), "\n")
+def read(
+    row: dict[str, Any], stage: Stage, wanted: Format | None = None, kind: str = "chat"
+) -> Example:
+    template = TemplateSection(kind=kind)  # type: ignore[arg-type]
+    source = SourceSection(format=wanted)
+    reader = Reader.of(Config(template=template), source, list(row), "rows.jsonl", stage, "data.x")
+    return reader.read(Row("rows.jsonl:1", row))
 
 
 def chosen_format(columns: str, stage: Stage, wanted: Format | None = None) -> str:
-    row = Row("rows.jsonl:1", dict.fromkeys(columns.split(), ""))
-    return choose_format(Source("rows.jsonl", [row], {}), stage, "data.x", wanted)
+    return choose_format(columns.split(), "rows.jsonl", stage, "data.x", wanted)
 
 
 @pytest.mark.parametrize(
@@ -112,10 +114,11 @@ def test_prompts_of_several_columns() -> None:
     [
         ("question answer", "sft", None, ["question, answer", "instruction + output", "text"]),
         ("prompt chosen", "reward", None, ["prompt, chosen", "prompt + chosen + rejected"]),
-        ("text", "ppo", None, ["columns text", "prompt or instruction or messages"]),
+        ("label", "ppo", None, ["columns label", "prompt or instruction or messages"]),
+        ("text;label", "sft", None, ["columns text;label", "separated by semicolons"]),
         ("text", "sft", "messages", ["columns text", "messages: messages"]),
         ("text", "reward", "text", ["data.x.format is 'text'", "preference"]),
-        ("text", "ppo", "text", ["data.x.format is 'text'", "prompt"]),
+        ("text", "reward", None, ["preference", "chosen + rejected"]),
         ("prompt", "sft", "prompt", ["data.x.format is 'prompt'", "completion"]),
     ],
 )
@@ -132,7 +135,16 @@ def test_columns_that_do_not_fit(
     ("stage", "row", "reason"),
     [
         ("reward", {"prompt": "Q", "chosen": 5, "rejected": "B"}, "'chosen' must be text"),
-        ("sft", {"prompt": ["Q"], "completion": "A"}, "'prompt' must be text"),
+        ("sft", {"prompt": 5, "completion": "A"}, "'prompt' must be text"),
+        ("sft", {"prompt": ["Q"], "completion": "A"}, "turn 1 of 'prompt' must be an object"),
+        ("ppo", {"conversations": [{"from": "tool", "value": "x"}]}, "role str 'tool'; known are"),
+        ("ppo", {"conversations": [{"from": 3, "value": "x"}]}, "role int 3; known are system"),
+        ("ppo", {"conversations": [{"role": "human", "content": "x"}]}, "role str 'human'"),
+        ("ppo", {"conversations": [{"from": "gpt", "content": "x"}]}, "from and value"),
+        ("ppo", {"conversations": "你好，请问？"}, "holds str '你好，请问？'"),
+        ("reward", {"prompt": "Q", "chosen": USER, "rejected": "B"}, "end with an assistant"),
+        ("reward", {"chosen": [USER, REPLY], "rejected": "B"}, "both be whole conversations"),
+        ("reward", {"chosen": "A", "rejected": "B"}, "transcripts: true"),
         ("sft", {"instruction": "Q", "input": 3, "output": "A"}, "'input' must be text"),
         ("sft", {"messages": "hi"}, "'messages' must be a list"),
         ("sft", {"messages": [USER, "hi"]}, "turn 2 of 'messages' must be an object"),
@@ -152,11 +164,11 @@ def test_malformed_values_name_the_row(stage: Stage, row: dict[str, Any], reason
 
 
 def test_a_row_without_the_others_column() -> None:
-    rows = [Row("f:1", {"prompt": "Q", "completion": "A"}), Row("f:2", {"prompt": "Q"})]
-    source = Source("f", rows, {})
-    assert choose_format(source, "sft", "data.sft", None) == "completion"
+    columns = ["prompt", "completion"]
+    reader = Reader.of(Config(), SourceSection(), columns, "f", "sft", "data.sft")
+    assert reader.format == "completion"
     with pytest.raises(UserError, match="f:2: column 'completion' is missing"):
-        read_example(rows[1], "completion", "sft", {"prompt", "completion"}, "\n")
+        reader.read(Row("f:2", {"prompt": "Q"}))
 
 
 @pytest.mark.parametrize(
@@ -195,3 +207,66 @@ def test_the_key_is_the_first_user_turn_in_every_stage() -> None:
     row = {"messages": [SYSTEM, USER, REPLY, said("user", "R")], "chosen": "A", "rejected": "B"}
     assert {read(row, stage).key for stage in ("sft", "reward", "ppo")} == {"Q"}
     assert read({"text": "T"}, "sft").key == "T"
+
+
+GREETED = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}]
+
+
+@pytest.mark.parametrize("reply", [{"from": "gpt", "value": "A"}, REPLY, [REPLY], "A"])
+def test_conversations_of_the_sharegpt_form(reply: Any) -> None:
+    """Each name of a speaker, and chosen and rejected as one turn, a list or a text."""
+    rows = [*GREETED, {"from": "chatgpt", "value": "A"}, {"from": "user", "value": "Q2"}]
+    for name in ("gpt", "assistant", "bot"):
+        shown = read({"conversations": [*rows, {"from": name, "value": "A2"}]}, "sft")
+        assert [turn["role"] for turn in shown.conversations[0]] == [
+            "system", "user", "assistant", "user", "assistant",
+        ]  # fmt: skip
+        assert shown.conversations[0][-1]["content"] == "A2"
+        assert shown.key == "Q"
+    asked = read({"conversations": [*rows, {"from": "gpt", "value": "A2"}]}, "ppo")
+    assert asked.conversations == ([SYSTEM, USER, REPLY, said("user", "Q2")],)
+    pair = {"conversations": GREETED, "chosen": reply, "rejected": {"from": "gpt", "value": "B"}}
+    judged = read(pair, "reward")
+    assert judged.conversations == ([SYSTEM, USER, REPLY], [SYSTEM, USER, said("assistant", "B")])
+    assert read(pair, "sft").conversations == ([SYSTEM, USER, REPLY],)
+    assert read(pair, "ppo").conversations == ([SYSTEM, USER],)
+
+
+def test_prompts_and_pairs_as_lists_of_turns() -> None:
+    """A prompt that is a list; and ultrafeedback's pairs, whose sides hold the prompt."""
+    for prompt in ([USER], [SYSTEM, USER]):
+        row = {"prompt": prompt, "completion": [REPLY]}
+        assert read(row, "sft").conversations == ([*prompt, REPLY],)
+        assert read(row, "ppo").conversations == (prompt,)
+    other = said("assistant", "B")
+    row = {"chosen": [SYSTEM, USER, REPLY], "rejected": [SYSTEM, USER, other], "score": 3}
+    assert read(row, "reward").conversations == ([SYSTEM, USER, REPLY], [SYSTEM, USER, other])
+    assert read(row, "sft").conversations == ([SYSTEM, USER, REPLY],)
+    assert read(row, "ppo").conversations == ([SYSTEM, USER],)
+    assert {read(row, stage).key for stage in ("sft", "reward", "ppo")} == {"Q"}
+    unlike = "chosen and rejected do not differ in one last reply"
+    for chosen, rejected in [
+        ([USER, REPLY, USER, REPLY], [USER, other, USER, REPLY]),
+        ([USER, REPLY], [USER, other, USER, other]),
+        ([USER, REPLY], [USER]),
+        ([], [USER, REPLY]),
+    ]:
+        for stage in ("sft", "reward", "ppo"):
+            assert read({"chosen": chosen, "rejected": rejected}, stage).dropped == unlike
+
+
+@pytest.mark.parametrize(
+    ("value", "margin"), [(None, 0.0), ("", 0.0), (0, 0.0), (2, 2.0), (0.5, 0.5), ("0.25", 0.25)]
+)
+def test_margins(value: Any, margin: float) -> None:
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B", "margin": value}
+    assert read(row, "reward").margin == margin
+    assert read({k: v for k, v in row.items() if k != "margin"}, "reward").margin == 0.0
+
+
+@pytest.mark.parametrize("value", [-1, "high", float("nan"), float("inf"), True, [1]])
+def test_margins_that_are_none(value: Any) -> None:
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B", "margin": value}
+    with pytest.raises(UserError, match=r"rows.jsonl:1: column 'margin' must be a number"):
+        read(row, "reward")
+    assert read(row, "ppo").margin == 0.0, "no business of other stages"

@@ -3,13 +3,14 @@
 import hashlib
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import huggingface_hub
 import pytest
 
 from cores.config.schema import SourceSection
-from cores.data.sources import Source, read_test, read_train
+from cores.data.sources import Source, read_test, read_train, stream_test, stream_train
 from cores.errors import UserError
 
 ROWS = [{"prompt": "a, b", "completion": "1"}, {"prompt": "你好\nc", "completion": "2"}]
@@ -103,6 +104,8 @@ def test_changed_content_is_seen(tmp_path: Path) -> None:
         ("a.csv", "a,b\n1,2\n1,2,3\n", 3, "3 values for the 2 columns a, b"),
         ("a.csv", 'a,b\n1,2\n"1,2\n', 3, "malformed CSV"),
         ("a.csv", "a,b,a\n1,2,3\n", 1, "the header names a more than once"),
+        ("a.csv", "a;b\n1,2\n", 2, "The header looks separated by semicolons"),
+        ("a.csv", "a\tb\n1,2\n", 2, "The header looks separated by tabs"),
     ],
 )
 def test_malformed_rows_are_named(
@@ -191,9 +194,10 @@ def test_hub_offline_uses_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(path: str, name: str | None, split: str) -> datasets.Dataset:
+    def load_dataset(path: str, name: str | None, split: str, streaming: bool) -> Any:
         asked.append((path, name, split))
-        return datasets.Dataset.from_list([{"text": f"{split} {i}"} for i in range(5)])
+        table = datasets.Dataset.from_list([{"text": f"{split} {i}"} for i in range(5)])
+        return table.to_iterable_dataset() if streaming else table
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -205,3 +209,9 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.columns["text"] for row in test.rows] == ["test 0", "test 1"]
     assert train.rows[1].where == "owner/set (train), row 2"
     assert len(train.fingerprints["owner/set"]) >= 16
+    stream = stream_train(section, "data.sft")
+    for _ in range(2):
+        assert list(stream.open()) == train.rows
+    held_out = stream_test(section, "data.sft")
+    assert held_out is not None
+    assert list(held_out.open()) == test.rows

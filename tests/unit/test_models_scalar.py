@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from _models import (
+    FAMILIES,
     KINDS,
     PAD,
     PROMPTS,
@@ -20,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from cores.data import left_pad, right_pad
-from cores.models import ScalarModel, add_lora, merge_and_keep_adapter, save_model
+from cores.models import ScalarModel, add_lora, save_model
 from cores.models.actor import position_ids
 from cores.models.scalar import last_attended
 
@@ -32,7 +33,7 @@ def ours(kind: str) -> ScalarModel:
     return ScalarModel(scalar_of(kind)).eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 @torch.no_grad()
 def test_five_readers_read_the_same_token(kind: str) -> None:
     """Invariant 25: the stock classifier right-padded, left-padded with position ids and one row at
@@ -63,7 +64,7 @@ def test_five_readers_read_the_same_token(kind: str) -> None:
     torch.testing.assert_close(trained, scores[[0, 2, 1, 3]], **CLOSE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 @torch.no_grad()
 def test_scores_survive_saving(kind: str, tmp_path: Path) -> None:
     """Invariants 25, 30: save and load keep the number, reward_mean included."""
@@ -77,7 +78,7 @@ def test_scores_survive_saving(kind: str, tmp_path: Path) -> None:
     assert torch.equal(again.scores(ids, mask), model.scores(ids, mask))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 @torch.no_grad()
 def test_values_are_a_forward_pass_a_prefix(kind: str) -> None:
     """Invariants 4, 15: the value at a token is the stock logit of the row cut after it, less the
@@ -95,7 +96,7 @@ def test_values_are_a_forward_pass_a_prefix(kind: str) -> None:
             torch.testing.assert_close(values[i][mask[i]], torch.tensor(expected), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 @torch.no_grad()
 def test_company_and_padding_change_no_score(kind: str) -> None:
     """Invariants 4, 8: another batch composition and other ids in the padding, same scores."""
@@ -119,8 +120,8 @@ def test_last_attended_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_adapters_and_their_head_are_read_and_merged(kind: str, tmp_path: Path) -> None:
-    """Invariants 25, 30: with adapters ours = the stock forward; merged, the same numbers."""
+def test_adapters_and_their_head_are_read(kind: str) -> None:
+    """Invariant 25: with adapters and a head trained beside them, ours = the stock forward."""
     from _models import LORA
     from peft import TaskType
 
@@ -133,16 +134,9 @@ def test_adapters_and_their_head_are_read_and_merged(kind: str, tmp_path: Path) 
     scores = model.scores(ids, mask)
     stock = wrapped(input_ids=ids, attention_mask=mask.long()).logits.squeeze(1)
     torch.testing.assert_close(scores, stock, **CLOSE)
-    merged: Any = merge_and_keep_adapter(wrapped, tmp_path, write=True)
-    torch.testing.assert_close(ScalarModel(merged).scores(ids, mask), scores, **CLOSE)
-    assert merged.score.weight.shape == (1, 32)
-    save_model(merged, toy_tokenizer(), tmp_path)
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    logits = again(input_ids=ids, attention_mask=mask.long()).logits.squeeze(1)
-    torch.testing.assert_close(logits, scores, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 @torch.no_grad()
 def test_a_policy_row_is_not_its_reward_row(kind: str) -> None:
     """Invariant 25: scores depend on the last token (the test above would pass on constants)."""

@@ -11,7 +11,6 @@ from _models import (
     LAUNCH,
     PAD,
     PROMPTS,
-    WORDS,
     causal,
     classifier,
     largest_difference,
@@ -22,9 +21,10 @@ from _models import (
     sft_folder,
     toy_tokenizer,
 )
+from _training import gradient_descent, random_rows, sft_rows, stage, training_config
 from transformers import AutoModelForSequenceClassification
 
-from cores.config import Config, LoraSection, RewardSection, SFTSection
+from cores.config import Config, LoraSection
 from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
@@ -39,53 +39,14 @@ from cores.training.reward import (
     wins,
 )
 from cores.training.sft import collate, held_out_loss, train_sft
-from cores.training.trainer_args import common_arguments
-
-
-def random_rows(count: int, seed: int = 0) -> list[list[int]]:
-    """Rows of 2 to 9 ids."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(2, 10, (count,), generator=generator).tolist()
-    return [torch.randint(2, WORDS, (n,), generator=generator).tolist() for n in lengths]
-
-
-def sft_rows(count: int) -> list[dict[str, list[int]]]:
-    """Rows whose first token is not trained."""
-    return [{"input_ids": r, "labels": [-100, *r[1:]]} for r in random_rows(count)]
 
 
 def pairs(count: int) -> list[dict[str, Any]]:
     rows = random_rows(2 * count, seed=1)
     return [
-        {"chosen_ids": a, "rejected_ids": b, "prompt_length": 1}
+        {"chosen_ids": a, "rejected_ids": b, "prompt_length": 1, "margin": 0.0}
         for a, b in zip(rows[::2], rows[1::2], strict=True)
     ]
-
-
-def training_config(folder: Path, micro: int, **changes: Any) -> Config:
-    sections = {"batch_size": 8, "microbatch_size": micro, "max_steps": 2, "warmup_ratio": 0.0}
-    return Config(
-        output_dir=str(folder),
-        sft=replace(SFTSection(learning_rate=1e-3), **sections, **changes),
-        reward=replace(RewardSection(learning_rate=1e-3), **sections, **changes),
-    )
-
-
-def gradient_descent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps almost proportional to the gradient: AdamW's first steps are its sign, which for the
-    exact zeros of GPT-2 (key biases) is rounding error."""
-
-    def arguments(*args: Any) -> dict[str, Any]:
-        return {**common_arguments(*args), "adam_epsilon": 1.0, "max_grad_norm": 1e9}
-
-    for module in ("sft", "reward"):
-        monkeypatch.setattr(f"cores.training.{module}.common_arguments", arguments)
-
-
-def stage(config: Config, name: str) -> StageFolder:
-    folder = StageFolder(config, name, LAUNCH, 0.0)
-    folder.path.mkdir(parents=True)
-    return folder
 
 
 def files(folder: StageFolder) -> set[str]:
@@ -174,14 +135,15 @@ def test_sft_loss_counts_trained_tokens_only() -> None:
 
 
 def test_collate_by_hand() -> None:
-    """Invariants 5, 8: right-padded; padding is not attended and not trained, wherever else the
-    pad id may stand."""
+    """Invariants 5, 8, 27: right-padded; padding is not attended and not trained, wherever else the
+    pad id may stand; nor is a first token, which nothing predicts."""
     batch = collate(
-        [{"input_ids": [5, 0, 7], "labels": [-100, 0, 7]}, {"input_ids": [8], "labels": [8]}], PAD
+        [{"input_ids": [5, 0, 7], "labels": [-100, 0, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}],
+        PAD,
     )
-    assert batch["input_ids"].tolist() == [[5, 0, 7], [8, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, 0, 7], [8, -100, -100]]
+    assert batch["input_ids"].tolist() == [[5, 0, 7], [8, 9, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, 0, 7], [-100, 9, -100]]
 
 
 def test_accuracy_over_all_pairs() -> None:

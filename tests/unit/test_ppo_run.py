@@ -13,7 +13,7 @@ from cores.errors import UserError
 from cores.models import Actor, ScalarModel, load_policy, load_scalar
 from cores.models.loading import exclude_from
 from cores.ppo.run import build_trainer, check_options, save_roles
-from cores.runtime.launch import Launch
+from cores.runtime.launch import Launch, check_batches
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -51,18 +51,18 @@ def test_saved_actor_and_critic_are_the_trained_ones(kind: str, rank: int, tmp_p
 def test_batches_that_do_not_divide_over_processes() -> None:
     """Invariant 21: refused, with the key."""
     two = Launch(0, 2, torch.device("cpu"), "fp32")
-    check_options(ppo_config(), toy_tokenizer(), two)
+    check_batches(ppo_config().ppo, two, "ppo")
     with pytest.raises(UserError, match=r"ppo\.batch_size: 3 rows do not divide over 2"):
-        check_options(ppo_config(batch_size=3, minibatch_size=3), toy_tokenizer(), two)
+        check_batches(ppo_config(batch_size=3, minibatch_size=3).ppo, two, "ppo")
     with pytest.raises(UserError, match=r"ppo\.minibatch_size"):
-        check_options(ppo_config(batch_size=6, minibatch_size=3), toy_tokenizer(), two)
+        check_batches(ppo_config(batch_size=6, minibatch_size=3).ppo, two, "ppo")
 
 
 @pytest.mark.parametrize("stops", [[60], [0], [5, 1000]])
 def test_stop_ids_that_cannot_stop(stops: list[int]) -> None:
     """Invariant 16: ids beyond the tokenizer, and pad, are refused; the engine gets the others."""
     with pytest.raises(UserError, match=r"ppo\.stop_token_ids"):
-        check_options(ppo_config(stop_token_ids=stops), toy_tokenizer(), LAUNCH)
+        check_options(ppo_config(stop_token_ids=stops), toy_tokenizer())
     roles = make_trainer("gpt2").roles
     good = build_trainer(ppo_config(stop_token_ids=[5, 59]), roles, toy_tokenizer(), LAUNCH)
     assert good.engine.stop_ids == [1, 5, 59]

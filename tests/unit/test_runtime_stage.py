@@ -12,7 +12,7 @@ import torch
 from _models import LAUNCH, causal, toy_tokenizer
 from accelerate import PartialState
 
-from cores.config import Config, RoleTemplate, TemplateSection
+from cores.config import Config, LoggingSection, RoleTemplate, TemplateSection
 from cores.errors import UserError
 from cores.models import load_policy, load_tokenizer, save_model
 from cores.runtime.fingerprint import model_files, sha256_file, tokenizer_fingerprint
@@ -112,10 +112,11 @@ def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     """Invariant 31: only the main process makes, finishes and clears the folder."""
     root = tmp_path / "run"
-    folder = StageFolder(config(root), "sft", OTHER_RANK, 0.0)
+    asked = LoggingSection(trackers=["tensorboard"])
+    folder = StageFolder(config(root, logging=asked), "sft", OTHER_RANK, 0.0)
     with folder:
         folder.finish(facts())
-        with Metrics(folder.path, OTHER_RANK, tensorboard=False) as metrics:
+        with Metrics(folder) as metrics:
             metrics.log(1, {"loss": 1.0}, "line")
     assert not root.exists()
 
@@ -250,12 +251,14 @@ def test_metrics_are_one_json_object_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Invariant 24: each entry is on disk at once, with its step and seconds, and on the screen."""
-    with Metrics(tmp_path, LAUNCH, tensorboard=False) as metrics:
+    folder = StageFolder(config(tmp_path), "sft", LAUNCH, 0.0)
+    folder.path.mkdir()
+    with Metrics(folder) as metrics:
         metrics.log(1, {"loss": 2.5}, "first")
-        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        lines = (folder.path / "metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[0]).items() >= {"step": 1, "loss": 2.5}.items()
         metrics.log(2, {"loss": 1.25, "kl": 0.1}, "second")
-    rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(x) for x in (folder.path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["loss"]) for r in rows] == [(1, 2.5), (2, 1.25)]
     assert rows[1]["seconds"] >= rows[0]["seconds"] >= 0
     assert capsys.readouterr().out == "first\nsecond\n"

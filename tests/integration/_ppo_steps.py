@@ -1,12 +1,9 @@
-"""Two PPO steps on fixed replies, in whatever launch this is started in; saves actor and critic.
-
-    _ppo_worker.py SFT REWARD OUT LORA_RANK
+"""Two PPO steps on fixed replies, in whatever launch this is called in; saves actor and critic.
 
 The replies depend on their prompts alone, so every launch sees the same global batches.
 """
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +11,11 @@ import torch
 
 from cores.config import Config, LoraSection, PPOSection
 from cores.models import load_tokenizer
-from cores.ppo import PPOTrainer, build_roles, gather_rows
+from cores.ppo import PPOTrainer, Roles, build_roles, gather_rows
 from cores.ppo.prompts import share
 from cores.ppo.run import build_trainer, check_options, save_roles
 from cores.rollout import Rollout, response_mask
-from cores.runtime.launch import launch
+from cores.runtime.launch import Launch
 from cores.runtime.stage import Parent
 
 WIDTH = 7
@@ -35,8 +32,8 @@ CONFIG = Config(
 class FixedReplies:
     """A reply of random ids, of a length of its own, drawn from the prompt."""
 
-    def __init__(self, pad_id: int, eos_id: int) -> None:
-        self.pad_id, self.eos_id = pad_id, eos_id
+    def __init__(self, pad_id: int, eos_id: int, device: torch.device) -> None:
+        self.pad_id, self.eos_id, self.device = pad_id, eos_id, device
 
     def generate(self, prompts: list[list[int]]) -> Rollout:
         left = max(map(len, prompts))
@@ -50,7 +47,9 @@ class FixedReplies:
         mask, ended = response_mask(ids[:, left:], torch.tensor([self.eos_id]))
         lengths = torch.tensor([len(p) for p in prompts])
         prompt_mask = torch.arange(left) >= left - lengths[:, None]
-        return Rollout(ids, torch.cat([prompt_mask, mask], 1), mask, torch.zeros(mask.shape), ended)
+        masks = torch.cat([prompt_mask, mask], 1), mask
+        found = (ids, *masks, torch.zeros(mask.shape), ended)
+        return Rollout(*(tensor.to(self.device) for tensor in found))
 
 
 def sampled_gap(trainer: PPOTrainer) -> float:
@@ -61,16 +60,16 @@ def sampled_gap(trainer: PPOTrainer) -> float:
     return gap[scored.response_mask].max().item()
 
 
-def main() -> None:
-    sft, reward, out = map(Path, sys.argv[1:4])
-    config = replace(CONFIG, ppo=replace(CONFIG.ppo, lora=LoraSection(rank=int(sys.argv[4]))))
-    run = launch(config)
+def ppo_steps(parents: Path, out: Path, lora_rank: int, run: Launch) -> None:
+    """From `parents`/sft and /reward to `out`, `out`/critic and `out`/facts.json."""
+    sft, reward = parents / "sft", parents / "reward"
+    config = replace(CONFIG, ppo=replace(CONFIG.ppo, lora=LoraSection(rank=lora_rank)))
     tokenizer = load_tokenizer(sft)
-    check_options(config, tokenizer, run)
-    parents = {"sft": Parent("sft", sft, {}), "reward": Parent("reward", reward, {})}
+    check_options(config, tokenizer)
+    folders = {"sft": Parent("sft", sft, {}), "reward": Parent("reward", reward, {})}
     torch.manual_seed(1)  # adapters
-    roles = build_roles(config, tokenizer, parents, run)
-    engine = FixedReplies(tokenizer.pad_token_id, tokenizer.eos_token_id)
+    roles = build_roles(config, tokenizer, folders, run)
+    engine = FixedReplies(tokenizer.pad_token_id, tokenizer.eos_token_id, run.device)
     trainer = PPOTrainer(config.ppo, roles, engine, run, seed=3)
     stats = [trainer.step(share(PROMPTS, run.rank, run.world))[1] for _ in range(2)]
     gap = sampled_gap(build_trainer(config, roles, tokenizer, run))
@@ -80,8 +79,20 @@ def main() -> None:
         engines = [getattr(r.module, "global_steps", r.steps) for r in (roles.actor, roles.critic)]
         facts = {"stats": stats, "steps": steps, "engine_steps": engines, "gap": gap}
         facts["world"] = run.world
+        facts["sharded"] = shards(roles)
         (out / "facts.json").write_text(json.dumps(facts))
 
 
-if __name__ == "__main__":
-    main()
+def shards(roles: Roles) -> dict[str, float]:
+    """The share of each role's weights that this rank holds."""
+    modules = {
+        "actor": roles.actor.unwrapped, "critic": roles.critic.unwrapped,
+        "reference": roles.frozen_actor, "reward": roles.reward,
+    }  # fmt: skip
+    result = {}
+    for name, module in modules.items():
+        if module is not None:
+            parameters = list(module.parameters())
+            held = sum(getattr(p, "ds_tensor", p).numel() for p in parameters)
+            result[name] = held / sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+    return result

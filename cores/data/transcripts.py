@@ -1,0 +1,72 @@
+"""Transcripts in hh-rlhf's form, "\\n\\nHuman: ...\\n\\nAssistant: ...", and where a pair parts.
+
+The form is that of https://github.com/anthropics/hh-rlhf.
+"""
+
+import re
+
+from cores.data.values import Turn
+
+FIRST = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+"""A turn begins: after a blank line, or at the beginning of the text."""
+FURTHER = re.compile(r"\n\n(?:Human|Assistant):")
+ASSISTANT = "\n\nAssistant:"
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def parse(text: str) -> list[Turn]:
+    """The turns of a transcript; none if nobody speaks in it.
+
+    Text before the first turn is a system turn. One space after a colon is not part of the turn.
+    Turns of one speaker in a row are one turn with a blank line between them, as chat templates
+    want speakers to alternate. A transcript that ends with "Assistant:" ends with an empty turn.
+    """
+    marks = list(FIRST.finditer(text))
+    if not marks:
+        return []
+    before = text[: marks[0].start()].strip()
+    turns = [{"role": "system", "content": before}] if before else []
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    for mark, end in zip(marks, ends, strict=True):
+        role = SPEAKERS[mark[1]]
+        content = text[mark.end() : end].removeprefix(" ")
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += "\n\n" + content
+        else:
+            turns.append({"role": role, "content": content})
+    return turns
+
+
+def part_turns(
+    chosen: list[Turn], rejected: list[Turn]
+) -> tuple[list[Turn], tuple[str, str]] | None:
+    """(the common turns, the two replies) of two whole conversations.
+
+    None unless they differ in one last assistant turn each and in nothing before it.
+    """
+    both = bool(chosen and rejected)
+    if not both or chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+        return None
+    if chosen[:-1] != rejected[:-1]:
+        return None
+    return chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"])
+
+
+def part_texts(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
+    """(the common beginning, the two rests) of two whole texts, verbatim.
+
+    The beginning ends with the last "\\n\\nAssistant:" that both have in common; without one it
+    ends before the white space and the word in which they first differ, as tokenizers do.
+    """
+    pairs = zip(chosen, rejected, strict=False)
+    alike = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+    common = chosen[:alike]
+    mark = common.rfind(ASSISTANT)
+    if mark >= 0:
+        cut = mark + len(ASSISTANT)
+    else:
+        cut = len(common)
+        while cut and (common[cut - 1].isalnum() or common[cut - 1] == "_"):
+            cut -= 1
+        cut = len(common[:cut].rstrip())
+    return common[:cut], (chosen[cut:], rejected[cut:])

@@ -1,0 +1,120 @@
+"""Values of a row, checked: text, turns, replies, numbers. Every mistake names the row."""
+
+import math
+from typing import Any
+
+from cores.data.sources import Row
+from cores.errors import UserError
+
+Turn = dict[str, str]
+"""`role` and `content`: system, user or assistant, or `text` for a text without turns."""
+
+ROLES = ("system", "user", "assistant")
+SPEAKERS = dict(zip(ROLES, ROLES, strict=True)) | {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+}
+"""Names of the roles in conversations of the ShareGPT form, which has many hands."""
+
+
+def value_of(row: Row, column: str) -> Any:
+    """The value as it was read."""
+    if column not in row.columns:
+        found = ", ".join(row.columns) or "none"
+        raise UserError(
+            f"{row.where}: column {column!r} is missing (columns of this row: {found})."
+        )
+    return row.columns[column]
+
+
+def text_of(row: Row, column: str) -> str:
+    """The column as text; null is empty."""
+    return _text(value_of(row, column), row, f"column {column!r}")
+
+
+def turns_of(row: Row, column: str) -> list[Turn]:
+    """The column as turns, in OpenAI's form or ShareGPT's; other keys of a turn are ignored."""
+    value = value_of(row, column)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise UserError(
+            f"{row.where}: column {column!r} must be a list of {{role, content}} or {{from, value}}"
+            f" objects, but holds {short(value)}."
+        )
+    return [_turn(turn, row, f"turn {n} of {column!r}") for n, turn in enumerate(value, 1)]
+
+
+def reply_of(row: Row, column: str) -> str:
+    """A reply given as text, as one turn, or as turns that end with it."""
+    value = value_of(row, column)
+    if isinstance(value, dict):
+        turns = [_turn(value, row, f"column {column!r}")]
+    elif isinstance(value, list):
+        turns = turns_of(row, column)
+    else:
+        return text_of(row, column)
+    if not turns or turns[-1]["role"] != "assistant":
+        raise UserError(f"{row.where}: the messages of {column!r} must end with an assistant turn.")
+    return turns[-1]["content"]
+
+
+def margin_of(row: Row) -> float:
+    """What the chosen side has to lead by, in units of score: 0 where none is given."""
+    value = row.columns.get("margin")
+    if value is None or value == "":
+        return 0.0
+    try:
+        margin = math.nan if isinstance(value, bool) else float(value)  # CSV holds text
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not 0 <= margin < math.inf:
+        raise UserError(
+            f"{row.where}: column 'margin' must be a number, 0 or above, but holds {short(value)}; "
+            "correct the row (where the rejected side is the better one, exchange the two)."
+        )
+    return margin
+
+
+def _turn(turn: Any, row: Row, what: str) -> Turn:
+    if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
+        role, content, known = turn["role"], turn["content"], dict.fromkeys(ROLES)
+    elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
+        role, content, known = turn["from"], turn["value"], dict.fromkeys(SPEAKERS)
+    else:
+        raise UserError(
+            f"{row.where}: {what} must be an object with role and content (or from and value), but "
+            f"is {short(turn)}."
+        )
+    if not isinstance(role, str) or role not in known:
+        raise UserError(
+            f"{row.where}: {what} has the role {short(role)}; known are {', '.join(known)}."
+        )
+    return {"role": SPEAKERS[role], "content": _text(content, row, f"the content of {what}")}
+
+
+def _text(value: Any, row: Row, what: str) -> str:
+    """`value` as text: null is empty; anything but text is an error."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(
+            f"{row.where}: {what} must be text, but holds {short(value)}; correct the row or "
+            "choose another format (docs/data.md)."
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{row.where}: {what} holds half a surrogate pair (\\u{ord(value[error.start]):04x}), "
+            "which is no character; correct the row."
+        ) from error
+    return value
+
+
+def short(value: Any) -> str:
+    """A value with its type, cut to one line."""
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,120 @@
+"""Frozen weights in 8 or 4 bits, through bitsandbytes (Dettmers et al. 2022, 2023).
+
+Only linear layers of the body are quantised; embeddings, norms and heads stay in fp32.
+"""
+
+import logging
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_available
+
+from cores.config import LoraSection, ModelSection
+from cores.errors import UserError
+
+# It tells of every cast to fp16, and on CPUs of kernels that nobody needs, when TRL imports it.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+BLOCK = 64
+"""Weights that share one scale in 4 bits, bitsandbytes' default."""
+
+
+def check_quantization(
+    model: ModelSection, lora: LoraSection, key: str, zero_stage: int, device: torch.device
+) -> None:
+    """UserError if model.quantization cannot go with this stage's adapters (`key`), this launch or
+    this machine."""
+    how = model.quantization
+    if how == "none":
+        return
+    if not lora.rank:
+        raise UserError(
+            f"model.quantization: weights in {how} cannot be trained, and {key}.rank is 0, which "
+            f"trains all of them. Set {key}.rank (8 is usual), or give this stage "
+            "--model.quantization none."
+        )
+    if zero_stage == 3:
+        raise UserError(
+            f"model.quantization: ZeRO-3 cannot shard weights in {how}. Launch with DDP or ZeRO-2, "
+            "or give --model.quantization none."
+        )
+    _probe(how, device)
+
+
+def _probe(how: str, device: torch.device) -> None:
+    """UserError unless bitsandbytes, which is there, can hold weights so on `device`."""
+    weight = torch.ones(64, 64, dtype=torch.float16, device=device)
+    try:
+        from bitsandbytes import functional
+
+        if how == "8bit":
+            functional.int8_vectorwise_quant(weight)
+        else:
+            functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+        transformers_knows_it = is_bitsandbytes_available()
+    except (ImportError, AttributeError, OSError, RuntimeError, ValueError) as error:
+        transformers_knows_it, reason = False, str(error).splitlines()[0]
+    else:
+        reason = f"transformers wants version {BITSANDBYTES_MIN_VERSION} or newer"
+    if not transformers_knows_it:
+        raise UserError(
+            f"model.quantization: bitsandbytes {metadata.version('bitsandbytes')} cannot hold "
+            f"weights in {how} on {device}: {reason}. Run `pip install -U bitsandbytes` (it needs "
+            "a GPU that it supports, or a recent version for CPUs), or give --model.quantization "
+            "none."
+        )
+
+
+def _check_widths(model: PreTrainedModel) -> None:
+    """UserError for layers that bitsandbytes 0.50 reads back wrongly on CPUs, without a word."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    for name, layer in layers.items():
+        width = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
+        if width % BLOCK:
+            raise UserError(
+                f"model.quantization: on CPUs 4bit needs layers whose input is a multiple of "
+                f"{BLOCK} wide, and {name} takes {width}. Use 8bit, or a GPU."
+            )
+
+
+def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
+    """`model` with its linear layers in `section.quantization`; itself if that is none.
+
+    Made anew from the weights in memory: by then the vocabulary fits and adapters are merged.
+    """
+    if section.quantization == "none":
+        return model
+    if section.quantization == "4bit" and not torch.cuda.is_available():
+        _check_widths(model)
+    head: Any = model.get_output_embeddings()
+    heads = [name for name, m in model.named_modules() if m is head or name == "score"]
+    compute = torch.bfloat16 if section.precision == "bf16" else torch.float32
+    if section.quantization == "8bit":
+        how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+    else:
+        how = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=heads,
+        )
+    small: Any = type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict=model.state_dict(),
+        quantization_config=how,
+        dtype=torch.float32,
+    )
+    if model.can_generate():
+        small.generation_config = model.generation_config
+    del small.config.quantization_config  # what is saved is an adapter and the base as it was
+    for layer in small.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # On CPUs it would pack weights for inference, which training cannot read afterwards.
+            layer.support_avx512bf16_for_cpu = False
+    return small.eval()

@@ -1,0 +1,51 @@
+"""Rows, configurations and folders for tests that train stages 1 and 2."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _models import LAUNCH, WORDS
+
+from cores.config import Config, RewardSection, SFTSection
+from cores.runtime.stage import StageFolder
+from cores.training.trainer_args import common_arguments
+
+
+def random_rows(count: int, seed: int = 0) -> list[list[int]]:
+    """Rows of 2 to 9 ids."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 10, (count,), generator=generator).tolist()
+    return [torch.randint(2, WORDS, (n,), generator=generator).tolist() for n in lengths]
+
+
+def sft_rows(count: int) -> list[dict[str, list[int]]]:
+    """Rows whose first token is not trained."""
+    return [{"input_ids": r, "labels": [-100, *r[1:]]} for r in random_rows(count)]
+
+
+def training_config(folder: Path, micro: int, **changes: Any) -> Config:
+    sections = {"batch_size": 8, "microbatch_size": micro, "max_steps": 2, "warmup_ratio": 0.0}
+    return Config(
+        output_dir=str(folder),
+        sft=replace(SFTSection(learning_rate=1e-3), **sections, **changes),
+        reward=replace(RewardSection(learning_rate=1e-3), **sections, **changes),
+    )
+
+
+def gradient_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps almost proportional to the gradient: AdamW's first steps are its sign, which for the
+    exact zeros of GPT-2 (key biases) is rounding error."""
+
+    def arguments(*args: Any) -> dict[str, Any]:
+        return {**common_arguments(*args), "adam_epsilon": 1.0, "max_grad_norm": 1e9}
+
+    for module in ("sft", "reward"):
+        monkeypatch.setattr(f"cores.training.{module}.common_arguments", arguments)
+
+
+def stage(config: Config, name: str) -> StageFolder:
+    folder = StageFolder(config, name, LAUNCH, 0.0)
+    folder.path.mkdir(parents=True)
+    return folder

@@ -1,0 +1,159 @@
+"""Texts read while training: passes, order, held-out rows, parts of several processes, mistakes."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _data_helpers import NONE, config, write_jsonl
+from _tokenizers import gpt2_like
+from accelerate.data_loader import IterableDatasetShard
+
+from cores.config.schema import Config
+from cores.data import StreamedData, sft_data, show, stream
+from cores.data.split import held_out
+from cores.errors import UserError
+
+
+def made(path: Any, fraction: float = 0.0, **source: Any) -> Config:
+    return config(str(path), NONE, test_fraction=fraction, source={"streaming": True, **source})
+
+
+def streamed(path: Any, fraction: float = 0.0, **source: Any) -> StreamedData:
+    data = sft_data(made(path, fraction, **source), gpt2_like())
+    assert isinstance(data, StreamedData)
+    return data
+
+
+def numbers(rows: Iterator[dict[str, Any]]) -> list[int]:
+    end = "<|endoftext|>"
+    return [int(str(gpt2_like().decode(row["input_ids"])).removesuffix(end)) for row in rows]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return write_jsonl(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(40)])
+
+
+def test_each_row_once_a_pass(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three passes of 40 rows through a buffer of 7: no row is lost or repeated within a pass."""
+    monkeypatch.setattr(stream, "BUFFER", 7)
+    data = streamed(path)
+    found = numbers(islice(data.train, 120))
+    for start in (0, 40, 80):
+        assert sorted(found[start : start + 40]) == list(range(40))
+    assert found[:40] != found[40:80] != list(range(40))
+    assert max(abs(n - i) for i, n in enumerate(found[:40])) > 7, "the buffer moves rows"
+    assert numbers(islice(data.train, 50)) == found[:50], "the seed decides"
+
+
+def test_rows_are_those_of_a_set_in_memory(path: str) -> None:
+    data, whole = streamed(path), sft_data(config(path, NONE), gpt2_like())
+    key = lambda row: row["input_ids"]  # noqa: E731
+    rows = list(islice(data.train, 40))
+    assert sorted(rows, key=key) == sorted(whole.train, key=key)
+    assert rows != whole.train, "shuffled, though it is smaller than the buffer"
+
+
+def test_held_out_rows_are_not_trained(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [i for i in range(40) if held_out(str(i), 0.3)]
+    data = streamed(path, 0.3)
+    assert numbers(iter(data.test)) == held
+    trained = Counter(numbers(islice(data.train, 2 * (40 - len(held)))))
+    assert trained == {i: 2 for i in range(40) if i not in held}
+    monkeypatch.setattr(stream, "TEST_ROWS", 3)
+    assert numbers(iter(streamed(path, 0.3).test)) == held[:3]
+
+
+def test_held_out_rows_of_their_own(path: str, tmp_path: Path) -> None:
+    other = write_jsonl(tmp_path / "b.jsonl", [{"text": "77"}, {"text": ""}])
+    data = streamed(path, 0.3, test_path=other)
+    assert numbers(iter(data.test)) == [77]
+    assert data.report.to_json()["test"]["dropped"] == {"empty text": 1}
+    assert sorted(numbers(islice(data.train, 40))) == list(range(40))
+
+
+def test_processes_read_parts_of_one_order(path: str) -> None:
+    """As accelerate shards a stream: batches of 4 of two processes are those of one process."""
+    one = numbers(islice(streamed(path).train, 24))
+    parts = [
+        numbers(islice(IterableDatasetShard(streamed(path).train, 4, False, 2, rank), 12))
+        for rank in (0, 1)
+    ]
+    for k in range(3):
+        assert parts[0][4 * k : 4 * k + 4] + parts[1][4 * k : 4 * k + 4] == one[8 * k : 8 * k + 8]
+
+
+def test_counts_grow(tmp_path: Path) -> None:
+    rows = [{"text": "" if i % 4 == 0 else "word " * i} for i in range(20)]
+    data = streamed(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert data.report.lines() == [
+        f"train: rows of {tmp_path}/a.jsonl (text), streamed while training"
+    ]
+    list(islice(data.train, 31))
+    found = data.report.to_json()["train"]
+    assert (found["used"], found["passes"], found["dropped"]) == (31, 2, {"empty text": 15})
+    assert found["read"] == 46
+    assert found["fingerprints"] == {"a.jsonl": f"{(tmp_path / 'a.jsonl').stat().st_size} bytes"}
+    assert "31 of 46 rows" in data.report.lines()[0]
+    list(islice(data.train, 3))
+    assert data.report.train.used == 3, "from the beginning"
+
+
+def test_memory_does_not_grow_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first row is there though a later one is malformed, which is told when it is reached."""
+    monkeypatch.setattr(stream, "BUFFER", 5)
+    lines = [json.dumps({"text": str(i)}) for i in range(5000)]
+    lines[3000] = '{"text": 3}'
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    rows = iter(streamed(tmp_path / "a.jsonl").train)
+    assert len(list(islice(rows, 1900))) == 1900
+    with pytest.raises(UserError, match=r"a.jsonl:3001: column 'text' must be text"):
+        list(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.json", '[{"text": "x"}]', ["data.sft.path", "cannot be streamed", ".jsonl"]),
+        ("a.jsonl", "", ["holds no rows"]),
+        ("a.jsonl", '{"text": ""}\n{"text": " "}', ["no row of", "2 empty text"]),
+        ("a.jsonl", '{"text": \n', ["a.jsonl:1: bad JSON"]),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}', ["data.sft.streaming", "completion"]),
+        ("a.csv", "text;label\nx;1\n", ["separated by semicolons"]),
+    ],
+)
+def test_mistakes(tmp_path: Path, name: str, content: str, parts: list[str]) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        streamed(tmp_path / name)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_other_kinds_of_files(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.csv").write_text(
+            f"\ufefftext,label\n{i},好\n{i + 10},坏\n", encoding="utf-8"
+        )
+    assert sorted(numbers(islice(streamed(folder).train, 6))) == [0, 1, 2, 10, 11, 12]
+    assert len(list(islice(streamed(folder, limit=2).train, 4))) == 4
+    assert set(numbers(islice(streamed(folder, limit=2).train, 4))) == {0, 10}
+
+
+def test_shown(
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("cores.data.inspect.STREAMED", 40)
+    show(streamed(path), gpt2_like(), 2)
+    out = capsys.readouterr().out
+    assert out.count("--- row ") == 2
+    assert "train: 40 of 40 rows" in out

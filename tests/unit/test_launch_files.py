@@ -1,0 +1,206 @@
+"""configs/accelerate/*.yaml, and what is said of files that do not fit, read by accelerate."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
+
+from cores.config import Config, PPOSection, SFTSection
+from cores.errors import UserError
+from cores.runtime import launch as launch_module
+from cores.runtime.checks import check_clipping, check_launch
+from cores.runtime.cli import guarded
+from cores.runtime.launch import Launch, check_batches
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
+FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+NO_CONFIG = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "main_process_port": 0}
+
+
+def environment_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What `accelerate launch --config_file FILE` puts into the environment of a rank."""
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]})
+    words = ["--config_file", str(file), "stage1_sft.py"]
+    args, defaults, precise = _validate_launch_command(launch_command_parser().parse_args(words))
+    if args.use_deepspeed:  # as launch_command does
+        fields = [*defaults.deepspeed_config, *["mixed_precision"] * precise]
+        args.deepspeed_fields_from_accelerate_config = ",".join(fields)
+        env = prepare_deepspeed_cmd_env(args)[1]
+    elif args.multi_gpu or args.use_fsdp or args.use_megatron_lm:
+        env = prepare_multi_gpu_env(args)
+    else:
+        return prepare_simple_launcher_cmd_env(args)[1]
+    return {**env, "LOCAL_WORLD_SIZE": args.nproc_per_node}  # as torch's agent does
+
+
+def test_the_files_are_there() -> None:
+    names = "cpu cpu2 ddp gpu zero1 zero2 zero3 zero3_offload".split()
+    assert [f"{name}.yaml" for name in names] == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_is_read_without_questions(name: str, monkeypatch, caplog) -> None:
+    """No unknown key, at the top or for DeepSpeed, and no default that accelerate warns of."""
+    config = load_config_from_file(str(FOLDER / name))
+    known = vars(launch_command_parser().parse_args(["stage1_sft.py"]))
+    assert set(config.deepspeed_config) <= set(known)
+    with caplog.at_level(logging.WARNING):
+        environment_of(FOLDER / name, monkeypatch)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_says_how_it_is_used(name: str) -> None:
+    """The command of the comment is that of this file."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    assert f"accelerate launch --quiet --config_file configs/accelerate/{name} stage1_sft" in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_fits_its_machine(name: str, monkeypatch) -> None:
+    """Two GPUs do for all; no GPU does for the CPU's and DeepSpeed's, not for the GPU's."""
+    env = environment_of(FOLDER / name, monkeypatch)
+    check_launch(env, 2, name)
+    if name in ("gpu.yaml", "ddp.yaml"):
+        with pytest.raises(
+            UserError, match=rf"^{name}: . process.* but torch sees none here\. Use "
+        ):
+            check_launch(env, 0, name)
+    else:
+        check_launch(env, 0, name)
+
+
+def test_processes_and_stages_of_the_files(monkeypatch) -> None:
+    """What each is for: processes, ZeRO stage, where weights and optimizer are."""
+    found = {}
+    for name in FILES:
+        env = environment_of(FOLDER / name, monkeypatch)
+        keys = ("ZERO_STAGE", "OFFLOAD_PARAM_DEVICE", "OFFLOAD_OPTIMIZER_DEVICE", "ZERO3_INIT")
+        sharding = tuple(env.get(f"ACCELERATE_DEEPSPEED_{key}") for key in keys)
+        found[name.removesuffix(".yaml")] = (env.get("LOCAL_WORLD_SIZE", "1"), *sharding)
+    plain = (None, None, None, None)
+    assert found == {
+        "cpu": ("1", *plain), "gpu": ("1", *plain), "cpu2": ("2", *plain), "ddp": ("2", *plain),
+        "zero1": ("2", "1", "none", "none", "false"), "zero2": ("2", "2", "none", "none", "false"),
+        "zero3": ("2", "3", "none", "none", "false"),
+        "zero3_offload": ("2", "3", "cpu", "cpu", "false"),
+    }  # fmt: skip
+
+
+def test_cpu_files_hide_gpus(monkeypatch) -> None:
+    """On a machine with GPUs as well: before torch is imported, or by the launcher."""
+    assert environment_of(FOLDER / "cpu2.yaml", monkeypatch)["CUDA_VISIBLE_DEVICES"] == "-1,-1"
+    assert torch.cuda._parse_visible_devices() == list(range(64))
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1,-1"
+    assert torch.cuda._parse_visible_devices() == []
+    seen = []
+    env = environment_of(FOLDER / "cpu.yaml", monkeypatch)
+    monkeypatch.setattr(os, "environ", {**env, "CUDA_VISIBLE_DEVICES": "0,1"})
+    guarded(lambda argv: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    assert seen == [""]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "processes": ({"distributed_type": "MULTI_GPU", "num_processes": 4},
+        "4 processes, but this machine shows 2 GPUs, .* Set num_processes to 2"),
+    "zero processes": ({"distributed_type": "DEEPSPEED", "num_processes": 4},
+        "4 processes, but this machine shows 2 GPUs"),
+    "fsdp": ({"distributed_type": "FSDP", "num_processes": 2}, "FSDP is not supported; .*zero3"),
+    "megatron": ({"distributed_type": "MEGATRON_LM", "num_processes": 2},
+        "Megatron-LM is not supported"),
+    "fp16": ({"distributed_type": "NO", "mixed_precision": "fp16"},
+        'mixed_precision fp16 .* Set mixed_precision to "no"'),
+    "bf16": ({"distributed_type": "DEEPSPEED", "num_processes": 2, "mixed_precision": "bf16"},
+        "mixed_precision bf16 .* --model.precision bf16"),
+    "dynamo": ({"distributed_type": "MULTI_GPU", "num_processes": 2,
+        "dynamo_config": {"dynamo_backend": "INDUCTOR"}}, "remove dynamo_config"),
+    "init": ({"distributed_type": "DEEPSPEED", "num_processes": 2,
+        "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": True}},
+        "Set zero3_init_flag to false"),
+    "accumulation": ({"distributed_type": "DEEPSPEED", "num_processes": 2,
+        "deepspeed_config": {"zero_stage": 2, "gradient_accumulation_steps": 4}},
+        "gradient_accumulation_steps 4 is not used: .*Remove it"),
+    "no deepspeed file": ({"distributed_type": "DEEPSPEED", "num_processes": 2,
+        "deepspeed_config": {"deepspeed_config_file": "/nowhere.json"}},
+        "/nowhere.json cannot be read as JSON"),
+    "both": ({"distributed_type": "DEEPSPEED", "num_processes": 2,
+        "deepspeed_config": {"deepspeed_config_file": "/nowhere.json", "zero_stage": 2}},
+        "zero_stage beside deepspeed_config_file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_file_that_would_not_be_obeyed(case: str, tmp_path: Path, monkeypatch) -> None:
+    """Refused with the key and the remedy."""
+    content, said = WRONG[case]
+    file = tmp_path / "launch.yaml"
+    file.write_text(yaml.safe_dump({**NO_CONFIG, **content}), encoding="utf-8")
+    env = environment_of(file, monkeypatch)
+    with pytest.raises(UserError, match=said) as error:
+        check_launch(env, 2, str(file))
+    assert case == "no deepspeed file" or str(error.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"optimizer": {"type": "AdamW"}}, "DeepSpeed's own optimizer is not used"),
+        ({"scheduler": {"type": "WarmupLR"}}, "DeepSpeed's own scheduler is not used"),
+        ({"bf16": {"enabled": True}}, "DeepSpeed's bf16 is not used"),
+        ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps 8 is not used"),
+        ({"gradient_clipping": 0.5}, r"gradient_clipping 0.5 .*: sft.max_grad_norm is 1.0. Remove"),
+    ],
+)
+def test_deepspeed_file(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """The same for a DeepSpeed file of its own; "auto", and what agrees, is taken."""
+    path = tmp_path / "zero.json"
+    env = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    good = {"gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "bf16": {"enabled": "auto"}}
+    path.write_text(json.dumps(good), encoding="utf-8")
+    check_launch(env, 0, None)
+    check_clipping(SFTSection(), "sft", env)
+    path.write_text(json.dumps({**good, **settings}), encoding="utf-8")
+
+    def check() -> None:
+        check_launch(env, 0, None)
+        check_clipping(SFTSection(), "sft", env)
+
+    with pytest.raises(UserError, match=said):
+        check()
+
+
+def test_batches_over_processes(monkeypatch) -> None:
+    """Invariant 21: refused with the key, by itself: nothing has been read."""
+    two = Launch(0, 2, torch.device("cpu"), "fp32")
+    check_batches(SFTSection(batch_size=8, microbatch_size=4), two, "sft")
+    check_batches(SFTSection(batch_size=8, microbatch_size=16), two, "sft")
+    with pytest.raises(UserError, match=r"^sft.batch_size: 5 rows do not divide over 2 processes"):
+        check_batches(SFTSection(batch_size=5), two, "sft")
+    with pytest.raises(UserError, match=r"^sft.microbatch_size: 3 does not divide the 4 rows"):
+        check_batches(SFTSection(batch_size=8, microbatch_size=3), two, "sft")
+    with pytest.raises(UserError, match=r"^ppo.minibatch_size: 1 rows do not divide"):
+        check_batches(PPOSection(batch_size=8, minibatch_size=1), two, "ppo")
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_CLIPPING": "0.5"}
+    monkeypatch.setattr(launch_module, "ASKED", asked)
+    with pytest.raises(UserError, match=r"gradient_clipping 0\.5 .*: ppo\.max_grad_norm is 1\.0"):
+        check_batches(PPOSection(), two, "ppo")
+
+
+def test_launch_checks_first(monkeypatch) -> None:
+    """Before a process group is joined."""
+    monkeypatch.setattr(launch_module, "ASKED", {"ACCELERATE_USE_FSDP": "true"})
+    monkeypatch.setattr(launch_module, "_join", lambda: pytest.fail("too late"))
+    with pytest.raises(UserError, match="FSDP is not supported"):
+        launch_module.launch(Config())

@@ -82,6 +82,9 @@ def launch(config: Config) -> Launch:
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     if config.model.precision == "bf16" and torch.cuda.is_available():
         _need_bf16()
+    # cuDNN attention gives NaN gradients for masked rows of some lengths (64, 192, ...) on Hopper:
+    # pytorch issue 196678, torch 2.11. The other kernels do not.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     state = _join()
     set_seed(config.seed)
     run = Launch(state.process_index, state.num_processes, state.device, config.model.precision)

@@ -1,7 +1,7 @@
 """The evidence run: three sets, three seeds, all stages, several jobs side by side on one GPU.
 
-    python scripts/evidence/run.py --data DATA --model MODEL --out OUT [--workers 7]
-        [--section.key value ...]
+    python scripts/evidence/run.py --data DATA --model MODEL --out OUT [--workers 7] [--gpus 1]
+        [--only PATTERN] [--section.key value ...]
 
 DATA: the folder with the sets' JSONL files. MODEL: SmolLM2-135M-Instruct as a folder. Further
 arguments go to every stage. A finished stage is not run again, so a run that was stopped goes on
@@ -11,6 +11,7 @@ is scored (OUT/scores.json) and summed up (OUT/figures.json, OUT/figures.md).
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,14 +30,16 @@ GRACE = 20
 
 
 def run_all(
-    plan: list[Job], out: Path, workers: int, more: list[str], deadline: float
+    plan: list[Job], out: Path, workers: int, more: list[str], deadline: float, gpus: int = 1
 ) -> list[Job]:
     """Run the jobs that are not done, at most `workers` at a time; returns those that failed.
 
-    A job starts once what it needs is there; `plan` is in order of preference.
+    A job starts once what it needs is there, on the GPU with fewest jobs; `plan` is in order of
+    preference.
     """
     waiting = [job for job in plan if not job.done]
     running: dict[Job, subprocess.Popen[bytes]] = {}
+    places: dict[Job, int] = {}
     failed: list[Job] = []
     start = time.monotonic()
     while (waiting or running) and time.monotonic() < deadline:
@@ -51,7 +54,9 @@ def run_all(
         waiting = [job for job in waiting if job not in hopeless]
         for job in [job for job in waiting if job.ready][: workers - len(running)]:
             waiting.remove(job)
-            running[job] = _start(job, out, more)
+            gpu = min(range(gpus), key=[places.get(other) for other in running].count)
+            places[job] = gpu
+            running[job] = _start(job, out, more, gpu if gpus > 1 else None)
             _say(start, f"{job.name} started")
         time.sleep(POLL)
     for process in running.values():
@@ -69,9 +74,11 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def _start(job: Job, out: Path, more: list[str]) -> subprocess.Popen[bytes]:
+def _start(job: Job, out: Path, more: list[str], gpu: int | None = None) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # many share one GPU
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
     command = [sys.executable, str(ROOT / SCRIPTS[job.stage]), *job.arguments, *more]
     with (out / "logs" / f"{job.name}.txt").open("wb") as log:
         return subprocess.Popen(
@@ -95,6 +102,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--workers", type=int, default=7, help="jobs side by side")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs to spread the jobs over")
+    parser.add_argument("--only", default="", help="regular expression in the names of jobs to run")
     parser.add_argument("--stop-after", type=float, default=86400, help="seconds for the jobs")
     args, more = parser.parse_known_args(argv)
     data, model, out = args.data.resolve(), args.model.resolve(), args.out.resolve()
@@ -104,7 +113,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--model {model}: no model there; see scripts/smollm2_from_gguf.py.")
     lay_out(data, out)
     deadline = time.monotonic() + args.stop_after
-    unfinished = run_all(jobs(data, model, out), out, args.workers, more, deadline)
+    plan = [job for job in jobs(data, model, out) if re.search(args.only, job.name)]
+    unfinished = run_all(plan, out, args.workers, more, deadline, args.gpus)
     words = ["--data", str(data), "--model", str(model), "--out", str(out), *more]
     for script in ("score.py", "figures.py"):
         subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *words], check=True)

@@ -169,7 +169,7 @@ def test_jobs_wait_for_what_they_need_and_a_failure_takes_its_children_along(
     make = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(parents=True); "
     good = make + "(p / 'stage.json').write_text('{}')"
 
-    def start(job: Job, out: Path, more: list[str]) -> "subprocess.Popen[bytes]":
+    def start(job: Job, *_: object) -> "subprocess.Popen[bytes]":
         code = "raise SystemExit(1)" if job.run == "bad" and job.stage == "sft" else good
         order.append(job.name)
         return subprocess.Popen([sys.executable, "-c", code, str(job.folder)])
@@ -194,7 +194,7 @@ def test_no_time_left_stops_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The deadline ends running jobs, and they count as unfinished."""
     processes = []
 
-    def start(job: Job, out: Path, more: list[str]) -> "subprocess.Popen[bytes]":
+    def start(job: Job, *_: object) -> "subprocess.Popen[bytes]":
         processes.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
         return processes[-1]
 

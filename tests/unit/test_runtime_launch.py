@@ -7,7 +7,8 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import _telemetry
 
-from cores.runtime.launch import _one_gpu_a_process, quiet
+from cores.config import Config
+from cores.runtime.launch import _one_gpu_a_process, launch, quiet
 
 
 def test_nothing_is_reported_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +40,10 @@ def test_one_gpu_without_a_launcher(
     monkeypatch.setattr(os, "environ", environment)
     _one_gpu_a_process()
     assert environment.get("CUDA_VISIBLE_DEVICES") == kept
+
+
+def test_cudnn_attention_is_off() -> None:
+    """Its backward pass gives NaN for masked rows of some lengths (pytorch issue 196678)."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    launch(Config())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

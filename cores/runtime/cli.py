@@ -4,6 +4,7 @@ Of several ranks one speaks: torch's launcher ends all of them when the first ex
 ranks fail only because that one did.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -31,6 +32,8 @@ def guarded(main: Callable[[list[str]], None]) -> None:
     """Run `main` on the command line's arguments; errors in the program itself keep a traceback."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch, not imported yet, then sees no GPU
+    # Where it is installed, peft imports it, and it warns of a faster kernel that is not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if "RANK" in os.environ:
         return _one_of_many(main, Board())
     signal.signal(signal.SIGTERM, _interrupt)

@@ -7,8 +7,6 @@ What is unfinished is left out. OUT/figures.md has the tables of docs/evidence.m
 
 import argparse
 import json
-import os
-import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -54,14 +52,17 @@ def collect(out: Path) -> dict[str, Any]:
                 "samples": _samples(out, name, runs) if name in SHOWN else [],
             }
     return {
-        "hardware": _hardware(),
+        "hardware": scores["hardware"],
         "versions": next(iter(records.values()))["versions"],
         "sets": sets,
     }
 
 
 def accuracies(pairs: dict[str, Any]) -> dict[str, Any]:
-    """Pairwise accuracy of the reward models and both baselines on one set's held-out pairs."""
+    """Pairwise accuracy of the reward models and both baselines on one set's held-out pairs.
+
+    `gain`: the reward model's outcome less each baseline's, on the same pairs.
+    """
     clusters = pairs["clusters"]
     result: dict[str, Any] = {
         "train_pairs": pairs["train_pairs"],
@@ -79,6 +80,9 @@ def accuracies(pairs: dict[str, Any]) -> dict[str, Any]:
                 "all": asdict(over_seeds(list(runs.values()), clusters, "share")),
                 "seeds": {str(s): asdict(share(run, clusters)) for s, run in runs.items()},
             }
+            for base in ("tfidf", "longer") if name == "reward" else ():
+                gains = [_less(run, pairs[base]) for run in runs.values()]
+                result.setdefault("gain", {})[base] = asdict(over_seeds(gains, clusters, "average"))
     return result
 
 
@@ -112,8 +116,11 @@ def changes(runs: dict[str, Any]) -> dict[str, Any]:
 
 def _columns(run: dict[str, Any], name: str) -> dict[str, list[float]]:
     before, after = run["before"][name], run["after"][name]
-    change = [b - a for a, b in zip(before, after, strict=True)]
-    return {"before": before, "after": after, "change": change}
+    return {"before": before, "after": after, "change": _less(after, before)}
+
+
+def _less(values: list[float], others: list[float]) -> list[float]:
+    return [a - b for a, b in zip(values, others, strict=True)]
 
 
 def _records(out: Path) -> dict[str, Any]:
@@ -135,17 +142,15 @@ def _losses(records: dict[str, Any], name: str) -> dict[str, list[float]]:
 
 
 def _curve(out: Path, name: str, seed: str) -> dict[str, list[float]]:
-    """Score and KL of the training replies at each update."""
-    path = out / name / f"seed{seed}-a" / "ppo" / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Score and KL of the training replies at each update; no points if there is no record."""
+    rows = _lines(out / name / f"seed{seed}-a" / "ppo" / "metrics.jsonl")
     return {key: [round(row[key], 4) for row in rows] for key in ("score", "kl")}
 
 
 def _samples(out: Path, name: str, runs: dict[str, Any]) -> list[dict[str, Any]]:
     """The first held-out prompts, not a choice, with both replies and both scores."""
     seed = next(iter(runs))
-    path = out / name / f"seed{seed}-a" / "ppo" / "held_out_samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = _lines(out / name / f"seed{seed}-a" / "ppo" / "held_out_samples.jsonl")
     run, samples = runs[seed], []
     for i, row in enumerate(rows[:SAMPLES]):
         sample: dict[str, Any] = {"prompt": run["clusters"][i]}
@@ -157,13 +162,11 @@ def _samples(out: Path, name: str, runs: dict[str, Any]) -> list[dict[str, Any]]
     return samples
 
 
-def _hardware() -> str:
-    """The first GPU's name, or the processor's architecture, of the machine this runs on."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return f"CPU {platform.machine()}, {os.cpu_count()} cores"
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none if a copied run came without it."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main(argv: list[str]) -> None:

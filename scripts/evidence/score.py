@@ -3,12 +3,15 @@
 Reads the saved models of whatever is finished and scores the held-out pairs with each reward model
 and PPO's held-out replies with the judge. Arguments as scripts/evidence/run.py.
 
+    hardware:      the GPU, or the processor, that scored
     pairs.<set>:   clusters, tfidf, longer; runs.<run>: outcome of each pair (1, 0.5, 0)
     replies.<set>: clusters; seeds.<seed>.{before,after}: score, kl, tokens, judge of each reply
 """
 
 import argparse
 import json
+import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -111,6 +114,15 @@ def score_set(name: str, plan: list[Job], out: Path, more: list[str]) -> tuple[A
     return pairs, runs if name in WITH_PPO else None
 
 
+def hardware() -> str:
+    """The first GPU's name, or the processor's architecture, of the machine this runs on."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"CPU {platform.machine()}, {os.cpu_count()} cores"
+
+
 def main(argv: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Score what an evidence run has finished.")
@@ -118,7 +130,7 @@ def main(argv: list[str]) -> None:
         parser.add_argument(option, type=Path, required=True)
     args, more = parser.parse_known_args(argv)
     plan = jobs(args.data, args.model, args.out)
-    result: dict[str, dict[str, Any]] = {"pairs": {}, "replies": {}}
+    result: dict[str, Any] = {"hardware": hardware(), "pairs": {}, "replies": {}}
     for name in SETS:
         pairs, runs = score_set(name, plan, args.out, more)
         result["pairs"] |= {name: pairs} if pairs else {}

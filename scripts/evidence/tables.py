@@ -43,7 +43,7 @@ def render(figures: dict[str, Any]) -> str:
 def _accuracy(sets: dict[str, Any]) -> str:
     lines = [
         "Pairwise accuracy on held-out pairs, 95% intervals; the reward model's is the mean over "
-        "the seeds, each seed's own accuracy beside it:",
+        "the seeds, with their number and each seed's own accuracy beside it:",
         "",
         "| | pairs (train, held out) | held-out prompts | reward model | seeds | TF-IDF | longer "
         "wins |",
@@ -52,7 +52,7 @@ def _accuracy(sets: dict[str, Any]) -> str:
     for name, facts in sets.items():
         pairs = facts["pairs"]
         reward = pairs.get("reward")
-        own = " ".join(_short(e["value"]) for e in reward["seeds"].values()) if reward else "-"
+        own = f"{len(reward['seeds'])}: {_by_seed(reward['seeds'], _short)}" if reward else "-"
         cells = [
             name,
             f"{pairs['train_pairs']}, {pairs['test_pairs']}",
@@ -64,47 +64,68 @@ def _accuracy(sets: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     halves = [
-        f"{name} {_interval(facts['pairs'][half]['all'], _short)}"
-        + (" (PPO's)" if half == "half_a" else " (judge)")
+        f"{name} {_interval(facts['pairs'][half]['all'], _short)} "
+        f"({who}, {_count(facts['pairs'][half]['seeds'])})"
         for name, facts in sets.items()
-        for half in ("half_a", "half_b")
+        for half, who in (("half_a", "PPO's"), ("half_b", "judge"))
         if half in facts["pairs"]
     ]
+    gains = [
+        f"{name} {_interval(gain['tfidf'], _points)} and {_interval(gain['longer'], _points)}"
+        for name, facts in sets.items()
+        if (gain := facts["pairs"].get("gain"))
+    ]
+    if gains:
+        lines += [
+            "",
+            "Reward model less TF-IDF, and less the longer reply, on the same pairs: "
+            + "; ".join(gains)
+            + ".",
+        ]
     if halves:
         lines += ["", "Reward models on half of the pairs each: " + "; ".join(halves) + "."]
     return "\n".join(lines)
 
 
 def _changes(name: str, ppo: dict[str, Any]) -> str:
+    seeds = ppo["score"]["change"]["seeds"]
+    over = f"means over {len(seeds)} seeds with 95% intervals"
+    if len(seeds) == 1:
+        over = "one seed, so the 95% intervals are of the prompts alone"
     lines = [
-        f"PPO on {name}: one sampled reply to each of {ppo['prompts']} held-out prompts, means "
-        f"over {len(ppo['curves'])} seeds with 95% intervals:",
+        f"PPO on {name}: one sampled reply to each of {ppo['prompts']} held-out prompts, {over}:",
         "",
-        "| | before | after | change | change by seed |",
+        f"| {_count(seeds)} | before | after | change | change by seed |",
         "|---|---|---|---|---|",
     ]
     for key, label in MEASURES.items():
         measure = ppo[key]
-        own = " ".join(_signed(e["value"]) for e in measure["change"]["seeds"].values())
+        own = _by_seed(measure["change"]["seeds"], _signed)
         form = _signed if key in ("score", "judge") else _plain
         cells = [_interval(measure[side]["all"], form) for side in ("before", "after")]
         cells.append(_interval(measure["change"]["all"], _signed))
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {own} |")
-    own = " ".join(_short(e["value"]) for e in ppo["preferred"]["seeds"].values())
+    own = _by_seed(ppo["preferred"]["seeds"], _short)
     after = _interval(ppo["preferred"]["all"], _short)
     lines.append(f"| prompts where the judge prefers the reply after | | {after} | | {own} |")
     return "\n".join(lines)
 
 
 def _times(sets: dict[str, Any]) -> str:
+    """A half's reward model is a stage of its own: it has half of the pairs."""
     lines = ["Seconds a stage with other stages beside it on the same GPU:", ""]
+    names = {"sft": "stage 1", "reward": "stage 2", "half": "stage 2 on half", "ppo": "stage 3"}
     for name, facts in sets.items():
         by_stage: dict[str, list[float]] = {}
         for key, value in facts["seconds"].items():
-            by_stage.setdefault(key.rpartition(".")[2], []).append(value)
+            _, run, stage = key.split(".")
+            by_stage.setdefault("half" if stage == "reward" and "-" in run else stage, []).append(
+                value
+            )
         spans = [
-            f"{stage} {min(by_stage[stage]):.0f} to {max(by_stage[stage]):.0f}"
-            for stage in ("sft", "reward", "ppo")
+            f"{label} {min(by_stage[stage]):.0f} to {max(by_stage[stage]):.0f} "
+            f"({len(by_stage[stage])} run{'s' * (len(by_stage[stage]) > 1)})"
+            for stage, label in names.items()
             if stage in by_stage
         ]
         lines.append(f"- {name}: " + ", ".join(spans))
@@ -113,6 +134,19 @@ def _times(sets: dict[str, Any]) -> str:
 
 def _interval(estimate: dict[str, float], form: Any) -> str:
     return f"{form(estimate['value'])} [{form(estimate['low'])}, {form(estimate['high'])}]"
+
+
+def _by_seed(seeds: dict[str, Any], form: Any) -> str:
+    return " ".join(form(estimate["value"]) for estimate in seeds.values())
+
+
+def _count(seeds: dict[str, Any]) -> str:
+    return f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
+
+
+def _points(value: float) -> str:
+    """+.025: a difference of shares."""
+    return f"{value:+.3f}".replace("0.", ".", 1)
 
 
 def _short(value: float) -> str:
@@ -173,9 +207,12 @@ def draw(figures: dict[str, Any], out: Path) -> None:
     for row, (name, ppo) in zip(axes, sets.items(), strict=True):
         for axis, (key, label) in zip(row, panels.items(), strict=True):
             for (seed, curve), colour in zip(ppo["curves"].items(), COLOURS, strict=False):
+                if not curve[key]:
+                    continue  # its record is missing
                 steps = range(1, len(curve[key]) + 1)
                 axis.plot(steps, curve[key], color=colour, linewidth=1.5, label=f"seed {seed}")
             axis.set_title(f"{name}: {label}", fontsize=10, color=INK, loc="left")
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set_xlabel("update", fontsize=9, color=INK)
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)

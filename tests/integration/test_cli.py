@@ -76,6 +76,9 @@ def test_shipped_configurations_parse(file: Path) -> None:
         for key, value in written.items():
             if isinstance(value, dict):
                 holds(value, read[key])
+            elif isinstance(value, list) and value and isinstance(value[0], dict):
+                for item, found in zip(value, read[key], strict=True):
+                    holds(item, found)
             else:
                 assert read[key] == value, key
 

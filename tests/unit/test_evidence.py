@@ -12,16 +12,8 @@ from cores.config import parse_config
 from cores.data.build import held_out
 from cores.errors import UserError
 from scripts.evidence.baselines import length_margins, tfidf_margins, wins
-from scripts.evidence.figures import accuracies, changes
-from scripts.evidence.plan import (
-    SEEDS,
-    SETS,
-    WITH_PPO,
-    Job,
-    half_of,
-    jobs,
-    lay_out,
-)
+from scripts.evidence.figures import accuracies, changes, collect
+from scripts.evidence.plan import SEEDS, SETS, WITH_PPO, Job, half_of, jobs, lay_out
 from scripts.evidence.run import run_all
 from scripts.evidence.score import first_turn
 from scripts.evidence.stats import (
@@ -129,9 +121,8 @@ def test_halves_share_no_first_turn_and_cut_across_the_held_out_rows(tmp_path: P
     replies = {"chosen": "a", "rejected": "b"}
     with (data / "polite_pref_train.jsonl").open("w") as file:
         for turn in turns:
-            file.write(
-                json.dumps({"instruction": turn, "input": "", "output": "", **replies}) + "\n"
-            )
+            row = {"instruction": turn, "input": "", "output": "", **replies}
+            file.write(json.dumps(row) + "\n")
     with (data / "hh_harmless_train.jsonl").open("w") as file:
         for i, turn in enumerate(turns):
             later = f"\n\nHuman: {i}\n\nAssistant:"
@@ -177,7 +168,7 @@ def test_jobs_wait_for_what_they_need_and_a_failure_takes_its_children_along(
     order: list[str] = []
     monkeypatch.setattr("scripts.evidence.run._start", start)
     monkeypatch.setattr("scripts.evidence.run.POLL", 0.01)
-    plan = []
+    plan: list[Job] = []
     for run in ("bad", "good"):
         sft = _touch_job(tmp_path, run, "sft", ())
         plan = [_touch_job(tmp_path, run, "reward", (sft.folder,)), sft, *plan]
@@ -242,17 +233,53 @@ def test_tables_say_what_the_figures_say() -> None:
     facts = {
         "pairs": accuracies(pairs),
         "ppo": {**ppo, "curves": {"0": {}}, "samples": [sample]},
-        "seconds": {"polite.seed0.sft": 10.0, "polite.seed1.sft": 12.4},
+        "seconds": {
+            "polite.seed0.sft": 10.0,
+            "polite.seed1.sft": 12.4,
+            "polite.seed0-a.reward": 20.0,
+        },
     }
     figures = {"hardware": "a GPU", "versions": {"torch": "2"}, "sets": {"polite": facts}}
     text = render(figures)
     row = next(line for line in text.splitlines() if line.startswith("| polite"))
     assert "| 16, 4 | 4 | **.750 [" in row
-    assert "| .750 .750 .750 | .500 [" in row
+    assert "| 3: .750 .750 .750 | .500 [" in row
     assert row.rpartition("| .250 [")[1]
     assert "| +0.00 [+0.00, +0.00] | +1.00 [+1.00, +1.00] | +1.00 [+1.00, +1.00] | +1.00 |" in text
-    assert "- polite: sft 10 to 12" in text
+    assert "| 1 seed | before | after |" in text
+    assert "- polite: stage 1 10 to 12 (2 runs), stage 2 on half 20 to 20 (1 run)" in text
+    assert "less the longer reply, on the same pairs: polite +.250 [" in text
     assert r"| p | a\|b / c (+0.50, -1.00) | a\|b / c (+0.50, -1.00) |" in text
+
+
+def test_the_reward_models_gain_is_on_the_same_pairs() -> None:
+    """Two of four pairs lost by the baseline alone: +0.5, with variance 4/3 * 1/16 of the mean."""
+    ones = [1.0, 1.0, 1.0, 0.0]
+    pairs = {"train_pairs": 1, "clusters": list("abcd"), "runs": {"seed0": ones}}
+    gain = accuracies({**pairs, "tfidf": ones, "longer": [0.0, 0.0, 1.0, 0.0]})["gain"]
+    assert gain["tfidf"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert gain["longer"]["value"] == 0.5
+    assert gain["longer"]["high"] - 0.5 == pytest.approx(1.96 * math.sqrt(4 / 3 / 16))
+
+
+def test_a_copied_run_says_where_it_was_scored_and_may_lack_records(tmp_path: Path) -> None:
+    """Hardware comes from scores.json; without metrics.jsonl there is no curve, but a table."""
+    losses = {"test_loss_before": 2.0, "test_loss": 1.0}
+    stage = {"seconds": 1.0, "versions": {"torch": "2"}, "metrics": losses}
+    for place in ("seed0/sft", "seed0-a/ppo"):
+        (tmp_path / "polite" / place).mkdir(parents=True)
+        (tmp_path / "polite" / place / "stage.json").write_text(json.dumps(stage))
+    (tmp_path / "polite/seed1-a/ppo").mkdir(parents=True)  # cut off: no stage.json
+    pairs = {"train_pairs": 1, "clusters": ["a", "b"], "runs": {"seed0": [1.0, 0.0]}}
+    pairs |= {"tfidf": [1.0, 1.0], "longer": [0.0, 1.0]}
+    replies = {"0": _replies([0.0] * 4, [1.0, 2.0, 3.0, 4.0])}
+    scores = {"hardware": "GPU X", "pairs": {"polite": pairs}, "replies": {"polite": replies}}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    figures = collect(tmp_path)
+    assert figures["hardware"] == "GPU X"
+    assert figures["sets"]["polite"]["ppo"]["curves"] == {"0": {"score": [], "kl": []}}
+    assert render(figures).startswith("GPU X; torch 2.")
+    assert "one seed, so the 95% intervals are of the prompts alone" in render(figures)
 
 
 def test_tables_go_between_the_marks() -> None:

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.sharding import zero_stage
     from cores.runtime.stage import StageFolder
-    from cores.training.sft import held_out_loss, train_sft
+    from cores.training.sft import train_and_judge
 
     run = launch(config)
     check_batches(config.sft, run, "sft")
@@ -53,23 +53,17 @@ def main(argv: list[str]) -> None:
     trained: Any = model
     if config.sft.lora.rank:
         trained = add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
-    pad_id, rows = tokenizer.pad_token_id, config.sft.microbatch_size
 
     with folder:
-        before = held_out_loss(trained.to(run.device), data.test, pad_id, rows, run)
-        trained = train_sft(config, trained, data.train, pad_id, folder, run)
-        after = held_out_loss(trained, data.test, pad_id, rows, run)
-        if config.data.sft.streaming:
-            run.say("\n".join(data.report.lines()))
-        if before is not None and after is not None:
-            run.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+        pad_id = tokenizer.pad_token_id
+        trained, metrics = train_and_judge(config, trained, data, pad_id, folder, run)
         run.once(save_model, trained, tokenizer, folder.path, config.sft.lora.merge)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.vocab_size,
             "data": data.report.to_json(),
             "parents": {"base": base_facts(config.model.path, model)},
-            "metrics": {"test_loss_before": before, "test_loss": after},
+            "metrics": metrics,
         }
         folder.finish(facts)
 

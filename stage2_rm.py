@@ -55,9 +55,6 @@ def main(argv: list[str]) -> None:
             )
         engine = policy_engine(config, sft, tokenizer, run)
         scale = calibrate(reward, engine, prompts, pad_id, rows, run)
-        run.say(
-            f"calibrated: mean {scale['raw_mean']:.3f}, deviation {scale['raw_std']:.3f} -> 0, 1"
-        )
         run.once(save_model, trained, tokenizer, folder.path, config.reward.lora.merge)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),

@@ -3,7 +3,6 @@
 from cores.config.parse import parse_config, plain
 from cores.config.schema import (
     Config,
-    DataSection,
     LoggingSection,
     LoraSection,
     ModelSection,
@@ -11,9 +10,9 @@ from cores.config.schema import (
     RewardSection,
     RoleTemplate,
     SFTSection,
-    SourceSection,
     TemplateSection,
 )
+from cores.config.sources import DataSection, SourceSection
 
 __all__ = [
     "Config",

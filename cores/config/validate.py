@@ -6,7 +6,8 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
-from cores.config.schema import Config, OneSource, SourceSection, WeightedSource
+from cores.config.schema import Config
+from cores.config.sources import OneSource, SourceSection, WeightedSource
 
 POSITIVE = """sft.epochs sft.learning_rate sft.batch_size sft.microbatch_size sft.max_length
 sft.max_grad_norm reward.epochs reward.learning_rate reward.batch_size reward.microbatch_size

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.config.schema import Config, OneSource, SourceSection
+from cores.config.schema import Config
+from cores.config.sources import OneSource, SourceSection
 from cores.data.encode import IGNORED
 from cores.data.formats import Example, Reader, Stage
 from cores.data.mixture import interleave, mix
@@ -136,6 +137,13 @@ def _build(
     trains, tests, reports = zip(*parts, strict=True)
     weights = [source.weight for source in section.sources]
     train, counts = mix(trains, weights, config.seed)
+    for i, source in enumerate(section.sources):
+        if not counts[i]:
+            raise UserError(
+                f"{key}.sources[{i}].weight: {source.weight:g} of {sum(weights):g} in all is none "
+                f"of the {len(train)} training rows, so nothing of {source.path!r} would be used. "
+                "Raise the weight, give more rows, or remove the item."
+            )
     return StageData(train, interleave(tests), MixtureReport(list(reports), weights, counts))
 
 

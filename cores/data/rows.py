@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.config.schema import Config, OneSource
+from cores.config.schema import Config
+from cores.config.sources import OneSource
 from cores.data.encode import CHUNK, Encoded, encode_rows
 from cores.data.formats import Example, Reader
 from cores.data.report import SplitReport

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cores.config.schema import OneSource
+from cores.config.sources import OneSource
 from cores.data.files import READERS
 from cores.errors import UserError
 from cores.runtime.hub import HUB_TIMEOUT

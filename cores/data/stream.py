@@ -9,7 +9,8 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from cores.config.schema import Config, SourceSection
+from cores.config.schema import Config
+from cores.config.sources import SourceSection
 from cores.data.formats import Example, Reader
 from cores.data.report import DataReport, SplitReport
 from cores.data.rows import Outcome, Piece, RowMaker

@@ -4,6 +4,7 @@ The form is that of https://github.com/anthropics/hh-rlhf.
 """
 
 import re
+import unicodedata
 
 from cores.data.values import Turn
 
@@ -12,6 +13,11 @@ FIRST = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 FURTHER = re.compile(r"\n\n(?:Human|Assistant):")
 ASSISTANT = "\n\nAssistant:"
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+UNSPACED = (
+    "CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "HALFWIDTH KATAKANA ", "BOPOMOFO ",
+    "THAI ", "LAO ", "KHMER ", "MYANMAR ",
+)  # fmt: skip
+"""Beginnings of the Unicode names of letters that are written without spaces between words."""
 
 
 def parse(text: str) -> list[Turn]:
@@ -56,7 +62,8 @@ def part_texts(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
     """(the common beginning, the two rests) of two whole texts, verbatim.
 
     The beginning ends with the last "\\n\\nAssistant:" that both have in common; without one it
-    ends before the white space and the word in which they first differ, as tokenizers do.
+    ends before the white space and the word in which they first differ, as tokenizers do; where
+    words are written without spaces, before the character, with its combining marks.
     """
     pairs = zip(chosen, rejected, strict=False)
     alike = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
@@ -65,8 +72,21 @@ def part_texts(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
     if mark >= 0:
         cut = mark + len(ASSISTANT)
     else:
-        cut = len(common)
-        while cut and (common[cut - 1].isalnum() or common[cut - 1] == "_"):
-            cut -= 1
+        longer = [text for text in (chosen, rejected) if len(text) > alike]
+        cut = min((_base(text, alike) for text in longer), default=alike)
+        while cut and _of_spaced_word(common[base := _base(common, cut - 1)]):
+            cut = base
         cut = len(common[:cut].rstrip())
     return common[:cut], (chosen[cut:], rejected[cut:])
+
+
+def _base(text: str, i: int) -> int:
+    """Where the character begins to which text[i] belongs, itself or as a combining mark."""
+    while i and unicodedata.category(text[i]).startswith("M"):
+        i -= 1
+    return i
+
+
+def _of_spaced_word(character: str) -> bool:
+    word = character.isalnum() or character == "_"
+    return word and not unicodedata.name(character, "").startswith(UNSPACED)

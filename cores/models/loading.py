@@ -23,7 +23,7 @@ from cores.config import ModelSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.lora import base_of, lone_adapter, merged, save_adapter
-from cores.models.quantization import quantize
+from cores.models.quantization import check_widths, needs_whole_blocks, quantize
 from cores.models.vocabulary import (
     architecture,
     embedding,
@@ -32,7 +32,8 @@ from cores.models.vocabulary import (
     fit_vocabulary,
 )
 
-DROPOUTS = ("dropout", "_pdrop", "layerdrop")
+LAYERDROP = "layerdrop"
+DROPOUTS = ("dropout", "_pdrop", LAYERDROP)
 SCALAR_FAMILIES = "GPT-2, OPT, BLOOM, GPT-NeoX, GPT-J, Llama, Mistral, Qwen 2 and 3, Gemma"
 LENGTHS = ("max_position_embeddings", "n_positions")
 SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
@@ -101,7 +102,8 @@ def max_length(config: PretrainedConfig) -> int | None:
 def load_policy(
     path: str | Path, dropout: bool, frozen: ModelSection | None = None
 ) -> PreTrainedModel:
-    """A causal language model in fp32, with its own dropout or none.
+    """A causal language model in fp32, with its own dropout or none. Whole layers never drop out:
+    under DDP all parameters need gradients, and ranks would drop different layers.
 
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.
     """
@@ -212,10 +214,11 @@ def _load(
     kept = {
         k: v for k, v in config.to_dict().items() if k.endswith(DROPOUTS) and isinstance(v, float)
     }
-    if not dropout:
-        config.update(dict.fromkeys(kept, 0.0))
+    config.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
     for key, value in kwargs.items():
         setattr(config, key, value)
+    if frozen is not None and needs_whole_blocks(frozen):
+        check_widths(_shapes(auto, path, config))
     model = _weights(auto, path, config)
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer)
@@ -225,6 +228,15 @@ def _load(
     place = _place(path)
     model.name_or_path = str(Path(place).resolve()) if Path(place).is_dir() else place
     return model
+
+
+def _shapes(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
+    """The model without weights, on the meta device: no memory, no time."""
+    try:
+        with torch.device("meta"):
+            return auto.from_config(deepcopy(config))
+    except ValueError as error:
+        raise UserError(_unloadable(path, "model", error)) from None
 
 
 def _weights(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTrainedModel:

@@ -69,8 +69,14 @@ def _probe(how: str, device: torch.device) -> None:
         )
 
 
-def _check_widths(model: PreTrainedModel) -> None:
-    """UserError for layers that bitsandbytes 0.50 reads back wrongly on CPUs, without a word."""
+def needs_whole_blocks(section: ModelSection) -> bool:
+    """Whether weights go where bitsandbytes 0.50 reads some widths back wrongly, without a word:
+    into 4 bits on a CPU."""
+    return section.quantization == "4bit" and not torch.cuda.is_available()
+
+
+def check_widths(model: PreTrainedModel) -> None:
+    """UserError for a layer whose rows are not whole blocks; only shapes are looked at."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     for name, layer in layers.items():
         width = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
@@ -88,8 +94,6 @@ def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
     """
     if section.quantization == "none":
         return model
-    if section.quantization == "4bit" and not torch.cuda.is_available():
-        _check_widths(model)
     head: Any = model.get_output_embeddings()
     heads = [name for name, m in model.named_modules() if m is head or name == "score"]
     compute = torch.bfloat16 if section.precision == "bf16" else torch.float32

@@ -81,6 +81,14 @@ class TrainedRole:
                 "(--model.precision fp32)."
             )
 
+    def _check_count(self) -> None:
+        """The engine decides by its own count of micro-batches when it steps."""
+        taken = self.engine.engine.global_steps
+        if taken != self.steps:
+            raise RuntimeError(
+                f"DeepSpeed took {taken} optimizer steps of the {self.name}, not {self.steps}."
+            )
+
     def accumulate(self, loss: Tensor, last: bool) -> None:
         """Backward; at the last micro-batch also clip, step and clear the gradients.
 
@@ -94,6 +102,7 @@ class TrainedRole:
                 self.grad_norm = float(self.engine.get_global_grad_norm())
                 self._check_finite()
                 self.steps += 1
+                self._check_count()
             return
         loss.backward()
         if last:

@@ -7,10 +7,12 @@ training beside the configuration, and are refused rather than obeyed or ignored
 import json
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from cores.config import PPOSection, RewardSection, SFTSection
 from cores.errors import UserError
@@ -28,17 +30,24 @@ BESIDE_A_FILE = {"zero_stage", "offload_optimizer_device", "offload_param_device
 """Inline keys that a DeepSpeed file of its own overrules."""
 INLINE = ("gradient_clipping", "gradient_accumulation_steps")
 """Those of accelerate's inline DeepSpeed keys that the stages decide themselves."""
+BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu")
+"""Keys of a DeepSpeed file that the stages decide themselves as well."""
 
 
 def config_file() -> str | None:
     """The file given to the `accelerate launch` that started this process."""
+    return _option("config_file")
+
+
+def _option(name: str) -> str | None:
+    """What the launcher that started this process was given as --`name`."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return None
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if name == "--config_file":
+        option, _, value = word.partition("=")
+        if option.replace("-", "_") == f"__{name}":  # accelerate takes hyphens as well
             return value or following
     return None
 
@@ -54,6 +63,7 @@ def _problems(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[s
     for name, text in UNSUPPORTED.items():
         if env.get(name, "false").lower() == "true":
             yield text
+    yield from _processes(env, gpus, file)
     yield from _machine(env, gpus, file)
     precision = env.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
@@ -66,6 +76,32 @@ def _problems(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[s
         yield "compiling (dynamo_config) is not supported; remove dynamo_config."
     if env.get("ACCELERATE_USE_DEEPSPEED") == "true":
         yield from _deepspeed(env)
+
+
+def _processes(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[str]:
+    """For distributed_type "NO" accelerate starts one process, whatever num_processes is."""
+    asked, started = _processes_asked(env, file), int(env.get("WORLD_SIZE", "1"))
+    if asked > started:
+        several = f"{FILES}/ddp.yaml (GPUs)" if gpus else f"{FILES}/cpu2.yaml (CPU)"
+        yield (
+            f"num_processes is {asked}, but a launch of this kind starts {started}. Use {several} "
+            f"with num_processes {asked}, or set num_processes to {started}."
+        )
+
+
+def _processes_asked(env: Mapping[str, str], file: str | None) -> int:
+    """num_processes of accelerate's command line or else of its file; 0 if neither can be read."""
+    if "ACCELERATE_MIXED_PRECISION" not in env:  # not launched by accelerate
+        return 0
+    option = _option("num_processes")
+    if option is not None:
+        return int(option) if option.isdecimal() else 0
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None
+    except (OSError, ValueError, yaml.YAMLError):  # moved since, say: accelerate has read it
+        return 0
+    asked = content.get("num_processes") if isinstance(content, dict) else None
+    return asked if isinstance(asked, int) else 0
 
 
 def _machine(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[str]:
@@ -91,6 +127,8 @@ def _machine(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[st
 
 
 def _deepspeed(env: Mapping[str, str]) -> Iterator[str]:
+    if find_spec("deepspeed") is None:
+        yield "DeepSpeed is not installed; run `pip install deepspeed`."
     if env.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false") == "true":
         yield (
             "zero3_init_flag true would shard models while they are loaded; here they are loaded "
@@ -102,18 +140,28 @@ def _deepspeed(env: Mapping[str, str]) -> Iterator[str]:
             f"{', '.join(sorted(named & BESIDE_A_FILE))} beside deepspeed_config_file would not be "
             "used. Remove it, or set it in that file."
         )
+    stage = _value(env.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))  # accelerate's default
+    if not _is_stage(stage):
+        yield f"zero_stage {stage} is none of 0, 1, 2 and 3; {FILES}/zero3.yaml has 3."
     settings = deepspeed_settings(env)
     steps = settings.get("gradient_accumulation_steps", "auto")
     if steps not in (1, "auto"):
         yield (
-            f"gradient_accumulation_steps {steps:g} is not used: a step has batch_size rows, taken "
+            f"gradient_accumulation_steps {steps} is not used: a step has batch_size rows, taken "
             "microbatch_size at a time (both in the stages' own configuration). Remove it."
         )
+    for name in BATCHES:
+        if settings.get(name, "auto") != "auto":
+            yield (
+                f"{name} {settings[name]} is not used: batch_size and microbatch_size are the "
+                "stages' own configuration. Remove it."
+            )
     for name in ("optimizer", "scheduler"):
         if name in settings:
             yield f"DeepSpeed's own {name} is not used: the stages bring theirs. Remove it."
     for name in ("fp16", "bf16"):
-        if (settings.get(name) or {}).get("enabled") is True:
+        value = settings.get(name)
+        if (value.get("enabled") if isinstance(value, dict) else value) is True:
             yield (
                 f"DeepSpeed's {name} is not used: --model.precision bf16 computes in bf16 and "
                 f"keeps the weights in fp32. Remove {name}."
@@ -121,21 +169,44 @@ def _deepspeed(env: Mapping[str, str]) -> Iterator[str]:
 
 
 def deepspeed_settings(env: Mapping[str, str]) -> dict[str, Any]:
-    """DeepSpeed's settings as the launch gives them: from its JSON file or inline."""
+    """DeepSpeed's settings as the launch gives them: from its JSON file or inline.
+
+    UserError if the file cannot be read or says no ZeRO stage from 0 to 3.
+    """
     path = env.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if path:
-        try:
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"deepspeed_config_file: {path} cannot be read as JSON ({error}). Name a file that "
-                f"is there, or use {FILES}/zero3.yaml, which needs none."
-            ) from None
-    inline = {}
-    for name in INLINE:
-        value = env.get(f"ACCELERATE_{name.upper()}", "auto")
-        inline[name] = value if value in ("auto", "none") else float(value)
-    return inline
+        return _deepspeed_file(path)
+    return {name: _value(env.get(f"ACCELERATE_{name.upper()}", "auto")) for name in INLINE}
+
+
+def _deepspeed_file(path: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"deepspeed_config_file: {path} cannot be read as JSON ({error}). Name a file that "
+            f"is there, or use {FILES}/zero3.yaml, which needs none."
+        ) from None
+    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
+    if not isinstance(zero, dict) or not _is_stage(zero.get("stage")):
+        raise UserError(
+            f"deepspeed_config_file: {path} does not say the ZeRO stage. It must be an object with "
+            '{"zero_optimization": {"stage": 3}}, or another stage from 0 to 3; or use '
+            f"{FILES}/zero3.yaml, which needs no such file."
+        )
+    return settings
+
+
+def _is_stage(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 3
+
+
+def _value(text: str) -> Any:
+    """A variable as a number if it is one, else as the text it is ("auto", "none")."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def check_clipping(

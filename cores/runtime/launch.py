@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import UserError
 from cores.runtime.checks import ASKED, check_clipping, check_launch, config_file
-from cores.runtime.sharding import zero_stage
+from cores.runtime.sharding import deepspeed_asked, zero_stage
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def launch(config: Config) -> Launch:
     state = _join()
     set_seed(config.seed)
     run = Launch(state.process_index, state.num_processes, state.device, config.model.precision)
-    if zero_stage() or run.world > 1:
+    if deepspeed_asked() or run.world > 1:
         where = "CPU" if run.device.type == "cpu" else "GPU"
-        how = f"DeepSpeed ZeRO-{zero_stage()}" if zero_stage() else "DDP"
+        how = f"DeepSpeed ZeRO-{zero_stage()}" if deepspeed_asked() else "DDP"
         run.say(f"{run.world} process{'es' * (run.world > 1)} on {where}, {how}")
     return run
 

@@ -187,4 +187,5 @@ def calibrate(
         stock.score.weight.mul_(scale)
     stock.config.reward_mean = mean * scale
     model.mean = mean * scale
+    launch.say(f"calibrated: mean {mean:.3f}, deviation {std:.3f} -> 0, 1")
     return {"samples": len(rows), "raw_mean": mean, "raw_std": std, "reward_mean": mean * scale}

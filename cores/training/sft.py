@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from cores.config import Config
-from cores.data import TextStream, right_pad
+from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.packing import pack
 from cores.runtime.launch import Launch
 from cores.runtime.metrics import Metrics
@@ -88,6 +88,26 @@ def _dataset(
         filled = sum(len(row["input_ids"]) for row in rows) / (width * len(rows))
         launch.say(f"packed: {count} rows in {len(rows)} of {width} tokens, {filled:.0%} filled")
     return Dataset.from_list(rows), len(rows)
+
+
+def train_and_judge(
+    config: Config,
+    model: Any,
+    data: StageData | StreamedData,
+    pad_id: int,
+    folder: StageFolder,
+    launch: Launch,
+) -> tuple[Any, dict[str, float | None]]:
+    """The trained model, and its loss on held-out rows before and after, which is printed."""
+    size = config.sft.microbatch_size
+    before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch)
+    trained = train_sft(config, model, data.train, pad_id, folder, launch)
+    after = held_out_loss(trained, data.test, pad_id, size, launch)
+    if config.data.sft.streaming:  # the counts are known only now
+        launch.say("\n".join(data.report.lines()))
+    if before is not None and after is not None:
+        launch.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+    return trained, {"test_loss_before": before, "test_loss": after}
 
 
 @torch.no_grad()

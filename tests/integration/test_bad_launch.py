@@ -76,6 +76,17 @@ def test_file_for_gpus_without_one(name: str, llama, files, tmp_path) -> None:
     assert not out.exists()
 
 
+def test_two_processes_of_a_file_for_one(llama, files, tmp_path) -> None:
+    """accelerate starts one and says nothing; the remedy is named."""
+    out, launcher = tmp_path / "out", [*ACCELERATE, "--num_processes", "2"]
+    done = run("sft", good(llama, files, out), launcher, timeout=90)
+    assert done.returncode == 1
+    assert "num_processes is 2, but a launch of this kind starts 1" in " ".join(done.stderr.split())
+    assert "cpu2.yaml" in done.stderr
+    assert done.stdout == ""
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("stage", "source"), [("sft", "sft"), ("reward", "preference")])
 def test_batches_before_data(refused, stage, source, llama, files, parents, tmp_path) -> None:
     """A batch that does not divide is said before rows are read, and those are bad as well."""

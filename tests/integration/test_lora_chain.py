@@ -9,8 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from _helpers import FEW_STEPS, GPT2, ROOT, SCRIPTS, in_process, record, sha256, sources
+from _helpers import (
+    ACCELERATE,
+    FEW_STEPS,
+    GPT2,
+    ROOT,
+    SCRIPTS,
+    in_process,
+    record,
+    sha256,
+    sources,
+)
+from _helpers import run as start
+from _modes_worker import undropped
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cores.models import ScalarModel, load_policy, load_scalar
@@ -182,3 +195,21 @@ def test_every_stage_on_a_quantised_base(
     shutil.rmtree(out / "ppo")
     message = refused("ppo", [*words, *quantised, "--output_dir", str(out)], out)
     assert "ppo.lora.rank is 0" in message
+
+
+def test_two_processes_on_a_quantised_base(words: list[str], tmp_path: Path) -> None:
+    """Invariant 21: two processes train the adapter of an 8-bit base as one does."""
+    pytest.importorskip("bitsandbytes")
+    base = tmp_path / "base"
+    shutil.copytree(words[words.index("--model.path") + 1], base)
+    undropped(base / "config.json")
+    options = [*words, *LORA["sft"], "--model.path", str(base), "--model.quantization", "8bit"]
+    in_process("sft", [*options, "--output_dir", str(tmp_path / "one")])
+    two = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu2.yaml")]
+    done = start("sft", [*options, "--output_dir", tmp_path / "two"], [*ACCELERATE[:-2], *two])
+    assert done.returncode == 0, done.stderr
+    assert record(tmp_path / "two" / "sft")["processes"] == 2
+    ours, theirs = (load_file(tmp_path / n / "sft" / WEIGHTS) for n in ("one", "two"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=1e-5, rtol=0)
+    assert max(w.abs().max().item() for n, w in ours.items() if "lora_B" in n) > 0.01

@@ -16,8 +16,10 @@ from _compare import facts, weights
 from _helpers import ROOT, environment, record, rows
 
 WORKER = ROOT / "tests" / "integration" / "_modes_worker.py"
-ONE = "cpu"
-LAUNCHES = ["cpu2", "zero1", "zero2", "zero3", "zero3_offload"]
+ONE = "gpt2:cpu"
+LAUNCHES = [f"gpt2:{file}" for file in ("cpu2", "zero1", "zero2", "zero3", "zero3_offload")]
+LAUNCHES.append("llama:zero3")  # rotary positions, grouped keys, a head of its own
+"""Model and accelerate file."""
 WEIGHTS = ["full", "lora"]
 TOLERANCE = {"sft_trained": 2e-6, "reward_trained": 5e-5, "steps": 2e-6, "steps/critic": 2e-6}
 """Largest difference of a weight, in fp32, after 3 steps of rate 1e-3 (8 in `steps`), in which they
@@ -35,45 +37,58 @@ def start(command: list[Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model, data and parents."""
-    folder = tmp_path_factory.mktemp("inputs")
-    start([sys.executable, WORKER, "make", folder, "gpt2"])
-    return folder
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A base model of the kind asked for, data and parents."""
+    root = tmp_path_factory.mktemp("inputs")
+
+    def make(model: str) -> Path:
+        if not (root / model).exists():
+            start([sys.executable, WORKER, "make", root / model, model])
+        return root / model
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Everything in the launch of an accelerate file; gives the folder that it left."""
+def run(inputs: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Everything with a model in the launch of an accelerate file; gives the folder it left."""
     root = tmp_path_factory.mktemp("launches")
 
     def launch(name: str) -> Path:
-        if not (root / name).exists():
-            (root / name).mkdir()
-            accelerate = Path(sys.executable).with_name("accelerate")
-            file = ROOT / "configs" / "accelerate" / f"{name}.yaml"
-            start([accelerate, "launch", "--quiet", "--config_file", file, WORKER, "run", inputs,
-                   root / name])  # fmt: skip
-        return root / name
+        model, file = name.split(":")
+        out = root / model / file
+        if not out.exists():
+            out.mkdir(parents=True)
+            command = [
+                Path(sys.executable).with_name("accelerate"), "launch", "--quiet",
+                "--config_file", ROOT / "configs" / "accelerate" / f"{file}.yaml",
+            ]  # fmt: skip
+            start([*command, WORKER, "run", inputs(model), out])
+        return out
 
     return launch
+
+
+def alone(launch: str) -> str:
+    """One process with the same model."""
+    return launch.split(":")[0] + ":cpu"
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_weights_equal_one_process(run: Run, launch: str, kind: str) -> None:
     """Invariant 21: SFT, reward model, actor and critic move as on one process."""
-    one, two = run(ONE) / kind, run(launch) / kind
+    one, two = run(alone(launch)) / kind, run(launch) / kind
     for stage, tolerance in TOLERANCE.items():
         difference = _models.largest_difference(weights(one / stage), weights(two / stage))
         assert difference < tolerance, f"{stage}: {difference}"
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-def test_the_steps_move_the_weights(run: Run, inputs: Path, kind: str) -> None:
+def test_the_steps_move_the_weights(run: Run, inputs: Run, kind: str) -> None:
     """The tolerances above would notice a step left out or doubled."""
-    one, parents = run(ONE) / kind, inputs / "parents"
-    base = weights(inputs / "base")
+    one, parents = run(ONE) / kind, inputs("gpt2") / "parents"
+    base = weights(inputs("gpt2") / "base")
     trained = weights(one / "sft_trained")
     name = "transformer.h.0.mlp.c_fc.weight"
     assert (trained[name] - base[name]).abs().max() > 1e-3
@@ -86,7 +101,7 @@ def test_the_steps_move_the_weights(run: Run, inputs: Path, kind: str) -> None:
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_metrics_equal_one_process(run: Run, launch: str, kind: str) -> None:
     """Invariants 19, 24: losses, gradient norms, accuracy and whitening are those of all ranks."""
-    one, two = run(ONE) / kind, run(launch) / kind
+    one, two = run(alone(launch)) / kind, run(launch) / kind
     assert facts(two)["world"] == 2
     for a, b in zip(facts(one)["stats"], facts(two)["stats"], strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=2e-5)
@@ -116,7 +131,7 @@ def test_rollout_from_the_trained_weights(run: Run, launch: str) -> None:
 @pytest.mark.parametrize("launch", [ONE, *LAUNCHES])
 def test_what_is_sharded(run: Run, launch: str) -> None:
     """ZeRO-3 leaves each rank half of every role, the frozen ones too; nothing else does."""
-    share = 0.5 if launch.startswith("zero3") else 1.0
+    share = 0.5 if ":zero3" in launch else 1.0
     roles = {"full": {"actor", "critic", "reference", "reward"}}
     roles["lora"] = roles["full"] - {"reference"}  # it is the actor without its adapter
     for kind in WEIGHTS:

@@ -5,13 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cores.config.schema import (
-    Config,
-    DataSection,
-    RoleTemplate,
-    SourceSection,
-    TemplateSection,
-)
+from cores.config.schema import Config, RoleTemplate, TemplateSection
+from cores.config.sources import DataSection, SourceSection
 
 NONE = TemplateSection(kind="none")
 CHAT = TemplateSection(kind="chat")

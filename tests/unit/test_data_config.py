@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cores.config import Config, parse_config
-from cores.config.schema import WeightedSource
+from cores.config.sources import WeightedSource
 from cores.errors import UserError
 
 TWO = """data:

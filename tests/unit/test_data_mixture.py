@@ -10,7 +10,8 @@ from _tokenizers import chat_like, gpt2_like
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cores.config.schema import Config, SourceSection, WeightedSource
+from cores.config.schema import Config
+from cores.config.sources import SourceSection, WeightedSource
 from cores.data import StageData, preference_data, prompt_data, sft_data
 from cores.data.build import held_out
 from cores.data.mixture import interleave, mix, shares
@@ -143,6 +144,29 @@ def test_mistakes_name_the_source(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             sft_data(replace(made, data=replace(made.data, sft=sft)), gpt2_like())
         assert str(caught.value).startswith(said)
+
+
+def test_a_weight_that_gives_no_row(tmp_path: Path) -> None:
+    """A source that would be left out silently is an error in every stage; one row is enough."""
+    made = mixture(tmp_path)
+    sources = list(made.data.sft.sources)
+    for weight in (0.001, 0.03):  # of 60 rows in all, or 59
+        sources[1] = replace(sources[1], weight=weight)
+        section = replace(made.data.sft, sources=sources)
+        data = replace(made.data, sft=section, preference=section, prompts=section)
+        changed = replace(made, data=data)
+        for key, build in (
+            ("sft", sft_data), ("preference", preference_data), ("prompts", prompt_data)
+        ):  # fmt: skip
+            if weight == 0.03:
+                assert build(changed, gpt2_like()).report.to_json()["sources"][1]["rows"] > 0
+                continue
+            with pytest.raises(UserError) as caught:
+                build(changed, gpt2_like())
+            message = str(caught.value)
+            assert message.startswith(f"data.{key}.sources[1].weight: 0.001 of 0.701 in all")
+            assert sources[1].path in message
+            assert "Raise the weight" in message
 
 
 TEXTS = ["今天天气很好，请问你好吗？今天天气很好。", "你好", "a towel to room 12, please bring it"]

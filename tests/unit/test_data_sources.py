@@ -9,7 +9,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from cores.config.schema import SourceSection
+from cores.config.sources import SourceSection
 from cores.data.sources import Source, read_test, read_train, stream_test, stream_train
 from cores.errors import UserError
 

@@ -53,7 +53,20 @@ def test_turns_by_hand(text: str, expected: list[dict[str, str]]) -> None:
         # no marker: before the space and the word in which they part
         ("Q: Hi? A: Sure it is", "Q: Hi? A: Sorry", "Q: Hi? A:", (" Sure it is", " Sorry")),
         ("Desk:\nYes", "Desk:\nNo", "Desk:", ("\nYes", "\nNo")),
-        ("问：好吗？答：今天好", "问：好吗？答：今天不", "问：好吗？答：", ("今天好", "今天不")),
+        # written without spaces: before the character, though no white space is near
+        ("问：好吗？答：今天好", "问：好吗？答：今天不", "问：好吗？答：今天", ("好", "不")),
+        ("请写一首诗春天来了", "请写一首诗我不会", "请写一首诗", ("春天来了", "我不会")),
+        ("すしをカッター", "すしをカット", "すしをカッ", ("ター", "ト")),
+        ("ขอบคุณครับ", "ขอบคุณค่ะ", "ขอบคุณ", ("ครับ", "ค่ะ")),
+        ("请说 hello", "请说 help", "请说", (" hello", " help")),
+        ("请说hello。", "请说help。", "请说", ("hello。", "help。")),
+        ("Tell me: 春天", "Tell me: 春雨", "Tell me: 春", ("天", "雨")),
+        ("안녕 감사합니다", "안녕 감사해요", "안녕", (" 감사합니다", " 감사해요")),  # spaced
+        # marks stay with the character they are on, and in the word
+        ("A: cafe\u0301", "A: cafe\u0300", "A:", (" cafe\u0301", " cafe\u0300")),
+        ("はか\u3099", "はか", "は", ("か\u3099", "か")),
+        ("はか\u3099い", "はか\u3099う", "はか\u3099", ("い", "う")),
+        ("नमस्ते", "नमस्कार", "", ("नमस्ते", "नमस्कार")),
         ("Yes", "No", "", ("Yes", "No")),
     ],
 )
@@ -120,6 +133,17 @@ def test_verbatim_pairs_part_at_the_marker(tmp_path: Path) -> None:
     assert first == rows_of("prompt")[0]["prompt"]
     text = gpt2_like().decode(found[0][1][0]["chosen_ids"])
     assert text == rows_of("whole")[0]["chosen"] + "<|endoftext|>"
+
+
+def test_verbatim_pairs_without_spaces(tmp_path: Path) -> None:
+    """No row is lost for a prompt that holds no white space."""
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [{"chosen": "请写一首诗春天来了", "rejected": "请写一首诗我不会"}]
+    )
+    data = preference_data(config(path, NONE), gpt2_like())
+    assert data.report.train.dropped == {}
+    (row,) = data.train
+    assert gpt2_like().decode(row["chosen_ids"][: row["prompt_length"]]) == "请写一首诗"
 
 
 def test_what_is_dropped_and_why(tmp_path: Path) -> None:

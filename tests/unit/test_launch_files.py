@@ -1,9 +1,10 @@
 """configs/accelerate/*.yaml, and what is said of files that do not fit, read by accelerate."""
 
-import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +20,32 @@ from accelerate.utils.launch import (
 
 from cores.config import Config, PPOSection, SFTSection
 from cores.errors import UserError
+from cores.runtime import checks
 from cores.runtime import launch as launch_module
-from cores.runtime.checks import check_clipping, check_launch
+from cores.runtime.checks import check_launch
 from cores.runtime.cli import guarded
 from cores.runtime.launch import Launch, check_batches
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 NO_CONFIG = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "main_process_port": 0}
+
+
+@pytest.fixture(autouse=True)
+def deepspeed_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests read settings only: they need no DeepSpeed."""
+    monkeypatch.setattr(checks, "find_spec", lambda name: name)
+
+
+@pytest.fixture
+def launched_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives this process a parent with such a command line."""
+
+    def set_words(*words: str) -> None:
+        parent = SimpleNamespace(cmdline=lambda: list(words))
+        monkeypatch.setattr(checks.psutil, "Process", lambda pid: parent)
+
+    return set_words
 
 
 def environment_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -42,7 +61,8 @@ def environment_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str
         env = prepare_multi_gpu_env(args)
     else:
         return prepare_simple_launcher_cmd_env(args)[1]
-    return {**env, "LOCAL_WORLD_SIZE": args.nproc_per_node}  # as torch's agent does
+    count = args.nproc_per_node
+    return {**env, "LOCAL_WORLD_SIZE": count, "WORLD_SIZE": count}  # as torch's agent does
 
 
 def test_the_files_are_there() -> None:
@@ -112,6 +132,47 @@ def test_cpu_files_hide_gpus(monkeypatch) -> None:
     assert seen == [""]
 
 
+@pytest.mark.parametrize(("name", "gpus"), [("cpu.yaml", 0), ("gpu.yaml", 0), ("gpu.yaml", 2)])
+@pytest.mark.parametrize("option", [(), ("--num_processes", "2"), ("--num-processes=2",)])
+def test_more_processes_than_started(
+    name, gpus, option, launched_with, tmp_path: Path, monkeypatch
+) -> None:
+    """A file of one process, asked for two by itself or on the command line, ran one."""
+    file = tmp_path / name
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    file.write_text(text if option else text.replace("processes: 1", "processes: 2"), "utf-8")
+    env = environment_of(file, monkeypatch)
+    launched_with("accelerate", "launch", *option, "stage1_sft.py")
+    remedy = r"ddp\.yaml \(GPUs\)" if gpus else r"cpu2\.yaml \(CPU\)"
+    said = f"num_processes is 2, but .* starts 1. Use configs/accelerate/{remedy} with num_proc"
+    with pytest.raises(UserError, match=said):
+        check_launch(env, gpus, str(file))
+
+
+@pytest.mark.parametrize("name", ["ddp.yaml", "zero1.yaml", "zero2.yaml", "zero3.yaml"])
+def test_as_many_processes_as_started(name: str, launched_with, tmp_path, monkeypatch) -> None:
+    """num_processes is all that is changed; the command line overrules the file."""
+    file = tmp_path / name
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    file.write_text(text.replace("num_processes: 2", "num_processes: 8"), "utf-8")
+    env = environment_of(file, monkeypatch)
+    assert env["WORLD_SIZE"] == "8"
+    check_launch(env, 8, str(file))
+    launched_with("accelerate", "launch", "--num_processes", "4", "stage1_sft.py")
+    check_launch({**env, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 8, str(file))
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"a: [", b"[1]", b"num_processes: many"])
+def test_file_that_cannot_be_read(content: bytes | None, launched_with, tmp_path) -> None:
+    """accelerate has read it: no check of ours, and no other launcher's option is taken for one."""
+    file = tmp_path / "launch.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    check_launch({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "true"}, 0, str(file))
+    launched_with("other", "--num_processes", "2")
+    check_launch({}, 0, None)
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "processes": ({"distributed_type": "MULTI_GPU", "num_processes": 4},
         "4 processes, but this machine shows 2 GPUs, .* Set num_processes to 2"),
@@ -132,6 +193,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "accumulation": ({"distributed_type": "DEEPSPEED", "num_processes": 2,
         "deepspeed_config": {"zero_stage": 2, "gradient_accumulation_steps": 4}},
         "gradient_accumulation_steps 4 is not used: .*Remove it"),
+    "accumulation text": ({"distributed_type": "DEEPSPEED", "num_processes": 2,
+        "deepspeed_config": {"zero_stage": 2, "gradient_accumulation_steps": "x"}},
+        "gradient_accumulation_steps x is not used"),
+    "zero stage": ({"distributed_type": "DEEPSPEED", "num_processes": 2,
+        "deepspeed_config": {"zero_stage": 4}}, "zero_stage 4 is none of 0, 1, 2 and 3"),
     "no deepspeed file": ({"distributed_type": "DEEPSPEED", "num_processes": 2,
         "deepspeed_config": {"deepspeed_config_file": "/nowhere.json"}},
         "/nowhere.json cannot be read as JSON"),
@@ -151,34 +217,6 @@ def test_file_that_would_not_be_obeyed(case: str, tmp_path: Path, monkeypatch) -
     with pytest.raises(UserError, match=said) as error:
         check_launch(env, 2, str(file))
     assert case == "no deepspeed file" or str(error.value).startswith(f"{file}: ")
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"optimizer": {"type": "AdamW"}}, "DeepSpeed's own optimizer is not used"),
-        ({"scheduler": {"type": "WarmupLR"}}, "DeepSpeed's own scheduler is not used"),
-        ({"bf16": {"enabled": True}}, "DeepSpeed's bf16 is not used"),
-        ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps 8 is not used"),
-        ({"gradient_clipping": 0.5}, r"gradient_clipping 0.5 .*: sft.max_grad_norm is 1.0. Remove"),
-    ],
-)
-def test_deepspeed_file(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
-    """The same for a DeepSpeed file of its own; "auto", and what agrees, is taken."""
-    path = tmp_path / "zero.json"
-    env = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
-    good = {"gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "bf16": {"enabled": "auto"}}
-    path.write_text(json.dumps(good), encoding="utf-8")
-    check_launch(env, 0, None)
-    check_clipping(SFTSection(), "sft", env)
-    path.write_text(json.dumps({**good, **settings}), encoding="utf-8")
-
-    def check() -> None:
-        check_launch(env, 0, None)
-        check_clipping(SFTSection(), "sft", env)
-
-    with pytest.raises(UserError, match=said):
-        check()
 
 
 def test_batches_over_processes(monkeypatch) -> None:

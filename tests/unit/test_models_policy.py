@@ -1,6 +1,7 @@
 """Log-probs of the policy: temperature, padding, positions, dropout, excluded ids."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +15,15 @@ from _models import (
     WORDS,
     causal,
     policy_of,
+    sft_folder,
+    toy_tokenizer,
 )
 from torch import Tensor
 
 from cores.data import left_pad, right_pad
-from cores.models import Actor, exclude_tokens, token_logprobs
+from cores.models import Actor, exclude_tokens, save_model, token_logprobs
 from cores.models.actor import position_ids
-from cores.models.loading import DROPOUTS
+from cores.models.loading import DROPOUTS, load_base, load_config
 
 REPLIES = [[4, 8, 15, 16], [23, 42], [3, 1, 4], [1]]
 ALLOWED = [i for i in range(ROWS) if i not in EXCLUDED]
@@ -167,6 +170,23 @@ def test_dropout_is_off_when_asked(kind: str) -> None:
     assert max(rates.values()) >= 0.1
     for config in (off.config, on.config):
         assert {name: getattr(config, name) for name in rates} == rates
+
+
+def test_layers_never_drop_out(tmp_path: Path) -> None:
+    """Invariants 7, 21: with dropout as the base has it, OPT still runs every layer, so that all
+    parameters have gradients on all ranks; what is saved keeps the base's rate."""
+    assert causal("opt").model.decoder.layerdrop == 0.5
+    model: Any = load_base(sft_folder("opt"), toy_tokenizer()).train()
+    for loaded in (model, policy_of("opt", dropout=True), policy_of("opt", dropout=False)):
+        assert loaded.model.decoder.layerdrop == 0
+    assert {layer.dropout for layer in model.model.decoder.layers} == {0.1}
+    assert {layer.self_attn.dropout for layer in model.model.decoder.layers} == {0.1}
+    calls = count_calls(model)
+    for _ in range(20):
+        model(torch.tensor([PROMPTS[1]]))
+    assert calls() == 20
+    save_model(model, toy_tokenizer(), tmp_path)
+    assert load_config(tmp_path).layerdrop == 0.5
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -25,6 +25,7 @@ from _training import gradient_descent, random_rows, sft_rows, stage, training_c
 from transformers import AutoModelForSequenceClassification
 
 from cores.config import Config, LoraSection
+from cores.data import DataReport, SplitReport, StageData
 from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
@@ -38,7 +39,7 @@ from cores.training.reward import (
     train_reward,
     wins,
 )
-from cores.training.sft import collate, held_out_loss, train_sft
+from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
 
 
 def pairs(count: int) -> list[dict[str, Any]]:
@@ -132,6 +133,22 @@ def test_sft_loss_counts_trained_tokens_only() -> None:
               for row in rows]  # fmt: skip
     assert held_out_loss(model, masked, PAD, 3, LAUNCH) != pytest.approx(total / count, abs=1e-3)
     assert held_out_loss(model, [], PAD, 3, LAUNCH) is None
+
+
+def test_sft_is_judged_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the held-out rows, in this order, in the record as on the terminal."""
+    config, rows = training_config(tmp_path, 8), sft_rows(20)
+    report = DataReport(SplitReport("a.jsonl", {}, "text"), None)
+    data = StageData(rows[:13], rows[13:], report)
+    start = held_out_loss(policy_of("gpt2"), rows[13:], PAD, 8, LAUNCH)
+    folder = stage(config, "sft")
+    trained, metrics = train_and_judge(config, policy_of("gpt2"), data, PAD, folder, LAUNCH)
+    end = held_out_loss(trained, rows[13:], PAD, 8, LAUNCH)
+    assert start is not None
+    assert end is not None
+    assert abs(start - end) > 1e-3
+    assert metrics == {"test_loss_before": start, "test_loss": end}
+    assert f"held-out loss {start:.4f} -> {end:.4f} nats a token" in capsys.readouterr().out
 
 
 def test_collate_by_hand() -> None:

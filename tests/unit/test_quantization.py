@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from _models import (
     classifier,
     fixed_rollout,
     largest_difference,
+    model_config,
     parameters,
     ppo_config,
-    sft_folder,
     toy_tokenizer,
 )
 from peft import TaskType
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CLIPConfig
 
 from cores.config import Config, LoraSection, ModelSection
 from cores.config.validate import check
@@ -141,10 +142,18 @@ def test_the_body_is_quantised_and_nothing_else(
         torch.testing.assert_close(again, small(input_ids=IDS).logits, atol=0, rtol=0)
 
 
-def test_widths_that_cpus_read_wrongly_are_refused() -> None:
-    """bitsandbytes on a CPU gives other weights back from 4 bits unless rows are whole blocks."""
+@pytest.mark.parametrize("load", [partial(load_policy, dropout=False), load_scalar])
+def test_widths_that_cpus_read_wrongly_are_refused(load: Any, tmp_path: Path) -> None:
+    """bitsandbytes on a CPU gives other weights back from 4 bits unless rows are whole blocks. It
+    is refused before weights are read: there are none here, nor in 8 bits, which may be narrow."""
+    model_config("gpt2").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"multiple of 64 wide, and .* takes 32"):
-        load_policy(sft_folder("gpt2"), dropout=False, frozen=section("4bit"))
+        load(tmp_path, frozen=section("4bit"))
+    with pytest.raises(UserError, match=r"its model cannot be loaded"):
+        load(tmp_path, frozen=section("8bit"))
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"its model cannot be loaded: .*CLIPConfig"):
+        load(tmp_path, frozen=section("4bit"))
 
 
 def step(model: Any, checkpointing: bool = False) -> dict[str, torch.Tensor]:

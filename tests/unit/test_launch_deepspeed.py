@@ -1,0 +1,82 @@
+"""A DeepSpeed file of the user's own, and DeepSpeed that is not installed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cores.config import SFTSection
+from cores.errors import UserError
+from cores.runtime import checks
+from cores.runtime.checks import check_clipping, check_launch
+
+
+@pytest.fixture(autouse=True)
+def deepspeed_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests read settings only: they need no DeepSpeed."""
+    monkeypatch.setattr(checks, "find_spec", lambda name: name)
+
+
+def test_no_deepspeed(monkeypatch) -> None:
+    """Under launchers that let our code start (accelerate's own ends before)."""
+    monkeypatch.setattr(checks, "find_spec", {"other": 1}.get)
+    with pytest.raises(UserError, match=r"^the launch: DeepSpeed is not installed; run `pip inst"):
+        check_launch({"ACCELERATE_USE_DEEPSPEED": "true"}, 0, None)
+    check_launch({"ACCELERATE_USE_DEEPSPEED": "false"}, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"optimizer": {"type": "AdamW"}}, "DeepSpeed's own optimizer is not used"),
+        ({"scheduler": {"type": "WarmupLR"}}, "DeepSpeed's own scheduler is not used"),
+        ({"bf16": {"enabled": True}}, "DeepSpeed's bf16 is not used"),
+        ({"bf16": True}, "DeepSpeed's bf16 is not used"),
+        ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps 8 is not used"),
+        ({"gradient_accumulation_steps": "x"}, "gradient_accumulation_steps x is not used"),
+        ({"train_batch_size": 8}, "train_batch_size 8 is not used: batch_size .* Remove it"),
+        ({"train_micro_batch_size_per_gpu": 64}, "train_micro_batch_size_per_gpu 64 is not used"),
+        ({"gradient_clipping": 0.5}, r"gradient_clipping 0.5 .*: sft.max_grad_norm is 1.0. Remove"),
+    ],
+)
+def test_deepspeed_file(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """The same for a DeepSpeed file of its own; "auto", and what agrees, is taken."""
+    path = tmp_path / "zero.json"
+    env = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    good = {
+        "gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "bf16": {"enabled": "auto"},
+        "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto",
+        "zero_optimization": {"stage": 2},
+    }  # fmt: skip
+    path.write_text(json.dumps(good), encoding="utf-8")
+    check_launch(env, 0, None)
+    check_clipping(SFTSection(), "sft", env)
+    path.write_text(json.dumps({**good, **settings}), encoding="utf-8")
+
+    def check() -> None:
+        check_launch(env, 0, None)
+        check_clipping(SFTSection(), "sft", env)
+
+    with pytest.raises(UserError, match=said):
+        check()
+
+
+@pytest.mark.parametrize("stage", ["auto", "3", 4, -1, 2.0, True, None])
+def test_deepspeed_file_without_a_stage(stage: Any, tmp_path: Path) -> None:
+    """A stage that is none, and below files without any."""
+    refuse_deepspeed_file(tmp_path / "zero.json", {"zero_optimization": {"stage": stage}})
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [1], 3, None, {"zero_optimization": {}}, {"zero_optimization": [3]}]
+)
+def test_deepspeed_file_of_another_shape(content: Any, tmp_path: Path) -> None:
+    refuse_deepspeed_file(tmp_path / "zero.json", content)
+
+
+def refuse_deepspeed_file(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    env = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    with pytest.raises(UserError, match=r"zero\.json does not say the ZeRO stage\. .*or use conf"):
+        check_launch(env, 0, None)

@@ -9,20 +9,26 @@ import sys
 from pathlib import Path
 
 from cores.errors import UserError
-from cores.models.loading import merge_adapter
-from cores.models.lora import ADAPTER
-from cores.runtime.launch import quiet
+from cores.runtime.cli import guarded
+
+
+def main(argv: list[str]) -> None:
+    """Merge argv[0] into argv[1]."""
+    if len(argv) != 2:
+        sys.exit(__doc__)
+    from cores.models.loading import merge_adapter
+    from cores.models.lora import ADAPTER
+    from cores.runtime.launch import quiet
+
+    quiet()
+    folder, out = Path(argv[0]), Path(argv[1])
+    if not (folder / ADAPTER / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: there is no adapter in it ({ADAPTER}/adapter_config.json).")
+    if out.exists():
+        raise UserError(f"{out}: exists already. Give another folder.")
+    merge_adapter(folder, out)
+    print(f"wrote {out}")
+
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    quiet()
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    if not (folder / ADAPTER / "adapter_config.json").is_file():
-        sys.exit(f"{folder}: there is no adapter in it ({ADAPTER}/adapter_config.json).")
-    if out.exists():
-        sys.exit(f"{out}: exists already. Give another folder.")
-    try:
-        merge_adapter(folder, out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    guarded(main)

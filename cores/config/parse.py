@@ -27,6 +27,7 @@ def parse_config(argv: list[str], prog: str, description: str) -> Config:
     """
     parser = _parser(prog, description)
     argv = _bare_flags(argv)
+    _check_item_flags(argv)
     files = _config_files(argv)
     for file in files:
         _check_keys(file)
@@ -67,6 +68,18 @@ def _bare_flags(argv: list[str]) -> list[str]:
         if word == "--overwrite" and follower.lower() not in ("true", "false"):
             result.append("true")
     return result
+
+
+def _check_item_flags(argv: list[str]) -> None:
+    """Refuse a flag for a key of a list's items: the parser would set it in the last item alone."""
+    for word in argv:
+        found = re.match(r"--(data\.\w+\.sources)\.(\w+)", word)
+        if found and found[2] != "help":
+            raise UserError(
+                f"command line: {word.partition('=')[0]}: items of a list have no flags of their "
+                f'own. Give the whole list, --{found[1]} \'[{{"path": ..., "{found[2]}": ...}}]\', '
+                "or write it in the YAML file."
+            )
 
 
 def _config_files(argv: list[str]) -> list[str]:

@@ -99,7 +99,13 @@ def _sources(config: Config, section: SourceSection, key: str) -> Iterator[tuple
     """One source or several, each with a path and a weight."""
     if section.sources:
         if section.path is not None:
-            yield f"{key}.path", f"{section.path} stands beside {key}.sources; remove one of them."
+            yield (
+                f"{key}.path",
+                (
+                    f"{section.path} stands beside {key}.sources; remove one of them, or on the command "
+                    f"line give --{key}.sources '[]' or --{key}.path null."
+                ),
+            )
         for field in fields(OneSource):
             if getattr(section, field.name) != field.default:
                 yield f"{key}.{field.name}", f"belongs into the items of {key}.sources, one by one."

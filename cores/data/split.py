@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+from cores.data.formats import NO_TURN
 from cores.data.report import SplitReport
 from cores.errors import UserError
 
@@ -18,8 +19,9 @@ def require(rows: list[dict[str, Any]], report: SplitReport, what: str, key: str
     if rows:
         return
     reasons = ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common())
+    remedy = f", or set {key}.transcripts to false" if NO_TURN in report.dropped else ""
     raise UserError(
         f"{key}: no {what} of {report.path!r} is left: {report.read} read as format "
         f"{report.format}, all dropped ({reasons}); correct the rows, raise the length limit named "
-        f"if one is, or give another {key}.format."
+        f"if one is, or give another {key}.format{remedy}."
     )

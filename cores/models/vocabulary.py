@@ -49,7 +49,7 @@ def _take_named(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
     if wanted not in tokenizer.get_vocab():
         raise UserError(
             f"model.pad_token: {wanted!r} is not in the tokenizer's vocabulary. Name an unused "
-            f"token of it, or leave the key out to add {NEW_PAD}."
+            f"token of it, or give null (--model.pad_token null) to add {NEW_PAD}."
         )
     if wanted in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
         raise UserError(

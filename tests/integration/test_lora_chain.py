@@ -113,11 +113,13 @@ def test_adapters_load_by_peft(merged: Path, alone: Path, gpt2: Path) -> None:
 
 
 def test_merged_on_request(
-    merged: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    merged: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """scripts/merge_adapter.py writes the folder that the stage would have written."""
 
     def script(*arguments: Path) -> None:
+        monkeypatch.setattr("signal.signal", lambda *_: None)  # the test's own stay
         monkeypatch.setattr("sys.argv", ["merge_adapter.py", *map(str, arguments)])
         runpy.run_path(str(ROOT / "scripts" / "merge_adapter.py"), run_name="__main__")
 
@@ -128,8 +130,9 @@ def test_merged_on_request(
         (out, tmp_path / "x", "there is no adapter in it"),
         (alone / "reward", out, "exists already"),
     ):
-        with pytest.raises(SystemExit, match=words):
+        with pytest.raises(SystemExit, match="1"):
             script(folder, to)
+        assert words in " ".join(capfd.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,14 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return writer
 
 
+@pytest.mark.parametrize("flag", ["--data.sft.sources.weight", "--data.preference.sources.path=x"])
+def test_items_have_no_flags(write, flag: str) -> None:
+    """The parser would change the last item alone."""
+    message = mistake("--config", write(TWO), flag, "5")
+    assert message.startswith(f"command line: {flag.partition('=')[0]}: ")
+    assert "sources '[{" in message
+
+
 def parse(*words: Any) -> Config:
     return parse_config(list(words), "stage.py", "A stage.")
 

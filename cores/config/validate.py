@@ -101,10 +101,8 @@ def _sources(config: Config, section: SourceSection, key: str) -> Iterator[tuple
         if section.path is not None:
             yield (
                 f"{key}.path",
-                (
-                    f"{section.path} stands beside {key}.sources; remove one of them, or on the command "
-                    f"line give --{key}.sources '[]' or --{key}.path null."
-                ),
+                f"{section.path} stands beside {key}.sources; remove one of them, or give "
+                f"--{key}.sources '[]' or --{key}.path null on the command line.",
             )
         for field in fields(OneSource):
             if getattr(section, field.name) != field.default:

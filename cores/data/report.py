@@ -73,7 +73,13 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """For the terminal: a line a split."""
-        return [split.line(name) for name, split in self.splits().items()]
+        lines = [split.line(name) for name, split in self.splits().items()]
+        if self.test is not None and self.test.passes is None and not self.test.used:
+            lines.append(
+                "note: no row is held out, so nothing is measured on unseen rows; raise "
+                "data.test_fraction, or give the source a test_path"
+            )
+        return lines
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

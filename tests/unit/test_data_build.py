@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 from cores.config.schema import TemplateSection
 from cores.data import StageData, preference_data, prompt_data, sft_data
 from cores.data.build import held_out
-from cores.data.report import DataReport, SplitReport
 from cores.errors import UserError
 
 STAGES = (sft_data, preference_data, prompt_data)
@@ -298,11 +297,3 @@ def test_text_needs_no_template(tmp_path: Path) -> None:
     assert gpt2_like().decode(row["input_ids"]) == "Hello you<|endoftext|>"
     (row,) = sft_data(config(path, CHAT), llama_like()).train
     assert row["input_ids"][0] == llama_like().bos_token_id
-
-
-def test_an_empty_held_out_split_is_said() -> None:
-    """Else its figures would only be missing."""
-    train, empty = SplitReport("a", {}, "text", 5, 5), SplitReport("a", {}, "text")
-    assert DataReport(train, empty).lines()[-1].startswith("note: no row is held out")
-    assert not any("note" in line for line in DataReport(train, None).lines())
-    assert not any("note" in line for line in DataReport(train, train).lines())

@@ -1,6 +1,7 @@
 """A DeepSpeed file of the user's own, and DeepSpeed that is not installed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from cores.config import SFTSection
 from cores.errors import UserError
 from cores.runtime import checks
 from cores.runtime.checks import check_clipping, check_launch
+
+NO_STAGE = re.compile(r"zero\.json does not say the ZeRO stage\. .*or use conf")
 
 
 @pytest.fixture(autouse=True)
@@ -65,18 +68,22 @@ def test_deepspeed_file(settings: dict[str, Any], said: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("stage", ["auto", "3", 4, -1, 2.0, True, None])
 def test_deepspeed_file_without_a_stage(stage: Any, tmp_path: Path) -> None:
     """A stage that is none, and below files without any."""
-    refuse_deepspeed_file(tmp_path / "zero.json", {"zero_optimization": {"stage": stage}})
+    said = refusal(tmp_path / "zero.json", {"zero_optimization": {"stage": stage}})
+    assert NO_STAGE.search(said)
 
 
 @pytest.mark.parametrize(
     "content", [{}, [1], 3, None, {"zero_optimization": {}}, {"zero_optimization": [3]}]
 )
 def test_deepspeed_file_of_another_shape(content: Any, tmp_path: Path) -> None:
-    refuse_deepspeed_file(tmp_path / "zero.json", content)
+    """Not an object, or one without the section."""
+    assert NO_STAGE.search(refusal(tmp_path / "zero.json", content))
 
 
-def refuse_deepspeed_file(path: Path, content: Any) -> None:
+def refusal(path: Path, content: Any) -> str:
+    """What is said of a DeepSpeed file with this content."""
     path.write_text(json.dumps(content), encoding="utf-8")
     env = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
-    with pytest.raises(UserError, match=r"zero\.json does not say the ZeRO stage\. .*or use conf"):
+    with pytest.raises(UserError) as caught:
         check_launch(env, 0, None)
+    return str(caught.value)

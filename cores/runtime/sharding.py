@@ -34,8 +34,6 @@ def settings(
     turns the caller's off inside it).
     """
     result = launched_settings()
-    # accelerate refuses settings beside the fields of its file, which are in them by now.
-    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     result.update(
         train_micro_batch_size_per_gpu=micro,

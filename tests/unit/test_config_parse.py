@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from _config_helpers import mistake, parse
 
-from cores.config import Config, parse_config
-from cores.errors import UserError
+from cores.config import Config
 
 
 @pytest.fixture
@@ -19,18 +19,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return name
 
     return writer
-
-
-def parse(*words: str) -> Config:
-    return parse_config(list(words), "stage.py", "A stage.")
-
-
-def mistake(*words: str) -> str:
-    with pytest.raises(UserError) as caught:
-        parse(*words)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def test_no_arguments_are_the_defaults() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _config_helpers import mistake
 
 from cores.config import Config, parse_config
 from cores.config.validate import NOT_NEGATIVE, POSITIVE, POSITIVE_IF_SET, SHARES, check
-from cores.errors import UserError
 from scripts.config_docs import DOCS, descriptions, document, sections
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,12 +53,6 @@ def test_not_negative(key: str) -> None:
 def test_shares(key: str, value: float) -> None:
     """Between 0 and 1."""
     assert first_problem(key, value) == (key, f"{value} must be between 0 and 1.")
-
-
-def mistake(*words: str) -> str:
-    with pytest.raises(UserError) as caught:
-        parse_config(list(words), "stage.py", "A stage.")
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

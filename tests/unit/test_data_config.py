@@ -1,13 +1,11 @@
 """The keys of the sources: lists of them in YAML and on the command line, and what cannot be."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from _config_helpers import mistake, parse
 
-from cores.config import Config, parse_config
 from cores.config.sources import WeightedSource
-from cores.errors import UserError
 
 TWO = """data:
   sft:
@@ -36,19 +34,6 @@ def test_items_have_no_flags(write, flag: str) -> None:
     message = mistake("--config", write(TWO), flag, "5")
     assert message.startswith(f"command line: {flag.partition('=')[0]}: ")
     assert "sources '[{" in message
-
-
-def parse(*words: Any) -> Config:
-    return parse_config(list(words), "stage.py", "A stage.")
-
-
-def mistake(*words: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        parse(*words)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert "class_path" not in text
-    return text
 
 
 def test_sources_in_the_file_and_on_the_command_line(write) -> None:

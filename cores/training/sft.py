@@ -7,6 +7,7 @@ the excluded ids would come back into the softmax.
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -114,13 +115,14 @@ def train_and_judge(
 def held_out_loss(
     model: Any, rows: list[dict[str, list[int]]], pad_id: int, batch_size: int, launch: Launch
 ) -> float | None:
-    """Mean nats a trained token over `rows`; None without rows."""
+    """Mean nats a trained token over `rows`, by all ranks together; None without rows."""
     if not rows:
         return None
     model.eval()
     total, tokens = 0.0, 0
-    for start in range(0, len(rows), batch_size):
-        batch = collate(rows[start : start + batch_size], pad_id)
+    own = rows[launch.rank :: launch.world]
+    for start in range(0, len(own), batch_size):
+        batch = collate(own[start : start + batch_size], pad_id)
         batch = {name: tensor.to(launch.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         enabled = launch.precision == "bf16"
@@ -130,4 +132,6 @@ def held_out_loss(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         ).item()
         tokens += int((labels != IGNORED).sum())
+    if launch.world > 1:
+        total, tokens = map(sum, zip(*gather_object([(total, tokens)]), strict=True))
     return total / max(1, tokens)

@@ -105,6 +105,8 @@ def test_metrics_equal_one_process(run: Run, launch: str, kind: str) -> None:
     assert facts(two)["world"] == 2
     for a, b in zip(facts(one)["stats"], facts(two)["stats"], strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=2e-5)
+    losses = [record(f / "sft_trained")["metrics"] for f in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for stage in ("sft_trained", "reward_trained"):
         ours, theirs = (rows(f / stage / "metrics.jsonl") for f in (one, two))
         for a, b in zip(ours, theirs, strict=True):

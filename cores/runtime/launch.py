@@ -74,7 +74,6 @@ def launch(config: Config) -> Launch:
     All ranks get one seed; sampling, which must differ between them, is seeded by `seed_rank`.
     """
     quiet()
-    _one_gpu_a_process()
     check_launch(ASKED, torch.cuda.device_count(), config_file())
     # accelerate's default under ZeRO-3 is to shard models while they are loaded: ours are whole.
     os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
@@ -158,10 +157,3 @@ def _join() -> PartialState:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return PartialState(cpu=True, backend="gloo")
     return PartialState(cpu=True)
-
-
-def _one_gpu_a_process() -> None:
-    """Without a launcher there is one process, and it takes one GPU (not nn.DataParallel)."""
-    if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        os.environ["CUDA_VISIBLE_DEVICES"] = first

@@ -23,7 +23,7 @@ from cores.runtime.launch import Launch
 from cores.runtime.metrics import Metrics
 from cores.runtime.sharding import twin_for_whole_weights, whole
 from cores.runtime.stage import StageFolder
-from cores.training.trainer_args import StatusLines, common_arguments
+from cores.training.trainer_args import StatusLines, common_arguments, one_gpu
 
 Pair = dict[str, Any]
 
@@ -82,6 +82,7 @@ def train_reward(
         center_rewards_coefficient=config.reward.center_coef or None,
         max_length=None,
     )
+    one_gpu(arguments)
     names = {
         "loss": "loss",
         "accuracy": "accuracy",

@@ -21,7 +21,7 @@ from cores.runtime.launch import Launch
 from cores.runtime.metrics import Metrics
 from cores.runtime.sharding import twin_for_whole_weights, whole
 from cores.runtime.stage import StageFolder
-from cores.training.trainer_args import StatusLines, common_arguments
+from cores.training.trainer_args import StatusLines, common_arguments, one_gpu
 
 IGNORED = -100
 
@@ -61,6 +61,7 @@ def train_sft(
         ),
         remove_unused_columns=False,
     )
+    one_gpu(arguments)
     names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
     with Metrics(folder) as metrics:
         trainer = Trainer(

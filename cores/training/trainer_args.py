@@ -72,6 +72,16 @@ def common_arguments(
     }
 
 
+def one_gpu(arguments: TrainingArguments) -> None:
+    """Switch nn.DataParallel off: a process takes one GPU, however many it sees.
+
+    The trainers would spread each batch over all of them, and so make it as many times larger.
+    Hiding the others by CUDA_VISIBLE_DEVICES fails once a library has counted them (bitsandbytes
+    does when it is imported).
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
 class StatusLines(TrainerCallback):
     """Hands the trainer's log entries to our metrics: one stream, one display."""
 

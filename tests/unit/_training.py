@@ -25,6 +25,15 @@ def sft_rows(count: int) -> list[dict[str, list[int]]]:
     return [{"input_ids": r, "labels": [-100, *r[1:]]} for r in random_rows(count)]
 
 
+def pairs(count: int) -> list[dict[str, Any]]:
+    """Pairs of random rows."""
+    rows = random_rows(2 * count, seed=1)
+    return [
+        {"chosen_ids": a, "rejected_ids": b, "prompt_length": 1, "margin": 0.0}
+        for a, b in zip(rows[::2], rows[1::2], strict=True)
+    ]
+
+
 def training_config(folder: Path, micro: int, **changes: Any) -> Config:
     sections = {"batch_size": 8, "microbatch_size": micro, "max_steps": 2, "warmup_ratio": 0.0}
     return Config(
@@ -41,6 +50,17 @@ def gradient_descent(monkeypatch: pytest.MonkeyPatch) -> None:
     def arguments(*args: Any) -> dict[str, Any]:
         return {**common_arguments(*args), "adam_epsilon": 1.0, "max_grad_norm": 1e9}
 
+    for module in ("sft", "reward"):
+        monkeypatch.setattr(f"cores.training.{module}.common_arguments", arguments)
+
+
+def several_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Trainers that believe in `count` GPUs, on whatever machine this is."""
+
+    def arguments(*args: Any) -> dict[str, Any]:
+        return {**common_arguments(*args), "use_cpu": False}
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     for module in ("sft", "reward"):
         monkeypatch.setattr(f"cores.training.{module}.common_arguments", arguments)
 

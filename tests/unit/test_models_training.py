@@ -21,7 +21,7 @@ from _models import (
     sft_folder,
     toy_tokenizer,
 )
-from _training import gradient_descent, random_rows, sft_rows, stage, training_config
+from _training import gradient_descent, pairs, random_rows, sft_rows, stage, training_config
 from transformers import AutoModelForSequenceClassification
 
 from cores.config import Config, LoraSection
@@ -40,14 +40,6 @@ from cores.training.reward import (
     wins,
 )
 from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
-
-
-def pairs(count: int) -> list[dict[str, Any]]:
-    rows = random_rows(2 * count, seed=1)
-    return [
-        {"chosen_ids": a, "rejected_ids": b, "prompt_length": 1, "margin": 0.0}
-        for a, b in zip(rows[::2], rows[1::2], strict=True)
-    ]
 
 
 def files(folder: StageFolder) -> set[str]:

@@ -1,14 +1,12 @@
 """What a process does first."""
 
-import os
-
 import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import _telemetry
 
 from cores.config import Config
-from cores.runtime.launch import _one_gpu_a_process, launch, quiet
+from cores.runtime.launch import launch, quiet
 
 
 def test_nothing_is_reported_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,25 +19,6 @@ def test_nothing_is_reported_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None
     quiet()
     _telemetry.send_telemetry("topic")
     assert sent == []
-
-
-@pytest.mark.parametrize(
-    ("visible", "launcher", "kept"),
-    [(None, False, "0"), ("2,3", False, "2"), (None, True, None), ("2,3", True, "2,3")],
-)
-def test_one_gpu_without_a_launcher(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, launcher: bool, kept: str | None
-) -> None:
-    """The first of those that the user allows; else HF's trainer would run nn.DataParallel."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    environment = {}
-    if visible is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = visible
-    if launcher:
-        environment["LOCAL_RANK"] = "0"
-    monkeypatch.setattr(os, "environ", environment)
-    _one_gpu_a_process()
-    assert environment.get("CUDA_VISIBLE_DEVICES") == kept
 
 
 def test_cudnn_attention_is_off() -> None:

@@ -61,6 +61,8 @@ def type_name(kind: Any) -> str:
         return "section"
     if typing.get_origin(kind) is list:
         return f"list ({type_name(arguments[0])})"
+    if typing.get_origin(kind) is dict:
+        return f"{type_name(arguments[1])} by name"
     if NONE in arguments:
         return " or ".join(type_name(a) for a in arguments if a is not NONE) + ", or null"
     names: dict[Any, str] = {

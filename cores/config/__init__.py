@@ -1,12 +1,12 @@
 """Configuration of all three stages: one YAML file, one tree of frozen dataclasses."""
 
+from cores.config.lora import LoraSection
 from cores.config.parse import parse_config, plain
+from cores.config.ppo import AdamSection, CoatiSection, PPOSection
 from cores.config.schema import (
     Config,
     LoggingSection,
-    LoraSection,
     ModelSection,
-    PPOSection,
     RewardSection,
     RoleTemplate,
     SFTSection,
@@ -15,6 +15,8 @@ from cores.config.schema import (
 from cores.config.sources import DataSection, SourceSection
 
 __all__ = [
+    "AdamSection",
+    "CoatiSection",
     "Config",
     "DataSection",
     "LoggingSection",

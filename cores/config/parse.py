@@ -185,8 +185,10 @@ def _key_nodes(file: str) -> list[tuple[str, int, yaml.Node]]:
     def walk(node: yaml.Node | None, prefix: str) -> None:
         if isinstance(node, yaml.MappingNode):
             for name, value in node.value:
-                found.append((f"{prefix}{name.value}", name.start_mark.line + 1, value))
-                walk(value, f"{prefix}{name.value}.")
+                key = f"{prefix}{name.value}"
+                found.append((key, name.start_mark.line + 1, value))
+                if typing.get_origin(sections.get(_any_item(key))) is not dict:  # its keys are data
+                    walk(value, f"{key}.")
         if isinstance(node, yaml.SequenceNode) and f"{prefix[:-1]}[]" in sections:
             for i, item in enumerate(node.value):
                 key = f"{prefix[:-1]}[{i}]"

@@ -6,6 +6,8 @@ Imports nothing heavy: `--help` and argument errors must answer before torch is 
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+from cores.config.lora import LoraSection
+from cores.config.ppo import PPOSection
 from cores.config.sources import DataSection
 
 
@@ -54,23 +56,6 @@ class ModelSection:
     adapters. None by default: it saves memory and costs time and some accuracy."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
-
-
-@dataclass(frozen=True)
-class LoraSection:
-    """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning."""
-
-    rank: int = 0
-    """Rank of the adapters. 0: train all weights."""
-    alpha: float = 16.0
-    """Adapters are scaled by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout before the adapters, 0 to 1; stage 3 needs 0 (old and new log-probs must agree)."""
-    target_modules: Optional[list[str]] = None
-    """Names of the layers adapted. None: every linear layer but the head."""
-    merge: bool = True
-    """Write the merged model too, so that the folder loads like any other. Off: the adapter alone,
-    in peft's form, which saves disk and needs its base wherever it is used."""
 
 
 @dataclass(frozen=True)
@@ -139,72 +124,6 @@ class RewardSection:
     replies of that length."""
     lora: LoraSection = field(default_factory=LoraSection)
     """Adapters of this stage; the head is always trained in full."""
-
-
-@dataclass(frozen=True)
-class PPOSection:
-    """Stage 3: proximal policy optimization (Schulman et al. 2017)."""
-
-    updates: int = 200
-    """Rounds of rollout, scoring and optimization."""
-    batch_size: int = 128
-    """Prompts a rollout, over all processes; one reply each."""
-    minibatch_size: int = 32
-    """Replies an optimizer step, over all processes; divides batch_size."""
-    microbatch_size: int = 8
-    """Replies a forward pass on one process; changes memory, not results."""
-    epochs: int = 4
-    """Passes over a rollout; 4 as in the original PPO and TRL."""
-    max_prompt_length: int = 256
-    """Tokens; longer prompts are dropped and counted."""
-    max_new_tokens: int = 128
-    """Tokens of a reply at most, the end-of-sequence token included."""
-    temperature: float = 1.0
-    """Of sampling and of every log-prob. 1: the policy itself is sampled."""
-    stop_token_ids: list[int] = field(default_factory=list)
-    """Ids that end a reply besides the end-of-sequence token."""
-    actor_learning_rate: float = 1e-6
-    """Peak learning rate of the actor; OpenRLHF's and verl's value for 1-7B models; small
-    ones take more."""
-    critic_learning_rate: float = 9e-6
-    """Peak learning rate of the critic; OpenRLHF's value."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up: constant, or falling towards 0, linearly or as a cosine."""
-    warmup_ratio: float = 0.03
-    """Share of the optimizer steps in which both learning rates rise linearly."""
-    adam_beta2: float = 0.95
-    """Second-moment decay of both AdamW; OpenRLHF's value, quick to follow a moving objective."""
-    adam_eps: float = 1e-5
-    """AdamW epsilon; 1e-5 as in PPO implementations, 1e-8 takes larger first steps."""
-    weight_decay: float = 0.0
-    """AdamW weight decay of both."""
-    max_grad_norm: float = 1.0
-    """Actor and critic gradients are each clipped to this norm."""
-    kl_coef: float = 0.05
-    """Price of one nat of KL from the reference in units of calibrated score; TRL's value."""
-    kl_kind: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL a token (Schulman 2020); k1 is unbiased as a reward."""
-    gamma: float = 1.0
-    """Discount a token; 1, since replies are finite."""
-    lam: float = 0.95
-    """GAE lambda (Schulman et al. 2016)."""
-    clip: float = 0.2
-    """Probability ratios are clipped to 1 - clip .. 1 + clip."""
-    value_clip: float = 0.2
-    """Values move at most this far from the rollout's in one update's loss, in units of score."""
-    whiten_advantages: bool = True
-    """Advantages to mean 0, variance 1 over the whole rollout."""
-    missing_eos_penalty: float = 1.0
-    """Taken from the score of a reply that never stopped, in calibrated score units."""
-    reward_clip: float = 5.0
-    """Scores are clipped to plus or minus this; DeepSpeed-Chat's and Coati V2's value. 0: no
-    clipping."""
-    eval_prompts: int = 128
-    """Held-out prompts on which score and KL are measured before and after. 0: no evaluation."""
-    sample_every: int = 10
-    """Updates between the sample replies written to samples.jsonl. 0: none."""
-    lora: LoraSection = field(default_factory=LoraSection)
-    """Adapters of actor and critic; the reference is then the actor with its adapter off."""
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,26 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
+from cores.config.ppo_checks import ppo_problems
 from cores.config.schema import Config
 from cores.config.sources import OneSource, SourceSection, WeightedSource
 
-POSITIVE = """sft.epochs sft.learning_rate sft.batch_size sft.microbatch_size sft.max_length
+POSITIVE = """data.sft.prompt_tokens data.preference.prompt_tokens data.prompts.prompt_tokens
+sft.epochs sft.learning_rate sft.batch_size sft.microbatch_size sft.max_length
 sft.max_grad_norm reward.epochs reward.learning_rate reward.batch_size reward.microbatch_size
-reward.max_length reward.max_grad_norm ppo.updates ppo.batch_size
-ppo.minibatch_size ppo.microbatch_size ppo.epochs ppo.max_prompt_length ppo.max_new_tokens
-ppo.temperature ppo.actor_learning_rate ppo.critic_learning_rate ppo.max_grad_norm ppo.clip
-ppo.value_clip ppo.adam_eps data.sft.prompt_tokens data.preference.prompt_tokens
-data.prompts.prompt_tokens""".split()
-NOT_NEGATIVE = """seed data.inspect sft.weight_decay reward.weight_decay reward.center_coef
-ppo.weight_decay ppo.kl_coef ppo.missing_eos_penalty ppo.reward_clip ppo.eval_prompts
-ppo.sample_every sft.lora.rank reward.lora.rank ppo.lora.rank""".split()
-SHARES = """sft.warmup_ratio reward.warmup_ratio ppo.warmup_ratio ppo.gamma ppo.lam
-sft.lora.dropout reward.lora.dropout""".split()
-POSITIVE_IF_SET = """reward.calibration_tokens sft.max_steps reward.max_steps data.sft.limit
-data.preference.limit data.prompts.limit""".split()
+reward.max_length reward.max_grad_norm ppo.updates ppo.batch_size ppo.minibatch_size
+ppo.microbatch_size ppo.epochs ppo.max_prompt_length ppo.max_new_tokens ppo.temperature
+ppo.actor_learning_rate ppo.critic_learning_rate ppo.max_grad_norm ppo.clip ppo.value_clip
+ppo.actor_adam.eps ppo.critic_adam.eps ppo.kl_horizon ppo.samples_per_prompt""".split()
+NOT_NEGATIVE = """seed data.inspect sft.weight_decay sft.lora.rank reward.weight_decay
+reward.center_coef reward.lora.rank ppo.actor_adam.weight_decay ppo.critic_adam.weight_decay
+ppo.min_new_tokens ppo.critic_warmup ppo.entropy_coef ppo.ptx_coef ppo.length_penalty
+ppo.kl_coef ppo.missing_eos_penalty ppo.reward_clip ppo.eval_prompts ppo.sample_every
+ppo.lora.rank""".split()
+SHARES = """sft.warmup_ratio sft.lora.dropout reward.warmup_ratio reward.lora.dropout
+ppo.warmup_ratio ppo.gamma ppo.lam""".split()
+POSITIVE_IF_SET = """data.sft.limit data.preference.limit data.prompts.limit sft.max_steps
+reward.calibration_tokens reward.max_steps ppo.kl_target ppo.early_stop_kl ppo.clip_high""".split()
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -51,23 +54,9 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _combinations(config: Config) -> Iterator[tuple[str, str]]:
-    ppo = config.ppo
     if not 0 <= config.data.test_fraction < 1:
         yield "data.test_fraction", f"{config.data.test_fraction} must be at least 0 and below 1."
-    if ppo.batch_size % ppo.minibatch_size:
-        yield (
-            "ppo.minibatch_size",
-            f"{ppo.minibatch_size} does not divide ppo.batch_size {ppo.batch_size}; choose a "
-            "divisor, so that every optimizer step sees as many replies.",
-        )
-    if not ppo.clip < 1:
-        yield "ppo.clip", f"{ppo.clip} must be below 1: ratios are clipped to 1 - clip .. 1 + clip."
-    if not 0 <= ppo.adam_beta2 < 1:
-        yield "ppo.adam_beta2", f"{ppo.adam_beta2} must be at least 0 and below 1."
-    if any(i < 0 for i in ppo.stop_token_ids):
-        yield "ppo.stop_token_ids", f"{ppo.stop_token_ids} must be ids of tokens, 0 or above."
-    if ppo.lora.dropout:
-        yield "ppo.lora.dropout", f"{ppo.lora.dropout} must be 0: old and new log-probs must agree."
+    yield from ppo_problems(config.ppo)
     if config.reward.calibration_samples < 2:
         yield "reward.calibration_samples", "must be at least 2, to have a standard deviation."
     for name in config.logging.trackers:

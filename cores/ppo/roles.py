@@ -12,7 +12,7 @@ from peft import TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cores.config import Config
+from cores.config import AdamSection, Config, PPOSection
 from cores.errors import UserError
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
@@ -23,6 +23,13 @@ from cores.runtime.sharding import shard_frozen, zero_stage
 from cores.runtime.stage import Parent
 
 
+def optimizer_settings(ppo: PPOSection, name: str) -> tuple[AdamSection, float]:
+    """AdamW and peak learning rate of the role `name`."""
+    if name == ACTOR:
+        return ppo.actor_adam, ppo.actor_learning_rate
+    return ppo.critic_adam, ppo.critic_learning_rate
+
+
 class TrainedRole:
     """A model, its optimizer, and the one way to take a step with them in any kind of launch.
 
@@ -31,16 +38,17 @@ class TrainedRole:
     """
 
     def __init__(
-        self, name: str, model: nn.Module, accelerator: Accelerator, learning_rate: float, ppo: Any
+        self, name: str, model: nn.Module, accelerator: Accelerator, ppo: PPOSection
     ) -> None:
         model.train()  # no role has dropout, and layers are checkpointed in this mode only
         parameters = [p for p in model.parameters() if p.requires_grad]
+        adam, learning_rate = optimizer_settings(ppo, name)
         optimizer = torch.optim.AdamW(
             parameters,
             lr=learning_rate,
-            betas=(0.9, ppo.adam_beta2),
-            eps=ppo.adam_eps,
-            weight_decay=ppo.weight_decay,
+            betas=(adam.beta1, adam.beta2),
+            eps=adam.eps,
+            weight_decay=adam.weight_decay,
         )
         select_plugin(accelerator, name)
         self.name = name
@@ -190,12 +198,8 @@ def build_roles(
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
     return Roles(
-        actor=TrainedRole(
-            ACTOR, Actor(policy, ppo.temperature), both[ACTOR], ppo.actor_learning_rate, ppo
-        ),
-        critic=TrainedRole(
-            CRITIC, ScalarModel(critic), both[CRITIC], ppo.critic_learning_rate, ppo
-        ),
+        actor=TrainedRole(ACTOR, Actor(policy, ppo.temperature), both[ACTOR], ppo),
+        critic=TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo),
         frozen_actor=None if frozen is None else freeze(frozen, launch),
         reward=freeze(reward, launch),
     )

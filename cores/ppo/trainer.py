@@ -106,7 +106,7 @@ class PPOTrainer:
         scores = adjust_scores(scored.scores, scored.ended, c.missing_eos_penalty, c.reward_clip)
         rewards = shape_rewards(scores, kl, mask, c.kl_coef)
         advantages, returns = gae(rewards, scored.values, mask, c.gamma, c.lam)
-        if c.whiten_advantages:
+        if c.whiten_advantages is not False:
             advantages = whiten(advantages, mask)
         known = {f.name: getattr(scored, f.name) for f in fields(Scored)}
         return Experience(**known, rewards=rewards, advantages=advantages, returns=returns)

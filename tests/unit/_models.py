@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cores.config import Config, LoraSection, PPOSection
+from cores.config import AdamSection, Config, LoraSection, PPOSection
 from cores.models import load_policy, load_scalar, save_model
 from cores.models.loading import exclude_from
 from cores.ppo import PPOTrainer, Roles, Scored, build_roles
@@ -142,6 +142,12 @@ PPO = PPOSection(
 LORA = LoraSection(rank=4)
 
 
+def adam(**settings: float) -> dict[str, AdamSection]:
+    """Both roles' optimizer: `make_trainer("gpt2", **adam(eps=1.0))`."""
+    both = AdamSection(**settings)
+    return {"actor_adam": both, "critic_adam": both}
+
+
 def ppo_config(checkpointing: bool = False, seed: int = 0, **ppo: Any) -> Config:
     """A configuration whose ppo section is `PPO` with changes."""
     config = Config(ppo=replace(PPO, **ppo), seed=seed)
@@ -218,6 +224,7 @@ __all__ = [
     "PPOTrainer",
     "Roles",
     "Scored",
+    "adam",
     "causal",
     "classifier",
     "fixed_rollout",

@@ -9,6 +9,7 @@ from _models import (
     KINDS,
     LORA,
     PROMPTS,
+    adam,
     causal,
     fixed_rollout,
     make_trainer,
@@ -198,7 +199,7 @@ def test_gradient_checkpointing_works_and_changes_nothing(kind: str, rank: int) 
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(0)  # adapters start at random
-        trainer = trainer_with(kind, rank, checkpointing=checkpointing, adam_eps=1.0)
+        trainer = trainer_with(kind, rank, checkpointing=checkpointing, **adam(eps=1.0))
         experience = trainer.estimate(trainer.score(fixed_rollout()))
         calls: list[int] = []
         for role in (trainer.roles.actor, trainer.roles.critic):

@@ -10,17 +10,18 @@ import torch
 from _models import (
     KINDS,
     PROMPTS,
+    adam,
     fixed_rollout,
     largest_difference,
     make_trainer,
     parameters,
 )
 
-from cores.config import LoraSection
+from cores.config import AdamSection, LoraSection
 from cores.errors import UserError
 from cores.ppo.trainer import accumulate, average
 
-SGD: dict[str, Any] = {"adam_eps": 1.0, "max_grad_norm": 1e9}
+SGD: dict[str, Any] = {**adam(eps=1.0), "max_grad_norm": 1e9}
 """A step almost proportional to the gradient, whose scale is then visible in the parameters."""
 
 
@@ -231,11 +232,16 @@ def test_learning_rates_follow_the_schedule() -> None:
 
 def test_optimizer_settings_reach_adamw() -> None:
     """Invariant 22: betas, epsilon, weight decay and rates of the configuration."""
-    trainer = make_trainer("gpt2", adam_beta2=0.9, adam_eps=1e-3, weight_decay=0.1)
-    for role, rate in ((trainer.roles.actor, 1e-3), (trainer.roles.critic, 2e-3)):
+    trainer = make_trainer(
+        "gpt2",
+        actor_adam=AdamSection(0.8, 0.9, 1e-3, 0.1),
+        critic_adam=AdamSection(0.7, 0.6, 1e-4, 0.2),
+    )
+    settings = ((0.8, 0.9), 1e-3, 0.1, 1e-3), ((0.7, 0.6), 1e-4, 0.2, 2e-3)
+    for role, expected in zip((trainer.roles.actor, trainer.roles.critic), settings, strict=True):
         group = role.optimizer.param_groups[0]
-        assert group["betas"] == (0.9, 0.9)
-        assert (group["eps"], group["weight_decay"], group["lr"]) == (1e-3, 0.1, rate)
+        found = (group["betas"], group["eps"], group["weight_decay"], group["lr"])
+        assert found == expected
 
 
 def test_statistics_add_up() -> None:

@@ -1,0 +1,170 @@
+"""Stage 3's part of the configuration."""
+
+from dataclasses import dataclass, field
+from typing import Literal, Optional
+
+from cores.config.lora import LoraSection
+
+
+@dataclass(frozen=True)
+class AdamSection:
+    """AdamW of one trained role (Loshchilov & Hutter 2019)."""
+
+    beta1: float = 0.9
+    """First-moment decay."""
+    beta2: float = 0.95
+    """Second-moment decay; OpenRLHF's value, quick to follow a moving objective."""
+    eps: float = 1e-5
+    """1e-5 as in PPO implementations; 1e-8 takes larger first steps: approximate KL .00237 in
+    place of .00037 after two epochs on GPT-2 (Huang et al. 2022)."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+
+
+@dataclass(frozen=True)
+class CoatiSection:
+    """Defects of the 2023 original, for `estimator: coati` alone; all on is that recipe."""
+
+    reversed_kl: bool = True
+    """The penalty's log-ratio is log reference - log policy with the two exchanged (ColossalAI
+    issue 3696)."""
+    mean_over_positions: bool = True
+    """Score and value are means over all positions of a row, prompt and padding included (issue
+    3950). Off: the score of the last token, the value before the first."""
+    r_minus_v: bool = True
+    """Every token's advantage is reward - value, one number a reply (issue 4491). Off: GAE."""
+    same_prompts: bool = True
+    """Every update reads the first batch of prompts (issue 3759)."""
+
+
+@dataclass(frozen=True)
+class PPOSection:
+    """Stage 3: proximal policy optimization (Schulman et al. 2017)."""
+
+    updates: int = 200
+    """Rounds of rollout, scoring and optimization."""
+    batch_size: int = 128
+    """Replies a rollout, over all processes."""
+    samples_per_prompt: int = 1
+    """Replies to each prompt of a rollout; divides batch_size. grpo and rloo need 2 or more:
+    they compare the replies to one prompt."""
+    minibatch_size: int = 32
+    """Replies an optimizer step, over all processes; divides batch_size."""
+    microbatch_size: int = 8
+    """Replies a forward pass on one process; changes memory, not results."""
+    epochs: int = 4
+    """Passes over a rollout; 4 as in the original PPO and TRL."""
+    max_prompt_length: int = 256
+    """Tokens; longer prompts are dropped and counted."""
+    max_new_tokens: int = 128
+    """Tokens of a reply at most, the end-of-sequence token included."""
+    min_new_tokens: int = 0
+    """Tokens before a reply may stop; stop ids have probability 0 there, in every log-prob."""
+    temperature: float = 1.0
+    """Of sampling and of every log-prob. 1: the policy itself is sampled."""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """Ids that end a reply besides the end-of-sequence token."""
+    stop_strings: list[str] = field(default_factory=list)
+    """Texts that end a reply at the token that completes them, for bases that were not taught
+    to stop."""
+    rewards: dict[str, float] = field(default_factory=lambda: {"model": 1.0})
+    """Sources of the score and their weights: `model` is stage 2's reward model,
+    `file.py:function` calls function(prompts, responses, rows) -> list of float. Each is logged
+    apart. Without `model` stage 2 is not needed."""
+    estimator: Literal["gae", "coati", "grpo", "rloo", "reinforce_pp"] = "gae"
+    """Advantages. gae: of a critic's values (Schulman et al. 2016). grpo: score less the
+    prompt's mean, over its deviation (Shao et al. 2024). rloo: score less the mean of the
+    prompt's other replies (Ahmadian et al. 2024). reinforce_pp: the return itself (Hu 2025).
+    coati: the 2023 original's, to compare with. Only gae and coati have a critic."""
+    group_std: bool = True
+    """grpo: divide by the standard deviation of the prompt's scores. Off: Dr. GRPO (Liu et al.
+    2025), which does not favour prompts whose replies score alike."""
+    coati: CoatiSection = field(default_factory=CoatiSection)
+    """Only with `estimator: coati`."""
+    actor_learning_rate: float = 1e-6
+    """Peak learning rate of the actor; OpenRLHF's and verl's value for 1-7B models; small ones
+    take more."""
+    critic_learning_rate: float = 9e-6
+    """Peak learning rate of the critic; OpenRLHF's value."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up: constant, or falling towards 0, linearly or as a cosine."""
+    warmup_ratio: float = 0.03
+    """Share of the optimizer steps in which both learning rates rise linearly."""
+    actor_adam: AdamSection = field(default_factory=AdamSection)
+    """The actor's optimizer."""
+    critic_adam: AdamSection = field(default_factory=AdamSection)
+    """The critic's optimizer."""
+    max_grad_norm: float = 1.0
+    """Actor and critic gradients are each clipped to this norm."""
+    critic_init: Literal["reward", "zero"] = "reward"
+    """The critic starts as the reward model (Ouyang et al. 2022), or as the stage-1 model with
+    a head of zeros (Ziegler et al. 2019), which `rewards` without `model` needs."""
+    critic_warmup: int = 0
+    """First updates that train the critic alone; for a critic that starts from zero."""
+    kl_coef: float = 0.05
+    """Price of one nat of KL from the reference in units of calibrated score; TRL's value. With
+    kl_target the value it starts from."""
+    kl_kind: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of the KL a token (Schulman 2020); k1 is unbiased as a reward, k2 and k3 serve
+    as a loss."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL is paid: in each token's reward, or as a term of the policy loss (grpo's
+    way, with k3)."""
+    kl_target: Optional[float] = None
+    """Nats a reply that kl_coef is steered towards (Ziegler et al. 2019, section 2.2). None:
+    kl_coef is fixed."""
+    kl_horizon: float = 10000
+    """Replies over which the steering acts; smaller is faster."""
+    gamma: float = 1.0
+    """Discount a token; 1, since replies are finite."""
+    lam: float = 0.95
+    """GAE lambda (Schulman et al. 2016)."""
+    clip: float = 0.2
+    """Probability ratios are clipped to 1 - clip .. 1 + clip."""
+    clip_high: Optional[float] = None
+    """Upper clip, 1 + clip_high, where it differs: DAPO's 0.28 leaves rare tokens room to grow
+    (Yu et al. 2025). None: as clip."""
+    dual_clip: Optional[float] = None
+    """Where the advantage is negative the loss stops growing at this ratio; 3 in Ye et al.
+    2020. For replies that have become far more likely since the rollout. None: off."""
+    value_clip: float = 0.2
+    """Values move at most this far from the rollout's in one update's loss, in units of
+    score."""
+    entropy_coef: float = 0.0
+    """Weight of the mean entropy a token, which is added to the objective; against early
+    collapse. It takes a full softmax in the backward pass."""
+    early_stop_kl: Optional[float] = None
+    """An update ends after the minibatch whose KL from the rollout's policy (k3, nats a token)
+    exceeds this; 0.02 is usual (Spinning Up's target_kl is .01 times 1.5). None: off."""
+    ptx_coef: float = 0.0
+    """Weight of the stage-1 loss on `data.sft` beside the policy's (Ouyang et al. 2022),
+    against forgetting; DeepSpeed-Chat's is 27.8. 0: off."""
+    ptx_mix: Literal["added", "convex"] = "added"
+    """added: policy + ptx_coef * sft. convex: (1 - ptx_coef) * policy + ptx_coef * sft, the
+    2023 original's, with 0.9."""
+    loss_mean: Literal["tokens", "sequences"] = "tokens"
+    """Losses are means over the minibatch's tokens, or over replies of each reply's mean
+    (grpo's length term: a token of a long reply counts less)."""
+    whiten_advantages: Optional[bool] = None
+    """Advantages to mean 0, variance 1 over the whole rollout. None: with gae and
+    reinforce_pp."""
+    missing_eos_penalty: float = 1.0
+    """Taken from the score of a reply that never stopped, in calibrated score units."""
+    length_penalty: float = 0.0
+    """Taken from the score for each token of the reply, in score units."""
+    reward_clip: float = 5.0
+    """Scores are clipped to plus or minus this; DeepSpeed-Chat's and Coati V2's value. 0: no
+    clipping."""
+    rollout_correction: Literal["none", "truncate", "mask"] = "none"
+    """Importance weights trainer / rollout probability of each token in the policy loss, for an
+    engine that samples from slightly other log-probs: cut at the cap, or 0 outside 1 / cap ..
+    cap (Yao et al. 2025)."""
+    rollout_cap: float = 2.0
+    """Cap of those weights."""
+    eval_prompts: int = 128
+    """Held-out prompts on which score and KL are measured before and after. 0: no
+    evaluation."""
+    sample_every: int = 10
+    """Updates between the sample replies written to samples.jsonl. 0: none."""
+    lora: LoraSection = field(default_factory=LoraSection)
+    """Adapters of actor and critic; the reference is then the actor with its adapter off."""

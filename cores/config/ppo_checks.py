@@ -1,0 +1,118 @@
+"""Options of stage 3 that cannot work, alone or together."""
+
+import math
+from collections.abc import Iterator
+
+from cores.config.ppo import PPOSection
+
+GROUPED = ("grpo", "rloo")
+"""Estimators that compare the replies to one prompt."""
+WITH_CRITIC = ("gae", "coati")
+Problem = tuple[str, str]
+
+
+def ppo_problems(ppo: PPOSection) -> Iterator[Problem]:
+    """Yield (key, what is wrong and what to do)."""
+    yield from _batches(ppo)
+    yield from _optimization(ppo)
+    yield from _policy_loss(ppo)
+    yield from _sampling(ppo)
+    yield from _estimator(ppo)
+    yield from _rewards(ppo)
+
+
+def _batches(ppo: PPOSection) -> Iterator[Problem]:
+    if ppo.batch_size % ppo.minibatch_size:
+        yield (
+            "ppo.minibatch_size",
+            f"{ppo.minibatch_size} does not divide ppo.batch_size {ppo.batch_size}; choose a "
+            "divisor, so that every optimizer step sees as many replies.",
+        )
+    if ppo.samples_per_prompt > 0 and ppo.batch_size % ppo.samples_per_prompt:
+        yield (
+            "ppo.samples_per_prompt",
+            f"{ppo.samples_per_prompt} does not divide ppo.batch_size {ppo.batch_size}; choose a "
+            "divisor, so that every prompt has as many replies.",
+        )
+
+
+def _optimization(ppo: PPOSection) -> Iterator[Problem]:
+    for role in ("actor", "critic"):
+        for name in ("beta1", "beta2"):
+            value = getattr(getattr(ppo, f"{role}_adam"), name)
+            if not 0 <= value < 1:
+                yield f"ppo.{role}_adam.{name}", f"{value} must be at least 0 and below 1."
+    if ppo.lora.dropout:
+        yield "ppo.lora.dropout", f"{ppo.lora.dropout} must be 0: old and new log-probs must agree."
+    if ppo.critic_warmup >= ppo.updates:
+        yield (
+            "ppo.critic_warmup",
+            f"{ppo.critic_warmup} of {ppo.updates} ppo.updates leave none that trains the actor; "
+            "choose fewer.",
+        )
+
+
+def _policy_loss(ppo: PPOSection) -> Iterator[Problem]:
+    if not ppo.clip < 1:
+        yield "ppo.clip", f"{ppo.clip} must be below 1: ratios are clipped to 1 - clip .. 1 + clip."
+    if ppo.dual_clip is not None and not 1 < ppo.dual_clip < math.inf:
+        yield "ppo.dual_clip", f"{ppo.dual_clip} must be above 1, the ratio of an unchanged policy."
+    if ppo.kl_in == "loss" and ppo.kl_kind == "k1":
+        yield (
+            "ppo.kl_kind",
+            "k1 as a loss has a gradient of mean 0, whatever the policy; choose k2 or k3, or "
+            "ppo.kl_in reward.",
+        )
+    if ppo.kl_target is not None and not ppo.kl_coef:
+        yield "ppo.kl_target", "steers ppo.kl_coef by factors, and 0 stays 0; start it above 0."
+    if ppo.ptx_mix == "convex" and ppo.ptx_coef > 1:
+        yield "ppo.ptx_coef", f"{ppo.ptx_coef} must be at most 1 with ppo.ptx_mix convex."
+    if not ppo.rollout_cap > 1:
+        yield "ppo.rollout_cap", f"{ppo.rollout_cap} must be above 1, the weight where both agree."
+
+
+def _sampling(ppo: PPOSection) -> Iterator[Problem]:
+    if any(i < 0 for i in ppo.stop_token_ids):
+        yield "ppo.stop_token_ids", f"{ppo.stop_token_ids} must be ids of tokens, 0 or above."
+    if not all(ppo.stop_strings):
+        yield "ppo.stop_strings", "an empty text would stop every reply at once; remove it."
+    if ppo.min_new_tokens >= ppo.max_new_tokens:
+        yield (
+            "ppo.min_new_tokens",
+            f"{ppo.min_new_tokens} must be below ppo.max_new_tokens {ppo.max_new_tokens}, so that "
+            "a reply can stop.",
+        )
+
+
+def _estimator(ppo: PPOSection) -> Iterator[Problem]:
+    name = ppo.estimator
+    if name in GROUPED and ppo.samples_per_prompt < 2:
+        yield (
+            "ppo.samples_per_prompt",
+            f"{ppo.samples_per_prompt}: {name} compares the replies to one prompt and needs at "
+            "least 2.",
+        )
+    if name not in WITH_CRITIC and ppo.critic_warmup:
+        yield "ppo.critic_warmup", f"{name} has no critic; set it to 0."
+    if name == "coati" and ppo.kl_in == "loss":
+        yield "ppo.kl_in", "coati pays the KL in the reward; set it to reward."
+
+
+def _rewards(ppo: PPOSection) -> Iterator[Problem]:
+    if not ppo.rewards:
+        yield "ppo.rewards", "names no source; give `model: 1.0`, or a file.py:function."
+    for source, weight in ppo.rewards.items():
+        if not math.isfinite(weight) or not weight:
+            yield "ppo.rewards", f"the weight of {source} is {weight}; remove it, or weigh it."
+        file, _, function = source.rpartition(":")
+        if source != "model" and not (file.endswith(".py") and function.isidentifier()):
+            yield (
+                "ppo.rewards",
+                f"{source!r} is neither `model` nor file.py:function.",
+            )
+    if "model" not in ppo.rewards and ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward":
+        yield (
+            "ppo.critic_init",
+            "the critic cannot start from a reward model that ppo.rewards does not name; set it to "
+            "zero, or choose an estimator without a critic.",
+        )

@@ -110,6 +110,9 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
                 "ppo.rewards",
                 f"{source!r} is neither `model` nor file.py:function.",
             )
+    names = [source.rpartition(":")[2] for source in ppo.rewards]
+    if len(set(names)) < len(names):
+        yield "ppo.rewards", "two functions have one name, and each is logged by it; rename one."
     if "model" not in ppo.rewards and ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward":
         yield (
             "ppo.critic_init",

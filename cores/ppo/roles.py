@@ -18,6 +18,7 @@ from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.loading import exclude_from
 from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
+from cores.rollout import stop_ids
 from cores.runtime.launch import Launch
 from cores.runtime.sharding import shard_frozen, zero_stage
 from cores.runtime.stage import Parent
@@ -183,6 +184,7 @@ def build_roles(
     if config.model.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
         critic.gradient_checkpointing_enable()
+    sampling = (ppo.temperature, stop_ids(ppo, tokenizer), ppo.min_new_tokens)
     frozen = None
     if ppo.lora.rank:
         policy = add_lora(policy, ppo.lora, TaskType.CAUSAL_LM, "ppo.lora")
@@ -193,12 +195,13 @@ def build_roles(
     else:
         reference = load_policy(sft, dropout=False)
         exclude_from(reference, tokenizer)
-        frozen = Actor(reference, ppo.temperature)
+        frozen = Actor(reference, *sampling)
     reward = ScalarModel(load_scalar(rm))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
+    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
     return Roles(
-        actor=TrainedRole(ACTOR, Actor(policy, ppo.temperature), both[ACTOR], ppo),
+        actor=TrainedRole(ACTOR, actor, both[ACTOR], ppo),
         critic=TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo),
         frozen_actor=None if frozen is None else freeze(frozen, launch),
         reward=freeze(reward, launch),

@@ -103,7 +103,10 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
         yield "ppo.rewards", "weighs no source; give `model: 1.0`, or a file.py:function."
     for source, weight in ppo.rewards.items():
         if not math.isfinite(weight):
-            yield "ppo.rewards", f"the weight of {source} is {weight}; give a number, 0 to log it alone."
+            yield (
+                "ppo.rewards",
+                f"the weight of {source} is {weight}; give a number, 0 to log it alone.",
+            )
         file, _, function = source.rpartition(":")
         if source != "model" and not (file.endswith(".py") and function.isidentifier()):
             yield (

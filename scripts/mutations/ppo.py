@@ -1,10 +1,15 @@
 """Bugs in stage 3 around the formulas; see rl.py for the form."""
 
 Bug = tuple[str, str, str, str]
+PPO = (
+    "tests/unit/test_ppo_*.py",
+    "tests/unit/test_two_ranks.py",
+    "tests/parity/test_ppo_update_parity.py",
+)
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/ppo/experience.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("select-prompt", "first prompt token of the longest row cut off",
              "prompt_mask.any(dim=0).long().argmax())",
@@ -20,7 +25,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/trainer.py": (
-        ("tests/unit/test_ppo_*.py", "tests/parity/test_ppo_update_parity.py"),
+        PPO,
         [
             ("seed-ignored", "order of minibatches does not follow the seed",
              "torch.Generator().manual_seed(seed)", "torch.Generator().manual_seed(0)"),
@@ -69,7 +74,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/estimate.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("kl-swapped", "KL of the reference from the policy",
              "kl_estimate(scored.logprobs, scored.ref_logprobs,",
@@ -89,7 +94,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/objective.py": (
-        ("tests/unit/test_ppo_*.py", "tests/parity/test_ppo_update_parity.py"),
+        PPO,
         [
             ("old-logprobs-reference", "ratio to the reference, not the rollout's policy",
              "        batch.logprobs,\n        batch.advantages,",
@@ -128,7 +133,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/ptx.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("ptx-shift", "stage-1 log-probs against the mask of the token before",
              "trained[:, 1:]", "trained[:, :-1]"),
@@ -136,7 +141,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/stats.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("kl-per-token", "KL a token reported as KL a reply",
              "kl.sum(dim=1).mean().item()", "kl.mean().item()"),
@@ -148,7 +153,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/roles.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("adam-of-actor", "the critic's optimizer settings are the actor's",
              "return ppo.critic_adam, ppo.critic_learning_rate",
@@ -197,7 +202,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/prompts.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("ranks-alike", "all ranks see the first rank's prompts",
              "batch[rank * size : (rank + 1) * size]", "batch[:size]"),
@@ -211,7 +216,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/evaluate.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("eval-filler", "fill rows of the last chunk counted",
              "launch), len(chunk))",
@@ -229,7 +234,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/run.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("one-stream", "one random stream for all ranks",
              "seed_rank(config.seed, launch.rank)", "seed_rank(config.seed, 0)"),
@@ -241,7 +246,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/runtime/launch.py": (
-        ("tests/unit/test_ppo_*.py",),
+        PPO,
         [
             ("seed-rank", "rank left out of the seed",
              "seed * 1_000_003 + rank", "seed * 1_000_003"),

@@ -17,7 +17,15 @@ def main(argv: list[str]) -> None:
     from cores.models.loading import check_length, load_config
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
-    from cores.ppo.run import build_trainer, check_options, save_roles, train
+    from cores.ppo.rewards import load_functions
+    from cores.ppo.run import (
+        build_trainer,
+        check_options,
+        needed_stages,
+        ptx_data,
+        save_roles,
+        train,
+    )
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.sharding import zero_stage
@@ -29,7 +37,8 @@ def main(argv: list[str]) -> None:
     if not config.data.inspect:
         folder.check()
     check_quantization(config.model, config.ppo.lora, "ppo.lora", zero_stage(), run.device)
-    parents = load_parents(config, ["sft", "reward"])
+    parents = load_parents(config, needed_stages(config))
+    functions = load_functions(config.ppo.rewards)
     model_config = load_config(parents["sft"].folder)
     tokenizer = load_tokenizer(parents["sft"].folder)
     check_options(config, tokenizer)
@@ -39,10 +48,11 @@ def main(argv: list[str]) -> None:
     if config.data.inspect:
         return run.once(show, data, tokenizer, config.data.inspect)
     run.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
+    ptx_rows = ptx_data(config, tokenizer)
 
     roles = build_roles(config, tokenizer, parents, run)
     with folder:
-        trainer = build_trainer(config, roles, tokenizer, run)
+        trainer = build_trainer(config, roles, tokenizer, run, functions, ptx_rows)
         metrics = train(config, trainer, data, tokenizer, folder)
         save_roles(config, roles, tokenizer, folder.path, run)
         facts = {

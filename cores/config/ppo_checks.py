@@ -99,17 +99,23 @@ def _estimator(ppo: PPOSection) -> Iterator[Problem]:
 
 
 def _rewards(ppo: PPOSection) -> Iterator[Problem]:
-    if not ppo.rewards:
-        yield "ppo.rewards", "names no source; give `model: 1.0`, or a file.py:function."
+    if not any(ppo.rewards.values()):
+        yield "ppo.rewards", "weighs no source; give `model: 1.0`, or a file.py:function."
     for source, weight in ppo.rewards.items():
-        if not math.isfinite(weight) or not weight:
-            yield "ppo.rewards", f"the weight of {source} is {weight}; remove it, or weigh it."
+        if not math.isfinite(weight):
+            yield (
+                "ppo.rewards",
+                f"the weight of {source} is {weight}; give a number, 0 to log it alone.",
+            )
         file, _, function = source.rpartition(":")
         if source != "model" and not (file.endswith(".py") and function.isidentifier()):
             yield (
                 "ppo.rewards",
                 f"{source!r} is neither `model` nor file.py:function.",
             )
+    names = [source.rpartition(":")[2] for source in ppo.rewards]
+    if len(set(names)) < len(names):
+        yield "ppo.rewards", "two functions have one name, and each is logged by it; rename one."
     if "model" not in ppo.rewards and ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward":
         yield (
             "ppo.critic_init",

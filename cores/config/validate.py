@@ -78,6 +78,12 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
             "rows that are read while training are not packed; set sft.packing or "
             "data.sft.streaming to false.",
         )
+    if config.ppo.ptx_coef and config.data.sft.streaming:
+        yield (
+            "ppo.ptx_coef",
+            "stage 3 draws whole rows of data.sft again and again, which a stream does not have; "
+            "set ppo.ptx_coef to 0 or data.sft.streaming to false.",
+        )
     yield from _template(config)
     for stage in ("sft", "preference", "prompts"):
         yield from _sources(config, getattr(config.data, stage), f"data.{stage}")

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.data import readable
 from cores.ppo.experience import Scored, gather_rows
 from cores.ppo.prompts import share
-from cores.ppo.trainer import PPOTrainer
+from cores.ppo.trainer import PPOTrainer, Row
 from cores.rl import kl_estimate
 from cores.runtime.launch import Launch, seed_rank
 
@@ -27,7 +27,7 @@ class Evaluation:
     """One sampled reply for each of N prompts."""
 
     scores: list[float]
-    """Calibrated reward-model score of each reply, without clip or penalty."""
+    """Score of each reply, without clip or penalty."""
     kl: list[float]
     """Nats a reply, from the reference: sum of k1 over its tokens."""
     lengths: list[int]
@@ -52,16 +52,22 @@ class Evaluation:
         }
 
 
-def evaluate(trainer: PPOTrainer, prompts: list[list[int]], seed: int) -> Evaluation:
-    """Sample and judge a reply to each prompt, with a random stream of its own."""
+def evaluate(
+    trainer: PPOTrainer, prompts: list[list[int]], seed: int, rows: Sequence[Row] = ()
+) -> Evaluation:
+    """Sample and judge a reply to each prompt, with a random stream of its own.
+
+    `rows`: what reward functions are told of each prompt.
+    """
     launch, result = trainer.launch, Evaluation([], [], [], [], [], [])
     size = math.ceil(min(trainer.config.batch_size, len(prompts)) / launch.world) * launch.world
     with _own_randomness(seed, launch):
         for start in range(0, len(prompts), size):
-            chunk = prompts[start : start + size]
-            filled = chunk + chunk[-1:] * (-len(chunk) % launch.world)
-            rollout = trainer.rollout(share(filled, launch.rank, launch.world))
-            _add(result, gather_rows(trainer.score(rollout), launch), len(chunk))
+            chunk, told = prompts[start : start + size], list(rows[start : start + size])
+            lacking = -len(chunk) % launch.world
+            rollout = trainer.rollout(_mine(chunk + chunk[-1:] * lacking, launch))
+            scored = trainer.score(rollout, _mine(told + told[-1:] * lacking, launch))
+            _add(result, gather_rows(scored, launch), len(chunk))
     return result
 
 
@@ -85,6 +91,10 @@ def sample_pairs(
         }
         for i, prompt in enumerate(prompts)
     ]
+
+
+def _mine(batch: list[Any], launch: Launch) -> list[Any]:
+    return share(batch, launch.rank, launch.world)
 
 
 def _add(result: Evaluation, scored: Scored, count: int) -> None:

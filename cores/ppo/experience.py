@@ -40,7 +40,9 @@ class Scored:
     values: Tensor
     """(B, T) score units: the critic's."""
     scores: Tensor
-    """(B,) score units: the reward model's, at the last token."""
+    """(B,) score units: the weighted sum of the sources'."""
+    score_parts: Tensor
+    """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights."""
 
     def select(self: S, rows: Tensor) -> S:
         """The given rows, without the columns that are padding in all of them."""
@@ -53,7 +55,7 @@ class Scored:
         for name, value in taken.items():
             if name in ("ids", "mask"):
                 taken[name] = value[:, start:end]
-            elif value.dim() == 2:
+            elif by_token(name, value):
                 taken[name] = value[:, :response]
         return type(self)(**taken)
 
@@ -68,6 +70,11 @@ class Experience(Scored):
     """(B, T): whitened if so configured."""
     returns: Tensor
     """(B, T) score units: targets of the critic."""
+
+
+def by_token(name: str, value: Tensor) -> bool:
+    """Whether a column of `Scored` is (B, T)."""
+    return value.dim() == 2 and name not in ("ids", "mask", "score_parts")
 
 
 def gather_rows(scored: Scored, launch: Launch) -> Scored:
@@ -90,7 +97,9 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> Scored
         right = response - part["response_mask"].shape[1]
         left = prompt - (part["mask"].shape[1] - part["response_mask"].shape[1])
         for name, value in part.items():
-            sides = (left, right) if name in ("ids", "mask") else (0, right)
             # A padded id is never attended; 0 is in every vocabulary.
-            columns[name].append(pad(value, sides) if value.dim() == 2 else value)
+            if name in ("ids", "mask"):
+                columns[name].append(pad(value, (left, right)))
+            else:
+                columns[name].append(pad(value, (0, right)) if by_token(name, value) else value)
     return Scored(**{name: torch.cat(values).to(device) for name, values in columns.items()})

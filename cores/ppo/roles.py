@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cores.config import AdamSection, Config, PPOSection
+from cores.config.ppo_checks import WITH_CRITIC
 from cores.errors import UserError
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.loading import exclude_from
 from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
+from cores.rollout import stop_ids
 from cores.runtime.launch import Launch
 from cores.runtime.sharding import shard_frozen, zero_stage
 from cores.runtime.stage import Parent
@@ -128,12 +130,19 @@ class Roles:
     """Everything that has weights in stage 3."""
 
     actor: TrainedRole
-    critic: TrainedRole
+    critic: TrainedRole | None
+    """None for estimators without one."""
     frozen_actor: nn.Module | None
     """The reference, an `Actor` or the engine of its shards; None with adapters, where it is the
     actor without them."""
-    reward: nn.Module
-    """The reward model, a `ScalarModel` or the engine of its shards: values (B, L) of ids, mask."""
+    reward: nn.Module | None
+    """The reward model, a `ScalarModel` or the engine of its shards: values (B, L) of ids, mask.
+    None where functions alone give the score."""
+
+    @property
+    def trained(self) -> list[TrainedRole]:
+        """Actor and, where there is one, critic."""
+        return [self.actor] if self.critic is None else [self.actor, self.critic]
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
@@ -176,33 +185,52 @@ def build_roles(
     launch: Launch,
 ) -> Roles:
     """Load the parents' models into the four roles and prepare the trained ones."""
-    ppo, sft, rm = config.ppo, parents["sft"].folder, parents["reward"].folder
+    ppo, sft = config.ppo, parents["sft"].folder
     policy: Any = load_policy(sft, dropout=False, frozen=config.model)
     exclude_from(policy, tokenizer)
-    critic: Any = load_scalar(rm, frozen=config.model)
-    if config.model.gradient_checkpointing:
-        policy.gradient_checkpointing_enable()
-        critic.gradient_checkpointing_enable()
+    policy = _trainable(policy, config, TaskType.CAUSAL_LM)
+    critic = None
+    if ppo.estimator in WITH_CRITIC:
+        critic = _trainable(_critic(config, parents), config, TaskType.SEQ_CLS)
+    sampling = (ppo.temperature, stop_ids(ppo, tokenizer), ppo.min_new_tokens)
     frozen = None
-    if ppo.lora.rank:
-        policy = add_lora(policy, ppo.lora, TaskType.CAUSAL_LM, "ppo.lora")
-        critic = add_lora(critic, ppo.lora, TaskType.SEQ_CLS, "ppo.lora")
-        if config.model.gradient_checkpointing:
-            policy.enable_input_require_grads()
-            critic.enable_input_require_grads()
-    else:
+    if not ppo.lora.rank:
         reference = load_policy(sft, dropout=False)
         exclude_from(reference, tokenizer)
-        frozen = Actor(reference, ppo.temperature)
-    reward = ScalarModel(load_scalar(rm))
+        frozen = Actor(reference, *sampling)
+    reward = None
+    if "reward" in parents:
+        reward = ScalarModel(load_scalar(parents["reward"].folder))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
+    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
     return Roles(
-        actor=TrainedRole(ACTOR, Actor(policy, ppo.temperature), both[ACTOR], ppo),
-        critic=TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo),
+        actor=TrainedRole(ACTOR, actor, both[ACTOR], ppo),
+        critic=critic and TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo),
         frozen_actor=None if frozen is None else freeze(frozen, launch),
-        reward=freeze(reward, launch),
+        reward=None if reward is None else freeze(reward, launch),
     )
+
+
+def _critic(config: Config, parents: dict[str, Parent]) -> Any:
+    """The reward model, or stage 1's model with a head of zeros."""
+    if config.ppo.critic_init == "reward":
+        return load_scalar(parents["reward"].folder, frozen=config.model)
+    critic: Any = load_scalar(parents["sft"].folder, frozen=config.model, num_labels=1)
+    torch.nn.init.zeros_(critic.score.weight)
+    return critic
+
+
+def _trainable(model: Any, config: Config, task: TaskType) -> Any:
+    """With adapters and checkpointing as configured."""
+    lora = config.ppo.lora
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if lora.rank:
+        model = add_lora(model, lora, task, "ppo.lora")
+        if config.model.gradient_checkpointing:
+            model.enable_input_require_grads()
+    return model
 
 
 def freeze(module: nn.Module, launch: Launch) -> nn.Module:

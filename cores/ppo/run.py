@@ -2,22 +2,26 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config
-from cores.data import StageData, readable
+from cores.data import StageData, readable, sft_data
 from cores.errors import UserError
 from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience
 from cores.ppo.prompts import PromptSampler, share
+from cores.ppo.ptx import PtxRows
+from cores.ppo.rewards import RewardFunction, RewardFunctions
 from cores.ppo.roles import Roles, gathered
-from cores.ppo.trainer import PPOTrainer, Stats
-from cores.rollout import HFEngine
+from cores.ppo.stats import Stats
+from cores.ppo.trainer import PPOTrainer, Row
+from cores.rollout import build_engine, text_matcher
 from cores.runtime.launch import Launch, seed_rank
 from cores.runtime.metrics import Metrics
 from cores.runtime.stage import StageFolder
@@ -29,7 +33,8 @@ SAMPLES = 4
 
 
 def check_options(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """UserError if stop ids cannot stop."""
+    """UserError if stop ids or stop strings cannot stop."""
+    text_matcher(config.ppo, tokenizer)
     unknown = [i for i in config.ppo.stop_token_ids if i >= len(tokenizer)]
     if unknown or tokenizer.pad_token_id in config.ppo.stop_token_ids:
         raise UserError(
@@ -38,20 +43,38 @@ def check_options(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def needed_stages(config: Config) -> list[str]:
+    """Stages that must be finished: without the reward model as a source, stage 1 alone."""
+    return ["sft", "reward"] if "model" in config.ppo.rewards else ["sft"]
+
+
+def ptx_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """Stage 1's rows, where its loss is mixed in."""
+    if not config.ppo.ptx_coef:
+        return []
+    data = sft_data(config, tokenizer)
+    assert isinstance(data, StageData)  # streams are refused with the configuration
+    return data.train
+
+
 def build_trainer(
-    config: Config, roles: Roles, tokenizer: PreTrainedTokenizerBase, launch: Launch
+    config: Config,
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    launch: Launch,
+    functions: dict[str, RewardFunction] | None = None,
+    ptx_rows: Sequence[Row] = (),
 ) -> PPOTrainer:
     """The trainer with its rollout engine, which samples from the actor's own weights."""
     ppo = config.ppo
-    engine = HFEngine(
-        plain_model(roles.actor.unwrapped.model),
-        tokenizer.pad_token_id,
-        [tokenizer.eos_token_id, *ppo.stop_token_ids],
-        ppo.max_new_tokens,
-        ppo.temperature,
-        autocast=launch.precision == "bf16",
-    )
-    return PPOTrainer(ppo, roles, engine, launch, config.seed)
+    model = plain_model(roles.actor.unwrapped.model)
+    engine = build_engine(ppo, model, tokenizer, ppo.max_new_tokens, launch.precision)
+    called = RewardFunctions(ppo, tokenizer, functions) if functions else None
+    ptx = None
+    if ppo.ptx_coef:
+        size, pad_id = ppo.minibatch_size, tokenizer.pad_token_id
+        ptx = PtxRows(list(ptx_rows), size, pad_id, config.seed, launch.device)
+    return PPOTrainer(ppo, roles, engine, launch, config.seed, called, ptx)
 
 
 def train(
@@ -64,21 +87,20 @@ def train(
     """All updates, with an evaluation before and after; returns what stage.json keeps of them."""
     ppo, launch = config.ppo, trainer.launch
     held_out = data.test[: ppo.eval_prompts]
-    prompts = [row["input_ids"] for row in held_out]
-    before = _evaluate(trainer, prompts, config.seed, "before")
-    sampler = PromptSampler(len(data.train), ppo.batch_size, config.seed)
+    before = _evaluate(trainer, held_out, config.seed, "before")
+    sampler = _sampler(config, len(data.train))
     seed_rank(config.seed, launch.rank)
     with Metrics(folder) as metrics:
         for update in range(1, ppo.updates + 1):
             start = time.monotonic()
-            rows = share(sampler.next(), launch.rank, launch.world)
-            experience, stats = trainer.step([data.train[i]["input_ids"] for i in rows])
+            rows = [data.train[i] for i in share(sampler.next(), launch.rank, launch.world)]
+            experience, stats = trainer.step([row["input_ids"] for row in rows], rows)
             tokens = int(experience.response_mask.sum())
             stats["tokens_per_second"] = tokens / (time.monotonic() - start)
             metrics.log(update, stats, status_line(update, ppo.updates, stats))
             if launch.is_main and ppo.sample_every and update % ppo.sample_every == 0:
                 _write_samples(folder.path, tokenizer, experience, update)
-    after = _evaluate(trainer, prompts, config.seed, "after")
+    after = _evaluate(trainer, held_out, config.seed, "after")
     result: dict[str, Any] = {
         "updates": ppo.updates,
         "optimizer_steps": trainer.roles.actor.steps,
@@ -94,13 +116,17 @@ def train(
 
 def status_line(update: int, total: int, stats: Stats) -> str:
     """One update on the screen."""
-    return (
-        f"ppo {update}/{total}  score {stats['score']:+.3f}  kl {stats['kl']:.3f}  "
-        f"entropy {stats['entropy']:.3f}  clip {stats['clip_fraction']:.1%}  "
-        f"ev {stats['explained_variance']:+.2f}  length {stats['response_length']:.1f}  "
-        f"ended {stats['ended']:.0%}  "
-        f"{stats['tokens_per_second']:.0f} tok/s"
-    )
+    parts = {  # the critic's warm-up clips nothing, and not every estimator has a critic
+        "score": "{score:+.3f}",
+        "kl": "{kl:.3f}",
+        "entropy": "{entropy:.3f}",
+        "clip": "{clip_fraction:.1%}" if "clip_fraction" in stats else "",
+        "ev": "{explained_variance:+.2f}" if "explained_variance" in stats else "",
+        "length": "{response_length:.1f}",
+        "ended": "{ended:.0%}",
+    }
+    shown = "  ".join(f"{name} {form.format(**stats)}" for name, form in parts.items() if form)
+    return f"ppo {update}/{total}  {shown}  {stats['tokens_per_second']:.0f} tok/s"
 
 
 def save_roles(
@@ -111,18 +137,23 @@ def save_roles(
     launch: Launch,
 ) -> None:
     """The actor in `folder`, the critic in `folder`/critic in the reward model's form."""
-    for role, place in ((roles.actor, folder), (roles.critic, folder / "critic")):
+    for role in roles.trained:
+        place = folder if role is roles.actor else folder / "critic"
         with gathered(role):  # every rank takes part where weights are sharded
             if launch.is_main:
                 save_model(role.unwrapped.model, tokenizer, place, config.ppo.lora.merge)
 
 
-def _evaluate(
-    trainer: PPOTrainer, prompts: list[list[int]], seed: int, when: str
-) -> Evaluation | None:
-    if len(prompts) < 2:  # one has no interval
+def _sampler(config: Config, prompts: int) -> PromptSampler:
+    ppo = config.ppo
+    repeat = ppo.estimator == "coati" and ppo.coati.same_prompts
+    return PromptSampler(prompts, ppo.batch_size // ppo.samples_per_prompt, config.seed, repeat)
+
+
+def _evaluate(trainer: PPOTrainer, rows: list[Row], seed: int, when: str) -> Evaluation | None:
+    if len(rows) < 2:  # one has no interval
         return None
-    result = evaluate(trainer, prompts, seed + EVAL_SEED)
+    result = evaluate(trainer, [row["input_ids"] for row in rows], seed + EVAL_SEED, rows)
     s = result.summary()
     trainer.launch.say(
         f"{when}: score {s['score']:+.3f} +- {s['score_interval']:.3f}  "

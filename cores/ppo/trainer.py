@@ -1,57 +1,73 @@
 """One PPO step: rollout -> score -> rewards -> advantages -> update."""
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
 from cores.config import PPOSection
-from cores.models.scalar import last_attended
+from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
-from cores.ppo.roles import Roles
-from cores.rl import (
-    adjust_scores,
-    explained_variance,
-    gae,
-    kl_estimate,
-    lr_factor,
-    masked_mean,
-    policy_loss,
-    shape_rewards,
-    value_loss,
-    whiten,
-)
+from cores.ppo.objective import Totals, critic_objective, policy_objective, response_values
+from cores.ppo.ptx import PtxRows, ptx_loss
+from cores.ppo.rewards import RewardFunctions
+from cores.ppo.roles import Roles, TrainedRole
+from cores.ppo.stats import Stats, accumulate, average, describe
+from cores.rl import lr_factor, next_kl_coef
+from cores.rl.coati import read_score
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
 
-Stats = dict[str, float]
+Row = dict[str, Any]
 
 
 class PPOTrainer:
     """Holds the roles and everything that changes from step to step."""
 
     def __init__(
-        self, config: PPOSection, roles: Roles, engine: RolloutEngine, launch: Launch, seed: int
+        self,
+        config: PPOSection,
+        roles: Roles,
+        engine: RolloutEngine,
+        launch: Launch,
+        seed: int,
+        functions: RewardFunctions | None = None,
+        ptx: PtxRows | None = None,
     ) -> None:
         self.config = config
         self.roles = roles
         self.engine = engine
         self.launch = launch
+        self.functions = functions
+        """Sources of the score beside the reward model."""
+        self.ptx = ptx
+        """Stage-1 rows to train on beside the rollouts."""
         self.shuffle = torch.Generator().manual_seed(seed)
         """Order of minibatches; the same on every rank."""
+        self.kl_coef = config.kl_coef
+        """Price of KL now."""
+        self.updates = 0
+        """Updates taken."""
         self.minibatches = config.epochs * (config.batch_size // config.minibatch_size)
-        self.total_steps = config.updates * self.minibatches
-        self.warmup_steps = round(config.warmup_ratio * self.total_steps)
 
-    def step(self, prompts: list[list[int]]) -> tuple[Experience, Stats]:
-        """One update from this rank's `prompts`; the experience and statistics of all ranks."""
-        rollout = self.rollout(prompts)
-        scored = gather_rows(self.score(rollout), self.launch)
-        experience = self.estimate(scored)
+    def step(self, prompts: list[list[int]], rows: Sequence[Row] = ()) -> tuple[Experience, Stats]:
+        """One update from replies to this rank's `prompts`, in groups of `samples_per_prompt`.
+
+        `rows`: what reward functions are told of each prompt. Returns the experience and the
+        statistics of all ranks.
+        """
+        group = self.config.samples_per_prompt
+        rollout = self.rollout([prompt for prompt in prompts for _ in range(group)])
+        told = [row for row in rows for _ in range(group)]
+        experience = self.estimate(gather_rows(self.score(rollout, told), self.launch))
         steps = self.update(experience)
-        return experience, {**describe(experience), **average(steps)}
+        stats = describe(experience, list(self.config.rewards), has_critic(self.config))
+        stats |= {"kl_coef": self.kl_coef, "optimizer_steps": len(steps), **average(steps)}
+        self._steer(stats["kl"])
+        self.updates += 1
+        return experience, stats
 
     def rollout(self, prompts: list[list[int]]) -> Rollout:
         """A reply to each prompt from the actor as it is now."""
@@ -59,11 +75,11 @@ class PPOTrainer:
             return self.engine.generate(prompts)
 
     @torch.no_grad()
-    def score(self, rollout: Rollout) -> Scored:
-        """What actor, reference, critic and reward model say of each row."""
-        count = rollout.ids.shape[0]
+    def score(self, rollout: Rollout, rows: Sequence[Row] = ()) -> Scored:
+        """What actor, reference, critic and the sources of the score say of each reply."""
+        count, names = rollout.ids.shape[0], list(self.config.rewards)
         zeros = torch.zeros_like(rollout.logprobs)
-        blank = Scored(
+        scored = Scored(
             ids=rollout.ids,
             mask=rollout.mask,
             response_mask=rollout.response_mask,
@@ -74,10 +90,17 @@ class PPOTrainer:
             entropy=zeros.clone(),
             values=zeros.clone(),
             scores=zeros.new_zeros(count),
+            score_parts=zeros.new_zeros(count, len(names)),
         )
-        for rows in torch.arange(count, device=rollout.ids.device).split(self._forward_rows):
-            self._score_rows(blank, rows)
-        return blank
+        for part in torch.arange(count, device=rollout.ids.device).split(self._forward_rows):
+            self._score_rows(scored, part)
+        if self.functions is not None:
+            said = self.functions(rollout, list(rows)).to(zeros)
+            columns = [i for i, name in enumerate(names) if name != "model"]
+            scored.score_parts[:, columns] = said
+        weights = zeros.new_tensor(list(self.config.rewards.values()))
+        scored.scores[:] = (scored.score_parts * weights).sum(dim=1)
+        return scored
 
     @property
     def _forward_rows(self) -> int:
@@ -85,40 +108,41 @@ class PPOTrainer:
 
     def _score_rows(self, scored: Scored, rows: Tensor) -> None:
         """Fill in the model-made columns of `rows` of `scored`."""
-        batch = scored.select(rows)
+        c, batch = self.config, scored.select(rows)
         width = batch.response_mask.shape[1]
         with self.autocast():
             logprobs, entropy = self.roles.actor.module(batch.ids, batch.mask, width)
             with self.roles.reference() as reference:
                 ref_logprobs, _ = reference(batch.ids, batch.mask, width)
-            values = self.roles.critic.module(batch.ids, batch.mask)
-            judged = self.roles.reward(batch.ids, batch.mask)
-        scored.scores[rows] = last_attended(judged, batch.mask)
+            if self.roles.critic is not None:
+                values = self.roles.critic.module(batch.ids, batch.mask)
+                scored.values[rows, :width] = response_values(values, width, c)
+            if self.roles.reward is not None:
+                judged = self.roles.reward(batch.ids, batch.mask)
+                everywhere = c.estimator == "coati" and c.coati.mean_over_positions
+                column = list(c.rewards).index("model")
+                scored.score_parts[rows, column] = read_score(judged, batch.mask, everywhere)
         scored.logprobs[rows, :width] = logprobs
         scored.entropy[rows, :width] = entropy
         scored.ref_logprobs[rows, :width] = ref_logprobs
-        scored.values[rows, :width] = values[:, -width - 1 : -1]
 
     def estimate(self, scored: Scored) -> Experience:
         """Rewards a token, advantages and returns, over the rows of all ranks."""
-        c, mask = self.config, scored.response_mask
-        kl = kl_estimate(scored.logprobs, scored.ref_logprobs, c.kl_kind, mask)
-        scores = adjust_scores(scored.scores, scored.ended, c.missing_eos_penalty, c.reward_clip)
-        rewards = shape_rewards(scores, kl, mask, c.kl_coef)
-        advantages, returns = gae(rewards, scored.values, mask, c.gamma, c.lam)
-        if c.whiten_advantages is not False:
-            advantages = whiten(advantages, mask)
-        known = {f.name: getattr(scored, f.name) for f in fields(Scored)}
-        return Experience(**known, rewards=rewards, advantages=advantages, returns=returns)
+        return estimate(scored, self.config, self.kl_coef)
 
     def update(self, experience: Experience) -> list[Stats]:
-        """`epochs` passes of minibatches, each exactly one optimizer step of actor and critic."""
-        count = experience.ids.shape[0]
-        steps = []
+        """`epochs` passes of minibatches, each exactly one optimizer step of every trained role.
+
+        Fewer where the policy has moved further than `early_stop_kl` from the rollout's.
+        """
+        count, limit = experience.ids.shape[0], self.config.early_stop_kl
+        steps: list[Stats] = []
         for _ in range(self.config.epochs):
             order = torch.randperm(count, generator=self.shuffle).to(experience.ids.device)
             for rows in order.split(self.config.minibatch_size):
                 steps.append(self.optimize(experience, rows))
+                if limit is not None and steps[-1].get("approx_kl", 0.0) > limit:
+                    return steps
         return steps
 
     def optimize(self, experience: Experience, rows: Tensor) -> Stats:
@@ -127,35 +151,84 @@ class PPOTrainer:
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
         that neither micro-batches nor ranks change the gradient.
         """
-        c, actor, critic = self.config, self.roles.actor, self.roles.critic
-        factor = lr_factor(actor.steps, self.total_steps, self.warmup_steps, c.lr_schedule)
-        actor.set_rate(factor)
-        critic.set_rate(factor)
         tokens = experience.response_mask[rows].sum().clamp(min=1)
+        totals = Totals(tokens, len(rows))
+        trained = self._trained_now()
+        factors = {role.name: self._rate(role) for role in trained}
+        for role in trained:
+            role.set_rate(factors[role.name])
         sums: dict[str, Tensor] = {}
+        if self.ptx is not None and self.roles.actor in trained:
+            self._train_ptx(self.ptx, sums)
         for micro, last in self._micro_batches(rows):
             batch = experience.select(micro)
-            mask, width = batch.response_mask, batch.response_mask.shape[1]
-            with actor.micro_batch(last), self.autocast():
-                logprobs, _ = actor.module(batch.ids, batch.mask, width)
-                policy, policy_stats = policy_loss(
-                    logprobs, batch.logprobs, batch.advantages, mask, c.clip, tokens
-                )
-                actor.accumulate(policy, last)
-            with critic.micro_batch(last), self.autocast():
-                values = critic.module(batch.ids, batch.mask)[:, -width - 1 : -1]
-                value, value_stats = value_loss(
-                    values, batch.values, batch.returns, mask, c.value_clip, tokens
-                )
-                critic.accumulate(value, last)
-            losses = {"policy_loss": policy.detach(), "value_loss": value.detach()}
-            accumulate(sums, {**losses, **policy_stats, **value_stats})
+            if self.roles.actor in trained:
+                self._train_actor(batch, totals, last, sums)
+            if self.roles.critic is not None:
+                self._train_critic(self.roles.critic, batch, totals, last, sums)
         return {
             **self._over_ranks(sums),
-            "actor_grad_norm": actor.grad_norm,
-            "critic_grad_norm": critic.grad_norm,
-            "learning_rate_factor": factor,
+            **{f"{role.name}_grad_norm": role.grad_norm for role in trained},
+            "learning_rate_factor": factors[trained[0].name],
         }
+
+    def _train_actor(
+        self, batch: Experience, totals: Totals, last: bool, sums: dict[str, Tensor]
+    ) -> None:
+        actor, width = self.roles.actor, batch.response_mask.shape[1]
+        with actor.micro_batch(last), self.autocast():
+            logprobs, entropy = actor.module(batch.ids, batch.mask, width)
+            loss, terms = policy_objective(
+                batch, logprobs, entropy, totals, self.config, self.kl_coef
+            )
+            actor.accumulate(loss, last)
+        accumulate(sums, terms)
+
+    def _train_critic(
+        self,
+        critic: TrainedRole,
+        batch: Experience,
+        totals: Totals,
+        last: bool,
+        sums: dict[str, Tensor],
+    ) -> None:
+        width = batch.response_mask.shape[1]
+        with critic.micro_batch(last), self.autocast():
+            values = response_values(critic.module(batch.ids, batch.mask), width, self.config)
+            loss, terms = critic_objective(batch, values, totals, self.config)
+            critic.accumulate(loss, last)
+        accumulate(sums, terms)
+
+    def _train_ptx(self, ptx: PtxRows, sums: dict[str, Tensor]) -> None:
+        """The stage-1 loss, before the minibatch whose last micro-batch takes the step."""
+        actor, launch = self.roles.actor, self.launch
+        batches, tokens = ptx.next(launch.rank, launch.world, self.config.microbatch_size)
+        for batch in batches:
+            with actor.micro_batch(last=False), self.autocast():
+                width = batch.ids.shape[1] - 1
+                logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True)
+                loss = ptx_loss(logprobs, batch.trained, tokens)
+                actor.accumulate(self.config.ptx_coef * loss, last=False)
+            accumulate(sums, {"ptx_loss": loss.detach()})
+
+    def _trained_now(self) -> list[TrainedRole]:
+        """The critic alone in the first `critic_warmup` updates."""
+        if self.roles.critic is not None and self.updates < self.config.critic_warmup:
+            return [self.roles.critic]
+        return self.roles.trained
+
+    def _rate(self, role: TrainedRole) -> float:
+        """The role's learning rate as a factor of its peak, by the steps that it will take."""
+        waits = self.config.critic_warmup if role is self.roles.actor else 0
+        total = (self.config.updates - waits) * self.minibatches
+        warmup = round(self.config.warmup_ratio * total)
+        return lr_factor(role.steps, total, warmup, self.config.lr_schedule)
+
+    def _steer(self, kl: float) -> None:
+        """Move the price of KL towards where `kl_target` holds; kl in nats a reply."""
+        c = self.config
+        if c.kl_target is not None:
+            self.kl_coef = next_kl_coef(self.kl_coef, kl, c.kl_target, c.batch_size, c.kl_horizon)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 compute where configured."""
@@ -182,40 +255,3 @@ class PPOTrainer:
             if name.endswith("_max"):
                 merged[name] = value
         return merged
-
-
-def accumulate(sums: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
-    """Add the statistics of a micro-batch to its minibatch's (the largest of `_max`)."""
-    for name, value in stats.items():
-        if name not in sums:
-            sums[name] = value
-        else:
-            both = torch.stack([sums[name], value])
-            sums[name] = both.amax() if name.endswith("_max") else both.sum()
-
-
-def average(steps: list[Stats]) -> Stats:
-    """Mean over the optimizer steps of an update (the largest of `_max`)."""
-    merged = {}
-    for name in steps[0]:
-        values = [step[name] for step in steps]
-        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
-    return merged
-
-
-def describe(experience: Experience) -> Stats:
-    """What the rollout was like, before the update."""
-    e, mask = experience, experience.response_mask
-    kl = kl_estimate(e.logprobs, e.ref_logprobs, "k1", mask)
-    gap = torch.where(mask, (e.logprobs - e.rollout_logprobs).abs(), 0.0)
-    return {
-        "score": e.scores.mean().item(),
-        "score_std": e.scores.std(correction=0).item(),
-        "kl": kl.sum(dim=1).mean().item(),
-        "entropy": masked_mean(e.entropy, mask).item(),
-        "explained_variance": explained_variance(e.values, e.returns, mask).item(),
-        "response_length": mask.sum(dim=1).float().mean().item(),
-        "ended": e.ended.float().mean().item(),
-        "reward": e.rewards.sum(dim=1).mean().item(),
-        "rollout_logprob_gap": gap.max().item(),
-    }

@@ -1,5 +1,6 @@
 """The losses of stage 2 and stage 3. Shapes: chosen, rejected (B,); the rest (B, T).
 
+`weights` (B, T) multiply the loss of each token: importance weights, or `sequence_weights`.
 Losses and statistics divide by the number of valid tokens, or by `denominator`: the minibatch's
 number of valid tokens, given for each of its micro-batches, makes losses, gradients and
 statistics of the micro-batches add up to the minibatch's. (ratio_max does not add up: take the
@@ -20,11 +21,18 @@ def policy_loss(
     response_mask: Tensor,
     clip: float,
     denominator: float | Tensor | None = None,
+    *,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate loss, 0-d, and its statistics.
 
-    Schulman et al. 2017, eq. 7, negated: mean of -min(ratio * A, clip(ratio, 1 - clip, 1 + clip)
-    * A), with ratio = exp(logprobs - old_logprobs). All (B, T).
+    Schulman et al. 2017, eq. 7, negated: mean of -min(ratio * A, clip(ratio, 1 - clip, 1 +
+    clip_high) * A), with ratio = exp(logprobs - old_logprobs). All (B, T). clip_high: None for
+    clip; else the asymmetric clip of Yu et al. 2025, "DAPO", eq. 10. dual_clip: where A < 0 the
+    loss is at most -dual_clip * A (Ye et al. 2020, "Mastering complex control in MOBA games",
+    eq. 5): None for no such limit.
 
     Statistics, detached 0-d: ratio_mean; ratio_max (0 with nothing valid); clip_fraction, the
     share of tokens whose gradient the clip removes; approx_kl, the mean of (ratio - 1) -
@@ -34,13 +42,19 @@ def policy_loss(
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
-    loss = masked_mean(torch.maximum(unclipped, clipped), response_mask, denominator)
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    each = torch.maximum(unclipped, clipped)
+    stopped = clipped > unclipped
+    if dual_clip is not None:
+        limit = torch.where(advantages < 0, -dual_clip * advantages, torch.inf)
+        stopped = stopped | (each > limit)
+        each = torch.minimum(each, limit)
+    loss = masked_mean(_weighted(each, weights, response_mask), response_mask, denominator)
     with torch.no_grad():
         stats = {
             "ratio_mean": masked_mean(ratio, response_mask, denominator),
             "ratio_max": torch.where(response_mask, ratio, 0.0).amax(),
-            "clip_fraction": masked_mean(clipped > unclipped, response_mask, denominator),
+            "clip_fraction": masked_mean(stopped, response_mask, denominator),
             "approx_kl": masked_mean(
                 torch.expm1(log_ratio) - log_ratio, response_mask, denominator
             ),
@@ -55,6 +69,8 @@ def value_loss(
     response_mask: Tensor,
     clip: float,
     denominator: float | Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Half the clipped squared error, 0-d, and its statistics.
 
@@ -70,7 +86,8 @@ def value_loss(
     near = old_values + (values - old_values).clamp(-clip, clip)
     unclipped = (values - returns).square()
     clipped = (near - returns).square()
-    loss = 0.5 * masked_mean(torch.maximum(unclipped, clipped), response_mask, denominator)
+    each = _weighted(torch.maximum(unclipped, clipped), weights, response_mask)
+    loss = 0.5 * masked_mean(each, response_mask, denominator)
     with torch.no_grad():
         moved = (values - old_values).abs() > clip
         stats = {
@@ -80,6 +97,25 @@ def value_loss(
             "value_error": masked_mean(unclipped, response_mask, denominator),
         }
     return loss, stats
+
+
+def sequence_weights(
+    response_mask: Tensor, tokens: float | Tensor, sequences: float | Tensor
+) -> Tensor:
+    """Weights (B, T) that make a sum over tokens / `tokens` the mean over sequences of their means.
+
+    tokens, sequences: valid tokens, and rows, of the whole minibatch. A row with nothing valid
+    counts among the sequences, as 0.
+    """
+    lengths = response_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return (tokens / (sequences * lengths)) * response_mask.float()
+
+
+def _weighted(x: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
+    if weights is None:
+        return x
+    (weights,) = select(mask, weights)
+    return x * weights
 
 
 def pairwise_loss(

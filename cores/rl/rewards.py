@@ -6,18 +6,28 @@ from torch import Tensor
 from cores.rl.masked import full_precision, select
 
 
-def adjust_scores(scores: Tensor, ended: Tensor, missing_eos_penalty: float, clip: float) -> Tensor:
-    """Scores (B,) clipped to -clip..clip (0: not clipped), then less the penalty if not ended.
+def adjust_scores(
+    scores: Tensor,
+    ended: Tensor,
+    lengths: Tensor,
+    missing_eos_penalty: float,
+    length_penalty: float,
+    clip: float,
+) -> Tensor:
+    """Scores (B,) clipped to -clip..clip (0: not clipped), then less the penalties.
 
-    ended (B,) bool: the reply stopped by itself. The penalty comes after the clip, so that a
-    reply that never stops is worse than the worst one that does (Huang et al. 2024, "The N+
-    implementation details of RLHF with PPO", the "EOS trick").
+    ended (B,) bool: the reply stopped by itself; one that did not loses `missing_eos_penalty`.
+    lengths (B,): tokens of the reply, each of which costs `length_penalty`. Penalties come after
+    the clip, so that a reply that never stops is worse than the worst one that does (Huang et al.
+    2024, "The N+ implementation details of RLHF with PPO", the "EOS trick").
     """
-    if ended.shape != scores.shape:
-        raise ValueError(f"ended has shape {tuple(ended.shape)}, scores {tuple(scores.shape)}")
+    for name, x in (("ended", ended), ("lengths", lengths)):
+        if x.shape != scores.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, scores {tuple(scores.shape)}")
     scores = full_precision(scores)
     if clip > 0:
         scores = scores.clamp(-clip, clip)
+    scores = scores - length_penalty * lengths
     return torch.where(ended, scores, scores - missing_eos_penalty)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate over a run, as a factor of its peak."""
+"""What changes over a run: the learning rate, as a factor of its peak, and the price of KL."""
 
 import math
 from typing import Literal
@@ -25,3 +25,13 @@ def lr_factor(
         return 1.0
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+
+def next_kl_coef(coef: float, kl: float, target: float, replies: int, horizon: float) -> float:
+    """The price of KL after a rollout of `replies` whose KL was `kl`, both in nats a reply.
+
+    coef * (1 + e * replies / horizon), e = kl / target - 1 held to -0.2..0.2: Ziegler et al. 2019,
+    section 2.2.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * replies / horizon)

@@ -102,7 +102,9 @@ def check_batches(
     Also if the launch clips gradients otherwise than the section does.
     """
     if isinstance(section, PPOSection):
-        launch.share(section.batch_size, f"{key}.batch_size")
+        samples = section.samples_per_prompt
+        per_prompt = f" / {key}.samples_per_prompt" if samples > 1 else ""
+        launch.share(section.batch_size // samples, f"{key}.batch_size{per_prompt}")
         launch.share(section.minibatch_size, f"{key}.minibatch_size")
     else:
         launch.split(section, key)

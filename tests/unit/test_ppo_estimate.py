@@ -8,7 +8,7 @@ import torch
 from _models import EOS, KINDS, PROMPTS, Scored, fixed_rollout, make_trainer, scalar_of
 from torch import Tensor
 
-from cores.ppo.trainer import describe
+from cores.ppo.stats import describe
 from cores.rollout import Rollout, response_mask
 
 
@@ -42,6 +42,7 @@ def made(scores: list[float], ended: list[bool], lengths: list[int], gap: float 
         entropy=ones,
         values=0.5 * ones,
         scores=torch.tensor(scores),
+        score_parts=torch.tensor(scores)[:, None],
     )
 
 
@@ -60,7 +61,7 @@ def test_rewards_advantages_and_returns_by_hand() -> None:
     torch.testing.assert_close(experience.returns, returns)
     advantages = torch.where(experience.response_mask, returns - 0.5, 0.0)
     torch.testing.assert_close(experience.advantages, advantages)
-    stats = describe(experience)
+    stats = describe(experience, ["model"], critic=True)
     assert stats["kl"] == pytest.approx((0.6 + 0.2) / 2)
     assert stats["reward"] == pytest.approx((1.7 - 1.1) / 2)
     assert stats["score"] == pytest.approx(0.5)
@@ -178,5 +179,7 @@ def test_the_gap_between_engine_and_trainer_is_reported() -> None:
     engine = scored.logprobs.clone()
     engine[0, 1] += 0.25
     engine[1, 2] += 9.0
-    stats = describe(estimator().estimate(replace(scored, rollout_logprobs=engine)))
+    stats = describe(
+        estimator().estimate(replace(scored, rollout_logprobs=engine)), ["model"], critic=True
+    )
     assert stats["rollout_logprob_gap"] == pytest.approx(0.25)

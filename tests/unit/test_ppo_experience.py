@@ -32,7 +32,8 @@ def numbered(lengths: list[tuple[int, int]], base: int = 0) -> Scored:
     columns = {name: table + k / 10 for k, name in enumerate(COLUMNS[4:9])}
     ended = torch.tensor([i % 2 == 0 for i in range(len(lengths))])
     scores = torch.arange(len(lengths)).float() + base
-    return Scored(ids, mask, response, ended, **columns, scores=scores)
+    parts = torch.stack([scores, -scores, 2 * scores], dim=1)  # as many sources as tokens may be
+    return Scored(ids, mask, response, ended, **columns, scores=scores, score_parts=parts)
 
 
 def rows_of(scored: Scored) -> list[dict[str, Any]]:
@@ -42,6 +43,7 @@ def rows_of(scored: Scored) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"ids": scored.ids[i][scored.mask[i]].tolist()}
         for name in COLUMNS[4:9]:
             row[name] = getattr(scored, name)[i][scored.response_mask[i]].tolist()
+        row["parts"] = scored.score_parts[i].tolist()
         row["ended"], row["scores"] = bool(scored.ended[i]), scored.scores[i].item()
         result.append(row)
     return result

@@ -45,22 +45,26 @@ def test_scores_of_another_shape():
         shape_rewards(torch.zeros(2), torch.zeros(2, 1), torch.ones(2, 2, dtype=torch.bool), 1.0)
 
 
-def test_penalty_after_the_clip():
-    """Invariant 16: the missing-EOS penalty is taken after clipping, only where not ended."""
-    scores = torch.tensor([7.0, -7.0, 7.0, 1.0])
+def test_penalties_after_the_clip():
+    """Invariant 16: penalties are taken after clipping; that of a missing EOS where it is."""
+    scores, lengths = torch.tensor([7.0, -7.0, 7.0, 1.0]), torch.tensor([1, 2, 4, 0])
     ended = torch.tensor([True, False, False, True])
-    got = adjust_scores(scores, ended, missing_eos_penalty=1.0, clip=5.0)
+    got = adjust_scores(scores, ended, lengths, 1.0, length_penalty=0.0, clip=5.0)
     assert got.tolist() == [5.0, -6.0, 4.0, 1.0]
+    got = adjust_scores(scores, ended, lengths, 1.0, length_penalty=0.25, clip=5.0)
+    assert got.tolist() == [4.75, -6.5, 3.0, 1.0]
 
 
 def test_every_response_truncated():
     """Invariant 16: all replies without EOS each lose the penalty; clip 0 does not clip."""
-    scores = torch.tensor([7.0, -7.0])
-    got = adjust_scores(scores, torch.tensor([False, False]), missing_eos_penalty=0.5, clip=0.0)
+    scores, ended = torch.tensor([7.0, -7.0]), torch.tensor([False, False])
+    got = adjust_scores(scores, ended, torch.tensor([3, 3]), 0.5, 0.0, clip=0.0)
     assert got.tolist() == [6.5, -7.5]
 
 
 def test_ended_of_another_shape():
     """ended (B, 1) would make scores (B, B); it is refused."""
     with pytest.raises(ValueError, match="ended has shape"):
-        adjust_scores(torch.zeros(2), torch.ones(2, 1, dtype=torch.bool), 1.0, 0.0)
+        adjust_scores(
+            torch.zeros(2), torch.ones(2, 1, dtype=torch.bool), torch.ones(2), 1.0, 0.0, 0.0
+        )

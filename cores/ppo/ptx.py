@@ -1,0 +1,62 @@
+"""Rows of the stage-1 data beside PPO's own, against forgetting (Ouyang et al. 2022, "PPO-ptx")."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cores.data import right_pad
+from cores.data.encode import IGNORED
+from cores.ppo.prompts import PromptSampler, share
+from cores.rl import masked_sum
+
+
+@dataclass(frozen=True)
+class PtxBatch:
+    """This rank's part of the rows of an optimizer step."""
+
+    ids: Tensor
+    """(B, L) int64, right-padded."""
+    mask: Tensor
+    """(B, L) bool."""
+    trained: Tensor
+    """(B, L) bool: tokens that the stage-1 loss counts."""
+
+
+class PtxRows:
+    """Draws `batch_size` rows a step, every row once an epoch, the same on all ranks."""
+
+    def __init__(
+        self,
+        rows: list[dict[str, list[int]]],
+        batch_size: int,
+        pad_id: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.rows = rows
+        self.pad_id = pad_id
+        self.device = device
+        self.sampler = PromptSampler(len(rows), batch_size, seed)
+
+    def next(self, rank: int, world: int, micro: int) -> tuple[list[PtxBatch], int]:
+        """The micro-batches of this rank, and the trained tokens of all ranks' rows."""
+        chosen = [self.rows[i] for i in self.sampler.next()]
+        total = sum(label != IGNORED for row in chosen for label in row["labels"][1:])
+        mine = share(chosen, rank, world)
+        parts = [mine[i : i + micro] for i in range(0, len(mine), micro)]
+        return [self._batch(part) for part in parts], max(total, 1)
+
+    def _batch(self, rows: list[dict[str, list[int]]]) -> PtxBatch:
+        ids, mask = right_pad([row["input_ids"] for row in rows], self.pad_id)
+        labels, _ = right_pad([row["labels"] for row in rows], IGNORED)
+        trained = labels != IGNORED
+        return PtxBatch(*(x.to(self.device) for x in (ids, mask, trained)))
+
+
+def ptx_loss(logprobs: Tensor, trained: Tensor, tokens: int) -> Tensor:
+    """This micro-batch's share of the mean negative log-prob of the trained tokens, 0-d.
+
+    logprobs (B, L - 1) of the tokens from the second on; trained (B, L) bool.
+    """
+    return -masked_sum(logprobs, trained[:, 1:]) / torch.as_tensor(tokens, device=logprobs.device)

@@ -1,0 +1,77 @@
+"""The 2023 original's estimator (ColossalAI's Coati), defects and all, to compare with.
+
+One number a reply: reward R = score - kl_coef * KL, value V, advantage R - V for every token. Each
+defect has a switch of that name; see docs/recipe.md for what is wrong with it.
+"""
+
+import torch
+from torch import Tensor
+
+from cores.rl.advantages import gae
+from cores.rl.kl import kl_estimate
+from cores.rl.masked import full_precision, select
+
+
+def read_score(values: Tensor, mask: Tensor, mean_over_positions: bool) -> Tensor:
+    """The score (B,) of a row from a scalar model's values (B, L) under mask (B, L).
+
+    Mean over all positions but the last, prompt and padding included; else at the last token.
+    """
+    if mean_over_positions:
+        return full_precision(values)[:, :-1].mean(dim=1)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (positions * mask).argmax(dim=1)
+    return values.gather(1, last.unsqueeze(1)).squeeze(1)
+
+
+def read_values(values: Tensor, width: int, mean_over_positions: bool, r_minus_v: bool) -> Tensor:
+    """Values (B, T) of the T = `width` response tokens from the critic's values (B, L).
+
+    mean_over_positions: the mean over all positions but the last, prompt and padding included, at
+    every token. Else with r_minus_v the value of the state before the first token, at every token;
+    without, each token's own.
+    """
+    tokens = values[:, -width - 1 : -1]
+    if mean_over_positions:
+        return values[:, :-1].mean(dim=1, keepdim=True).expand_as(tokens)
+    return tokens[:, :1].expand_as(tokens) if r_minus_v else tokens
+
+
+def coati_rewards(
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    response_mask: Tensor,
+    kl_coef: float,
+    reversed_kl: bool,
+) -> Tensor:
+    """R (B,) in units of score: the score less kl_coef times the mean over the tokens of k3.
+
+    logprobs, ref_logprobs (B, T). k3 = e^x - 1 - x with x = ref - policy (ColossalAI since pull
+    request 4338); reversed_kl: x = policy - ref, as before it.
+    """
+    first, second = (ref_logprobs, logprobs) if reversed_kl else (logprobs, ref_logprobs)
+    k3 = kl_estimate(first, second, "k3", response_mask)
+    lengths = response_mask.sum(dim=1).clamp(min=1)
+    return full_precision(scores) - kl_coef * k3.sum(dim=1) / lengths
+
+
+def coati_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    r_minus_v: bool,
+    gamma: float,
+    lam: float,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, (B, T) each, from R (B,) and values (B, T).
+
+    r_minus_v: R - V and R at every token. Else GAE of R at the last token and these values.
+    """
+    (values,) = select(response_mask, values)
+    everywhere = torch.where(response_mask, rewards[:, None], 0.0)
+    if r_minus_v:
+        return torch.where(response_mask, everywhere - values, 0.0), everywhere
+    remaining = response_mask.flip(1).cumsum(1).flip(1)
+    last = response_mask & (remaining == 1)
+    return gae(torch.where(last, everywhere, 0.0), values, response_mask, gamma, lam)

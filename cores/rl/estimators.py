@@ -1,0 +1,66 @@
+"""Advantages without a critic. Shapes: (B, T); the replies to one prompt are `group` rows in a row.
+
+Each takes rewards (B, T) as `shape_rewards` makes them and gives advantages (B, T), 0 outside the
+mask. The return of a row is the sum of its rewards. ValueError if `group` does not divide B.
+"""
+
+import torch
+from torch import Tensor
+
+from cores.rl.masked import select
+
+EPS = 1e-6
+"""Added to a group's standard deviation, which is 0 where all its replies score alike."""
+
+
+def grpo(rewards: Tensor, response_mask: Tensor, group: int, std: bool) -> Tensor:
+    """(R - mean) / (std + 1e-6) of the group, for every token of the row, (B, T).
+
+    Shao et al. 2024, "DeepSeekMath", section 4.1.2, with the population's deviation. std False:
+    R - mean alone (Liu et al. 2025, "Understanding R1-Zero-like training", Dr. GRPO). The same
+    paper's length term is in the loss: `sequence_weights`.
+    """
+    returns = _grouped(rewards, response_mask, group)
+    centred = returns - returns.mean(dim=1, keepdim=True)
+    if std:
+        centred = centred / (returns.std(dim=1, correction=0, keepdim=True) + EPS)
+    return _every_token(centred, response_mask)
+
+
+def rloo(rewards: Tensor, response_mask: Tensor, group: int) -> Tensor:
+    """R less the mean return of the group's other replies, for every token of the row, (B, T).
+
+    Ahmadian et al. 2024, "Back to basics", section 3.3. ValueError for a group of one.
+    """
+    if group < 2:
+        raise ValueError("rloo compares a reply to the others of its prompt: at least 2 are needed")
+    returns = _grouped(rewards, response_mask, group)
+    others = (returns.sum(dim=1, keepdim=True) - returns) / (group - 1)
+    return _every_token(returns - others, response_mask)
+
+
+def reinforce_pp(rewards: Tensor, response_mask: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each token on, (B, T); to be whitened over all rows.
+
+    Hu 2025, "REINFORCE++": with the price of KL in the rewards, no critic and no group.
+    """
+    (rewards,) = select(response_mask, rewards)
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        valid = response_mask[:, t]
+        running = torch.where(valid, rewards[:, t] + gamma * running, running)
+        advantages[:, t] = torch.where(valid, running, 0.0)
+    return advantages
+
+
+def _grouped(rewards: Tensor, response_mask: Tensor, group: int) -> Tensor:
+    """Returns as (B / group, group)."""
+    (rewards,) = select(response_mask, rewards)
+    if rewards.shape[0] % group:
+        raise ValueError(f"{rewards.shape[0]} rows do not divide into groups of {group}")
+    return rewards.sum(dim=1).view(-1, group)
+
+
+def _every_token(advantages: Tensor, response_mask: Tensor) -> Tensor:
+    return torch.where(response_mask, advantages.reshape(-1, 1), 0.0)

@@ -2,7 +2,8 @@
 
     python scripts/experiments/tables.py [EXPERIMENTS.json]
 
-By default of docs/evidence/experiments.json, where another file is copied to. Needs matplotlib (`pip install -e .[plot]`).
+By default of docs/evidence/experiments.json, where another file is copied to. Needs matplotlib
+(`pip install -e .[plot]`).
 """
 
 import json

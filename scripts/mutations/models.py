@@ -22,8 +22,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("logit-shift", "each token judged by the logits behind it",
              "output.logits[:, -response_length - 1 : -1]", "output.logits[:, -response_length:]"),
             ("token-shift", "log-probs of the tokens before",
-             "token_logprobs(logits, ids[:, -response_length:],",
-             "token_logprobs(logits, ids[:, -response_length - 1 : -1],"),
+             "chosen = ids[:, -response_length:]", "chosen = ids[:, -response_length - 1 : -1]"),
+            ("minimum-length", "stop ids at probability 0 one token too long",
+             "scaled[:, :min_new_tokens,", "scaled[:, : min_new_tokens + 1,"),
             ("entropy-sign", "sign in the entropy",
              "entropy = normalizer - (probs", "entropy = normalizer + (probs"),
         ],
@@ -85,9 +86,24 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "stops.any(dim=1)", "stops.any(dim=1) | True"),
         ],
     ),
-    "cores/rollout/hf.py": (
-        ("tests/unit/test_rollout.py",),
+    "cores/rollout/stops.py": (
+        ("tests/unit/test_rollout_stops.py",),
         [
+            ("engine-stops", "stop_token_ids do not stop",
+             "return [eos, *ppo.stop_token_ids]", "return [eos]"),
+            ("prompt-stops", "a stop string in the prompt ends the reply",
+             "input_ids[:, self.prompt_length :]", "input_ids"),
+            ("text-minimum", "a stop string ends a reply one token before the minimum",
+             "response.shape[1] <= self.min", "response.shape[1] < self.min"),
+        ],
+    ),
+    "cores/rollout/hf.py": (
+        ("tests/unit/test_rollout.py", "tests/unit/test_rollout_stops.py"),
+        [
+            ("engine-minimum", "the engine may stop one token before the minimum",
+             "len(self.logprobs) < self.min", "len(self.logprobs) + 1 < self.min"),
+            ("engine-built-temperature", "temperature does not reach the engine",
+             "        ppo.temperature,\n", "        1.0,\n"),
             ("engine-no-temperature", "temperature forgotten in sampling",
              "scores.float() / self.temperature", "scores.float()"),
             ("recorded-not-sampled", "recorded at the temperature, sampled without",

@@ -1,10 +1,11 @@
 """Bugs in the formulas. File to (tests that run first, [(name, what, old, new), ...])."""
 
 Bug = tuple[str, str, str, str]
+RL = ("tests/unit/test_rl_*.py", "tests/parity/test_rl_*.py")
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/rl/masked.py": (
-        ("tests/unit/test_rl_losses.py", "tests/parity/test_rl_properties.py"),
+        RL,
         [
             ("mask-by-product", "masked slots multiplied by 0 instead of replaced (NaN leaks)",
              "torch.where(mask, full_precision(x), 0.0)", "full_precision(x) * mask"),
@@ -26,7 +27,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/rl/advantages.py": (
-        ("tests/unit/test_rl_advantages.py", "tests/parity/test_rl_advantages_parity.py"),
+        RL,
         [
             ("gae-value-sign", "sign of the value in the TD error",
              "next_value - values[:, t]", "next_value + values[:, t]"),
@@ -59,8 +60,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/rl/kl.py": (
-        ("tests/unit/test_rl_kl.py", "tests/parity/test_rl_kl_parity.py",
-         "tests/parity/test_rl_properties.py"),
+        RL,
         [
             ("kl-order", "policy and reference exchanged",
              "        x = logprobs - ref_logprobs\n", "        x = ref_logprobs - logprobs\n"),
@@ -73,24 +73,31 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/rl/losses.py": (
-        ("tests/unit/test_rl_losses.py", "tests/parity/test_rl_losses_parity.py"),
+        RL,
         [
             ("ratio-order", "old / new instead of new / old",
              "log_ratio = logprobs - old_logprobs", "log_ratio = old_logprobs - logprobs"),
             ("policy-sign", "policy gradient downhill",
              "unclipped = -advantages * ratio", "unclipped = advantages * ratio"),
             ("policy-optimist", "the optimistic of the two surrogates",
-             "masked_mean(torch.maximum(unclipped, clipped), response_mask, denominator)\n"
-             "    with torch.no_grad():\n        stats = {\n            \"ratio_mean\"",
-             "masked_mean(torch.minimum(unclipped, clipped), response_mask, denominator)\n"
-             "    with torch.no_grad():\n        stats = {\n            \"ratio_mean\""),
+             "each = torch.maximum(unclipped,", "each = torch.minimum(unclipped,"),
             ("clip-swapped", "lower and upper clip exchanged",
-             "ratio.clamp(1 - clip, 1 + clip)", "ratio.clamp(1 + clip, 1 - clip)"),
+             "ratio.clamp(1 - clip, 1 + (", "ratio.clamp(1 + clip, 1 - ("),
             ("clip-upper", "clipped from above only",
-             "ratio.clamp(1 - clip, 1 + clip)", "ratio.clamp(max=1 + clip)"),
-            ("clip-gone", "no clip", "ratio.clamp(1 - clip, 1 + clip)", "ratio"),
+             "ratio.clamp(1 - clip, 1 +", "ratio.clamp(0, 1 +"),
+            ("clip-gone", "no clip", "ratio.clamp(1 - clip, 1 +", "ratio.clamp(0, 1e9 +"),
+            ("clip-high", "the upper clip ignored",
+             "(clip if clip_high is None else clip_high)", "clip"),
+            ("dual-clip-side", "dual clip where the advantage is positive",
+             "torch.where(advantages < 0, -dual_clip", "torch.where(advantages > 0, -dual_clip"),
+            ("dual-clip-form", "dual clip as a lower limit",
+             "torch.minimum(each, limit)", "torch.maximum(each, limit)"),
+            ("weights-lost", "weights of tokens do not reach the policy's loss",
+             "_weighted(each, weights, response_mask), response_mask", "each, response_mask"),
+            ("sequence-mean", "every token of a minibatch weighs alike in a mean over replies",
+             "(tokens / (sequences * lengths))", "(tokens / (sequences * lengths.float().mean()))"),
             ("clip-fraction", "clip fraction of the other tokens",
-             "masked_mean(clipped > unclipped", "masked_mean(clipped < unclipped"),
+             "stopped = clipped > unclipped", "stopped = clipped < unclipped"),
             ("approx-kl", "sign of the approximate KL's linear term",
              "torch.expm1(log_ratio) - log_ratio", "torch.expm1(log_ratio) + log_ratio"),
             ("ratio-max", "padding in the largest ratio",
@@ -98,7 +105,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("value-clip-centre", "values clipped around the returns",
              "old_values + (values - old_values).clamp", "returns + (values - returns).clamp"),
             ("value-optimist", "min form of the clipped value loss",
-             "0.5 * masked_mean(torch.maximum(", "0.5 * masked_mean(torch.minimum("),
+             "_weighted(torch.maximum(unclipped", "_weighted(torch.minimum(unclipped"),
             ("value-half", "value loss without its half",
              "loss = 0.5 * masked_mean(", "loss = masked_mean("),
             ("value-target", "error to the old value, not the return",
@@ -115,7 +122,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/rl/rewards.py": (
-        ("tests/unit/test_rl_rewards.py", "tests/unit/test_ppo_estimate.py"),
+        RL,
         [
             ("score-clip", "negative scores clipped to 0",
              "scores.clamp(-clip, clip)", "scores.clamp(0, clip)"),
@@ -124,6 +131,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "torch.where(ended, scores - missing_eos_penalty, scores)"),
             ("eos-penalty-sign", "a bonus for replies that never end",
              "scores - missing_eos_penalty", "scores + missing_eos_penalty"),
+            ("length-penalty", "a bonus for each token",
+             "scores - length_penalty * lengths", "scores + length_penalty * lengths"),
             ("kl-price-sign", "KL is rewarded", "return -kl_coef * kl", "return kl_coef * kl"),
             ("score-first", "score on the first token",
              "response_mask.flip(1).cumsum(1).flip(1)", "response_mask.cumsum(1)"),
@@ -135,13 +144,58 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/rl/schedule.py": (
-        ("tests/unit/test_rl_schedule.py",),
+        RL,
         [
             ("warmup-zero", "first step of rate 0", "(step + 1) / warmup", "step / warmup"),
             ("warmup-long", "warm-up one step too long",
              "if step < warmup_steps:", "if step <= warmup_steps:"),
             ("decay-short", "decay over the wrong number of steps",
              "max(1, total_steps - warmup_steps)", "max(1, total_steps)"),
+            ("steer-sign", "the price of KL falls where KL is too high",
+             "coef * (1 + error *", "coef * (1 - error *"),
+            ("steer-saturation", "the step of the price of KL is not limited",
+             "min(max(kl / target - 1, -0.2), 0.2)", "kl / target - 1"),
+        ],
+    ),
+    "cores/rl/estimators.py": (
+        RL,
+        [
+            ("grpo-std", "divided by the variance of the group",
+             "returns.std(dim=1, correction=0, keepdim=True)",
+             "returns.var(dim=1, correction=0, keepdim=True)"),
+            ("grpo-unbiased", "the unbiased deviation of the group",
+             "returns.std(dim=1, correction=0,", "returns.std(dim=1, correction=1,"),
+            ("grpo-mean", "the mean of all groups", "returns.mean(dim=1, keepdim=True)",
+             "returns.mean()"),
+            ("rloo-self", "the reply itself in its baseline", 
+             "- returns) / (group - 1)", ") / group"),
+            ("reinforce-gamma", "gamma forgotten", "+ gamma * running", "+ running"),
+            ("group-columns", "groups of replies that are not neighbours",
+             "view(-1, group)", "view(group, -1).T"),
+        ],
+    ),
+    "cores/rl/coati.py": (
+        RL,
+        [
+            ("coati-switch", "reversed_kl switched the other way",
+             "if reversed_kl else", "if not reversed_kl else"),
+            ("coati-length", "KL summed over the tokens", "k3.sum(dim=1) / lengths",
+             "k3.sum(dim=1)"),
+            ("coati-last", "the last position in the mean",
+             "full_precision(values)[:, :-1].mean", "full_precision(values).mean"),
+            ("coati-value", "values at every token although R - V is asked for",
+             "tokens[:, :1].expand_as(tokens) if r_minus_v else tokens", "tokens"),
+        ],
+    ),
+    "cores/rl/correction.py": (
+        RL,
+        [
+            ("correction-order", "rollout / trainer in place of trainer / rollout",
+             "(logprobs - rollout_logprobs).detach()", "(rollout_logprobs - logprobs).detach()"),
+            ("correction-grad", "a gradient through the importance weights",
+             "(logprobs - rollout_logprobs).detach()", "(logprobs - rollout_logprobs)"),
+            ("correction-low", "small weights are kept under mask",
+             "(weights <= cap) & (weights >= 1 / cap)", "weights <= cap"),
         ],
     ),
 }  # fmt: skip

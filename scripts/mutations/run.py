@@ -10,6 +10,7 @@ At the end the tests that caught something run on the code as it is, where they 
 
 import argparse
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -72,23 +73,28 @@ def run_all(mutations: list[Mutation], workers: int, scratch: Path) -> dict[str,
     _finish(Session(original, ["--collect-only", "tests"]))  # leaves compiled files to be copied
     left, running = list(enumerate(mutations)), list[Trial]()
     outcomes: dict[str, Outcome] = {}
-    while left or running:
-        while left and len(running) < workers:
-            i, mutation = left.pop(0)
-            running.append(Trial(mutation, scratch / f"m{i}"))
-            running[-1].start(original)
-        time.sleep(POLL)
-        for trial in list(running):
-            outcome = trial.poll()
-            if outcome is not None:
-                running.remove(trial)
-                outcomes[trial.mutation.id] = outcome
-                sessions.remove(trial.place)
-                line = f"{trial.mutation.id:<34} {outcome.failed or 'NOT CAUGHT'}"
-                print(
-                    f"{len(outcomes):3}/{len(mutations)}  {line}  {outcome.seconds:.0f} s",
-                    flush=True,
-                )
+    try:
+        while left or running:
+            while left and len(running) < workers:
+                i, mutation = left.pop(0)
+                running.append(Trial(mutation, scratch / f"m{i}"))
+                running[-1].start(original)
+            time.sleep(POLL)
+            for trial in list(running):
+                outcome = trial.poll()
+                if outcome is not None:
+                    running.remove(trial)
+                    outcomes[trial.mutation.id] = outcome
+                    sessions.remove(trial.place)
+                    line = f"{trial.mutation.id:<34} {outcome.failed or 'NOT CAUGHT'}"
+                    print(
+                        f"{len(outcomes):3}/{len(mutations)}  {line}  {outcome.seconds:.0f} s",
+                        flush=True,
+                    )
+    finally:
+        for trial in running:  # only after an error or a signal
+            if trial.session is not None:
+                trial.session.stop()
     _control(original, outcomes)
     return {m.id: outcomes[m.id] for m in mutations}
 
@@ -125,6 +131,7 @@ def main() -> None:
     if args.check:
         return
     sessions.preload()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # copies and children go too
     with tempfile.TemporaryDirectory(prefix="tristage-mutations-") as scratch:
         outcomes = run_all(mutations, args.workers, Path(scratch).resolve())
     caught = sum(outcome.failed is not None for outcome in outcomes.values())

@@ -4,6 +4,7 @@ Importing torch, transformers, peft, trl and datasets takes longer than most tes
 a forked child has them already, and imports only the copy's own code.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -77,6 +78,12 @@ class Session:
         if self.pid == 0:
             os._exit(_child(place, arguments, first_failure))
 
+    def stop(self) -> None:
+        """Kill the child and whatever it started."""
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended already
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
     def poll(self, limit: float) -> Outcome | None:
         """The outcome, once there is one. A test that runs for `limit` seconds is killed.
 
@@ -88,8 +95,7 @@ class Session:
         if not ended:
             if time.time() - self.status.stat().st_mtime < limit:
                 return None
-            os.killpg(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            self.stop()
             return Outcome(f"{status['test']} (did not end in {limit:.0f} s)", seconds)
         code = os.waitstatus_to_exitcode(wait_status)
         if code == 0:
@@ -130,6 +136,7 @@ class _Reporter:
 def _child(place: Path, arguments: list[str], first_failure: bool) -> int:
     """What the child does: the exit status of pytest."""
     os.setsid()  # its own children end with it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -56,10 +56,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/training/calibration.py": (
         ("tests/unit/test_models_training.py",),
         [
-            ("calibration-temperature", "calibration samples at temperature 1",
-             "        config.ppo.temperature,\n", "        1.0,\n"),
-            ("calibration-stops", "stop_token_ids forgotten in calibration",
-             "[tokenizer.eos_token_id, *config.ppo.stop_token_ids]", "[tokenizer.eos_token_id]"),
             ("calibration-prompts", "the chosen reply is part of the prompt",
              'pair["chosen_ids"][: pair["prompt_length"]]', 'pair["chosen_ids"]'),
             ("calibration-exclusion", "pad sampled in calibration",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.mutations.plan import ROOT, Mutation, check, plan, planted
+from scripts.mutations.plan import ROOT, Mutation, check, found, plan, planted
 from scripts.mutations.report import render
 from scripts.mutations.sessions import Outcome
 
@@ -37,10 +37,9 @@ def test_names_and_tests_are_checked() -> None:
     once = plan()[0]
     with pytest.raises(ValueError, match=f"of one name: {once.id}"):
         check([once, once])
-    lost = Mutation(once.id, once.area, once.file, "", once.old, once.new, ("tests/gone.py",))
-    with pytest.raises(ValueError, match=r"there is no tests/gone\.py"):
-        check([lost])
-    assert (ROOT / once.tests[0]).is_file()
+    with pytest.raises(ValueError, match=r"there is no tests/gone_\*\.py"):
+        found(("tests/unit/test_rl_*.py", "tests/gone_*.py"))
+    assert all((ROOT / test).is_file() for mutation in plan() for test in mutation.tests)
 
 
 def test_the_page_counts_and_names_survivors() -> None:

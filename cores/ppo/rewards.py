@@ -21,6 +21,7 @@ from cores.config import PPOSection
 from cores.data import readable
 from cores.errors import UserError
 from cores.rollout import Rollout
+from cores.rollout.stops import stop_ids
 
 MODEL = "model"
 """The source that is stage 2's reward model."""
@@ -74,7 +75,7 @@ class RewardFunctions:
     ) -> None:
         self.tokenizer = tokenizer
         self.functions = functions
-        self.stop_ids = {tokenizer.eos_token_id, *config.stop_token_ids}
+        self.stop_ids = stop_ids(config, tokenizer)
 
     def __call__(self, rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
         """Scores (B, S) float32 of the B replies, one column a function, in their order.

@@ -102,7 +102,8 @@ def judge(config: Config, policy: Path, reference: Path, reward: Path, n: int) -
     lengths = torch.cat([rollout.lengths for rollout in rollouts]).tolist()
     task = report.Task(tokenizer, plain(config.template), config.ppo.max_new_tokens)
     scores = report.scores(model, task, whole)
-    wanted = adjust_scores(torch.tensor(scores), ended, config.ppo.missing_eos_penalty, 0.0)
+    penalty = config.ppo.missing_eos_penalty
+    wanted = adjust_scores(torch.tensor(scores), ended, torch.tensor(lengths), penalty, 0.0, 0.0)
     kept = best_of(wanted.tolist(), n)
     texts = [str(tokenizer.decode(whole[i][-lengths[i] :], skip_special_tokens=True)) for i in kept]
     if n > 1:

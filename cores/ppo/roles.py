@@ -19,6 +19,7 @@ from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.loading import exclude_from
 from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
+from cores.rollout import stop_ids
 from cores.runtime.launch import Launch
 from cores.runtime.sharding import shard_frozen, zero_stage
 from cores.runtime.stage import Parent
@@ -191,19 +192,20 @@ def build_roles(
     critic = None
     if ppo.estimator in WITH_CRITIC:
         critic = _trainable(_critic(config, parents), config, TaskType.SEQ_CLS)
+    sampling = (ppo.temperature, stop_ids(ppo, tokenizer), ppo.min_new_tokens)
     frozen = None
     if not ppo.lora.rank:
         reference = load_policy(sft, dropout=False)
         exclude_from(reference, tokenizer)
-        frozen = Actor(reference, ppo.temperature)
+        frozen = Actor(reference, *sampling)
     reward = None
     if "reward" in parents:
         reward = ScalarModel(load_scalar(parents["reward"].folder))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
-    actor = TrainedRole(ACTOR, Actor(policy, ppo.temperature), both[ACTOR], ppo)
+    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
     return Roles(
-        actor=actor,
+        actor=TrainedRole(ACTOR, actor, both[ACTOR], ppo),
         critic=critic and TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo),
         frozen_actor=None if frozen is None else freeze(frozen, launch),
         reward=None if reward is None else freeze(reward, launch),

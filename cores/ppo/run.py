@@ -21,7 +21,7 @@ from cores.ppo.rewards import RewardFunction, RewardFunctions
 from cores.ppo.roles import Roles, gathered
 from cores.ppo.stats import Stats
 from cores.ppo.trainer import PPOTrainer, Row
-from cores.rollout import HFEngine
+from cores.rollout import build_engine, text_matcher
 from cores.runtime.launch import Launch, seed_rank
 from cores.runtime.metrics import Metrics
 from cores.runtime.stage import StageFolder
@@ -33,7 +33,8 @@ SAMPLES = 4
 
 
 def check_options(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """UserError if stop ids cannot stop."""
+    """UserError if stop ids or stop strings cannot stop."""
+    text_matcher(config.ppo, tokenizer)
     unknown = [i for i in config.ppo.stop_token_ids if i >= len(tokenizer)]
     if unknown or tokenizer.pad_token_id in config.ppo.stop_token_ids:
         raise UserError(
@@ -66,14 +67,8 @@ def build_trainer(
 ) -> PPOTrainer:
     """The trainer with its rollout engine, which samples from the actor's own weights."""
     ppo = config.ppo
-    engine = HFEngine(
-        plain_model(roles.actor.unwrapped.model),
-        tokenizer.pad_token_id,
-        [tokenizer.eos_token_id, *ppo.stop_token_ids],
-        ppo.max_new_tokens,
-        ppo.temperature,
-        autocast=launch.precision == "bf16",
-    )
+    model = plain_model(roles.actor.unwrapped.model)
+    engine = build_engine(ppo, model, tokenizer, ppo.max_new_tokens, launch.precision)
     called = RewardFunctions(ppo, tokenizer, functions) if functions else None
     ptx = None
     if ppo.ptx_coef:

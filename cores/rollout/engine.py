@@ -23,7 +23,7 @@ class Rollout:
     logprobs: Tensor
     """(B, T) float32, nats: of each response token as it was sampled; 0 outside the mask."""
     ended: Tensor
-    """(B,) bool: whether a stop token was sampled."""
+    """(B,) bool: whether the reply stopped, by a stop token or a stop string."""
 
     @property
     def response_ids(self) -> Tensor:
@@ -48,11 +48,16 @@ class RolloutEngine(Protocol):
         ...
 
 
-def response_mask(response: Tensor, stop_ids: Tensor) -> tuple[Tensor, Tensor]:
+def response_mask(
+    response: Tensor, stop_ids: Tensor, text_stops: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mask (B, T) up to and including the first stop token, and whether there was one, (B,).
 
+    `text_stops` (B, T): True at tokens that complete a stop string, which are stops too.
     From positions alone: an id equal to pad before the stop is a token like any other.
     """
     stops = torch.isin(response, stop_ids)
+    if text_stops is not None:
+        stops = stops | text_stops
     before = stops.long().cumsum(dim=1) - stops.long()
     return before == 0, stops.any(dim=1)

@@ -6,27 +6,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
+from cores.config import PPOSection
 from cores.data import left_pad
+from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout.engine import Rollout, response_mask
+from cores.rollout.stops import TextStops, stop_ids, text_matcher
 
 
 class _Recorder(LogitsProcessor):
-    """Applies the temperature and keeps the log-prob of each token that was then sampled.
+    """Applies temperature and minimum length, and keeps the log-prob of each token then sampled.
 
     `generate` calls it once a token with the ids so far, so the log-prob of a token is read at the
     next call, out of the distribution kept from the call before: one (B, V) tensor at a time.
     """
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: float, stop_ids: list[int], min_new_tokens: int) -> None:
         self.temperature = temperature
+        self.stop_ids = stop_ids
+        self.min_new_tokens = min_new_tokens
         self.logprobs: list[Tensor] = []
         self._last: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.read(input_ids)
         scaled = scores.float() / self.temperature
+        if len(self.logprobs) < self.min_new_tokens:
+            scaled[:, self.stop_ids] = EXCLUDED_LOGIT / self.temperature
         self._last = scaled.log_softmax(dim=-1)
         return scaled
 
@@ -37,8 +51,12 @@ class _Recorder(LogitsProcessor):
 
 
 class HFEngine:
-    """Samples with `model.generate`, unfiltered: temperature only, whatever the parent's
-    generation_config asks for."""
+    """Samples with `model.generate`, unfiltered: temperature and minimum length only, which the
+    actor's log-probs know of, whatever the parent's generation_config asks for.
+
+    A reply ends at the first stop id, or at the token that completes a text of `text_matcher`, but
+    at none of its first `min_new_tokens` tokens; see `TextStops`.
+    """
 
     def __init__(
         self,
@@ -48,6 +66,8 @@ class HFEngine:
         max_new_tokens: int,
         temperature: float,
         autocast: bool = False,
+        min_new_tokens: int = 0,
+        text_matcher: StopStringCriteria | None = None,
     ) -> None:
         self.model = model
         self.pad_id = pad_id
@@ -55,24 +75,32 @@ class HFEngine:
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.autocast = autocast
+        self.min_new_tokens = min_new_tokens
+        self.text_matcher = text_matcher
 
     @torch.no_grad()
     def generate(self, prompts: list[list[int]]) -> Rollout:
         """One reply for each prompt; see `Rollout` for shapes."""
         device = self.model.device
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, self.pad_id))
-        recorder = _Recorder(self.temperature)
+        recorder = _Recorder(self.temperature, self.stop_ids, self.min_new_tokens)
+        texts = None
+        if self.text_matcher is not None:
+            texts = TextStops(self.text_matcher, prompt_ids.shape[1], self.min_new_tokens)
         with self._plain_generation():
             ids = self.model.generate(
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask.long(),
                 generation_config=self._settings(),
                 logits_processor=LogitsProcessorList([recorder]),
+                stopping_criteria=StoppingCriteriaList([texts] if texts else []),
                 synced_gpus=False,
             )
         recorder.read(ids)
         response = ids[:, prompt_ids.shape[1] :]
-        mask, ended = response_mask(response, torch.tensor(self.stop_ids, device=device))
+        text_stops = torch.stack(texts.met, dim=1) if texts else None
+        stops = torch.tensor(self.stop_ids, device=device)
+        mask, ended = response_mask(response, stops, text_stops)
         logprobs = torch.stack(recorder.logprobs, dim=1)
         return Rollout(
             ids=ids,
@@ -110,3 +138,27 @@ class HFEngine:
         finally:
             self.model.generation_config = theirs
             self.model.train(training)
+
+
+def build_engine(
+    ppo: PPOSection,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    precision: str,
+) -> HFEngine:
+    """The engine that samples from `model` as stage 3 does, in stage 3 and for calibration.
+
+    Raises UserError if the tokenizer cannot write a stop string.
+    """
+    pad: Any = tokenizer.pad_token_id
+    return HFEngine(
+        model,
+        pad,
+        stop_ids(ppo, tokenizer),
+        max_new_tokens,
+        ppo.temperature,
+        autocast=precision == "bf16",
+        min_new_tokens=ppo.min_new_tokens,
+        text_matcher=text_matcher(ppo, tokenizer),
+    )

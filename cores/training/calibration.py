@@ -11,7 +11,7 @@ from cores.errors import UserError
 from cores.models import load_policy
 from cores.models.loading import exclude_from, max_length
 from cores.ppo.prompts import PromptSampler
-from cores.rollout import HFEngine
+from cores.rollout import HFEngine, build_engine
 from cores.runtime.launch import Launch, seed_rank
 
 Row = list[int]
@@ -44,11 +44,6 @@ def policy_engine(
     policy: Any = load_policy(folder, dropout=False)
     exclude_from(policy, tokenizer)
     seed_rank(config.seed, launch.rank)
-    return HFEngine(
-        policy.to(launch.device),
-        tokenizer.pad_token_id,
-        [tokenizer.eos_token_id, *config.ppo.stop_token_ids],
-        reply_tokens(config),
-        config.ppo.temperature,
-        autocast=launch.precision == "bf16",
+    return build_engine(
+        config.ppo, policy.to(launch.device), tokenizer, reply_tokens(config), launch.precision
     )

@@ -3,10 +3,10 @@
     python scripts/mutations/run.py [--only REGEX] [--workers 2] [--quick] [--check]
 
 Each bug of plan.py is planted into a copy of the code. The tests named with it run first, then all
-of tests/unit and tests/parity, then the integration tests in INTEGRATION, up to the first failure.
-At the end the tests that caught something run on the code as it is, where they must pass. Without
---only and --quick the result is written to docs/mutations.md. --quick stops after the tests named
-with each bug: what it leaves may still be caught by others. Exit status 1 if fewer than 95% are caught.
+of tests/unit and tests/parity, then the integration tests in INTEGRATION, up to the first failure;
+with --quick only those named, so what is left may be caught by others. At the end the tests that
+caught something run on the code as it is, where they must pass. Without --only and --quick the
+result is written to docs/mutations.md. Exit status 1 if fewer than 95% are caught.
 """
 
 import argparse

@@ -66,7 +66,7 @@ class PPOSection:
     """Ids that end a reply besides the end-of-sequence token."""
     stop_strings: list[str] = field(default_factory=list)
     """Texts that end a reply at the token that completes them, for bases that were not taught
-    to stop."""
+    to stop. Neither a text that begins in the prompt nor one within min_new_tokens counts."""
     rewards: dict[str, float] = field(default_factory=lambda: {"model": 1.0})
     """Sources of the score and their weights: `model` is stage 2's reward model,
     `file.py:function` calls function(prompts, responses, rows) -> list of float. Each is logged

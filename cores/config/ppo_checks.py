@@ -65,6 +65,12 @@ def _policy_loss(ppo: PPOSection) -> Iterator[Problem]:
         )
     if ppo.kl_target is not None and not ppo.kl_coef:
         yield "ppo.kl_target", "steers ppo.kl_coef by factors, and 0 stays 0; start it above 0."
+    if ppo.kl_target is not None and ppo.kl_horizon < ppo.batch_size:
+        yield (
+            "ppo.kl_horizon",
+            f"{ppo.kl_horizon:g} is below ppo.batch_size {ppo.batch_size}: kl_coef would move by "
+            "more than a fifth an update, or even below 0; choose at least the batch.",
+        )
     if ppo.ptx_mix == "convex" and ppo.ptx_coef > 1:
         yield "ppo.ptx_coef", f"{ppo.ptx_coef} must be at most 1 with ppo.ptx_mix convex."
     if not ppo.rollout_cap > 1:

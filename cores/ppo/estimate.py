@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+import torch
 from torch import Tensor
 
 from cores.config import PPOSection
@@ -43,7 +44,7 @@ def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl_kind, mask)
     rewards = shape_rewards(scores, kl, mask, in_reward)
     if ppo.estimator == "coati":
-        advantages, returns = _coati(scored, scores, ppo, kl_coef)
+        rewards, advantages, returns = _coati(scored, scores, ppo, kl_coef)
     else:
         advantages, returns = _advantages(rewards, scored, ppo)
     wanted = ppo.whiten_advantages
@@ -69,9 +70,12 @@ def _advantages(rewards: Tensor, scored: Scored, ppo: PPOSection) -> tuple[Tenso
 
 def _coati(
     scored: Scored, scores: Tensor, ppo: PPOSection, kl_coef: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards, advantages and returns: (B, T) each."""
     switches, mask = ppo.coati, scored.response_mask
     total = coati_rewards(
         scores, scored.logprobs, scored.ref_logprobs, mask, kl_coef, switches.reversed_kl
     )
-    return coati_advantages(total, scored.values, mask, switches.r_minus_v, ppo.gamma, ppo.lam)
+    rewards = shape_rewards(total, torch.zeros_like(scored.logprobs), mask, kl_coef=0.0)
+    learnt = coati_advantages(total, scored.values, mask, switches.r_minus_v, ppo.gamma, ppo.lam)
+    return rewards, *learnt

@@ -44,9 +44,11 @@ class Scored:
     score_parts: Tensor
     """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights."""
 
-    def select(self: S, rows: Tensor) -> S:
-        """The given rows, without the columns that are padding in all of them."""
+    def select(self: S, rows: Tensor, trim: bool = True) -> S:
+        """The given rows; with `trim` without the columns that are padding in all of them."""
         taken = {f.name: getattr(self, f.name)[rows] for f in fields(self)}
+        if not trim:
+            return type(self)(**taken)
         response = int(taken["response_mask"].sum(dim=1).max().clamp(min=1))
         width = taken["response_mask"].shape[1]
         prompt_mask = taken["mask"][:, : taken["mask"].shape[1] - width]

@@ -94,6 +94,12 @@ def critic_objective(
     return loss, {**stats, "value_loss": loss.detach()}
 
 
+def reads_padding(ppo: PPOSection) -> bool:
+    """Whether values and scores are means over padding too, which then must not be cut off: how
+    much of it a micro-batch has would decide them. Each process pads to its longest row."""
+    return ppo.estimator == "coati" and ppo.coati.mean_over_positions
+
+
 def response_values(values: Tensor, width: int, ppo: PPOSection) -> Tensor:
     """Values (B, T) of the states before the `width` response tokens, from all (B, L)."""
     if ppo.estimator == "coati":

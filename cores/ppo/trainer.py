@@ -10,7 +10,13 @@ from torch import Tensor
 from cores.config import PPOSection
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
-from cores.ppo.objective import Totals, critic_objective, policy_objective, response_values
+from cores.ppo.objective import (
+    Totals,
+    critic_objective,
+    policy_objective,
+    reads_padding,
+    response_values,
+)
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.rewards import RewardFunctions
 from cores.ppo.roles import Roles, TrainedRole
@@ -108,7 +114,8 @@ class PPOTrainer:
 
     def _score_rows(self, scored: Scored, rows: Tensor) -> None:
         """Fill in the model-made columns of `rows` of `scored`."""
-        c, batch = self.config, scored.select(rows)
+        c, everywhere = self.config, reads_padding(self.config)
+        batch = scored.select(rows, trim=not everywhere)
         width = batch.response_mask.shape[1]
         with self.autocast():
             logprobs, entropy = self.roles.actor.module(batch.ids, batch.mask, width)
@@ -119,7 +126,6 @@ class PPOTrainer:
                 scored.values[rows, :width] = response_values(values, width, c)
             if self.roles.reward is not None:
                 judged = self.roles.reward(batch.ids, batch.mask)
-                everywhere = c.estimator == "coati" and c.coati.mean_over_positions
                 column = list(c.rewards).index("model")
                 scored.score_parts[rows, column] = read_score(judged, batch.mask, everywhere)
         scored.logprobs[rows, :width] = logprobs
@@ -161,7 +167,7 @@ class PPOTrainer:
         if self.ptx is not None and self.roles.actor in trained:
             self._train_ptx(self.ptx, sums)
         for micro, last in self._micro_batches(rows):
-            batch = experience.select(micro)
+            batch = experience.select(micro, trim=not reads_padding(self.config))
             if self.roles.actor in trained:
                 self._train_actor(batch, totals, last, sums)
             if self.roles.critic is not None:

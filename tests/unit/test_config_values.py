@@ -183,6 +183,8 @@ def test_page_lists_every_key() -> None:
                 key = f"*.sources[].{field.name}"
             elif key.startswith(shared):
                 key = f"data.*.{field.name}"
+            elif "_adam." in key:
+                key = f"ppo.*.{field.name}"
             elif ".lora." in key:
                 key = f"*.lora.{field.name}"
             elif key.startswith(("template.system.", "template.user.", "template.assistant.")):

@@ -8,19 +8,20 @@ if PPO did not raise the accuracy of sampled replies.
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from scripts.evidence.stats import wilson
+
 SEED = 1
 NEW_TOKENS = 5
-Z95 = 1.96
-"""Half-width of a 95% interval in standard errors, by the normal approximation."""
 STAGES = {"base": "random weights", "sft": "after SFT", "ppo": "after PPO"}
 
 
@@ -45,10 +46,10 @@ def replies(folder: Path, tokenizer: Any, prompts: list[str], sampled: bool) -> 
 
 
 def accuracy(said: list[str], answers: list[str]) -> dict[str, float]:
-    """Share of right replies and its 95% interval."""
+    """Share of right replies and its 95% interval (Wilson)."""
     share = sum(a == b for a, b in zip(said, answers, strict=True)) / len(answers)
-    half = Z95 * math.sqrt(share * (1 - share) / len(answers))
-    return {"mean": round(share, 4), "low": round(share - half, 4), "high": round(share + half, 4)}
+    low, high = wilson(share, len(answers))
+    return {"mean": round(share, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def main() -> None:

@@ -66,11 +66,11 @@ class PPOSection:
     """Ids that end a reply besides the end-of-sequence token."""
     stop_strings: list[str] = field(default_factory=list)
     """Texts that end a reply at the token that completes them, for bases that were not taught
-    to stop."""
+    to stop. Neither a text that begins in the prompt nor one within min_new_tokens counts."""
     rewards: dict[str, float] = field(default_factory=lambda: {"model": 1.0})
     """Sources of the score and their weights: `model` is stage 2's reward model,
     `file.py:function` calls function(prompts, responses, rows) -> list of float. Each is logged
-    apart. Without `model` stage 2 is not needed."""
+    apart, with weight 0 only that. Without `model` stage 2 is not needed."""
     estimator: Literal["gae", "coati", "grpo", "rloo", "reinforce_pp"] = "gae"
     """Advantages. gae: of a critic's values (Schulman et al. 2016). grpo: score less the
     prompt's mean, over its deviation (Shao et al. 2024). rloo: score less the mean of the

@@ -105,11 +105,14 @@ def _estimator(ppo: PPOSection) -> Iterator[Problem]:
 
 
 def _rewards(ppo: PPOSection) -> Iterator[Problem]:
-    if not ppo.rewards:
-        yield "ppo.rewards", "names no source; give `model: 1.0`, or a file.py:function."
+    if not any(ppo.rewards.values()):
+        yield "ppo.rewards", "weighs no source; give `model: 1.0`, or a file.py:function."
     for source, weight in ppo.rewards.items():
-        if not math.isfinite(weight) or not weight:
-            yield "ppo.rewards", f"the weight of {source} is {weight}; remove it, or weigh it."
+        if not math.isfinite(weight):
+            yield (
+                "ppo.rewards",
+                f"the weight of {source} is {weight}; give a number, 0 to log it alone.",
+            )
         file, _, function = source.rpartition(":")
         if source != "model" and not (file.endswith(".py") and function.isidentifier()):
             yield (

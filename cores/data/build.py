@@ -25,7 +25,7 @@ class StageData:
 
     train: list[dict[str, Any]]
     """sft: input_ids, labels. reward: chosen_ids, rejected_ids, prompt_length, margin. ppo:
-    input_ids, prompt."""
+    input_ids, prompt, row."""
     test: list[dict[str, Any]]
     """Rows of the same form; empty if nothing is held out."""
     report: DataReport | MixtureReport
@@ -82,10 +82,12 @@ def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> Stage
 
 
 def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
-    """Prompts: rows {"input_ids": list[int], "prompt": str}, the text as rendered.
+    """Prompts: rows {"input_ids": list[int], "prompt": str, "row": dict}.
 
-    The ids begin the stage-1 and stage-2 rows with the same prompt. Of a text without turns the
-    prompt is its first `prompt_tokens` tokens. Raises as `sft_data`.
+    prompt is the text as rendered. row is the row as it was read: a reward function may need more
+    than the prompt, such as the answer. The ids begin the stage-1 and stage-2 rows with the same
+    prompt. Of a text without turns the prompt is its first `prompt_tokens` tokens. Raises as
+    `sft_data`.
     """
     limit = config.ppo.max_prompt_length
 
@@ -100,7 +102,7 @@ def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData
             prompt = _decoded(tokenizer, ids[piece.leading :])
         if len(ids) > limit:
             return None, "prompt longer than ppo.max_prompt_length", False
-        return {"input_ids": ids, "prompt": prompt}, "", False
+        return {"input_ids": ids, "prompt": prompt, "row": piece.example.row.columns}, "", False
 
     return _build(config, tokenizer, "ppo", finish)
 

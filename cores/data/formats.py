@@ -56,8 +56,8 @@ UNPARTED = "chosen and rejected do not differ in one last reply"
 class Example:
     """One row, read."""
 
-    where: str
-    """For error messages."""
+    row: Row
+    """As it was read."""
     key: str
     """First user turn (or the text): decides the side of the train/test split."""
     conversations: tuple[list[Turn], ...]
@@ -151,7 +151,7 @@ class Reader:
         if self.plain:
             text = text_of(row, "text")
             dropped = None if text.strip() else "empty text"
-            return Example(row.where, text, ([{"role": "text", "content": text}],), dropped)
+            return Example(row, text, ([{"role": "text", "content": text}],), dropped)
         if self.stage == "sft" and self.format in ("messages", "conversations", "text"):
             return self._demonstration(row)
         if self.column is None:
@@ -167,7 +167,7 @@ class Reader:
         conversations = tuple([*prompt, _assistant(reply)] for reply in replies)
         margin = margin_of(row) if self.stage == "reward" else 0.0
         key = _first_user_turn(prompt)
-        return Example(row.where, key, conversations or (prompt,), dropped, margin=margin)
+        return Example(row, key, conversations or (prompt,), dropped, margin=margin)
 
     def _replies(self, row: Row) -> list[str]:
         """None for stage 3; chosen and rejected for stage 2; the reply to learn for stage 1."""
@@ -187,12 +187,12 @@ class Reader:
         replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
         key = _first_user_turn(turns)
         if dropped is not None or not replies:
-            return Example(row.where, key, (turns,), dropped or "no assistant turn")
+            return Example(row, key, (turns,), dropped or "no assistant turn")
         kept = turns[: replies[-1] + 1]
         dropped = _problem(kept[:-1])
         if dropped is None and not kept[-1]["content"].strip():
             dropped = "empty reply"
-        return Example(row.where, key, (kept,), dropped, trimmed=len(kept) < len(turns))
+        return Example(row, key, (kept,), dropped, trimmed=len(kept) < len(turns))
 
     def _prompt(self, row: Row, column: str) -> tuple[list[Turn], str | None]:
         """The turns before the reply, and why there are none."""

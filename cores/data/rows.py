@@ -77,7 +77,7 @@ class RowMaker:
         report.dropped.update(e.dropped for e in examples if e.dropped is not None)
         usable = [example for example in examples if example.dropped is None]
         texts = [
-            [self.template.segments(turns, example.where) for turns in example.conversations]
+            [self.template.segments(turns, example.row.where) for turns in example.conversations]
             for example in usable
         ]
         flat = [segments for row in texts for segments in row]

@@ -52,7 +52,7 @@ def token_logprobs(
         scaled[:, :min_new_tokens, list(stop_ids)] = EXCLUDED_LOGIT / temperature
     normalizer = scaled.logsumexp(dim=-1)
     chosen = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(entropy_grad):
         probs = (scaled - normalizer.unsqueeze(-1)).exp()
         entropy = normalizer - (probs * scaled).sum(dim=-1)
     return chosen - normalizer, entropy

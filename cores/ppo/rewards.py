@@ -4,6 +4,7 @@ Shapes: B rows of a rollout, S sources.
 """
 
 import importlib.util
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from cores.config import PPOSection
 from cores.data import readable
 from cores.errors import UserError
 from cores.rollout import Rollout
+from cores.rollout.stops import stop_ids
 
 MODEL = "model"
 """The source that is stage 2's reward model."""
@@ -73,7 +75,7 @@ class RewardFunctions:
     ) -> None:
         self.tokenizer = tokenizer
         self.functions = functions
-        self.stop_ids = {tokenizer.eos_token_id, *config.stop_token_ids}
+        self.stop_ids = stop_ids(config, tokenizer)
 
     def __call__(self, rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
         """Scores (B, S) float32 of the B replies, one column a function, in their order.
@@ -90,7 +92,7 @@ class RewardFunctions:
         scores = torch.empty(len(rows), len(self.functions))
         for i, (source, function) in enumerate(self.functions.items()):
             # Copies, so that what one function does to its arguments no other sees.
-            originals = [row["row"] for row in rows]
+            originals = [dict(row["row"]) for row in rows]
             try:
                 returned = function(list(prompts), list(replies), originals)
             except (Exception, SystemExit) as error:
@@ -161,7 +163,7 @@ def _checked(returned: Any, source: str, prompts: list[str], replies: list[str])
             f"ppo.rewards: {source} returned {len(values)} values for {len(replies)} responses; it "
             "must return one for each, in their order."
         )
-    numbers = []
+    numbers: list[float] = []
     for value, prompt, reply in zip(values, prompts, replies, strict=True):
         number = _number(value)
         if number is None:
@@ -178,9 +180,8 @@ def _number(value: Any) -> float | None:
     """`value` as a float, None if it is no number that float32 can hold."""
     if getattr(value, "ndim", None) == 0:  # numpy's and torch's scalars
         value = value.item()
-    if not isinstance(value, Real) or not abs(value) <= LARGEST:  # NaN is not below anything
-        return None
-    return float(value)
+    number: Any = value if isinstance(value, Real) else math.nan
+    return float(number) if -LARGEST <= number <= LARGEST else None  # NaN is not
 
 
 def _short(value: object) -> str:

@@ -23,7 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
-from world import gold
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
+
+from scripts.demo.world import gold
 
 BATCH = 128
 SEED = 1
@@ -128,14 +131,16 @@ def scores(reward: PreTrainedModel, task: Task, rows: list[list[int]]) -> list[f
 
 
 @torch.no_grad()
-def kl(policy: PreTrainedModel, reference: PreTrainedModel, task: Task, replies: Replies) -> float:
-    """Mean over replies of KL(policy || reference) in nats, from replies sampled by `policy`.
+def kl(
+    policy: PreTrainedModel, reference: PreTrainedModel, task: Task, replies: Replies
+) -> list[float]:
+    """KL(policy || reference) in nats along each reply, all of them sampled by `policy`.
 
     At each token of a reply the KL of the two next-token distributions is exact (a sum over the
     vocabulary, pad excluded); the sum over the tokens estimates the sequence's without bias.
     """
     banned = torch.tensor(excluded(task, policy.config.vocab_size))
-    total = 0.0
+    found: list[float] = []
     for start in range(0, len(replies.rows), BATCH):
         rows = replies.rows[start : start + BATCH]
         lengths = torch.tensor(replies.lengths[start : start + BATCH])
@@ -150,15 +155,19 @@ def kl(policy: PreTrainedModel, reference: PreTrainedModel, task: Task, replies:
         ends = mask.sum(dim=1)
         place = torch.arange(1, ids.shape[1])  # logits at i - 1 predict token i
         inside = (place >= (ends - lengths)[:, None]) & (place < ends[:, None])
-        total += ((p.exp() * (p - q)).sum(-1) * inside).sum().item()
-    return total / len(replies.rows)
+        found += ((p.exp() * (p - q)).sum(-1) * inside).sum(-1).tolist()
+    return found
+
+
+def mean_and_half(values: list[float]) -> tuple[float, float]:
+    """Mean and the half-width of its 95% interval."""
+    x = torch.tensor(values, dtype=torch.float64)
+    return x.mean().item(), Z95 * x.std().item() / len(values) ** 0.5
 
 
 def interval(values: list[float]) -> dict[str, float]:
     """Mean and its 95% interval."""
-    x = torch.tensor(values, dtype=torch.float64)
-    half = Z95 * x.std().item() / len(values) ** 0.5
-    mean = x.mean().item()
+    mean, half = mean_and_half(values)
     return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
 
 
@@ -213,7 +222,7 @@ def judge(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     summary = {
         "gold": {name: interval(golds[name]) for name in POLICIES},
         **reward_accuracy(reward, task, config["data"]["preference"]["test_path"]),
-        "kl": round(kl(models["ppo"], models["sft"], task, replies["ppo"]), 4),
+        "kl": round(mean_and_half(kl(models["ppo"], models["sft"], task, replies["ppo"]))[0], 4),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "samples": [
             {"prompt": prompt, "sft": reply("sft", i), "ppo": reply("ppo", i)}

@@ -11,11 +11,14 @@ to both. The halves start from the same stage 1 as the whole.
 
 import hashlib
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.jobs import ROOT, Job
+
 SEEDS = (0, 1, 2)
 SETS = {
     "polite": ("polite_pref_train", "polite_pref_train", "polite_pref_train"),
@@ -27,53 +30,39 @@ WITH_PPO = ("polite", "hh_harmless")
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class StageJob(Job):
     """One stage of one run."""
 
     set: str
     run: str
     """Folder of the run inside the set's: seed0, seed0-a, seed0-b."""
     stage: str
-    needs: tuple[Path, ...]
-    """Finished stages that it starts from."""
     folder: Path
     """What it makes."""
     arguments: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """For logs and the screen."""
-        return f"{self.set}.{self.run}.{self.stage}"
-
-    @property
-    def done(self) -> bool:
-        """A stage folder is whole or absent."""
-        return (self.folder / "stage.json").is_file()
-
-    @property
-    def ready(self) -> bool:
-        """Whether all it needs is there."""
-        return all((need / "stage.json").is_file() for need in self.needs)
+    """Of the stage's script."""
 
 
-def jobs(data: Path, model: Path, out: Path) -> list[Job]:
-    """All jobs; what the longest chains need comes first."""
-    plan = [_job(data, model, out, s, f"seed{n}", "sft") for s in _long_first() for n in SEEDS]
+def jobs(data: Path, model: Path, out: Path, more: Sequence[str] = ()) -> list[StageJob]:
+    """All jobs, `more` added to each command; what the longest chains need comes first."""
+    names = [(s, f"seed{n}", "sft") for s in _long_first() for n in SEEDS]
     for half, stages in (("-a", ("reward", "ppo")), ("", ("reward",)), ("-b", ("reward",))):
         for stage in stages:
             for name in _long_first():
                 if half and name not in WITH_PPO:
                     continue
-                plan += [_job(data, model, out, name, f"seed{n}{half}", stage) for n in SEEDS]
-    return plan
+                names += [(name, f"seed{n}{half}", stage) for n in SEEDS]
+    return [_job(data, model, out, more, *name) for name in names]
 
 
 def _long_first() -> list[str]:
     return ["hh_harmless", "polite", "oasst"]
 
 
-def _job(data: Path, model: Path, out: Path, name: str, run: str, stage: str) -> Job:
+def _job(
+    data: Path, model: Path, out: Path, more: Sequence[str], name: str, run: str, stage: str
+) -> StageJob:
     seed, _, half = run.removeprefix("seed").partition("-")
     folder = out / name / run
     sft, preference, prompts = SETS[name]
@@ -90,8 +79,19 @@ def _job(data: Path, model: Path, out: Path, name: str, run: str, stage: str) ->
     parents: tuple[str, ...] = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward")}[stage]
     arguments = tuple(word for key, value in own.items() for word in (f"--{key}", str(value)))
     places = {"sft": out / name / f"seed{seed}" / "sft", "reward": folder / "reward"}
-    needs = tuple(places[parent] for parent in parents)
-    return Job(name, run, stage, needs, folder / stage, arguments)
+    needs = tuple(places[parent] / "stage.json" for parent in parents)
+    arguments = (*arguments, *more)
+    return StageJob(
+        name=f"{name}.{run}.{stage}",
+        command=(sys.executable, str(ROOT / SCRIPTS[stage]), *arguments),
+        needs=needs,
+        makes=folder / stage / "stage.json",
+        set=name,
+        run=run,
+        stage=stage,
+        folder=folder / stage,
+        arguments=arguments,
+    )
 
 
 def first_user_turn(row: dict[str, Any]) -> str:

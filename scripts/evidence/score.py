@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 from cores.config import parse_config
 from cores.runtime.cli import guarded
 from scripts.evidence.baselines import length_margins, replies, tfidf_margins, wins
-from scripts.evidence.plan import SEEDS, SETS, WITH_PPO, Job, jobs
+from scripts.evidence.plan import SEEDS, SETS, WITH_PPO, StageJob, jobs
 
 USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 """The first user turn in a prompt as ChatML."""
@@ -91,7 +91,7 @@ def score_replies(folder: Path, judge: Path, scorer: Scorer) -> Any:
     return result
 
 
-def score_set(name: str, plan: list[Job], out: Path, more: list[str]) -> tuple[Any, Any]:
+def score_set(name: str, plan: list[StageJob], out: Path) -> tuple[Any, Any]:
     """(pairs, replies) of one set; None where no stage that they need is finished."""
     from cores.models import load_tokenizer
     from cores.runtime.launch import quiet
@@ -102,7 +102,7 @@ def score_set(name: str, plan: list[Job], out: Path, more: list[str]) -> tuple[A
         return None, None
     quiet()
     tokenizer = load_tokenizer(first.folder)
-    config = parse_config([*first.arguments, *more], "scripts/evidence/score.py", "")
+    config = parse_config(list(first.arguments), "scripts/evidence/score.py", "")
     scorer = Scorer(config, tokenizer)
     rewards = {job.run: job.folder for job in own if job.stage == "reward"}
     pairs = score_pairs(config, tokenizer, scorer, rewards)
@@ -129,10 +129,10 @@ def main(argv: list[str]) -> None:
     for option in ("--data", "--model", "--out"):
         parser.add_argument(option, type=Path, required=True)
     args, more = parser.parse_known_args(argv)
-    plan = jobs(args.data, args.model, args.out)
+    plan = jobs(args.data, args.model, args.out, more)
     result: dict[str, Any] = {"hardware": hardware(), "pairs": {}, "replies": {}}
     for name in SETS:
-        pairs, runs = score_set(name, plan, args.out, more)
+        pairs, runs = score_set(name, plan, args.out)
         result["pairs"] |= {name: pairs} if pairs else {}
         result["replies"] |= {name: runs} if runs else {}
         print(f"scored {name}", flush=True)

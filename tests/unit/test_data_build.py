@@ -63,11 +63,12 @@ def test_preference_rows_by_hand(tmp_path: Path) -> None:
 
 
 def test_prompt_rows_by_hand(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "Room 1?"}])
+    columns = {"prompt": "Room 1?", "answer": 12, "tags": ["a"], "note": None}
+    path = write_jsonl(tmp_path / "a.jsonl", [columns])
     tokenizer = chat_like()
     (row,) = prompt_data(config(path, CHAT), tokenizer).train
     text = "<|im_start|>user\nRoom 1?<|im_end|>\n<|im_start|>assistant\n"
-    assert row == {"input_ids": tokenizer(text)["input_ids"], "prompt": text}
+    assert row == {"input_ids": tokenizer(text)["input_ids"], "prompt": text, "row": columns}
 
 
 @pytest.mark.parametrize(

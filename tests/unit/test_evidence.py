@@ -13,8 +13,7 @@ from cores.data.build import held_out
 from cores.errors import UserError
 from scripts.evidence.baselines import length_margins, tfidf_margins, wins
 from scripts.evidence.figures import accuracies, changes, collect
-from scripts.evidence.plan import SEEDS, SETS, WITH_PPO, Job, half_of, jobs, lay_out
-from scripts.evidence.run import run_all
+from scripts.evidence.plan import SEEDS, SETS, WITH_PPO, half_of, jobs, lay_out
 from scripts.evidence.score import first_turn
 from scripts.evidence.stats import (
     average,
@@ -25,6 +24,7 @@ from scripts.evidence.stats import (
     wilson,
 )
 from scripts.evidence.tables import BEGIN, END, fill, render
+from scripts.jobs import Job, run_all
 
 
 def test_wilson_by_hand() -> None:
@@ -101,7 +101,7 @@ def test_the_plan_parses_and_every_parent_is_planned(tmp_path: Path) -> None:
     """36 stages; each set's configuration reads, and parents come from the plan itself."""
     plan = jobs(tmp_path / "data", tmp_path / "model", tmp_path / "out")
     assert len(plan) == len(SEEDS) * (2 * len(SETS) + 3 * len(WITH_PPO)) == 36
-    made = {job.folder for job in plan}
+    made = {job.makes for job in plan}
     assert len(made) == len(plan)
     for job in plan:
         assert set(job.needs) <= made
@@ -110,7 +110,8 @@ def test_the_plan_parses_and_every_parent_is_planned(tmp_path: Path) -> None:
         assert config.seed == 1
         assert Path(config.output_dir) == job.folder.parent
     ppo = next(job for job in plan if job.stage == "ppo")
-    assert ppo.needs == (tmp_path / "out/hh_harmless/seed0/sft", ppo.folder.parent / "reward")
+    parents = tmp_path / "out/hh_harmless/seed0/sft", ppo.folder.parent / "reward"
+    assert ppo.needs == tuple(parent / "stage.json" for parent in parents)
 
 
 def test_halves_share_no_first_turn_and_cut_across_the_held_out_rows(tmp_path: Path) -> None:
@@ -148,36 +149,35 @@ def test_halves_share_no_first_turn_and_cut_across_the_held_out_rows(tmp_path: P
     assert half_of("turn 1") == half_of("turn 1")
 
 
-def _touch_job(folder: Path, run: str, stage: str, needs: tuple[Path, ...], *words: str) -> Job:
-    return Job("set", run, stage, needs, folder / run / stage, words)
+def _touch_job(folder: Path, run: str, stage: str, needs: tuple[Path, ...]) -> Job:
+    return Job(f"set.{run}.{stage}", (), needs, folder / run / stage / "stage.json")
 
 
 def test_jobs_wait_for_what_they_need_and_a_failure_takes_its_children_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chain runs in order, a failed stage's children are not run, the rest is."""
-    (tmp_path / "logs").mkdir()
-    make = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(parents=True); "
-    good = make + "(p / 'stage.json').write_text('{}')"
+    make = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True); "
+    good = make + "p.write_text('{}')"
 
     def start(job: Job, *_: object) -> "subprocess.Popen[bytes]":
-        code = "raise SystemExit(1)" if job.run == "bad" and job.stage == "sft" else good
+        code = "raise SystemExit(1)" if job.name == "set.bad.sft" else good
         order.append(job.name)
-        return subprocess.Popen([sys.executable, "-c", code, str(job.folder)])
+        return subprocess.Popen([sys.executable, "-c", code, str(job.makes)])
 
     order: list[str] = []
-    monkeypatch.setattr("scripts.evidence.run._start", start)
-    monkeypatch.setattr("scripts.evidence.run.POLL", 0.01)
+    monkeypatch.setattr("scripts.jobs._start", start)
+    monkeypatch.setattr("scripts.jobs.POLL", 0.01)
     plan: list[Job] = []
     for run in ("bad", "good"):
         sft = _touch_job(tmp_path, run, "sft", ())
-        plan = [_touch_job(tmp_path, run, "reward", (sft.folder,)), sft, *plan]
-    unfinished = run_all(plan, tmp_path, 2, [], deadline=math.inf)
+        plan = [_touch_job(tmp_path, run, "reward", (sft.makes,)), sft, *plan]
+    unfinished = run_all(plan, tmp_path, 2, deadline=math.inf)
     assert sorted(job.name for job in unfinished) == ["set.bad.reward", "set.bad.sft"]
     assert order.index("set.good.sft") < order.index("set.good.reward")
     assert "set.bad.reward" not in order
     order.clear()
-    assert len(run_all(plan, tmp_path, 2, [], deadline=math.inf)) == 2  # what is done stays done
+    assert len(run_all(plan, tmp_path, 2, deadline=math.inf)) == 2  # what is done stays done
     assert order == ["set.bad.sft"]
 
 
@@ -189,11 +189,11 @@ def test_no_time_left_stops_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         processes.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
         return processes[-1]
 
-    monkeypatch.setattr("scripts.evidence.run._start", start)
+    monkeypatch.setattr("scripts.jobs._start", start)
     import time
 
     plan = [_touch_job(tmp_path, "one", "sft", ()), _touch_job(tmp_path, "two", "sft", ())]
-    assert run_all(plan, tmp_path, 1, [], time.monotonic() + 0.6) == plan
+    assert run_all(plan, tmp_path, 1, time.monotonic() + 0.6) == plan
     assert [process.poll() is not None for process in processes] == [True]
 
 

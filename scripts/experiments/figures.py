@@ -1,0 +1,119 @@
+"""Gather the experiments' results into one file: OUT/experiments.json.
+
+    python scripts/experiments/figures.py --out runs/experiments
+
+Per run: what scripts/experiments/judge.py found on the held-out prompts, and the training curves.
+Over seeds: mean and 95% interval by Student's t.
+"""
+
+import argparse
+import json
+import math
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
+
+from cores.runtime.cli import guarded
+from scripts.experiments.plan import BEST_OF, KL_COEFS, SEEDS, variants
+
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+"""Student's t, 97.5%, by number of seeds."""
+MEASURES = ("gold", "score", "kl", "length", "ended", "repetition", "distinct_1", "distinct_2")
+CURVES = ("score", "kl", "score_gold", "response_length", "entropy")
+PACKAGES = ("torch", "transformers", "trl")
+
+
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Mean, half-width of the 95% interval (None for a single seed) and the values."""
+    mean = sum(values) / len(values)
+    half = None
+    if len(values) > 1:
+        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        half = round(T95[len(values)] * spread / math.sqrt(len(values)), 4)
+    return {"mean": round(mean, 4), "half": half, "seeds": [round(v, 4) for v in values]}
+
+
+def judged(files: dict[int, Path]) -> dict[str, Any] | None:
+    """Each measure over the seeds whose file is there; None if none is."""
+    found = {seed: json.loads(f.read_text("utf-8")) for seed, f in files.items() if f.is_file()}
+    if not found:
+        return None
+    result: dict[str, Any] = {"seeds": sorted(found)}
+    for name in MEASURES:
+        result[name] = over_seeds([found[seed][name]["mean"] for seed in sorted(found)])
+    result["samples"] = next(iter(found.values()))["samples"][:4]
+    return result
+
+
+def curve(file: Path) -> dict[str, list[float]] | None:
+    """What a run logged at each update."""
+    if not file.is_file():
+        return None
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return {n: [round(r[n], 4) for r in rows] for n in CURVES if all(n in r for r in rows)}
+
+
+def entry(out: Path, name: str, metrics: str) -> dict[str, Any] | None:
+    """Judgement and curves of the runs `name` of all seeds."""
+    result = judged({seed: out / f"seed{seed}" / name / "judged.json" for seed in SEEDS})
+    if result is None:
+        return None
+    curves = {seed: curve(out / f"seed{seed}" / name / metrics) for seed in result["seeds"]}
+    return result | {"curves": {str(seed): c for seed, c in curves.items() if c}}
+
+
+def hardware() -> str:
+    """The processor, by its own name where the system tells."""
+    info = Path("/proc/cpuinfo")
+    names = {
+        line.partition(":")[2].strip()
+        for line in (info.read_text("utf-8").splitlines() if info.is_file() else [])
+        if line.startswith("model name")
+    }
+    return ", ".join(sorted(names)) or platform.machine()
+
+
+def gather(out: Path) -> dict[str, Any]:
+    """Everything that is there."""
+    runs = {v.name: entry(out, v.name, "ppo/metrics.jsonl") for v in variants()}
+    groups = {v.name: v.group for v in variants()}
+    frontier = {}
+    for side, prefix, metrics in (
+        ("ours", "frontier-", "ppo/metrics.jsonl"),
+        ("trl", "trl-", "metrics.jsonl"),
+    ):
+        found = {f"{c:g}": entry(out, f"{prefix}{c:g}", metrics) for c in KL_COEFS}
+        frontier[side] = {coef: value for coef, value in found.items() if value}
+    best = {
+        str(n): judged({s: out / f"seed{s}" / f"best-of-{n}.json" for s in SEEDS})
+        for n in (1, *BEST_OF)
+    }
+    tuning = out / "tuning.json"
+    return {
+        "hardware": hardware(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "tuning": json.loads(tuning.read_text("utf-8")) if tuning.is_file() else None,
+        "groups": groups,
+        "runs": {name: value for name, value in runs.items() if value},
+        "frontier": frontier,
+        "best_of": {n: value for n, value in best.items() if value},
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Gather the experiments' results.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    args = parser.parse_args(argv)
+    result = gather(args.out)
+    place = args.out / "experiments.json"
+    place.write_text(json.dumps(result, allow_nan=False) + "\n", encoding="utf-8")
+    print(f"wrote {place}: {len(result['runs'])} variants")
+
+
+if __name__ == "__main__":
+    guarded(main)

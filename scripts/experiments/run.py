@@ -1,0 +1,124 @@
+"""All experiments, many jobs side by side on the CPU: train, judge, tune, compare.
+
+    python scripts/experiments/run.py --out runs/experiments --peer-path FOLDER [--workers 60]
+
+FOLDER holds trl==1.12.0 (`pip install --no-deps --target FOLDER trl==1.12.0`); without it the peer
+is left out. A finished job is not run again, so a run that was stopped goes on where it was. Both
+sides try RATES on seed 0 at the demo's kl_coef, and take the one with the best objective (score -
+kl_coef * KL, mean over the last five updates of training) into the frontier. At the end, or when
+--stop-after seconds are over, what is finished is gathered in OUT/experiments.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
+
+from cores.errors import UserError
+from cores.runtime.cli import guarded
+from scripts.experiments.plan import (
+    BEST_OF,
+    KL_COEFS,
+    RATES,
+    SEEDS,
+    Variant,
+    best_of,
+    chain,
+    ours,
+    peer,
+    ppo,
+    variants,
+)
+from scripts.jobs import Job, run_all
+
+KL_COEF = 0.1
+"""The demo's, at which learning rates are compared."""
+LAST = 5
+"""Updates over which they are."""
+
+
+def objective(metrics: Path) -> float:
+    """Mean of score - kl_coef * KL over the last updates of a run; -inf if it has none."""
+    if not metrics.is_file():
+        return float("-inf")
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    values = [row["score"] - KL_COEF * row["kl"] for row in rows[-LAST:]]
+    return sum(values) / len(values) if values else float("-inf")
+
+
+def tuning(out: Path, variables: dict[str, str] | None) -> list[Job]:
+    """Every rate on seed 0, for us and for the peer."""
+    jobs = []
+    for rate in RATES:
+        ours_ = Variant(f"rate-{rate:g}", "tuning", ppo(actor_learning_rate=rate))
+        jobs += ours(out, 0, ours_)[:1]
+        if variables is not None:
+            words = ("--learning-rate", str(rate), "--kl-coef", str(KL_COEF))
+            jobs += peer(out, 0, f"trl-rate-{rate:g}", words, variables, sys.executable)[:1]
+    return jobs
+
+
+def best_rates(out: Path) -> tuple[float, float]:
+    """Of us and of the peer."""
+    folder = out / "seed0"
+    mine = {r: objective(folder / f"rate-{r:g}" / "ppo" / "metrics.jsonl") for r in RATES}
+    theirs = {r: objective(folder / f"trl-rate-{r:g}" / "metrics.jsonl") for r in RATES}
+    record = {"ours": mine, "trl": theirs}
+    (out / "tuning.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return max(mine, key=lambda r: mine[r]), max(theirs, key=lambda r: theirs[r])
+
+
+def frontier(out: Path, variables: dict[str, str] | None) -> list[Job]:
+    """Every price of KL and seed at the best rates, for us and for the peer."""
+    rate, their_rate = best_rates(out)
+    jobs = []
+    for seed in SEEDS:
+        for coef in KL_COEFS:
+            words = ppo(kl_coef=coef, actor_learning_rate=rate)
+            jobs += ours(out, seed, Variant(f"frontier-{coef:g}", "frontier", words))
+            if variables is not None:
+                told = ("--learning-rate", str(their_rate), "--kl-coef", str(coef))
+                jobs += peer(out, seed, f"trl-{coef:g}", told, variables, sys.executable)
+    return jobs
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Run the experiments of docs/experiments.md.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--peer-path", type=Path, help="folder that holds trl 1.12.0")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="jobs at a time")
+    parser.add_argument("--stop-after", type=float, default=86400, help="seconds for the jobs")
+    args = parser.parse_args(argv)
+    out = args.out.resolve()
+    deadline = time.monotonic() + args.stop_after
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    here = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [here, os.environ.get("PYTHONPATH", "")])
+    )
+    variables = None
+    if args.peer_path:
+        place = [str(args.peer_path.resolve()), os.environ["PYTHONPATH"]]
+        variables = {"PYTHONPATH": os.pathsep.join(place)}
+    first = [*chain(out), *tuning(out, variables)]
+    for variant in variants():
+        for seed in variant.seeds:
+            first += ours(out, seed, variant)
+    first += [best_of(out, seed, n) for seed in SEEDS for n in (1, *BEST_OF)]
+    unfinished = run_all(first, out / "logs", args.workers, deadline)
+    unfinished += run_all(frontier(out, variables), out / "logs", args.workers, deadline)
+    script = Path(__file__).with_name("figures.py")
+    subprocess.run([sys.executable, str(script), "--out", str(out)], check=True)
+    if unfinished:
+        names = ", ".join(job.name for job in unfinished)
+        raise UserError(f"not finished: {names} (see {out / 'logs'}).")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,80 @@
+"""Bugs in stages 1 and 2; see rl.py for the form."""
+
+Bug = tuple[str, str, str, str]
+
+BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/training/sft.py": (
+        ("tests/unit/test_models_training.py", "tests/unit/test_packing.py"),
+        [
+            ("pad-trained", "padding has loss",
+             'right_pad([row["labels"] for row in rows], IGNORED)',
+             'right_pad([row["labels"] for row in rows], pad_id)'),
+            ("first-label", "the first label counted although nothing predicts it",
+             "    labels[:, 0] = IGNORED\n", ""),
+            ("pad-attended", "padding attended",
+             '"attention_mask": mask.long()', '"attention_mask": torch.ones_like(ids)'),
+            ("packed-pad-position", "padding of packed rows goes on with the last row",
+             'right_pad([row["position_ids"] for row in rows], 0)',
+             'right_pad([row["position_ids"] for row in rows], 1)'),
+            ("held-out-shift", "held-out loss against the token itself",
+             'batch.pop("labels")[:, 1:]', 'batch.pop("labels")[:, :-1]'),
+            ("held-out-denominator", "held-out loss divided by all places",
+             "int((labels != IGNORED).sum())", "labels.numel()"),
+            ("held-out-dropout", "held-out loss with dropout",
+             "    model.eval()\n", "    model.train()\n"),
+            ("held-out-rank", "every rank measures all held-out rows twice",
+             "own = rows[launch.rank :: launch.world]", "own = rows"),
+        ],
+    ),
+    "cores/training/reward.py": (
+        ("tests/unit/test_models_training.py", "tests/unit/test_models_scalar.py"),
+        [
+            ("head-init", "wrong scale of the head's first weights",
+             "(weight.shape[1] + 1) ** -0.5", "(weight.shape[1] + 1) ** -1.0"),
+            ("pair-weight", "a pair of a small last micro-batch weighs more",
+             "return loss * (pairs_in(inputs) * self.accelerator.num_processes / even)",
+             "return loss"),
+            ("ties-win", "a tie counts as won", "0.5 if c == r", "1.0 if c == r"),
+            ("accuracy-swapped", "accuracy of the rejected side",
+             "wins(scores[::2], scores[1::2])", "wins(scores[1::2], scores[::2])"),
+            ("scores-order", "scores in the order of the ranks, not the rows",
+             "in sorted(everyone)", "in everyone"),
+            ("calibration-std", "the unbiased deviation in calibration",
+             "raw.std(correction=0)", "raw.std(correction=1)"),
+            ("calibration-inverse", "the head multiplied by the deviation",
+             "score.weight.mul_(scale)", "score.weight.mul_(std)"),
+            ("calibration-mean", "the mean before the scaling kept",
+             "reward_mean = mean * scale", "reward_mean = mean"),
+            ("calibration-live", "the model in memory keeps its old mean",
+             "    model.mean = mean * scale\n", ""),
+            ("centre-forgotten", "center_coef does not reach the loss",
+             "config.reward.center_coef or None", "None"),
+            ("margin-forgotten", "margins do not reach the loss",
+             '("chosen_ids", "rejected_ids", "margin")}', '("chosen_ids", "rejected_ids")}'),
+        ],
+    ),
+    "cores/training/calibration.py": (
+        ("tests/unit/test_models_training.py",),
+        [
+            ("calibration-prompts", "the chosen reply is part of the prompt",
+             'pair["chosen_ids"][: pair["prompt_length"]]', 'pair["chosen_ids"]'),
+            ("calibration-exclusion", "pad sampled in calibration",
+             "    exclude_from(policy, tokenizer)\n", ""),
+            ("calibration-stream", "one random stream for all ranks in calibration",
+             "seed_rank(config.seed, launch.rank)", "seed_rank(config.seed, 0)"),
+        ],
+    ),
+    "cores/training/trainer_args.py": (
+        ("tests/unit/test_models_training.py",),
+        [
+            ("loss-nan", "a loss that is no number goes on",
+             'if not math.isfinite(values["loss"])', "if False"),
+            ("sft-warmup", "warm-up of steps counted in epochs",
+             "math.ceil(section.warmup_ratio * steps)",
+             "math.ceil(section.warmup_ratio * section.epochs)"),
+            ("accumulation", "gradients not accumulated",
+             '"gradient_accumulation_steps": passes', '"gradient_accumulation_steps": 1'),
+        ],
+    ),
+}  # fmt: skip
+"""File: (tests that run first, its bugs)."""

@@ -1,0 +1,261 @@
+"""Python functions as rewards: what they are given, what they may return, how mistakes are told."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _models import EOS, PPO, toy_tokenizer
+from _tokenizers import chat_like
+
+from cores.errors import UserError
+from cores.ppo.rewards import RewardFunctions, load_functions, weighted_sum
+from cores.rollout import Rollout
+
+PROMPTS = [[5, 9, 13], [20]]
+ROWS = [
+    {"input_ids": [5, 9, 13], "prompt": "w5 w9 w13", "row": {"prompt": "w5 w9 w13", "answer": 7}},
+    {"input_ids": [20], "prompt": "w20", "row": {"prompt": "w20", "answer": 8}},
+]
+
+
+def rollout(replies: list[list[int]], ended: list[bool]) -> Rollout:
+    """These replies to PROMPTS, padded on both sides."""
+    left, width = max(map(len, PROMPTS)), max(map(len, replies))
+    ids = torch.full((len(replies), left + width), 6)  # what stands at padding is never read
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for i, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
+        row = slice(left - len(prompt), left + len(reply))
+        ids[i, row], mask[i, row] = torch.tensor(prompt + reply), True
+    response = mask[:, left:]
+    return Rollout(ids, mask, response, torch.zeros(response.shape), torch.tensor(ended))
+
+
+TWO = rollout([[7, 8, EOS], [9]], [True, False])
+
+
+def scorer(*functions: Callable[..., Any], **ppo: Any) -> RewardFunctions:
+    """With the functions as they are."""
+    named = {f"f{i}.py:f": function for i, function in enumerate(functions)}
+    return RewardFunctions(replace(PPO, **ppo), toy_tokenizer(), named)
+
+
+def scores(*functions: Callable[..., Any]) -> torch.Tensor:
+    return scorer(*functions)(TWO, ROWS)
+
+
+def refused(returned: Any) -> str:
+    with pytest.raises(UserError) as info:
+        scores(lambda prompts, responses, rows: returned)
+    return str(info.value)
+
+
+def test_what_a_function_is_given() -> None:
+    """Once for a rollout: rendered prompts, replies without padding and stop token, rows as read;
+    its column is its place among the functions."""
+    calls: list[Any] = []
+
+    def lengths(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[int]:
+        calls.append((list(prompts), list(responses), [dict(row) for row in rows]))
+        responses.clear()  # nobody else sees what it does to its arguments
+        rows[0]["answer"] = "changed"
+        return [1, 2]
+
+    def answers(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[int]:
+        return [row["answer"] for row in rows] if responses == ["w7 w8", "w9"] else []
+
+    found = scores(lengths, answers)
+    expected = (["w5 w9 w13", "w20"], ["w7 w8", "w9"], [row["row"] for row in ROWS])
+    assert calls == [expected]
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[1.0, 7.0], [2.0, 8.0]]
+    assert scores(answers, lengths).tolist() == [[7.0, 1.0], [8.0, 2.0]]
+    assert scores().shape == (2, 0)
+
+
+def test_the_stop_token_is_no_part_of_the_reply() -> None:
+    """Invariant 16: whichever id stopped it, once, and only where it did."""
+    make = scorer(stop_token_ids=[33])
+    assert make.texts(rollout([[7, 33, 33], [9, EOS]], [True, True])) == ["w7 w33", "w9"]
+    assert make.texts(rollout([[7, 33], [33]], [True, False])) == ["w7", "w33"]
+    assert scorer().texts(rollout([[7, 33], [9]], [True, False])) == ["w7 w33", "w9"]  # stop string
+    assert make.texts(rollout([[EOS], [33]], [True, True])) == ["", ""]
+
+
+def test_special_tokens_and_cut_characters() -> None:
+    """A reply cut between the bytes of a character ends with the last whole one."""
+    tokenizer = chat_like()
+    special = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    cut = tokenizer("天气 ok 🦜")["input_ids"][:-1]
+    made = RewardFunctions(PPO, tokenizer, {})
+    plain = tokenizer("fine")["input_ids"]
+    replies = rollout([cut, [special, *plain, tokenizer.eos_token_id]], [False, True])
+    assert made.texts(replies) == ["天气 ok ", "fine"]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [True, 0.5],
+        (1, 0.5),
+        [np.float32(1), np.float64(0.5)],
+        [np.bool_(True), np.array(0.5)],
+        [torch.tensor(1), torch.tensor(0.5)],
+        np.array([1, 0.5]),
+        torch.tensor([1, 0.5]),
+    ],
+)
+def test_numbers_of_every_kind(returned: Any) -> None:
+    assert scores(lambda prompts, responses, rows: returned).tolist() == [[1.0], [0.5]]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [None, "1.0", float("nan"), -float("inf"), 1e39, 10**400, [1.0], torch.ones(1), 1j],
+)
+def test_values_that_are_no_finite_number(bad: Any) -> None:
+    message = refused([0.5, bad])
+    assert message.startswith("ppo.rewards: f0.py:f returned ")
+    assert "for row 1, the response 'w9' to the prompt 'w20'" in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ([1.0], "returned 1 values for 2 responses"),
+        ([1.0] * 3, "returned 3 values for 2 responses"),
+        (None, "returned None; it must return a list"),
+        (0.5, "returned 0.5; it must return a list"),
+        (torch.tensor(0.5), "it must return a list"),
+        ({"a": 1.0, "b": 2.0}, "it must return a list"),
+        (torch.ones(2, 1), "returned [1.0] for row 0"),
+    ],
+)
+def test_results_that_are_no_list_of_one_each(bad: Any, said: str) -> None:
+    assert said in refused(bad)
+
+
+def test_rows_that_are_not_the_replies() -> None:
+    with pytest.raises(ValueError, match="1 rows for 2 replies"):
+        scorer()(TWO, ROWS[:1])
+
+
+GOOD = """\
+from __future__ import annotations
+from dataclasses import dataclass
+import neighbour
+
+@dataclass
+class Settings:
+    scale: float = 2.0
+
+def scaled(prompts, responses, rows):
+    return [Settings().scale * row["answer"] for row in rows]
+
+def nested(prompts, responses, rows):
+    return inner(rows)
+
+def inner(rows):
+    return neighbour.first(rows)
+
+def leaves(prompts, responses, rows):
+    raise SystemExit(0)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with sub/good.py and a module beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "good.py").write_text(GOOD, encoding="utf-8")
+    (tmp_path / "sub" / "neighbour.py").write_text(
+        "def first(rows):\n    return rows[0]['missing']\n", encoding="utf-8"
+    )
+    return tmp_path
+
+
+def test_functions_by_name(folder: Path) -> None:
+    """In the order of the configuration, `model` left out, each file run once."""
+    named = ["sub/good.py:nested", "model", "sub/good.py:scaled", f"{folder}/sub/good.py:scaled"]
+    functions = load_functions(dict.fromkeys(named, 1.0))
+    assert list(functions) == [named[0], named[2], named[3]]
+    assert functions[named[2]] is functions[named[3]]
+    assert functions[named[2]]([], [], [{"answer": 4}]) == [8.0]
+    assert load_functions({"model": 1.0}) == {}
+
+
+def test_files_of_one_name(folder: Path) -> None:
+    """Neither each other's nor the standard library's module of that name."""
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        text = f"def f(prompts, responses, rows):\n    return '{name}'\n"
+        (folder / name / "json.py").write_text(text, encoding="utf-8")
+    functions = load_functions({"a/json.py:f": 1.0, "b/json.py:f": 1.0})
+    assert [function([], [], []) for function in functions.values()] == ["a", "b"]
+    assert sys.modules["json"] is json
+
+
+def test_a_function_that_fails_names_its_line(folder: Path) -> None:
+    """The last line of the user's own file, though a neighbour's failed; the cause is kept."""
+    source = "sub/good.py:nested"
+    made = RewardFunctions(PPO, toy_tokenizer(), load_functions({source: 1.0}))
+    with pytest.raises(UserError) as info:
+        made(TWO, ROWS)
+    assert str(info.value) == f"ppo.rewards: {source} failed at sub/good.py:16: KeyError: 'missing'"
+    assert isinstance(info.value.__cause__, KeyError)
+    leaves = load_functions({"sub/good.py:leaves": 1.0})
+    with pytest.raises(UserError, match=r"failed at sub/good\.py:19: SystemExit: 0"):
+        RewardFunctions(PPO, toy_tokenizer(), leaves)(TWO, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_like_it\n", "bad.py:1: ModuleNotFoundError: No module named"),
+        ("x = 1\ny = 1 / 0\n", "bad.py:2: ZeroDivisionError: division by zero"),
+        ("x = 1\n\ndef f(:\n", "bad.py:3: SyntaxError: invalid syntax"),
+        ("raise SystemExit(0)\n", "bad.py:1: SystemExit: 0"),
+    ],
+)
+def test_files_that_cannot_be_imported(folder: Path, text: str, said: str) -> None:
+    (folder / "bad.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^ppo\.rewards: 'bad\.py:f' cannot be imported") as info:
+        load_functions({"model": 1.0, "bad.py:f": 1.0})
+    assert said in str(info.value)
+    assert info.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("sub/gone.py:scaled", "the file 'sub/gone.py' does not exist (looked in "),
+        ("sub.py:scaled", "the file 'sub.py' does not exist"),
+        ("sub/good.py:scales", "'scales' does not exist in 'sub/good.py'; define it as scales("),
+        ("sub/good.py:number", "'number' is no function in 'sub/good.py'"),
+    ],
+)
+def test_sources_that_are_not_there(folder: Path, source: str, said: str) -> None:
+    (folder / "sub.py").mkdir()  # a folder is no file
+    with pytest.raises(UserError) as info:
+        load_functions({source: 1.0})
+    assert str(info.value).startswith(f"ppo.rewards: {source!r}: ")
+    assert said in str(info.value)
+
+
+def test_the_weighted_sum_by_hand() -> None:
+    parts = torch.tensor([[1.0, 10.0], [2.0, -4.0]])
+    assert weighted_sum(parts, [2.0, 0.5]).tolist() == [7.0, 2.0]
+    assert weighted_sum(parts[:, :1], [-1.0]).tolist() == [-1.0, -2.0]
+    for wrong in ([1.0], [1.0] * 3):
+        with pytest.raises(ValueError, match=r"parts has shape \(2, 2\), expected"):
+            weighted_sum(parts, wrong)

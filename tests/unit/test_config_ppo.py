@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from _config_helpers import mistake, parse
 
+from cores.config import PPOSection
+
 GROUPS = ["--ppo.samples_per_prompt", "4"]
 
 
@@ -18,9 +20,9 @@ GROUPS = ["--ppo.samples_per_prompt", "4"]
         (["--ppo.lora.dropout", "0.1"], "lora.dropout", "must be 0"),
         (["--ppo.critic_warmup", "200"], "critic_warmup", "200 of 200 ppo.updates leave none"),
         (["--ppo.clip", "1"], "clip", "must be below 1"),
-        (["--ppo.clip", "nan"], "clip", "above 0"),
+        (["--ppo.clip", ".nan"], "clip", "above 0"),
         (["--ppo.dual_clip", "1"], "dual_clip", "must be above 1"),
-        (["--ppo.dual_clip", "inf"], "dual_clip", "must be above 1"),
+        (["--ppo.dual_clip", ".inf"], "dual_clip", "must be above 1"),
         (["--ppo.kl_in", "loss"], "kl_kind", "choose k2 or k3"),
         (["--ppo.kl_target", "6", "--ppo.kl_coef", "0"], "kl_target", "0 stays 0"),
         (["--ppo.kl_target", "6", "--ppo.kl_horizon", "100"], "kl_horizon", "is below ppo.batch"),
@@ -28,7 +30,7 @@ GROUPS = ["--ppo.samples_per_prompt", "4"]
         (["--ppo.ptx_coef", "1", "--data.sft.streaming", "true", "--sft.max_steps", "3"],
          "ptx_coef", "which a stream does not have"),
         (["--ppo.rollout_cap", "1"], "rollout_cap", "must be above 1"),
-        (["--ppo.rollout_cap", "nan"], "rollout_cap", "must be above 1"),
+        (["--ppo.rollout_cap", ".nan"], "rollout_cap", "must be above 1"),
         (["--ppo.stop_token_ids", "[-1]"], "stop_token_ids", "0 or above"),
         (["--ppo.stop_strings", '["", "END"]'], "stop_strings", "would stop every reply at once"),
         (["--ppo.min_new_tokens", "128"], "min_new_tokens", "below ppo.max_new_tokens 128"),
@@ -38,8 +40,8 @@ GROUPS = ["--ppo.samples_per_prompt", "4"]
          "critic_warmup", "rloo has no critic"),
         (["--ppo.estimator", "coati", "--ppo.kl_in", "loss", "--ppo.kl_kind", "k3"],
          "kl_in", "coati pays the KL in the reward"),
-        (["--ppo.rewards", "{}"], "rewards", "names no source"),
-        (["--ppo.rewards", '{"model": 0}'], "rewards", "the weight of model is 0"),
+        (["--ppo.rewards", "{}"], "rewards", "weighs no source"),
+        (["--ppo.rewards", '{"model": 0}'], "rewards", "weighs no source"),
         (["--ppo.rewards", '{"model": .nan}'], "rewards", "the weight of model is nan"),
         (["--ppo.rewards", '{"modle": 1}'], "rewards", "'modle' is neither"),
         (["--ppo.rewards", '{"model": 1, "a.py:f": 1, "b/a.py:f": 1}'],
@@ -67,6 +69,7 @@ def test_each_is_refused(words: list[str], key: str, said: str) -> None:
         ["--ppo.critic_init", "zero", "--ppo.rewards", '{"rules.py:short": 0.5}'],
         ["--ppo.estimator", "reinforce_pp", "--ppo.rewards", '{"rules.py:short": -0.5}'],
         ["--ppo.rewards", '{"model": 1, "a/rules.py:short": 0.5, "a/rules.py:polite": 2}'],
+        ["--ppo.rewards", '{"model": 1, "rules.py:short": 0}'],
         ["--ppo.kl_target", "6", "--ppo.kl_horizon", "128"],
         ["--ppo.kl_coef", "0"],
         ["--ppo.ptx_coef", "27.8"],
@@ -78,10 +81,5 @@ def test_each_is_refused(words: list[str], key: str, said: str) -> None:
     ],
 )
 def test_each_is_accepted(words: list[Any]) -> None:
-    """What works together is not refused, and arrives."""
-    config = parse(*words)
-    name, value = words[0].removeprefix("--ppo."), words[1]
-    if name not in ("rewards",):
-        assert str(getattr(config.ppo, name)) == value or float(getattr(config.ppo, name)) == float(
-            value
-        )
+    """What works together is not refused."""
+    assert parse(*words).ppo != PPOSection()

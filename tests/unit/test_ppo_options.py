@@ -129,18 +129,20 @@ def test_clips_reach_the_loss() -> None:
     assert stats["policy_loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("over", ["tokens", "sequences"])
 @pytest.mark.parametrize(("kind", "cap"), [("truncate", 1.1), ("mask", 1.3)])
-def test_correction_reaches_the_loss(kind: str, cap: float) -> None:
+def test_correction_reaches_the_loss(kind: str, cap: float, over: str) -> None:
     """Invariant 33: trainer's over engine's probability of each token weighs its loss; with an
     engine that agrees nothing changes."""
-    trainer = make_trainer("gpt2", rollout_correction=kind, rollout_cap=cap, **SGD)
+    ppo = {"rollout_correction": kind, "rollout_cap": cap, "loss_mean": over}
+    trainer = make_trainer("gpt2", microbatch_size=3, **ppo, **SGD)
     e = experience_of(trainer)
     shift = 0.8 * (torch.rand(e.logprobs.shape, generator=torch.Generator().manual_seed(1)) - 0.5)
     e = replace(e, rollout_logprobs=e.logprobs - shift)
     weights = shift.exp().clamp(max=cap)
     if kind == "mask":
         weights = torch.where((shift.exp() > cap) | (shift.exp() < 1 / cap), 0.0, shift.exp())
-    loss = averaged(weights * surrogate(chosen(trainer, e), e), e.response_mask, "tokens")
+    loss = averaged(weights * surrogate(chosen(trainer, e), e), e.response_mask, over)
     wanted = gradients_of(loss, trainer.roles.actor.module)
     found, stats = gradients(trainer, e)
     assert largest_difference(wanted, found) < 1e-5

@@ -65,7 +65,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/rows.py": (
-        ("tests/unit/test_data_encode.py", "tests/unit/test_data_build.py"),
+        ("tests/unit/test_data_rows.py", "tests/unit/test_data_build.py"),
         [
             ("bos-under-chat", "BOS before the chat template's own",
              "self.leading = [] if self.by_template else leading_ids(tokenizer)",
@@ -104,7 +104,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/build.py": (
-        ("tests/unit/test_data_build.py",),
+        ("tests/unit/test_data_build.py", "tests/unit/test_data_margin.py"),
         [
             ("pair-swapped", "chosen and rejected exchanged",
              '"chosen_ids": chosen[:limit]', '"chosen_ids": rejected[:limit]'),

@@ -4,7 +4,7 @@ Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/models/actor.py": (
-        ("tests/unit/test_models_policy.py", "tests/unit/test_rollout.py"),
+        ("tests/unit/test_models_policy.py", "tests/unit/test_rollout*.py"),
         [
             ("position-slip", "positions begin at 1",
              "(mask.long().cumsum(dim=-1) - 1)", "(mask.long().cumsum(dim=-1))"),
@@ -25,6 +25,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "chosen = ids[:, -response_length:]", "chosen = ids[:, -response_length - 1 : -1]"),
             ("minimum-length", "stop ids at probability 0 one token too long",
              "scaled[:, :min_new_tokens,", "scaled[:, : min_new_tokens + 1,"),
+            ("entropy-kept", "the entropy keeps what its gradient would need",
+             "set_grad_enabled(entropy_grad)", "set_grad_enabled(True)"),
+            ("logits-kept", "the distributions of the last micro-batch are kept",
+             "logits = output.logits[", "self.kept = logits = output.logits["),
             ("entropy-sign", "sign in the entropy",
              "entropy = normalizer - (probs", "entropy = normalizer + (probs"),
         ],
@@ -65,7 +69,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/models/loading.py": (
-        ("tests/unit/test_models_policy.py", "tests/unit/test_models_families.py"),
+        ("tests/unit/test_models_policy.py", "tests/unit/test_models_vocabulary.py"),
         [
             ("dropout-kept", "dropout stays on where none is asked for",
              "if not dropout or k.endswith(LAYERDROP)", "if k.endswith(LAYERDROP)"),
@@ -87,7 +91,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/rollout/stops.py": (
-        ("tests/unit/test_rollout_stops.py",),
+        ("tests/unit/test_rollout_*.py",),
         [
             ("engine-stops", "stop_token_ids do not stop",
              "return [eos, *ppo.stop_token_ids]", "return [eos]"),
@@ -98,7 +102,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/rollout/hf.py": (
-        ("tests/unit/test_rollout.py", "tests/unit/test_rollout_stops.py"),
+        ("tests/unit/test_rollout.py", "tests/unit/test_rollout_stops.py",
+         "tests/unit/test_models_training.py"),
         [
             ("engine-minimum", "the engine may stop one token before the minimum",
              "len(self.logprobs) < self.min", "len(self.logprobs) + 1 < self.min"),

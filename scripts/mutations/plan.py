@@ -53,7 +53,7 @@ def found(patterns: tuple[str, ...], root: Path = ROOT) -> tuple[str, ...]:
         fitting = sorted(str(path.relative_to(root)) for path in root.glob(pattern))
         if not fitting:
             raise ValueError(f"there is no {pattern}")
-        files += fitting
+        files += [file for file in fitting if file not in files]
     return tuple(files)
 
 

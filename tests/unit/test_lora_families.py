@@ -111,6 +111,14 @@ def test_every_linear_layer_but_the_head(kind: str, task: TaskType) -> None:
     assert largest_difference(after, before) == 0
 
 
+def test_alpha_over_rank_is_the_adapters_scale() -> None:
+    """Invariant 10: lora.alpha 12 at rank 4 weighs the adapters by 3."""
+    section = LoraSection(rank=4, alpha=12.0)
+    wrapped = add_lora(random_model("llama", TaskType.CAUSAL_LM), section, TaskType.CAUSAL_LM, "k")
+    layers = [m for m in wrapped.modules() if isinstance(getattr(m, "scaling", None), dict)]
+    assert {m.scaling["default"] for m in layers} == {3.0}
+
+
 def base_folder(kind: str, folder: Path) -> Path:
     """A model on disk that has too few rows for the tokenizer."""
     model: PreTrainedModel = random_model(kind, TaskType.CAUSAL_LM, ROWS)
@@ -135,6 +143,7 @@ def test_an_adapter_alone_is_the_merged_model(kind: str, tmp_path: Path) -> None
     mine, stock = load_policy(alone, dropout=False), AutoModelForCausalLM.from_pretrained(whole)
     assert largest_difference(parameters(mine), parameters(stock)) == 0
     assert mine.config.vocab_size == WORDS
+    assert all(p.requires_grad for p in mine.parameters())  # the next stage may train it whole
     exclude_from(mine, tokenizer)
     torch.testing.assert_close(logits_of(mine), expected, atol=1e-5, rtol=1e-5)
     by_peft = PeftModel.from_pretrained(load_base(base, tokenizer), str(alone / "adapter"))

@@ -1,5 +1,6 @@
 """Log-probs of the policy: temperature, padding, positions, dropout, excluded ids."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from _models import (
     ROWS,
     WORDS,
     causal,
+    fixed_rollout,
+    make_trainer,
     policy_of,
     sft_folder,
     toy_tokenizer,
@@ -227,3 +230,41 @@ def test_the_hook_follows_the_head() -> None:
     exclude_tokens(model, EXCLUDED)
     assert set(model.state_dict()) == names
     assert model(torch.tensor([[5]])).logits.shape[-1] == ROWS > WORDS
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_fused_logprobs_are_plain_ones(temperature: float) -> None:
+    """Invariant 6: logit - logsumexp = log_softmax, in values and gradients; the entropy keeps
+    nothing of the logits' size for the backward pass unless it has a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(3, 5, 11, generator=generator)
+    ids = torch.randint(11, (3, 5), generator=generator)
+    weights = torch.randn(3, 5, generator=generator)
+    gradients, kept = [], set()
+    for fused in (True, False):
+        x = logits.clone().requires_grad_()
+        if fused:
+            seen: list[Tensor] = []
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t, seen=seen: (seen.append(t), t)[1], lambda t: t
+            ):
+                found, entropy = token_logprobs(x, ids, temperature)
+            assert not entropy.requires_grad
+            kept = {t.data_ptr() for t in seen if t.numel() == logits.numel()}
+        else:
+            found = (x / temperature).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        (found * weights).sum().backward()
+        gradients.append((found.detach(), x.grad))
+    assert len(kept) <= 1
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_no_distribution_outlives_its_micro_batch() -> None:
+    """Invariant 6: after scoring and an optimizer step nothing of shape (B, T, V) is left."""
+    trainer = make_trainer("gpt2", microbatch_size=2)
+    experience = trainer.estimate(trainer.score(fixed_rollout()))
+    stats = trainer.optimize(experience, torch.arange(4))
+    tensors = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+    assert [x.shape for x in tensors if x.dim() == 3 and x.shape[-1] == ROWS] == []
+    assert stats  # and the experience, both still held

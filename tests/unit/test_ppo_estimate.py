@@ -183,3 +183,30 @@ def test_the_gap_between_engine_and_trainer_is_reported() -> None:
         estimator().estimate(replace(scored, rollout_logprobs=engine)), ["model"], critic=True
     )
     assert stats["rollout_logprob_gap"] == pytest.approx(0.25)
+
+
+def test_the_score_is_the_weighted_sum_of_its_sources() -> None:
+    """Invariant 14: weight times score over the sources, whose own scores are kept beside it."""
+    plain = make_trainer("gpt2").score(fixed_rollout())
+    trainer = make_trainer("gpt2", rewards={"length.py:f": -0.5, "model": 2.0})
+    trainer.functions = lambda rollout, rows: rollout.lengths[:, None].float()
+    scored = trainer.score(fixed_rollout())
+    lengths = fixed_rollout().lengths.float()
+    torch.testing.assert_close(scored.score_parts, torch.stack([lengths, plain.scores], dim=1))
+    torch.testing.assert_close(scored.scores, 2.0 * plain.scores - 0.5 * lengths)
+
+
+@torch.no_grad()
+def test_each_column_comes_from_its_own_role() -> None:
+    """Invariants 9, 10, 12: actor and reference, critic and reward model are equal at the start;
+    once actor and critic have moved, reference and score have not."""
+    trainer = make_trainer("gpt2")
+    before = trainer.score(fixed_rollout())
+    for role in (trainer.roles.actor, trainer.roles.critic):
+        for weight in role.module.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    after, mask = trainer.score(fixed_rollout()), before.response_mask
+    torch.testing.assert_close(after.scores, before.scores)
+    torch.testing.assert_close(after.ref_logprobs, before.ref_logprobs)
+    for name in ("logprobs", "values"):
+        assert (getattr(after, name) - getattr(before, name))[mask].abs().min() > 1e-6

@@ -1,0 +1,68 @@
+"""Settings of stages 1 and 2, each by what it does."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from _models import LAUNCH, PAD, PROMPTS, classifier, policy_of, toy_tokenizer
+from _training import pairs, sft_rows, stage, training_config
+
+from cores.config import Config, ModelSection, SFTSection
+from cores.models import ScalarModel
+from cores.rl import pairwise_loss
+from cores.training.calibration import calibration_prompts
+from cores.training.reward import score_rows, train_reward
+from cores.training.sft import held_out_loss
+from cores.training.trainer_args import common_arguments
+
+
+def test_held_out_loss_is_without_dropout() -> None:
+    """Invariant 7: of a model that has dropout and is in training, it is that without, and the
+    same again."""
+    rows = sft_rows(5)
+    expected = held_out_loss(policy_of("gpt2"), rows, PAD, 2, LAUNCH)
+    model = policy_of("gpt2", dropout=True).train()
+    found = [held_out_loss(model, rows, PAD, 2, LAUNCH) for _ in range(2)]
+    assert found == [pytest.approx(expected, rel=1e-6)] * 2
+
+
+def test_centring_reaches_the_loss(tmp_path: Path) -> None:
+    """Invariant 26: the first step's loss has center_coef times the mean (chosen + rejected)^2."""
+    config, rows = training_config(tmp_path, 8), pairs(8)
+    config = replace(config, reward=replace(config.reward, center_coef=0.5))
+    model = classifier("gpt2")
+    sides = ([pair[name] for pair in rows] for name in ("chosen_ids", "rejected_ids"))
+    chosen, rejected = (
+        torch.tensor(score_rows(ScalarModel(model), side, PAD, 8, LAUNCH)) for side in sides
+    )
+    folder = stage(config, "reward")
+    train_reward(config, model, rows, toy_tokenizer(), folder, LAUNCH)
+    first, *_ = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = pairwise_loss(chosen, rejected, center_coef=0.5)
+    assert json.loads(first)["loss"] == pytest.approx(expected.item(), rel=1e-3)
+    assert expected - pairwise_loss(chosen, rejected) > 0.1
+
+
+def test_calibration_asks_the_prompts_of_the_pairs() -> None:
+    """Invariant 12: tokens before the reply, none of the reply; only those with room for one."""
+    config = replace(Config(), reward=replace(Config().reward, calibration_samples=8))
+    config = replace(config, reward=replace(config.reward, calibration_tokens=4))
+    rows = [{"chosen_ids": [*p, 50, 1], "prompt_length": len(p)} for p in PROMPTS]
+    model: Any = SimpleNamespace(max_position_embeddings=9)
+    found = calibration_prompts(config, rows, model)
+    fitting = [p for p in PROMPTS if len(p) <= 5]
+    assert len(fitting) < len(PROMPTS)
+    assert sorted(found) == sorted(2 * fitting + found[-2:])
+    assert all(prompt in fitting for prompt in found)
+
+
+def test_warmup_is_a_share_of_the_steps(tmp_path: Path) -> None:
+    """Invariant 22: 2 epochs of 40 rows at 8 a step are 10 steps, 3 of which .3 of them are."""
+    section = SFTSection(batch_size=8, microbatch_size=4, epochs=2, warmup_ratio=0.3)
+    made = common_arguments(section, ModelSection(), LAUNCH, 0, 40, tmp_path, "sft")
+    assert made["warmup_steps"] == 3
+    assert made["gradient_accumulation_steps"] == 2

@@ -1,0 +1,183 @@
+"""What each of two processes does, the exchange between them played by the tests."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from _models import (
+    LAUNCH,
+    PAD,
+    PROMPTS,
+    CountReward,
+    fixed_rollout,
+    make_trainer,
+    policy_of,
+    ppo_config,
+    reward_folder,
+    sft_folder,
+    toy_tokenizer,
+)
+from _training import random_rows, sft_rows
+
+from cores.models import ScalarModel, load_scalar
+from cores.ppo import evaluate, experience
+from cores.ppo.run import train
+from cores.rollout import Rollout
+from cores.runtime.launch import Launch
+from cores.runtime.stage import StageFolder
+from cores.training import reward, sft
+from cores.training.calibration import policy_engine
+
+RANKS = [Launch(rank, 2, torch.device("cpu"), "fp32") for rank in (0, 1)]
+
+
+def part_of(rollout: Rollout, rows: slice) -> Rollout:
+    """Some rows of a rollout."""
+    return Rollout(**{f.name: getattr(rollout, f.name)[rows] for f in fields(Rollout)})
+
+
+def test_whitening_covers_the_rows_of_both_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariants 19, 21: each rank scores half of the rows; after the exchange each has the
+    experience that one process makes of all rows, whitened over all of them."""
+    trainer, rollout = make_trainer("gpt2", batch_size=8), fixed_rollout(rows=8)
+    whole = trainer.estimate(trainer.score(rollout))
+    parts = [trainer.score(part_of(rollout, half)) for half in (slice(0, 4), slice(4, 8))]
+    sent = [{f.name: getattr(part, f.name) for f in fields(part)} for part in parts]
+    for launch, part in zip(RANKS, parts, strict=True):
+
+        def exchange(own: list[Any], rank: int = launch.rank) -> list[Any]:
+            assert all(torch.equal(own[0][name], sent[rank][name]) for name in sent[rank])
+            return sent
+
+        monkeypatch.setattr(experience, "gather_object", exchange)
+        found = trainer.estimate(experience.gather_rows(part, launch))
+        for name in ("rewards", "advantages", "returns"):
+            torch.testing.assert_close(getattr(found, name), getattr(whole, name))
+
+
+def test_a_minibatch_is_shared_by_the_ranks() -> None:
+    """Invariants 21, 31: the two learn from different rows of it, together from all."""
+    trainer, seen = make_trainer("gpt2", microbatch_size=1), []
+    rows = torch.tensor([5, 2, 7, 0, 1, 3])
+    for launch in RANKS:
+        trainer.launch = launch
+        parts = list(trainer._micro_batches(rows))
+        assert [last for _, last in parts] == [False, False, True]
+        seen += [row for part, _ in parts for row in part.tolist()]
+    assert sorted(seen) == sorted(rows.tolist())
+
+
+def test_a_rank_s_sum_outlives_the_average() -> None:
+    """Invariant 21: gradients are averaged over ranks, so each rank's part of a sum is multiplied
+    by their number before."""
+    found = []
+    for processes in (1, 2):
+        role = make_trainer("gpt2").roles.critic
+        role.accelerator = SimpleNamespace(num_processes=processes)
+        rollout = fixed_rollout()
+        role.accumulate(role.module(rollout.ids, rollout.mask).sum(), last=False)
+        weights = role.module.parameters()
+        found.append(torch.cat([p.grad.flatten() for p in weights if p.grad is not None]))
+    torch.testing.assert_close(found[1], 2 * found[0])
+
+
+class Asked:
+    """A trainer that notes the prompts of its updates and draws a random number in each."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.roles = SimpleNamespace(actor=SimpleNamespace(steps=0))
+        self.prompts: list[list[int]] = []
+        self.drawn: list[float] = []
+
+    def step(self, prompts: list[list[int]], *_: Any) -> tuple[Any, dict[str, float]]:
+        """Notes, and nothing learned."""
+        self.prompts += prompts
+        self.drawn.append(torch.rand(1).item())
+        names = ("score", "kl", "entropy", "response_length", "ended")
+        return SimpleNamespace(response_mask=torch.ones(1, 1)), dict.fromkeys(names, 0.0)
+
+
+def test_ranks_see_other_prompts_and_other_numbers(tmp_path: Path) -> None:
+    """Invariant 31: of every batch each rank gets its own part, and it samples from a stream of
+    random numbers of its own; the same seed gives the same again."""
+    config = replace(
+        ppo_config(updates=3, batch_size=4, eval_prompts=0, sample_every=0),
+        output_dir=str(tmp_path),
+    )
+    rows = [{"input_ids": [i], "prompt": str(i)} for i in range(12)]
+    data: Any = SimpleNamespace(train=rows, test=[])
+    runs = []
+    for launch in (*RANKS, RANKS[1]):
+        folder = StageFolder(config, "ppo", launch, 0.0)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        trainer: Any = Asked(launch)
+        train(config, trainer, data, toy_tokenizer(), folder)
+        runs.append(trainer)
+    first, second, again = runs
+    together = sorted(ids[0] for ids in first.prompts + second.prompts)
+    assert together == list(range(12))
+    assert not set(first.drawn) & set(second.drawn)
+    assert (again.prompts, again.drawn) == (second.prompts, second.drawn)
+
+
+def test_evaluation_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariants 24, 31: each rank samples its part from its own stream; a row that fills the last
+    part is not counted."""
+    trainer = make_trainer("gpt2", reward=CountReward(59))
+    prompts = PROMPTS[:3]
+    drawn: list[tuple[list[list[int]], float]] = []
+    sent: list[Any] = []
+    sample = trainer.rollout
+
+    def noted(own: list[list[int]]) -> Rollout:
+        drawn.append((own, torch.rand(1).item()))
+        return sample(own)
+
+    monkeypatch.setattr(trainer, "rollout", noted)
+    monkeypatch.setattr(experience, "gather_object", lambda own: (sent.extend(own), own * 2)[1])
+    for trainer.launch in RANKS:
+        evaluate(trainer, prompts, seed=3)
+    assert [own for own, _ in drawn] == [prompts[:2], [prompts[2], prompts[2]]]
+    assert drawn[0][1] != drawn[1][1]
+    monkeypatch.setattr(experience, "gather_object", lambda _: sent)
+    result = evaluate(trainer, prompts, seed=3)
+    assert [row[: len(p)] for row, p in zip(result.rows, prompts, strict=True)] == prompts
+    assert len(result.scores) == len(result.kl) == len(result.replies) == 3
+
+
+def test_calibration_samples_from_a_stream_a_rank() -> None:
+    """Invariants 12, 31: the ranks sample for other prompts, and from other random numbers."""
+    drawn = []
+    for launch in RANKS:
+        policy_engine(ppo_config(), sft_folder("gpt2"), toy_tokenizer(), launch)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] != drawn[1]
+
+
+def test_scores_of_two_ranks_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 25: the ranks score rows in turn; score i is that of row i."""
+    model, rows = ScalarModel(load_scalar(reward_folder("gpt2"))), random_rows(7)
+    alone = reward.score_rows(model, rows, PAD, 2, LAUNCH)
+    sent: list[Any] = []
+    for launch in RANKS:
+        monkeypatch.setattr(reward, "gather_object", lambda own: (sent.extend(own), own)[1])
+        reward.score_rows(model, rows, PAD, 2, launch)
+    assert len(sent) == 7
+    monkeypatch.setattr(reward, "gather_object", lambda _: sent)
+    assert reward.score_rows(model, rows, PAD, 2, RANKS[0]) == pytest.approx(alone, abs=1e-6)
+
+
+def test_the_held_out_loss_of_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 21: each measures its rows; sums and counts are added before they are divided."""
+    model, rows = policy_of("gpt2"), sft_rows(7)
+    alone = sft.held_out_loss(model, rows, PAD, 2, LAUNCH)
+    sent: list[Any] = []
+    for launch in RANKS:
+        monkeypatch.setattr(sft, "gather_object", lambda own: (sent.extend(own), own)[1])
+        sft.held_out_loss(model, rows, PAD, 2, launch)
+    monkeypatch.setattr(sft, "gather_object", lambda _: sent)
+    assert sft.held_out_loss(model, rows, PAD, 2, RANKS[1]) == pytest.approx(alone, rel=1e-5)

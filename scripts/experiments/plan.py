@@ -52,8 +52,8 @@ def ppo(**settings: object) -> tuple[str, ...]:
 def coati(*on: str) -> tuple[str, ...]:
     """The original's estimator with the named defects alone."""
     names = ("reversed_kl", "mean_over_positions", "r_minus_v", "same_prompts")
-    # A critic that starts as the reward model foretells the score exactly where both are read alike,
-    # so that R - V is 0 and nothing starts to learn: it starts from zero.
+    # A critic that starts as the reward model foretells the score exactly, where both are read the
+    # same way: R - V is then 0 and nothing starts to learn. So it starts from zero.
     settings = {f"coati__{name}": name in on for name in names}
     return ppo(estimator="coati", critic_init="zero", **settings)
 

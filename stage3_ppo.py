@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
     if not config.data.inspect:
         folder.check()
     check_quantization(config.model, config.ppo.lora, "ppo.lora", zero_stage(), run.device)
-    parents = load_parents(config, needed_stages(config))
     functions = load_functions(config.ppo.rewards)
+    parents = load_parents(config, needed_stages(config))
     model_config = load_config(parents["sft"].folder)
     tokenizer = load_tokenizer(parents["sft"].folder)
     check_options(config, tokenizer)

@@ -18,7 +18,7 @@ from cores.ppo.objective import (
     response_values,
 )
 from cores.ppo.ptx import PtxRows, ptx_loss
-from cores.ppo.rewards import RewardFunctions
+from cores.ppo.rewards import RewardFunctions, weighted_sum
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.stats import Stats, accumulate, average, describe
 from cores.rl import lr_factor, next_kl_coef
@@ -104,8 +104,8 @@ class PPOTrainer:
             said = self.functions(rollout, list(rows)).to(zeros)
             columns = [i for i, name in enumerate(names) if name != "model"]
             scored.score_parts[:, columns] = said
-        weights = zeros.new_tensor(list(self.config.rewards.values()))
-        scored.scores[:] = (scored.score_parts * weights).sum(dim=1)
+        weights = list(self.config.rewards.values())
+        scored.scores[:] = weighted_sum(scored.score_parts, weights)
         return scored
 
     @property

@@ -30,7 +30,8 @@ def grpo(rewards: Tensor, response_mask: Tensor, group: int, std: bool) -> Tenso
 def rloo(rewards: Tensor, response_mask: Tensor, group: int) -> Tensor:
     """R less the mean return of the group's other replies, for every token of the row, (B, T).
 
-    Ahmadian et al. 2024, "Back to basics", section 3.3. ValueError for a group of one.
+    Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024,
+    "Back to basics". ValueError for a group of one.
     """
     if group < 2:
         raise ValueError("rloo compares a reply to the others of its prompt: at least 2 are needed")

@@ -31,8 +31,8 @@ def policy_loss(
     Schulman et al. 2017, eq. 7, negated: mean of -min(ratio * A, clip(ratio, 1 - clip, 1 +
     clip_high) * A), with ratio = exp(logprobs - old_logprobs). All (B, T). clip_high: None for
     clip; else the asymmetric clip of Yu et al. 2025, "DAPO", eq. 10. dual_clip: where A < 0 the
-    loss is at most -dual_clip * A (Ye et al. 2020, "Mastering complex control in MOBA games",
-    eq. 5): None for no such limit.
+    loss is at most -dual_clip * A (Ye et al. 2020, "Mastering complex control in MOBA games
+    with deep reinforcement learning"): None for no such limit.
 
     Statistics, detached 0-d: ratio_mean; ratio_max (0 with nothing valid); clip_fraction, the
     share of tokens whose gradient the clip removes; approx_kl, the mean of (ratio - 1) -

@@ -7,20 +7,23 @@ file occurs in a training file.
 """
 
 import argparse
-import json
 import random
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
 from pairs import make_pair, prefers
 from world import gold, make_prompt, make_reply
 
+from scripts.tiny import write_base, write_rows
+
 SIZES = {"sft": 12000, "preference": 16000, "prompts": 4000}
 TEST_SIZES = {"sft_test": 400, "preference_test": 800, "prompts_test": 400}
-VOCABULARY = 1024
+VOCABULARY, POSITIONS = 1024, 128
 TRANSCRIPT = "Guest:\n{prompt}\nDesk:\n{reply}"
 """A row as configs/demo.yaml renders it, for the tokenizer to learn from."""
-END = "<|endoftext|>"
 
 
 def distinct_prompts(rng: random.Random) -> Iterator[str]:
@@ -61,46 +64,6 @@ def make_rows(seed: int) -> dict[str, list[dict[str, str]]]:
     return rows
 
 
-def write_base(folder: Path, texts: Iterable[str], seed: int) -> None:
-    """A byte-level BPE tokenizer trained on `texts`, and a small GPT-2 of random weights.
-
-    The tokenizer has no pad token, as GPT-2's has none: stage 1 adds one.
-    """
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=END, bos_token=END, model_max_length=128
-    )
-    tokenizer.save_pretrained(folder)
-    end = tokenizer.eos_token_id
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=128,
-        n_embd=128,
-        n_layer=3,
-        n_head=4,
-        initializer_range=0.08,  # about 1/sqrt(n_embd); with GPT-2's 0.02 it learns to copy late
-        bos_token_id=end,
-        eos_token_id=end,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -108,13 +71,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = make_rows(args.seed)
-    data = args.out / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    for name, content in rows.items():
-        lines = "".join(json.dumps(row) + "\n" for row in content)
-        (data / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    write_rows(args.out / "data", rows)
     texts = (TRANSCRIPT.format(prompt=r["prompt"], reply=r["completion"]) for r in rows["sft"])
-    write_base(args.out / "base", texts, args.seed)
+    write_base(args.out / "base", texts, VOCABULARY, POSITIONS, args.seed)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ def best_of(scores: Sequence[float], n: int) -> list[int]:
 def best_of_kl(n: int) -> float:
     """KL of the best of n replies from the policy that they are drawn from, nats a reply.
 
-    log n - (n - 1) / n (Stiennon et al. 2020, "Learning to summarize from human feedback", appendix
-    G.3): exact where no two replies are alike, an upper bound otherwise (Beirami et al. 2024,
-    "Theoretical guarantees on the alignment of best-of-n policy").
+    log n - (n - 1) / n (Stiennon et al. 2020, "Learning to summarize from human feedback"): exact
+    where no two replies are alike, an upper bound otherwise (Beirami et al. 2024, "Theoretical
+    guarantees on the alignment of best-of-n policy").
     """
     return math.log(n) - (n - 1) / n

@@ -43,12 +43,10 @@ LAST = 5
 
 
 def objective(metrics: Path) -> float:
-    """Mean of score - kl_coef * KL over the last updates of a run; -inf if it has none."""
-    if not metrics.is_file():
-        return float("-inf")
+    """Mean of score - kl_coef * KL over the last updates of a run."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     values = [row["score"] - KL_COEF * row["kl"] for row in rows[-LAST:]]
-    return sum(values) / len(values) if values else float("-inf")
+    return sum(values) / len(values)
 
 
 def tuning(out: Path, variables: dict[str, str] | None) -> list[Job]:
@@ -63,33 +61,39 @@ def tuning(out: Path, variables: dict[str, str] | None) -> list[Job]:
     return jobs
 
 
-def best_rates(out: Path) -> tuple[float, float]:
-    """Of us and of the peer."""
+def best_rates(out: Path) -> dict[str, float]:
+    """Of us ("ours") and of the peer ("trl"), as far as either has tried any."""
     folder = out / "seed0"
-    mine = {r: objective(folder / f"rate-{r:g}" / "ppo" / "metrics.jsonl") for r in RATES}
-    theirs = {r: objective(folder / f"trl-rate-{r:g}" / "metrics.jsonl") for r in RATES}
-    record = {"ours": mine, "trl": theirs}
-    (out / "tuning.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    return max(mine, key=lambda r: mine[r]), max(theirs, key=lambda r: theirs[r])
+    files = {
+        "ours": {r: folder / f"rate-{r:g}" / "ppo" / "metrics.jsonl" for r in RATES},
+        "trl": {r: folder / f"trl-rate-{r:g}" / "metrics.jsonl" for r in RATES},
+    }
+    found = {
+        side: {rate: objective(file) for rate, file in tried.items() if file.is_file()}
+        for side, tried in files.items()
+    }
+    (out / "tuning.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return {side: max(values, key=values.__getitem__) for side, values in found.items() if values}
 
 
 def frontier(out: Path, variables: dict[str, str] | None) -> list[Job]:
     """Every price of KL and seed at the best rates, for us and for the peer."""
-    rate, their_rate = best_rates(out)
+    rates = best_rates(out)
     jobs = []
     for seed in SEEDS:
         for coef in KL_COEFS:
-            words = ppo(kl_coef=coef, actor_learning_rate=rate)
-            jobs += ours(out, seed, Variant(f"frontier-{coef:g}", "frontier", words))
-            if variables is not None:
-                told = ("--learning-rate", str(their_rate), "--kl-coef", str(coef))
+            if "ours" in rates:
+                words = ppo(kl_coef=coef, actor_learning_rate=rates["ours"])
+                jobs += ours(out, seed, Variant(f"frontier-{coef:g}", "frontier", words))
+            if variables is not None and "trl" in rates:
+                told = ("--learning-rate", str(rates["trl"]), "--kl-coef", str(coef))
                 jobs += peer(out, seed, f"trl-{coef:g}", told, variables, sys.executable)
     return jobs
 
 
 def main(argv: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Run the experiments of docs/experiments.md.")
+    parser = argparse.ArgumentParser(description="Run the experiments.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--peer-path", type=Path, help="folder that holds trl 1.12.0")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="jobs at a time")

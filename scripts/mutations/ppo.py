@@ -45,7 +45,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("score-last-column", "score read in the last column, padding or not",
              "read_score(judged, batch.mask, everywhere)", "judged[:, -1]"),
             ("score-weights", "weights of the sources of the score forgotten",
-             "(scored.score_parts * weights).sum(dim=1)", "scored.score_parts.sum(dim=1)"),
+             "weighted_sum(scored.score_parts, weights)", "scored.score_parts.sum(dim=1)"),
             ("epochs", "one epoch whatever is asked", "range(self.config.epochs)", "range(1)"),
             ("no-shuffle", "minibatches in the same order every epoch",
              "torch.randperm(count, generator=self.shuffle)", "torch.arange(count)"),

@@ -39,6 +39,8 @@ def row_of(name: str, i: int) -> dict[str, Any]:
         "runs/demo/data/sft.jsonl": {"prompt": ask, "completion": YES},
         "runs/demo/data/preference.jsonl": {"prompt": ask, "chosen": YES, "rejected": NO},
         "runs/demo/data/prompts.jsonl": {"prompt": ask},
+        "runs/arithmetic/data/sft.jsonl": {"prompt": f"{i}+1=", "completion": f"{i + 1}"},
+        "runs/arithmetic/data/prompts.jsonl": {"prompt": f"{i}+1=", "answer": f"{i + 1}"},
     }
     return rows[name.replace("_test.jsonl", ".jsonl")]
 
@@ -86,7 +88,7 @@ def test_data_of_every_configuration(here: Path, name: str) -> None:
     config = replace(config, **longer)  # letters take more tokens in a tiny vocabulary
     prompts = prompt_data(config, tokenizer)
     found = [sft_data(config, tokenizer), prompts]
-    if name != "sentiment":
+    if name not in ("sentiment", "arithmetic"):  # no pairs
         found.append(preference_data(config, tokenizer))
     for data in found:
         reports = data.report.sources if isinstance(data.report, MixtureReport) else [data.report]

@@ -10,34 +10,16 @@ import torch
 from _models import (
     KINDS,
     PROMPTS,
-    adam,
     fixed_rollout,
     largest_difference,
     make_trainer,
     parameters,
 )
+from _ppo import SGD, experience_of, gradients, gradients_of
 
 from cores.config import AdamSection, LoraSection
 from cores.errors import UserError
 from cores.ppo.stats import accumulate, average
-
-SGD: dict[str, Any] = {**adam(eps=1.0), "max_grad_norm": 1e9}
-"""A step almost proportional to the gradient, whose scale is then visible in the parameters."""
-
-
-def experience_of(trainer: Any, rows: int = 8, seed: int = 0) -> Any:
-    """An experience with every kind of row, off the start state: old log-probs and values differ
-    from the models' by up to 0.3, so that ratios are not 1 and both clips bite."""
-    scored = trainer.score(fixed_rollout(rows, seed))
-    noise = torch.Generator().manual_seed(seed)
-    shape = scored.logprobs.shape
-    return trainer.estimate(
-        replace(
-            scored,
-            logprobs=scored.logprobs + 0.6 * (torch.rand(shape, generator=noise) - 0.5),
-            values=scored.values + 0.6 * (torch.rand(shape, generator=noise) - 0.5),
-        )
-    )
 
 
 def both(trainer: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -201,15 +183,8 @@ def test_at_ratio_one_the_gradient_is_reinforces(kind: str) -> None:
     actor, mask = trainer.roles.actor.module, experience.response_mask
     logprobs, _ = actor(experience.ids, experience.mask, mask.shape[1])
     loss = -(experience.advantages * logprobs)[mask].sum() / mask.sum()
-    names = [name for name, _ in actor.named_parameters()]
-    wanted = dict(zip(names, torch.autograd.grad(loss, list(actor.parameters())), strict=True))
-    got: dict[str, torch.Tensor] = {}
-
-    def keep(*_: Any) -> None:
-        got.update({n: p.grad.clone() for n, p in actor.named_parameters()})
-
-    trainer.roles.actor.optimizer.optimizer.register_step_pre_hook(keep)
-    trainer.optimize(experience, torch.arange(8))
+    wanted = gradients_of(loss, actor)
+    got, _ = gradients(trainer, experience)
     assert largest_difference(wanted, got) < 1e-6
 
 

@@ -84,6 +84,16 @@ def test_value_weights():
     assert stats["value_error"].item() == pytest.approx(2.5)
 
 
+def test_weights_that_would_broadcast():
+    """(B, 1) against (B, T) is refused."""
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    zeros, weights = torch.zeros(2, 3), torch.ones(2, 1)
+    with pytest.raises(ValueError, match="as the mask"):
+        policy_loss(zeros, zeros, zeros, mask, 0.2, weights=weights)
+    with pytest.raises(ValueError, match="as the mask"):
+        value_loss(zeros, zeros, zeros, mask, 0.2, weights=weights)
+
+
 MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
 
 

@@ -1,0 +1,85 @@
+"""Options of stage 3 that cannot work, alone or together: each is said once, at its key."""
+
+from typing import Any
+
+import pytest
+from _config_helpers import mistake, parse
+
+from cores.config import PPOSection
+
+GROUPS = ["--ppo.samples_per_prompt", "4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "said"),
+    [
+        (["--ppo.minibatch_size", "48"], "minibatch_size", "does not divide ppo.batch_size 128"),
+        (["--ppo.samples_per_prompt", "3"], "samples_per_prompt", "does not divide ppo.batch_size"),
+        (["--ppo.actor_adam.beta1", "1"], "actor_adam.beta1", "at least 0 and below 1"),
+        (["--ppo.critic_adam.beta2", "-0.1"], "critic_adam.beta2", "at least 0 and below 1"),
+        (["--ppo.lora.dropout", "0.1"], "lora.dropout", "must be 0"),
+        (["--ppo.critic_warmup", "200"], "critic_warmup", "200 of 200 ppo.updates leave none"),
+        (["--ppo.clip", "1"], "clip", "must be below 1"),
+        (["--ppo.clip", ".nan"], "clip", "above 0"),
+        (["--ppo.dual_clip", "1"], "dual_clip", "must be above 1"),
+        (["--ppo.dual_clip", ".inf"], "dual_clip", "must be above 1"),
+        (["--ppo.kl_in", "loss"], "kl_kind", "choose k2 or k3"),
+        (["--ppo.kl_target", "6", "--ppo.kl_coef", "0"], "kl_target", "0 stays 0"),
+        (["--ppo.kl_target", "6", "--ppo.kl_horizon", "100"], "kl_horizon", "is below ppo.batch"),
+        (["--ppo.ptx_mix", "convex", "--ppo.ptx_coef", "1.5"], "ptx_coef", "at most 1"),
+        (["--ppo.ptx_coef", "1", "--data.sft.streaming", "true", "--sft.max_steps", "3"],
+         "ptx_coef", "which a stream does not have"),
+        (["--ppo.rollout_cap", "1"], "rollout_cap", "must be above 1"),
+        (["--ppo.rollout_cap", ".nan"], "rollout_cap", "must be above 1"),
+        (["--ppo.stop_token_ids", "[-1]"], "stop_token_ids", "0 or above"),
+        (["--ppo.stop_strings", '["", "END"]'], "stop_strings", "would stop every reply at once"),
+        (["--ppo.min_new_tokens", "128"], "min_new_tokens", "below ppo.max_new_tokens 128"),
+        (["--ppo.estimator", "grpo"], "samples_per_prompt", "1: grpo compares the replies"),
+        (["--ppo.estimator", "rloo"], "samples_per_prompt", "1: rloo compares the replies"),
+        (["--ppo.estimator", "rloo", *GROUPS, "--ppo.critic_warmup", "1"],
+         "critic_warmup", "rloo has no critic"),
+        (["--ppo.estimator", "coati", "--ppo.kl_in", "loss", "--ppo.kl_kind", "k3"],
+         "kl_in", "coati pays the KL in the reward"),
+        (["--ppo.rewards", "{}"], "rewards", "weighs no source"),
+        (["--ppo.rewards", '{"model": 0}'], "rewards", "weighs no source"),
+        (["--ppo.rewards", '{"model": .nan}'], "rewards", "the weight of model is nan"),
+        (["--ppo.rewards", '{"modle": 1}'], "rewards", "'modle' is neither"),
+        (["--ppo.rewards", '{"model": 1, "a.py:f": 1, "b/a.py:f": 1}'],
+         "rewards", "two functions have one name"),
+        (["--ppo.rewards", '{"a.py:f": 1}'], "critic_init", "set it to zero"),
+    ],
+)  # fmt: skip
+def test_each_is_refused(words: list[str], key: str, said: str) -> None:
+    """One message, which names the key and what to do."""
+    message = mistake(*words)
+    assert f"ppo.{key}: " in message
+    assert said in message
+    assert message.count("ppo." + key + ": ") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ppo.estimator", "grpo", *GROUPS, "--ppo.kl_in", "loss", "--ppo.kl_kind", "k3"],
+        ["--ppo.estimator", "grpo", *GROUPS, "--ppo.group_std", "false"],
+        ["--ppo.estimator", "rloo", *GROUPS],
+        ["--ppo.estimator", "reinforce_pp"],
+        ["--ppo.estimator", "coati", "--ppo.coati.same_prompts", "false"],
+        ["--ppo.estimator", "gae", *GROUPS, "--ppo.critic_warmup", "199"],
+        ["--ppo.critic_init", "zero", "--ppo.rewards", '{"rules.py:short": 0.5}'],
+        ["--ppo.estimator", "reinforce_pp", "--ppo.rewards", '{"rules.py:short": -0.5}'],
+        ["--ppo.rewards", '{"model": 1, "a/rules.py:short": 0.5, "a/rules.py:polite": 2}'],
+        ["--ppo.rewards", '{"model": 1, "rules.py:short": 0}'],
+        ["--ppo.kl_target", "6", "--ppo.kl_horizon", "128"],
+        ["--ppo.kl_coef", "0"],
+        ["--ppo.ptx_coef", "27.8"],
+        ["--ppo.ptx_coef", "0.9", "--ppo.ptx_mix", "convex"],
+        ["--ppo.clip_high", "1.5", "--ppo.dual_clip", "3", "--ppo.early_stop_kl", "0.02"],
+        ["--ppo.rollout_correction", "mask", "--ppo.rollout_cap", "5"],
+        ["--ppo.min_new_tokens", "127", "--ppo.stop_strings", '["Human:"]'],
+        ["--ppo.loss_mean", "sequences", "--ppo.whiten_advantages", "false"],
+    ],
+)
+def test_each_is_accepted(words: list[Any]) -> None:
+    """What works together is not refused."""
+    assert parse(*words).ppo != PPOSection()

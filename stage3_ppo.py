@@ -14,12 +14,13 @@ def main(argv: list[str]) -> None:
     # Heavy imports come after the arguments are known to be right.
     from cores.data import prompt_data, show
     from cores.models import load_tokenizer
-    from cores.models.loading import check_length, load_config
+    from cores.models.loading import load_config
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
-    from cores.ppo.rewards import load_functions
+    from cores.ppo.rewards import function_files, load_functions
     from cores.ppo.run import (
         build_trainer,
+        check_model,
         check_options,
         needed_stages,
         ptx_data,
@@ -40,25 +41,27 @@ def main(argv: list[str]) -> None:
     functions = load_functions(config.ppo.rewards)
     parents = load_parents(config, needed_stages(config))
     model_config = load_config(parents["sft"].folder)
+    check_model(config, model_config)
     tokenizer = load_tokenizer(parents["sft"].folder)
     check_options(config, tokenizer)
-    tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
-    check_length(model_config, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
     data = prompt_data(config, tokenizer)
     if config.data.inspect:
         return run.once(show, data, tokenizer, config.data.inspect)
-    run.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
-    ptx_rows = ptx_data(config, tokenizer)
+    ptx = ptx_data(config, tokenizer)
+    reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
+    lines = [line for report in reports.values() for line in report.lines()]
+    run.say("\n".join([*lines, *stale_parents(parents)]))
 
     roles = build_roles(config, tokenizer, parents, run)
     with folder:
-        trainer = build_trainer(config, roles, tokenizer, run, functions, ptx_rows)
+        trainer = build_trainer(config, roles, tokenizer, run, functions, ptx.train if ptx else ())
         metrics = train(config, trainer, data, tokenizer, folder)
         save_roles(config, roles, tokenizer, folder.path, run)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model_config.vocab_size,
-            "data": data.report.to_json(),
+            **{name: report.to_json() for name, report in reports.items()},
+            "reward_files": function_files(config.ppo.rewards),
             "parents": parent_facts(parents),
             "metrics": metrics,
         }

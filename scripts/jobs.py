@@ -61,7 +61,7 @@ def run_all(
         for job in [job for job, process in running.items() if process.poll() is not None]:
             status = running.pop(job).returncode
             _say(start, f"{job.name} {'ended with ' + str(status) if status else 'done'}")
-            if not job.done:
+            if status or not job.done:
                 failed.append(job)
         blocked = {job.makes for job in failed}
         hopeless = [job for job in waiting if blocked & set(job.needs)]
@@ -73,6 +73,8 @@ def run_all(
             places[job] = gpu
             running[job] = _start(job, logs, gpu if gpus > 1 else None)
             _say(start, f"{job.name} started")
+        if not running:
+            break  # what waits needs what nothing here makes
         time.sleep(POLL)
     for process in running.values():
         process.terminate()

@@ -236,6 +236,10 @@ def _check_keys(file: str) -> None:
                 f"{file}:{line}: {key} is a section: it must hold keys of its own, indented below "
                 "it; remove the line to leave all of them at their defaults."
             )
+        if typing.get_origin(kind) is dict and isinstance(value, yaml.MappingNode):
+            names = [name.value for name, _ in value.value]
+            for name in {name for name in names if names.count(name) > 1}:
+                raise UserError(f"{file}:{line}: key {key} names {name} twice; remove one.")
         if value.tag == YAML_NULL and type(None) not in typing.get_args(kind):
             raise UserError(
                 f"{file}:{line}: key {key} has no value; give one, or remove the line for the "

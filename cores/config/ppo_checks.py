@@ -19,6 +19,7 @@ def ppo_problems(ppo: PPOSection) -> Iterator[Problem]:
     yield from _sampling(ppo)
     yield from _estimator(ppo)
     yield from _rewards(ppo)
+    yield from _unused(ppo)
 
 
 def _batches(ppo: PPOSection) -> Iterator[Problem]:
@@ -122,9 +123,33 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
     names = [source.rpartition(":")[2] for source in ppo.rewards]
     if len(set(names)) < len(names):
         yield "ppo.rewards", "two functions have one name, and each is logged by it; rename one."
+    if "std" in names:
+        yield "ppo.rewards", "score_std is the scores' deviation; give the function another name."
     if "model" not in ppo.rewards and ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward":
         yield (
             "ppo.critic_init",
             "the critic cannot start from a reward model that ppo.rewards does not name; set it to "
-            "zero, or choose an estimator without a critic.",
+            "zero, name the model with weight 0, or choose an estimator without a critic.",
         )
+
+
+def _unused(ppo: PPOSection) -> Iterator[Problem]:
+    """Options that were set and would do nothing."""
+    name, default = ppo.estimator, PPOSection()
+    by_token = name in ("gae", "reinforce_pp") or (name == "coati" and not ppo.coati.r_minus_v)
+    used = {
+        "group_std": name == "grpo",
+        "coati": name == "coati",
+        "gamma": by_token,
+        "kl_kind": name != "coati",  # always k3
+        "kl_horizon": ppo.kl_target is not None,
+        "ptx_mix": ppo.ptx_coef > 0,
+        "rollout_cap": ppo.rollout_correction != "none",
+    }
+    for key, has_effect in used.items():
+        if not has_effect and getattr(ppo, key) != getattr(default, key):
+            yield (
+                f"ppo.{key}",
+                f"has no effect with ppo.estimator {name} and the other options as they are; "
+                "remove it, or set what it belongs to (docs/configuration.md).",
+            )

@@ -59,6 +59,13 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
     yield from ppo_problems(config.ppo)
     if config.reward.calibration_samples < 2:
         yield "reward.calibration_samples", "must be at least 2, to have a standard deviation."
+    tokens = config.reward.calibration_tokens
+    if tokens is not None and tokens <= config.ppo.min_new_tokens:
+        yield (
+            "reward.calibration_tokens",
+            f"{tokens} must be above ppo.min_new_tokens {config.ppo.min_new_tokens}, so that a "
+            "reply can stop.",
+        )
     for name in config.logging.trackers:
         if find_spec(name) is None:
             yield (

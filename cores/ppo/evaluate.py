@@ -66,7 +66,8 @@ def evaluate(
             chunk, told = prompts[start : start + size], list(rows[start : start + size])
             lacking = -len(chunk) % launch.world
             rollout = trainer.rollout(_mine(chunk + chunk[-1:] * lacking, launch))
-            scored = trainer.score(rollout, _mine(told + told[-1:] * lacking, launch))
+            told = _mine(told + told[-1:] * lacking, launch)
+            scored = trainer.score(rollout, told, last_token=True)
             _add(result, gather_rows(scored, launch), len(chunk))
     return result
 

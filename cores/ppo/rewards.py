@@ -3,11 +3,13 @@
 Shapes: B rows of a rollout, S sources.
 """
 
+import hashlib
 import importlib.util
 import math
 import sys
 import traceback
 from collections.abc import Callable
+from copy import deepcopy
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -64,6 +66,12 @@ def load_functions(rewards: dict[str, float]) -> dict[str, RewardFunction]:
     return functions
 
 
+def function_files(rewards: dict[str, float]) -> dict[str, str]:
+    """The sha256 of each file that functions of `ppo.rewards` come from, by its path."""
+    paths = {source.rpartition(":")[0] for source in rewards if source != MODEL}
+    return {p: hashlib.sha256(Path(p).expanduser().read_bytes()).hexdigest() for p in sorted(paths)}
+
+
 class RewardFunctions:
     """Calls the functions of `ppo.rewards` on the replies of a rollout."""
 
@@ -92,7 +100,7 @@ class RewardFunctions:
         scores = torch.empty(len(rows), len(self.functions))
         for i, (source, function) in enumerate(self.functions.items()):
             # Copies, so that what one function does to its arguments no other sees.
-            originals = [dict(row["row"]) for row in rows]
+            originals = [deepcopy(row["row"]) for row in rows]
             try:
                 returned = function(list(prompts), list(replies), originals)
             except (Exception, SystemExit) as error:

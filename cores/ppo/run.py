@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
 from cores.data import StageData, readable, sft_data
 from cores.errors import UserError
 from cores.models import save_model
 from cores.models.actor import plain_model
+from cores.models.loading import check_length, check_scalar
+from cores.ppo.estimate import has_critic
 from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience
 from cores.ppo.prompts import PromptSampler, share
@@ -43,18 +45,27 @@ def check_options(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def check_model(config: Config, model: PretrainedConfig) -> None:
+    """UserError if stage 1's architecture cannot be a critic where one is needed, or is too short
+    for prompts and replies."""
+    if has_critic(config.ppo):
+        check_scalar(model)
+    tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
+    check_length(model, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
+
+
 def needed_stages(config: Config) -> list[str]:
     """Stages that must be finished: without the reward model as a source, stage 1 alone."""
     return ["sft", "reward"] if "model" in config.ppo.rewards else ["sft"]
 
 
-def ptx_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Stage 1's rows, where its loss is mixed in."""
+def ptx_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | None:
+    """Stage 1's data, where its loss is mixed in."""
     if not config.ppo.ptx_coef:
-        return []
+        return None
     data = sft_data(config, tokenizer)
     assert isinstance(data, StageData)  # streams are refused with the configuration
-    return data.train
+    return data
 
 
 def build_trainer(

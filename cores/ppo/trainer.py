@@ -56,6 +56,8 @@ class PPOTrainer:
         """Price of KL now."""
         self.updates = 0
         """Updates taken."""
+        self.minibatch = 0
+        """Optimizer steps of the present update so far."""
         self.minibatches = config.epochs * (config.batch_size // config.minibatch_size)
 
     def step(self, prompts: list[list[int]], rows: Sequence[Row] = ()) -> tuple[Experience, Stats]:
@@ -68,11 +70,12 @@ class PPOTrainer:
         rollout = self.rollout([prompt for prompt in prompts for _ in range(group)])
         told = [row for row in rows for _ in range(group)]
         experience = self.estimate(gather_rows(self.score(rollout, told), self.launch))
+        learning = self.roles.actor in self._trained_now()
         steps = self.update(experience)
         stats = describe(experience, list(self.config.rewards), has_critic(self.config))
         stats |= {"kl_coef": self.kl_coef, "optimizer_steps": len(steps), **average(steps)}
-        self._steer(stats["kl"])
-        self.updates += 1
+        if learning:
+            self._steer(stats["kl"])
         return experience, stats
 
     def rollout(self, prompts: list[list[int]]) -> Rollout:
@@ -81,8 +84,12 @@ class PPOTrainer:
             return self.engine.generate(prompts)
 
     @torch.no_grad()
-    def score(self, rollout: Rollout, rows: Sequence[Row] = ()) -> Scored:
-        """What actor, reference, critic and the sources of the score say of each reply."""
+    def score(self, rollout: Rollout, rows: Sequence[Row] = (), last_token: bool = False) -> Scored:
+        """What actor, reference, critic and the sources of the score say of each reply.
+
+        `last_token`: the reward model's score is that of the last token whatever the estimator
+        reads, so that evaluations compare.
+        """
         count, names = rollout.ids.shape[0], list(self.config.rewards)
         zeros = torch.zeros_like(rollout.logprobs)
         scored = Scored(
@@ -99,7 +106,7 @@ class PPOTrainer:
             score_parts=zeros.new_zeros(count, len(names)),
         )
         for part in torch.arange(count, device=rollout.ids.device).split(self._forward_rows):
-            self._score_rows(scored, part)
+            self._score_rows(scored, part, last_token)
         if self.functions is not None:
             said = self.functions(rollout, list(rows)).to(zeros)
             columns = [i for i, name in enumerate(names) if name != "model"]
@@ -112,10 +119,11 @@ class PPOTrainer:
     def _forward_rows(self) -> int:
         return self.config.microbatch_size
 
-    def _score_rows(self, scored: Scored, rows: Tensor) -> None:
+    def _score_rows(self, scored: Scored, rows: Tensor, last_token: bool) -> None:
         """Fill in the model-made columns of `rows` of `scored`."""
-        c, everywhere = self.config, reads_padding(self.config)
-        batch = scored.select(rows, trim=not everywhere)
+        c, padded = self.config, reads_padding(self.config)
+        everywhere = padded and not last_token
+        batch = scored.select(rows, trim=not padded)
         width = batch.response_mask.shape[1]
         with self.autocast():
             logprobs, entropy = self.roles.actor.module(batch.ids, batch.mask, width)
@@ -141,15 +149,20 @@ class PPOTrainer:
 
         Fewer where the policy has moved further than `early_stop_kl` from the rollout's.
         """
-        count, limit = experience.ids.shape[0], self.config.early_stop_kl
+        limit, self.minibatch = self.config.early_stop_kl, 0
         steps: list[Stats] = []
-        for _ in range(self.config.epochs):
-            order = torch.randperm(count, generator=self.shuffle).to(experience.ids.device)
-            for rows in order.split(self.config.minibatch_size):
-                steps.append(self.optimize(experience, rows))
-                if limit is not None and steps[-1].get("approx_kl", 0.0) > limit:
-                    return steps
+        for rows in self._minibatches(experience.ids.shape[0]):
+            steps.append(self.optimize(experience, rows.to(experience.ids.device)))
+            if limit is not None and steps[-1].get("approx_kl", 0.0) > limit:
+                break
+        self.updates += 1
+        self.minibatch = 0
         return steps
+
+    def _minibatches(self, count: int) -> Iterator[Tensor]:
+        for _ in range(self.config.epochs):
+            order = torch.randperm(count, generator=self.shuffle)
+            yield from order.split(self.config.minibatch_size)
 
     def optimize(self, experience: Experience, rows: Tensor) -> Stats:
         """One optimizer step on the minibatch `rows` (of all ranks; this one takes its share).
@@ -172,6 +185,7 @@ class PPOTrainer:
                 self._train_actor(batch, totals, last, sums)
             if self.roles.critic is not None:
                 self._train_critic(self.roles.critic, batch, totals, last, sums)
+        self.minibatch += 1
         return {
             **self._over_ranks(sums),
             **{f"{role.name}_grad_norm": role.grad_norm for role in trained},
@@ -224,11 +238,15 @@ class PPOTrainer:
         return self.roles.trained
 
     def _rate(self, role: TrainedRole) -> float:
-        """The role's learning rate as a factor of its peak, by the steps that it will take."""
+        """The role's learning rate as a factor of its peak.
+
+        By where the run is, not by the steps taken: an update that ends early skips some.
+        """
         waits = self.config.critic_warmup if role is self.roles.actor else 0
         total = (self.config.updates - waits) * self.minibatches
         warmup = round(self.config.warmup_ratio * total)
-        return lr_factor(role.steps, total, warmup, self.config.lr_schedule)
+        now = (self.updates - waits) * self.minibatches + self.minibatch
+        return lr_factor(now, total, warmup, self.config.lr_schedule)
 
     def _steer(self, kl: float) -> None:
         """Move the price of KL towards where `kl_target` holds; kl in nats a reply."""

@@ -56,7 +56,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("denominator-rows", "divided by rows, not tokens",
              "experience.response_mask[rows].sum()", "experience.response_mask[rows].any(1).sum()"),
             ("rate-step", "the schedule stands still",
-             "lr_factor(role.steps,", "lr_factor(0 * role.steps,"),
+             "lr_factor(now,", "lr_factor(0 * now,"),
             ("rate-unset", "the schedule does not reach the optimizers",
              "role.set_rate(factors[role.name])", "role.set_rate(1.0)"),
             ("early-stop", "an update never stops early", "> limit:", "> 1e9 * limit:"),

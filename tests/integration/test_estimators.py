@@ -77,7 +77,7 @@ def test_everything_at_once(run_stage: Any, call: Any) -> None:
         assert row["rollout_weight"] == pytest.approx(1, abs=1e-4)
         assert row["ptx_loss"] > 0
         assert row["response_length"] >= 2
-    assert rest[0]["kl_coef"] == pytest.approx(0.05 * (1 - 0.2 * 8 / 16))
+    assert rest[0]["kl_coef"] == 0.05  # the critic's warm-up steers nothing
     assert rest[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert (folder / "critic" / "model.safetensors").is_file()
     assert record(folder)["metrics"]["optimizer_steps"] == 4

@@ -1,5 +1,6 @@
 """Options of stage 3 that cannot work, alone or together: each is said once, at its key."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +47,16 @@ GROUPS = ["--ppo.samples_per_prompt", "4"]
         (["--ppo.rewards", '{"modle": 1}'], "rewards", "'modle' is neither"),
         (["--ppo.rewards", '{"model": 1, "a.py:f": 1, "b/a.py:f": 1}'],
          "rewards", "two functions have one name"),
+        (["--ppo.rewards", '{"model": 1, "a.py:std": 1}'], "rewards", "another name"),
         (["--ppo.rewards", '{"a.py:f": 1}'], "critic_init", "set it to zero"),
+        (["--ppo.group_std", "false"], "group_std", "has no effect with ppo.estimator gae"),
+        (["--ppo.coati.r_minus_v", "false"], "coati", "has no effect"),
+        (["--ppo.estimator", "rloo", *GROUPS, "--ppo.gamma", "0.9"], "gamma", "has no effect"),
+        (["--ppo.estimator", "coati", "--ppo.gamma", "0.9"], "gamma", "has no effect"),
+        (["--ppo.estimator", "coati", "--ppo.kl_kind", "k2"], "kl_kind", "has no effect"),
+        (["--ppo.kl_horizon", "500"], "kl_horizon", "has no effect"),
+        (["--ppo.ptx_mix", "convex"], "ptx_mix", "has no effect"),
+        (["--ppo.rollout_cap", "5"], "rollout_cap", "has no effect"),
     ],
 )  # fmt: skip
 def test_each_is_refused(words: list[str], key: str, said: str) -> None:
@@ -63,7 +73,8 @@ def test_each_is_refused(words: list[str], key: str, said: str) -> None:
         ["--ppo.estimator", "grpo", *GROUPS, "--ppo.kl_in", "loss", "--ppo.kl_kind", "k3"],
         ["--ppo.estimator", "grpo", *GROUPS, "--ppo.group_std", "false"],
         ["--ppo.estimator", "rloo", *GROUPS],
-        ["--ppo.estimator", "reinforce_pp"],
+        ["--ppo.estimator", "reinforce_pp", "--ppo.gamma", "0.9"],
+        ["--ppo.estimator", "coati", "--ppo.coati.r_minus_v", "false", "--ppo.gamma", "0.9"],
         ["--ppo.estimator", "coati", "--ppo.coati.same_prompts", "false"],
         ["--ppo.estimator", "gae", *GROUPS, "--ppo.critic_warmup", "199"],
         ["--ppo.critic_init", "zero", "--ppo.rewards", '{"rules.py:short": 0.5}'],
@@ -83,3 +94,16 @@ def test_each_is_refused(words: list[str], key: str, said: str) -> None:
 def test_each_is_accepted(words: list[Any]) -> None:
     """What works together is not refused."""
     assert parse(*words).ppo != PPOSection()
+
+
+def test_calibration_replies_can_stop() -> None:
+    """Else the scale of the scores would come from replies that had no way to end."""
+    message = mistake("--ppo.min_new_tokens", "8", "--reward.calibration_tokens", "8")
+    assert "reward.calibration_tokens: 8 must be above ppo.min_new_tokens 8" in message
+
+
+def test_a_source_named_twice(tmp_path: Path) -> None:
+    """YAML would keep the last weight and say nothing."""
+    file = tmp_path / "twice.yaml"
+    file.write_text("ppo:\n  rewards:\n    model: 1\n    model: 0.5\n")
+    assert f"{file}:2: key ppo.rewards names model twice" in mistake("--config", str(file))

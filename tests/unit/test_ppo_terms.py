@@ -7,6 +7,7 @@ import pytest
 import torch
 from _models import (
     PAD,
+    PPO,
     PROMPTS,
     adam,
     fixed_rollout,
@@ -15,6 +16,7 @@ from _models import (
     parameters,
 )
 
+from cores.ppo import evaluate
 from cores.ppo.ptx import PtxRows
 from cores.rl import next_kl_coef
 
@@ -196,3 +198,32 @@ def test_a_critic_from_zero_values_everything_at_zero() -> None:
     """Invariant 12: stage 1's model with a head of zeros."""
     scored = make_trainer("gpt2", critic_init="zero").score(fixed_rollout())
     assert (scored.values == 0).all()
+
+
+def test_the_schedule_follows_the_run_where_updates_end_early() -> None:
+    """Invariant 22: updates that stop after their first step leave the rate where the run is."""
+    trainer = make_trainer("gpt2", updates=4, epochs=2, lr_schedule="linear", early_stop_kl=0.1)
+    optimize = trainer.optimize
+    trainer.optimize = lambda e, rows: {**optimize(e, rows), "approx_kl": 1.0}
+    factors = [trainer.step(PROMPTS)[1]["learning_rate_factor"] for _ in range(4)]
+    assert trainer.roles.actor.steps == 4
+    assert factors == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+def test_the_critics_warmup_steers_no_price() -> None:
+    """Invariant 18: the actor stands still, and its KL of 0 says nothing of the price."""
+    trainer = make_trainer("gpt2", critic_warmup=1, kl_target=1.0, kl_horizon=4.0)
+    trainer.step(PROMPTS)
+    assert trainer.kl_coef == PPO.kl_coef
+    trainer.step(PROMPTS)
+    assert trainer.kl_coef == pytest.approx(0.8 * PPO.kl_coef)
+
+
+def test_evaluation_reads_the_last_token() -> None:
+    """Invariant 25: with the estimator that averages over positions too, so that runs compare."""
+    trainer = make_trainer("gpt2", estimator="coati", critic_init="zero")
+    rollout = fixed_rollout()
+    wanted = make_trainer("gpt2").score(rollout).scores
+    assert torch.equal(trainer.score(rollout, last_token=True).scores, wanted)
+    assert not torch.allclose(trainer.score(rollout).scores, wanted)
+    assert evaluate(trainer, PROMPTS, 1).scores == evaluate(make_trainer("gpt2"), PROMPTS, 1).scores

@@ -1,0 +1,29 @@
+"""Running commands that need each other."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.jobs import Job, run_all
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.jobs.POLL", 0.01)
+
+
+def test_a_job_that_nothing_can_start_is_not_waited_for(tmp_path: Path) -> None:
+    """It needs a file that no job makes."""
+    job = Job("lost", (), (tmp_path / "nowhere",), tmp_path / "made")
+    assert run_all([job], tmp_path / "logs", 1, math.inf) == [job]
+
+
+def test_a_job_that_fails_after_writing_has_failed(tmp_path: Path) -> None:
+    """The exit status counts, whatever lies there."""
+    made = tmp_path / "made"
+    code = f"open({str(made)!r}, 'w'); raise SystemExit(3)"
+    job = Job("half", (sys.executable, "-c", code), (), made)
+    assert run_all([job], tmp_path / "logs", 1, math.inf) == [job]
+    assert made.is_file()

@@ -223,7 +223,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("eval-filler", "fill rows of the last chunk counted",
              "launch), len(chunk))",
-             "launch), len(filled))"),
+             "launch), len(chunk) + lacking)"),
             ("eval-seed-rank", "one random stream for all ranks in evaluation",
              "seed_rank(seed, launch.rank)", "seed_rank(seed, 0)"),
             ("eval-disturbs", "evaluation disturbs training's random numbers",

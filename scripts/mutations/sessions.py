@@ -87,7 +87,7 @@ class Session:
     def poll(self, limit: float) -> Outcome | None:
         """The outcome, once there is one. A test that runs for `limit` seconds is killed.
 
-        RuntimeError if pytest could not run the tests at all.
+        RuntimeError if pytest could not run the tests, or the planted text names what is not there.
         """
         seconds = time.monotonic() - self.started
         ended, wait_status = os.waitpid(self.pid, os.WNOHANG)
@@ -100,6 +100,8 @@ class Session:
         code = os.waitstatus_to_exitcode(wait_status)
         if code == 0:
             return Outcome(None, seconds)
+        if status.get("error", "").startswith(("NameError", "UnboundLocalError")):
+            raise RuntimeError(f"{status['failed']}: {status['error']}: no bug, but a misspelling")
         if "failed" in status:
             return Outcome(status["failed"], seconds)
         if code < 0:
@@ -126,7 +128,8 @@ class _Reporter:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed and "failed" not in self.status:
-            self._write(failed=report.nodeid)
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self._write(failed=report.nodeid, error=crash.message if crash else "")
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed and "failed" not in self.status:

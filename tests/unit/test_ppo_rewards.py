@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from cores.rollout import Rollout
 PROMPTS = [[5, 9, 13], [20]]
 ROWS = [
     {"input_ids": [5, 9, 13], "prompt": "w5 w9 w13", "row": {"prompt": "w5 w9 w13", "answer": 7}},
-    {"input_ids": [20], "prompt": "w20", "row": {"prompt": "w20", "answer": 8}},
+    {"input_ids": [20], "prompt": "w20", "row": {"prompt": "w20", "answer": 8, "tags": ["a"]}},
 ]
 
 
@@ -61,20 +62,21 @@ def test_what_a_function_is_given() -> None:
     calls: list[Any] = []
 
     def lengths(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[int]:
-        calls.append((list(prompts), list(responses), [dict(row) for row in rows]))
+        calls.append((list(prompts), list(responses), deepcopy(rows)))
         responses.clear()  # nobody else sees what it does to its arguments
         rows[0]["answer"] = "changed"
+        rows[1]["tags"].append("changed")
         return [1, 2]
 
     def answers(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[int]:
-        return [row["answer"] for row in rows] if responses == ["w7 w8", "w9"] else []
+        return [row["answer"] + len(row.get("tags", [])) for row in rows][: len(responses)]
 
     found = scores(lengths, answers)
     expected = (["w5 w9 w13", "w20"], ["w7 w8", "w9"], [row["row"] for row in ROWS])
     assert calls == [expected]
     assert found.dtype == torch.float32
-    assert found.tolist() == [[1.0, 7.0], [2.0, 8.0]]
-    assert scores(answers, lengths).tolist() == [[7.0, 1.0], [8.0, 2.0]]
+    assert found.tolist() == [[1.0, 7.0], [2.0, 9.0]]
+    assert scores(answers, lengths).tolist() == [[7.0, 1.0], [9.0, 2.0]]
     assert scores().shape == (2, 0)
 
 

@@ -8,6 +8,7 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from cores.config import PPOSection
+from cores.models.scalar import last_attended
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.objective import (
@@ -22,7 +23,7 @@ from cores.ppo.rewards import RewardFunctions, weighted_sum
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.stats import Stats, accumulate, average, describe
 from cores.rl import lr_factor, next_kl_coef
-from cores.rl.coati import read_score
+from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
 
@@ -135,7 +136,8 @@ class PPOTrainer:
             if self.roles.reward is not None:
                 judged = self.roles.reward(batch.ids, batch.mask)
                 column = list(c.rewards).index("model")
-                scored.score_parts[rows, column] = read_score(judged, batch.mask, everywhere)
+                score = mean_over_row(judged) if everywhere else last_attended(judged, batch.mask)
+                scored.score_parts[rows, column] = score
         scored.logprobs[rows, :width] = logprobs
         scored.entropy[rows, :width] = entropy
         scored.ref_logprobs[rows, :width] = ref_logprobs

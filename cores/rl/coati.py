@@ -12,16 +12,9 @@ from cores.rl.kl import kl_estimate
 from cores.rl.masked import full_precision, select
 
 
-def read_score(values: Tensor, mask: Tensor, mean_over_positions: bool) -> Tensor:
-    """The score (B,) of a row from a scalar model's values (B, L) under mask (B, L).
-
-    Mean over all positions but the last, prompt and padding included; else at the last token.
-    """
-    if mean_over_positions:
-        return full_precision(values)[:, :-1].mean(dim=1)
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    last = (positions * mask).argmax(dim=1)
-    return values.gather(1, last.unsqueeze(1)).squeeze(1)
+def mean_over_row(values: Tensor) -> Tensor:
+    """Mean (B,) of values (B, L) over all positions but the last, prompt and padding included."""
+    return full_precision(values)[:, :-1].mean(dim=1)
 
 
 def read_values(values: Tensor, width: int, mean_over_positions: bool, r_minus_v: bool) -> Tensor:
@@ -33,7 +26,7 @@ def read_values(values: Tensor, width: int, mean_over_positions: bool, r_minus_v
     """
     tokens = values[:, -width - 1 : -1]
     if mean_over_positions:
-        return values[:, :-1].mean(dim=1, keepdim=True).expand_as(tokens)
+        return mean_over_row(values)[:, None].expand_as(tokens)
     return tokens[:, :1].expand_as(tokens) if r_minus_v else tokens
 
 

@@ -43,7 +43,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("critic-reward", "the reward model in place of the critic",
              "values = self.roles.critic.module(", "values = self.roles.reward("),
             ("score-last-column", "score read in the last column, padding or not",
-             "read_score(judged, batch.mask, everywhere)", "judged[:, -1]"),
+             "last_attended(judged, batch.mask)", "judged[:, -1]"),
             ("score-weights", "weights of the sources of the score forgotten",
              "weighted_sum(scored.score_parts, weights)", "scored.score_parts.sum(dim=1)"),
             ("epochs", "one epoch whatever is asked", "range(self.config.epochs)", "range(1)"),

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from cores.rl.coati import coati_advantages, coati_rewards, read_score, read_values
+from cores.models.scalar import last_attended
+from cores.rl.coati import coati_advantages, coati_rewards, mean_over_row, read_values
 
 NAN = float("nan")
 VALUES = torch.tensor([[9.0, 1.0, 2.0, 3.0, 6.0], [4.0, 5.0, 6.0, 7.0, 100.0]])
@@ -15,14 +16,19 @@ MASK = torch.tensor([[False, True, True, True, True], [True, True, True, True, F
 RESPONSE = MASK[:, 2:]
 
 
+def read_score(values, on):
+    """What the trainer reads, with mean_over_positions on or off."""
+    return mean_over_row(values) if on else last_attended(values, MASK)
+
+
 def test_score_of_the_last_token():
     """Off: position 4 of the first row, 3 of the second."""
-    assert read_score(VALUES, MASK, mean_over_positions=False).tolist() == [6.0, 7.0]
+    assert read_score(VALUES, on=False).tolist() == [6.0, 7.0]
 
 
 def test_score_over_positions():
     """On: the mean over all but the last position: (9 + 1 + 2 + 3) / 4, (4 + 5 + 6 + 7) / 4."""
-    assert read_score(VALUES, MASK, mean_over_positions=True).tolist() == [3.75, 5.5]
+    assert read_score(VALUES, on=True).tolist() == [3.75, 5.5]
 
 
 def test_values_of_each_token():
@@ -47,7 +53,7 @@ def test_padding_leaks_only_with_the_defect(on):
     mean_over_positions (which is the defect), and nothing without it."""
     other = VALUES.clone()
     other[0, 0] += 4
-    found = [(read_score(v, MASK, on), read_values(v, 3, on, True)) for v in (VALUES, other)]
+    found = [(read_score(v, on), read_values(v, 3, on, True)) for v in (VALUES, other)]
     (score, values), (score2, values2) = found
     assert score2[0] - score[0] == (1.0 if on else 0.0)
     assert values2[0, 0] - values[0, 0] == (1.0 if on else 0.0)

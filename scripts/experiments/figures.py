@@ -67,14 +67,17 @@ def entry(out: Path, name: str, metrics: str) -> dict[str, Any] | None:
 
 
 def hardware() -> str:
-    """The processor, by its own name where the system tells."""
+    """The processor, by its own name where the system tells, and the GPUs."""
+    import torch
+
     info = Path("/proc/cpuinfo")
     names = {
         line.partition(":")[2].strip()
         for line in (info.read_text("utf-8").splitlines() if info.is_file() else [])
         if line.startswith("model name")
     }
-    return ", ".join(sorted(names)) or platform.machine()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join([*(sorted(names) or [platform.machine()]), *sorted(set(gpus))])
 
 
 def gather(out: Path) -> dict[str, Any]:

@@ -4,10 +4,10 @@
         --config configs/demo.yaml --out runs/peer/seed0 --seed 0
         [--learning-rate 3e-4] [--kl-coef 0.1] [--set vf_coef=0.5 ...] [--section.key value ...]
 
-In an environment of its own (or with that release before the installed one on PYTHONPATH), on the
-CPU. Writes the policy as an ordinary folder, metrics.jsonl (a line an update) and peer.json (every
-setting, versions, seconds). `--set` sets any field of TRL's PPOConfig, last; what neither it nor
-the list below names is TRL's default.
+In an environment of its own (or with that release before the installed one on PYTHONPATH), on a
+GPU where there is one. Writes the policy as an ordinary folder, metrics.jsonl (a line an update)
+and peer.json (every setting, versions, seconds). `--set` sets any field of TRL's PPOConfig, last;
+what neither it nor the list below names is TRL's default.
 
 The same for both: initial policy, reference, reward model, initial value model, prompt ids,
 dropout off, pad excluded from every distribution, and from the configuration's `ppo` section the
@@ -44,6 +44,8 @@ RELEASE = "1.12.0"
 
 def settings(config: Config, out: Path, more: dict[str, Any]) -> dict[str, Any]:
     """Arguments of TRL's PPOConfig that say what the configuration says; `more` wins."""
+    import torch
+
     ppo = config.ppo
     return {
         "output_dir": str(out),
@@ -64,7 +66,7 @@ def settings(config: Config, out: Path, more: dict[str, Any]) -> dict[str, Any]:
         "lam": ppo.lam,
         "cliprange": ppo.clip,
         "cliprange_value": ppo.value_clip,
-        "use_cpu": True,
+        "use_cpu": not torch.cuda.is_available(),
         "bf16": False,
         "gradient_checkpointing": False,
         "num_sample_generations": 0,

@@ -27,6 +27,8 @@ KL_COEFS = (0.02, 0.05, 0.1, 0.2, 0.4)
 RATES = (1e-4, 3e-4, 1e-3)
 """Learning rates of the actor tried on seed 0, for us and for the peer."""
 BEST_OF = (2, 4, 16)
+CPU = (("CUDA_VISIBLE_DEVICES", ""), ("DS_ACCELERATOR", "cpu"))
+"""Environment of a job that stays on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def chain(out: Path, seeds: Sequence[int] = SEEDS) -> list[Job]:
         folder = out / f"seed{seed}"
         words = ("--config", CONFIG, "--seed", str(seed), "--output_dir", str(folder))
         sft, reward = (folder / stage / "stage.json" for stage in ("sft", "reward"))
-        two = (("OMP_NUM_THREADS", "2"),)
+        two = (*CPU, ("OMP_NUM_THREADS", "2"))
         jobs += [
             Job(f"seed{seed}.sft", (python, "stage1_sft.py", *words), (DATA,), sft, two),
             Job(f"seed{seed}.reward", (python, "stage2_rm.py", *words), (sft,), reward, two),
@@ -146,14 +148,14 @@ def peer(
 
 def judge(parent: Path, policy: Path, made: Path, needs: Path, name: str) -> Job:
     """Held-out replies of a policy, judged."""
-    return Job(name, _judge_command(parent, made, "--policy", str(policy)), (needs,), made)
+    return Job(name, _judge_command(parent, made, "--policy", str(policy)), (needs,), made, CPU)
 
 
 def best_of(out: Path, seed: int, n: int) -> Job:
     """The best of n replies of stage 1; n = 1 judges stage 1 itself."""
     parent, made = out / f"seed{seed}", out / f"seed{seed}" / f"best-of-{n}.json"
     command = _judge_command(parent, made, "--best-of", str(n))
-    return Job(f"seed{seed}.best-of-{n}", command, (parent / "reward" / "stage.json",), made)
+    return Job(f"seed{seed}.best-of-{n}", command, (parent / "reward" / "stage.json",), made, CPU)
 
 
 def _judge_command(parent: Path, made: Path, *what: str) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
-"""All experiments, many jobs side by side on the CPU: train, judge, tune, compare.
+"""All experiments, many jobs side by side: train, judge, tune, compare.
 
-    python scripts/experiments/run.py --out runs/experiments --peer-path FOLDER [--workers 60]
+    python scripts/experiments/run.py --out runs/experiments --peer-path FOLDER [--workers 2]
+        [--gpus 4 --workers 24]
 
 FOLDER holds trl==1.12.0 (`pip install --no-deps --target FOLDER trl==1.12.0`); without it the peer
-is left out. A finished job is not run again, so a run that was stopped goes on where it was. Both
+is left out. With --gpus, PPO (ours and the peer's) runs on GPUs; stages 1 and 2 and the judge stay
+on the CPU. A finished job is not run again, so a run that was stopped goes on where it was. Both
 sides try RATES on seed 0 at the demo's kl_coef, and take the one with the best objective (score -
 kl_coef * KL, mean over the last five updates of training) into the frontier. At the end, or when
 --stop-after seconds are over, what is finished is gathered in OUT/experiments.json.
@@ -23,6 +25,7 @@ from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.experiments.plan import (
     BEST_OF,
+    CPU,
     KL_COEFS,
     RATES,
     SEEDS,
@@ -97,11 +100,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--peer-path", type=Path, help="folder that holds trl 1.12.0")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="jobs at a time")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to spread PPO over; 0: the CPU")
     parser.add_argument("--stop-after", type=float, default=86400, help="seconds for the jobs")
     args = parser.parse_args(argv)
     out = args.out.resolve()
     deadline = time.monotonic() + args.stop_after
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    if not args.gpus:
+        os.environ |= dict(CPU)
     here = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [here, os.environ.get("PYTHONPATH", "")])

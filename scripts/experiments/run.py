@@ -113,15 +113,16 @@ def main(argv: list[str]) -> None:
     )
     variables = None
     if args.peer_path:
-        place = [str(args.peer_path.resolve()), os.environ["PYTHONPATH"]]
-        variables = {"PYTHONPATH": os.pathsep.join(place)}
+        paths = [str(args.peer_path.resolve()), os.environ["PYTHONPATH"]]
+        variables = {"PYTHONPATH": os.pathsep.join(paths)}
     first = [*chain(out), *tuning(out, variables)]
     for variant in variants():
         for seed in variant.seeds:
             first += ours(out, seed, variant)
     first += [best_of(out, seed, n) for seed in SEEDS for n in (1, *BEST_OF)]
-    unfinished = run_all(first, out / "logs", args.workers, deadline)
-    unfinished += run_all(frontier(out, variables), out / "logs", args.workers, deadline)
+    place = (out / "logs", args.workers, deadline, max(1, args.gpus))
+    unfinished = run_all(first, *place)
+    unfinished += run_all(frontier(out, variables), *place)
     script = Path(__file__).with_name("figures.py")
     subprocess.run([sys.executable, str(script), "--out", str(out)], check=True)
     if unfinished:

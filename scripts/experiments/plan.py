@@ -26,6 +26,8 @@ LOGGED = '{"model": 1, "scripts/experiments/rewards.py:gold": 0}'
 KL_COEFS = (0.02, 0.05, 0.1, 0.2, 0.4)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Learning rates of the actor tried on seed 0, for us and for the peer."""
+SCHEDULES = ("constant", "linear")
+"""And schedules of it: our default and the peer's."""
 BEST_OF = (2, 4, 16)
 CPU = (("CUDA_VISIBLE_DEVICES", ""), ("DS_ACCELERATOR", "cpu"))
 """Environment of a job that stays on the CPU."""

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from cores.config import parse_config
-from scripts.experiments.figures import over_seeds
 from scripts.experiments.plan import BEST_OF, LOGGED, SEEDS, best_of, chain, ours, peer, variants
-from scripts.experiments.run import best_rates, objective
+from scripts.experiments.run import best, frontier, objective
 
 
 @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
@@ -36,20 +35,33 @@ def test_all_that_is_needed_is_made(tmp_path: Path) -> None:
     assert json.loads(LOGGED)["model"] == 1
 
 
-def test_rates_are_chosen_by_the_objective_alone(tmp_path: Path) -> None:
-    """Score less 0.1 * KL over the last five updates; runs that are not there are left out."""
-    for rate, score, kl in (("0.0001", 1.0, 1.0), ("0.0003", 1.5, 9.0)):
-        file = tmp_path / "seed0" / f"rate-{rate}" / "ppo" / "metrics.jsonl"
-        file.parent.mkdir(parents=True)
-        rows = [{"score": 9.0, "kl": 0.0}, *[{"score": score, "kl": kl}] * 5]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert objective(file) == pytest.approx(score - 0.1 * kl)
-    assert best_rates(tmp_path) == {"ours": 1e-4}
+def write_run(folder: Path, score: float, kl: float) -> Path:
+    """Metrics of a run that stays where it is."""
+    folder.mkdir(parents=True)
+    file = folder / "metrics.jsonl"
+    file.write_text((json.dumps({"score": score, "kl": kl}) + "\n") * 3)
+    return file
 
 
-def test_interval_over_seeds_by_hand() -> None:
-    """Student's t: 4.30 * 1 / sqrt(3) for 1, 2, 3; a single seed has none."""
-    found = over_seeds([1.0, 2.0, 3.0])
-    assert found["mean"] == 2
-    assert found["half"] == pytest.approx(4.30 / 3**0.5, abs=1e-3)
-    assert over_seeds([2.0])["half"] is None
+def test_settings_are_chosen_by_the_objective_alone(tmp_path: Path) -> None:
+    """Score less 0.1 * KL over all updates; runs that are not there are left out."""
+    place = tmp_path / "seed0"
+    file = write_run(place / "rate-0.0001-constant" / "ppo", 1.0, 1.0)
+    write_run(place / "rate-0.0003-linear" / "ppo", 1.5, 9.0)
+    assert objective(file) == pytest.approx(0.9)
+    assert best(tmp_path) == {"ours": "rate-0.0001-constant"}
+
+
+def test_both_sides_run_at_both_sides_best(tmp_path: Path) -> None:
+    """So that a difference of settings is told from one of implementations."""
+    place = tmp_path / "seed0"
+    write_run(place / "rate-0.0001-constant" / "ppo", 1.0, 1.0)
+    write_run(place / "trl-rate-0.0003-linear", 1.0, 1.0)
+    jobs = {job.name: job for job in frontier(tmp_path, {"PYTHONPATH": "x"})}
+    for setting in ("rate-0.0001-constant", "rate-0.0003-linear"):
+        for side in ("frontier", "trl"):
+            assert f"seed4.{side}-{setting}-0.4" in jobs
+    words = " ".join(jobs["seed4.trl-rate-0.0003-linear-0.4"].command)
+    assert "--learning-rate 0.0003 --set lr_scheduler_type=linear --kl-coef 0.4" in words
+    words = " ".join(jobs["seed4.frontier-rate-0.0003-linear-0.4"].command)
+    assert "--ppo.actor_learning_rate 0.0003 --ppo.lr_schedule linear --ppo.kl_coef 0.4" in words

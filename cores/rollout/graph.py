@@ -1,0 +1,174 @@
+"""Rollouts by our own decode step: a static cache, and on CUDA one captured graph a token.
+
+Shapes: B prompts in R rows (B rounded up), b rows still in use, P prompt tokens, T new tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StopStringCriteria
+
+from cores.data import left_pad
+from cores.models.actor import position_ids
+from cores.rollout.cache import StaticCache
+from cores.rollout.engine import Rollout, response_mask
+from cores.rollout.steps import Steps
+from cores.rollout.twin import Twin
+
+LOOK = 16
+"""Tokens between looks at which rows have ended: the only times that the host waits."""
+PREFILL_TOKENS = 32768
+"""Prompt tokens in a forward pass, so that a large rollout's prefill does not decide the memory."""
+BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Numbers of rows that graphs are captured for."""
+ROUND = 64
+"""Positions are rounded up to a multiple of it."""
+
+
+class GraphEngine:
+    """Samples as `HFEngine` does, from the same weights, without its cost a token.
+
+    The buffers of a rollout are used again by the next; a larger one replaces them. On CUDA a step
+    for each number of rows is captured once, and rows that ended make room when that allows a
+    smaller graph. Elsewhere the same step runs as it is.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        pad_id: int,
+        stop_ids: list[int],
+        max_new_tokens: int,
+        temperature: float,
+        autocast: bool = False,
+        min_new_tokens: int = 0,
+        text_matcher: StopStringCriteria | None = None,
+    ) -> None:
+        self.twin = Twin(model, autocast)
+        self.device: torch.device = model.device
+        self.pad_id = pad_id
+        self.stop_ids = stop_ids
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.autocast = autocast
+        self.min_new_tokens = min_new_tokens
+        self.text_matcher = text_matcher
+        self.capture = self.device.type == "cuda"
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.steps: Steps | None = None
+
+    @torch.no_grad()
+    def generate(self, prompts: list[list[int]]) -> Rollout:
+        """One reply for each prompt; see `Rollout` for shapes."""
+        count = len(prompts)
+        rows = bucket(count) if self.capture else count
+        ids, mask = left_pad([*prompts, *prompts[:1] * (rows - count)], self.pad_id)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        steps = self._room(rows, ids.shape[1])
+        steps.begin(rows, count, mask, self.pad_id)
+        self.twin.refresh()
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False
+        ):
+            self._prefill(steps, ids, mask)
+            self._decode(steps)
+        return self._rollout(steps, ids[:count], mask[:count])
+
+    def _room(self, rows: int, wide: int) -> Steps:
+        """Buffers for a rollout; the graphs of smaller ones are of no use any more."""
+        needed = -(-(wide + self.max_new_tokens) // ROUND) * ROUND
+        have = self.steps
+        if have is not None and have.cache.rows >= rows and have.cache.positions >= needed:
+            return have
+        self.graphs.clear()
+        self.steps = have = None  # freed before the larger ones are made
+        dtype = torch.bfloat16 if self.autocast else torch.float32
+        cache = StaticCache(self.twin.model.config, rows, needed, dtype, self.device)
+        self.steps = Steps(
+            cache,
+            self.max_new_tokens,
+            torch.tensor(self.stop_ids, device=self.device),
+            self.temperature,
+            self.min_new_tokens,
+            self.text_matcher,
+        )
+        return self.steps
+
+    def _prefill(self, steps: Steps, ids: Tensor, mask: Tensor) -> None:
+        """Fill the cache from the prompts and sample the first tokens."""
+        cache = steps.cache
+        positions = position_ids(mask)
+        cache.filled = 0
+        logits = []
+        for part in torch.arange(len(ids)).split(max(1, PREFILL_TOKENS // ids.shape[1])):
+            here = slice(int(part[0]), int(part[-1]) + 1)
+            cache.first_row = here.start
+            cache.left_mask(mask[here])
+            logits.append(self.twin(ids[here], positions[here], cache)[:, -1])
+        cache.decode(mask)
+        steps.emit(torch.cat(logits))
+
+    def _decode(self, steps: Steps) -> None:
+        step = self._step(steps)
+        for taken in range(1, self.max_new_tokens):
+            if taken % LOOK == 0:
+                alive = steps.look(taken)
+                if alive == 0:
+                    return
+                fewer = bucket(alive) if self.capture else alive
+                if fewer < steps.used:
+                    steps.keep(fewer)
+                    step = self._step(steps)
+            step()
+        steps.look(self.max_new_tokens)
+
+    def _step(self, steps: Steps) -> Callable[[], None]:
+        """A decode step of the rows in use: on CUDA the replay of a captured graph."""
+        rows = steps.used
+        if not self.capture:
+            return lambda: self._advance(steps, rows)
+        if rows not in self.graphs:
+            with steps.kept():  # what is run for warming up is run again
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    self._advance(steps, rows)
+                torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+            with torch.cuda.graph(graph, pool=pool):
+                self._advance(steps, rows)
+            self.graphs[rows] = graph
+        return self.graphs[rows].replay
+
+    def _advance(self, steps: Steps, rows: int) -> None:
+        """The next token of the first `rows` rows."""
+        ids, positions = steps.token[:rows, None], steps.position[:rows, None]
+        logits = self.twin(ids, positions, steps.cache)[:, -1]
+        steps.cache.advance()
+        steps.position += 1
+        steps.emit(logits)
+
+    def _rollout(self, steps: Steps, ids: Tensor, mask: Tensor) -> Rollout:
+        """What was sampled, cut at the end of the longest reply."""
+        count = len(ids)
+        tokens = steps.tokens[:count]
+        texts = steps.texts[:count] if self.text_matcher is not None else None
+        kept, ended = response_mask(tokens, steps.stop_ids, texts)
+        wide = int(kept.sum(dim=1).max())
+        kept = kept[:, :wide]
+        return Rollout(
+            ids=torch.cat([ids, torch.where(kept, tokens[:, :wide], self.pad_id)], dim=1),
+            mask=torch.cat([mask, kept], dim=1),
+            response_mask=kept,
+            logprobs=torch.where(kept, steps.logprobs[:count, :wide], 0.0),
+            ended=ended,
+        )
+
+
+def bucket(rows: int) -> int:
+    """The number of rows to capture a graph for where `rows` are needed."""
+    largest = BUCKETS[-1]
+    return next((size for size in BUCKETS if size >= rows), -(-rows // largest) * largest)

@@ -1,0 +1,146 @@
+"""Triton kernels of a decode step on CUDA. Each has its reference in plain torch beside it in
+`cache.py` and `sampling.py`."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from cores.rollout.steps import Steps
+
+POSITIONS = 64
+"""Cached positions that a program reads at a time."""
+LOGITS = 4096
+"""Logits that a program reads at a time."""
+
+
+@triton.jit
+def _attend(
+    query, new_keys, new_values, keys, values, out, start, length,
+    q_row, q_head, k_row, k_head, v_row, v_head, c_row, c_head, o_row,
+    scale, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program a row and query head: online softmax over the row's filled positions."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    group = head // GROUP
+    lane = tl.arange(0, WIDTH)
+    inside = lane < D
+    filled = tl.load(length)
+    first = tl.load(start + row)
+    q = tl.load(query + row * q_row + head * q_head + lane, mask=inside, other=0.0)
+    k = tl.load(new_keys + row * k_row + group * k_head + lane, mask=inside, other=0.0)
+    v = tl.load(new_values + row * v_row + group * v_head + lane, mask=inside, other=0.0)
+    base = row * c_row + group * c_head
+    k = k.to(keys.dtype.element_ty)
+    v = v.to(values.dtype.element_ty)
+    if head % GROUP == 0:
+        tl.store(keys + base + filled * D + lane, k, mask=inside)
+        tl.store(values + base + filled * D + lane, v, mask=inside)
+    q = q.to(tl.float32) * scale
+    # The new position comes from registers: nothing waits for the stores above.
+    top = tl.sum(q * k.to(tl.float32), axis=0)
+    total = 1.0
+    acc = v.to(tl.float32)
+    for begin in range(first, filled, BLOCK):
+        place = begin + tl.arange(0, BLOCK)
+        there = place < filled
+        offsets = base + place[:, None] * D + lane[None, :]
+        both = there[:, None] & inside[None, :]
+        block = tl.load(keys + offsets, mask=both, other=0.0).to(tl.float32)
+        scores = tl.sum(block * q[None, :], axis=1)
+        scores = tl.where(there, scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, axis=0))
+        weights = tl.exp(scores - higher)
+        shrink = tl.exp(top - higher)
+        block = tl.load(values + offsets, mask=both, other=0.0).to(tl.float32)
+        acc = acc * shrink + tl.sum(weights[:, None] * block, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        top = higher
+    place = out + row * o_row + head * D + lane
+    tl.store(place, (acc / total).to(out.dtype.element_ty), mask=inside)
+
+
+def decode_attention(
+    query: Tensor,
+    new_keys: Tensor,
+    new_values: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    start: Tensor,
+    length: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attention (b, 1, H, D) of query (b, H, 1, D) to positions start .. length of its row.
+
+    Writes new_keys, new_values (b, G, 1, D) at position `length` of keys, values (R, G, C, D).
+    start (R,) and length (0-d) are read on the device, so a captured graph follows them.
+    """
+    rows, heads, _, width = query.shape
+    out = torch.empty((rows, 1, heads, width), dtype=keys.dtype, device=query.device)
+    _attend[(rows, heads)](
+        query, new_keys, new_values, keys, values, out, start, length,
+        query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
+        new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
+        scale, GROUP=heads // keys.shape[1], D=width, WIDTH=triton.next_power_of_2(width),
+        BLOCK=POSITIONS, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _sample(
+    logits, uniform, tokens, logprobs, entropies, newest, places, count, vocabulary, stride,
+    temperature, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program a row: normaliser and entropy in one pass, the token in a second."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.load(places + row) + tl.load(count)
+    lane = tl.arange(0, BLOCK)
+    top = float("-inf")
+    total = 0.0
+    moment = 0.0
+    for begin in range(0, vocabulary, BLOCK):
+        there = begin + lane < vocabulary
+        x = tl.load(logits + row * stride + begin + lane, mask=there, other=float("-inf"))
+        x = x.to(tl.float32) / temperature
+        higher = tl.maximum(top, tl.max(x, axis=0))
+        shrink = tl.exp(top - higher)
+        weights = tl.exp(x - higher)
+        total = total * shrink + tl.sum(weights, axis=0)
+        moment = moment * shrink + tl.sum(tl.where(there, weights * x, 0.0), axis=0)
+        top = higher
+    normalizer = top + tl.log(total)
+    target = tl.load(uniform + place) * total
+    before = 0.0
+    found = vocabulary
+    last = 0
+    for begin in range(0, vocabulary, BLOCK):
+        there = begin + lane < vocabulary
+        x = tl.load(logits + row * stride + begin + lane, mask=there, other=float("-inf"))
+        weights = tl.exp(x.to(tl.float32) / temperature - top)
+        cumulated = before + tl.cumsum(weights, axis=0)
+        hits = (cumulated > target) & (weights > 0)
+        found = tl.minimum(found, tl.min(tl.where(hits, begin + lane, vocabulary), axis=0))
+        last = tl.maximum(last, tl.max(tl.where(weights > 0, begin + lane, 0), axis=0))
+        before += tl.sum(weights, axis=0)
+    # Sums in another order can end a rounding below the target: then the last that can be drawn.
+    token = tl.where(found < vocabulary, found, last)
+    chosen = tl.load(logits + row * stride + token).to(tl.float32) / temperature
+    tl.store(tokens + place, token.to(tl.int64))
+    tl.store(newest + row, token.to(tl.int64))
+    tl.store(logprobs + place, chosen - normalizer)
+    tl.store(entropies + place, normalizer - moment / total)
+
+
+def sample_into(steps: "Steps", logits: Tensor) -> None:
+    """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) twice."""
+    rows, vocabulary = logits.shape
+    _sample[(rows,)](
+        logits, steps.uniform, steps.tokens, steps.logprobs, steps.entropies, steps.token,
+        steps.place, steps.count, vocabulary, logits.stride(0), steps.temperature,
+        BLOCK=LOGITS, num_warps=8,
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+"""What a decode step reads and writes besides the cache, at addresses that never change.
+
+Shapes: R rows of which the first b are in use, T new tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import StopStringCriteria
+
+from cores.models.vocabulary import EXCLUDED_LOGIT
+from cores.rollout.cache import StaticCache
+from cores.rollout.sampling import sample
+
+
+class Steps:
+    """The newest token of every row in use, where it stands, and what has been sampled so far.
+
+    Rows move to the front when others have ended; `place` says where a row writes.
+    """
+
+    def __init__(
+        self,
+        cache: StaticCache,
+        tokens: int,
+        stop_ids: Tensor,
+        temperature: float,
+        min_new_tokens: int,
+        text_matcher: StopStringCriteria | None,
+    ) -> None:
+        rows, device = cache.rows, cache.keys.device
+        self.cache = cache
+        self.stop_ids = stop_ids
+        self.temperature = temperature
+        self.min_new_tokens = min_new_tokens
+        self.text_matcher = text_matcher
+        self.token = torch.zeros(rows, dtype=torch.long, device=device)
+        """(R,) newest token."""
+        self.position = torch.zeros_like(self.token)
+        """(R,) its position id."""
+        self.place = torch.zeros_like(self.token)
+        """(R,) where in the flattened (R, T) outputs the row begins."""
+        self.count = torch.zeros((), dtype=torch.int32, device=device)
+        """0-d: tokens sampled so far."""
+        self.uniform = torch.zeros((rows, tokens), device=device)
+        self.tokens = torch.zeros((rows, tokens), dtype=torch.long, device=device)
+        self.logprobs = torch.zeros((rows, tokens), device=device)
+        self.entropies = torch.zeros((rows, tokens), device=device)
+        self.texts = torch.zeros((rows, tokens), dtype=torch.bool, device=device)
+        """(R, T) whether the token completed a stop string."""
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.used = rows
+        self.looked = 0
+
+    def begin(self, rows: int, count: int, mask: Tensor, pad_id: int) -> None:
+        """A rollout of `count` prompts in `rows` rows; mask (rows, P) of the prompts."""
+        lengths = mask.sum(dim=1)
+        self.cache.start[:rows] = mask.shape[1] - lengths
+        self.position[:rows] = lengths
+        width = self.tokens.shape[1]
+        self.place[:rows] = torch.arange(rows, device=mask.device) * width
+        self.count.zero_()
+        # Drawn for the prompts alone: what fills the bucket changes no reply.
+        self.uniform[:count] = torch.rand((count, width), device=mask.device)
+        self.tokens.fill_(pad_id)
+        self.ended.fill_(True)
+        self.ended[:count] = False
+        self.used, self.looked = rows, 0
+
+    def emit(self, logits: Tensor) -> None:
+        """Sample the next token of the first b rows from logits (b, V)."""
+        rows = len(logits)
+        if self.min_new_tokens:
+            stops = logits[:, self.stop_ids]
+            early = self.count < self.min_new_tokens
+            logits[:, self.stop_ids] = torch.where(early, EXCLUDED_LOGIT, stops)
+        if self.cache.kernel:
+            from cores.rollout.kernels import sample_into
+
+            sample_into(self, logits)
+        else:
+            place = self.place[:rows] + self.count
+            uniform = self.uniform.view(-1)[place]
+            token, logprob, entropy = sample(logits, uniform, self.temperature)
+            self.tokens.view(-1)[place] = token
+            self.logprobs.view(-1)[place] = logprob
+            self.entropies.view(-1)[place] = entropy
+            self.token[:rows] = token
+        self.count += 1
+
+    def look(self, taken: int) -> int:
+        """Rows that go on after the first `taken` tokens; the host waits for them."""
+        new = self.tokens[:, self.looked : taken]
+        self.ended |= torch.isin(new, self.stop_ids).any(dim=1)
+        if self.text_matcher is not None:
+            for end in range(self.looked + 1, taken + 1):
+                if end > self.min_new_tokens:
+                    met = self.text_matcher(self.tokens[:, :end], None)
+                    self.texts[:, end - 1] = met
+                    self.ended |= met
+        self.looked = taken
+        return int((~self.ended).sum())
+
+    def keep(self, rows: int) -> None:
+        """Move rows that go on to the front and use the first `rows` from now on."""
+        rank = self.ended[self.place[: self.used] // self.tokens.shape[1]].long()
+        order = rank.argsort(stable=True)[:rows]
+        for column in (self.token, self.position, self.place):
+            column[:rows] = column[order]
+        self.cache.keep(order)
+        self.used = rows
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Undo what steps within it did to the state; what they wrote is written again."""
+        state = (self.token, self.position, self.count, self.cache.length)
+        before = [each.clone() for each in state]
+        yield
+        for each, value in zip(state, before, strict=True):
+            each.copy_(value)

@@ -1,0 +1,58 @@
+"""The model that sampling runs: the trainer's own modules and weights, in a copy of their shell."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from cores.rollout.cache import ATTENTION
+
+
+class Twin:
+    """A copy of `model` that shares its parameters and reads keys and values from a static cache.
+
+    With `autocast` the fp32 weights of linear layers have a bfloat16 copy here, rounded by
+    `refresh` once a rollout as autocast would round them at every use; everything else, frozen
+    weights in other types included, is the trainer's own tensor.
+    """
+
+    def __init__(self, model: Any, autocast: bool) -> None:
+        shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+        self.model: Any = deepcopy(model, shared)
+        self.model.eval()
+        self.model.config._attn_implementation = ATTENTION
+        self.autocast = autocast
+        self.sources: list[Tensor] = []
+        self.copies: list[Tensor] = []
+        if autocast:
+            for module in self.model.modules():
+                if isinstance(module, nn.Linear | Conv1D):
+                    self._round(module)
+
+    def _round(self, module: nn.Module) -> None:
+        for name in ("weight", "bias"):
+            source = getattr(module, name)
+            if source is None or source.dtype != torch.float32:
+                continue
+            copy = torch.empty_like(source, dtype=torch.bfloat16, requires_grad=False)
+            setattr(module, name, nn.Parameter(copy, requires_grad=False))
+            self.sources.append(source.detach())
+            self.copies.append(copy)
+
+    def refresh(self) -> None:
+        """Round the weights as they are now."""
+        if self.copies:
+            torch._foreach_copy_(self.copies, self.sources)
+
+    def __call__(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Logits (b, 1, V) behind the last of ids (b, T) at positions (b, T)."""
+        output = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits

@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def _cpu() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
+@cache
 def rates_of(device: torch.device) -> tuple[Rates, float]:
     """Bytes and operations a second for the floors, and the operations for the utilisation.
 

@@ -168,6 +168,7 @@ def random_model(config: PretrainedConfig, device: torch.device, scalar: bool, b
     config = deepcopy(config)
     if scalar:
         config.num_labels = 1
+    torch.manual_seed(0)  # the reference starts as the actor, the critic as the reward model
     with device:
         model = auto.from_config(config, dtype=torch.bfloat16 if bf16 else torch.float32)
     if scalar:

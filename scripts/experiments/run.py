@@ -6,8 +6,8 @@
 FOLDER holds trl==1.12.0 (`pip install --no-deps --target FOLDER trl==1.12.0`); without it the peer
 is left out. With --gpus, PPO (ours and the peer's) runs on GPUs; stages 1 and 2 and the judge stay
 on the CPU. A finished job is not run again, so a run that was stopped goes on where it was. Both
-sides try RATES on seed 0 at the demo's kl_coef, and take the one with the best objective (score -
-kl_coef * KL, mean over the last five updates of training) into the frontier. At the end, or when
+sides try RATES and SCHEDULES on seed 0 at the demo's kl_coef, and take the pair with the best
+objective (score - kl_coef * KL, mean over training) into the frontier. At the end, or when
 --stop-after seconds are over, what is finished is gathered in OUT/experiments.json.
 """
 
@@ -28,6 +28,7 @@ from scripts.experiments.plan import (
     CPU,
     KL_COEFS,
     RATES,
+    SCHEDULES,
     SEEDS,
     Variant,
     best_of,
@@ -40,56 +41,64 @@ from scripts.experiments.plan import (
 from scripts.jobs import Job, run_all
 
 KL_COEF = 0.1
-"""The demo's, at which learning rates are compared."""
-LAST = 5
-"""Updates over which they are."""
+"""The demo's, at which both sides are tuned."""
 
 
 def objective(metrics: Path) -> float:
-    """Mean of score - kl_coef * KL over the last updates of a run."""
+    """Mean over all updates of score - kl_coef * KL, so that learning sooner counts too."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    values = [row["score"] - KL_COEF * row["kl"] for row in rows[-LAST:]]
-    return sum(values) / len(values)
+    return sum(row["score"] - KL_COEF * row["kl"] for row in rows) / len(rows)
+
+
+def tried() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What is tried on seed 0: words of the command line for us and for the peer, by name."""
+    return {
+        f"rate-{rate:g}-{schedule}": (
+            ppo(actor_learning_rate=rate, lr_schedule=schedule),
+            ("--learning-rate", str(rate), "--set", f"lr_scheduler_type={schedule}"),
+        )
+        for rate in RATES
+        for schedule in SCHEDULES
+    }
 
 
 def tuning(out: Path, variables: dict[str, str] | None) -> list[Job]:
-    """Every rate on seed 0, for us and for the peer."""
+    """Everything tried, for us and for the peer."""
     jobs = []
-    for rate in RATES:
-        ours_ = Variant(f"rate-{rate:g}", "tuning", ppo(actor_learning_rate=rate))
-        jobs += ours(out, 0, ours_)[:1]
+    for name, (words, theirs) in tried().items():
+        jobs += ours(out, 0, Variant(name, "tuning", words))[:1]
         if variables is not None:
-            words = ("--learning-rate", str(rate), "--kl-coef", str(KL_COEF))
-            jobs += peer(out, 0, f"trl-rate-{rate:g}", words, variables, sys.executable)[:1]
+            told = ("--kl-coef", str(KL_COEF), *theirs)
+            jobs += peer(out, 0, f"trl-{name}", told, variables, sys.executable)[:1]
     return jobs
 
 
-def best_rates(out: Path) -> dict[str, float]:
-    """Of us ("ours") and of the peer ("trl"), as far as either has tried any."""
+def best(out: Path) -> dict[str, str]:
+    """The name of the best tried by us ("ours") and by the peer ("trl"), as far as either has."""
     folder = out / "seed0"
     files = {
-        "ours": {r: folder / f"rate-{r:g}" / "ppo" / "metrics.jsonl" for r in RATES},
-        "trl": {r: folder / f"trl-rate-{r:g}" / "metrics.jsonl" for r in RATES},
+        "ours": {name: folder / name / "ppo" / "metrics.jsonl" for name in tried()},
+        "trl": {name: folder / f"trl-{name}" / "metrics.jsonl" for name in tried()},
     }
     found = {
-        side: {rate: objective(file) for rate, file in tried.items() if file.is_file()}
-        for side, tried in files.items()
+        side: {name: objective(file) for name, file in runs.items() if file.is_file()}
+        for side, runs in files.items()
     }
     (out / "tuning.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
     return {side: max(values, key=values.__getitem__) for side, values in found.items() if values}
 
 
 def frontier(out: Path, variables: dict[str, str] | None) -> list[Job]:
-    """Every price of KL and seed at the best rates, for us and for the peer."""
-    rates = best_rates(out)
+    """Every price of KL and seed with the best that was tried, for us and for the peer."""
+    chosen = best(out)
     jobs = []
     for seed in SEEDS:
         for coef in KL_COEFS:
-            if "ours" in rates:
-                words = ppo(kl_coef=coef, actor_learning_rate=rates["ours"])
+            if "ours" in chosen:
+                words = (*tried()[chosen["ours"]][0], *ppo(kl_coef=coef))
                 jobs += ours(out, seed, Variant(f"frontier-{coef:g}", "frontier", words))
-            if variables is not None and "trl" in rates:
-                told = ("--learning-rate", str(rates["trl"]), "--kl-coef", str(coef))
+            if variables is not None and "trl" in chosen:
+                told = (*tried()[chosen["trl"]][1], "--kl-coef", str(coef))
                 jobs += peer(out, seed, f"trl-{coef:g}", told, variables, sys.executable)
     return jobs
 
@@ -113,15 +122,16 @@ def main(argv: list[str]) -> None:
     )
     variables = None
     if args.peer_path:
-        place = [str(args.peer_path.resolve()), os.environ["PYTHONPATH"]]
-        variables = {"PYTHONPATH": os.pathsep.join(place)}
+        paths = [str(args.peer_path.resolve()), os.environ["PYTHONPATH"]]
+        variables = {"PYTHONPATH": os.pathsep.join(paths)}
     first = [*chain(out), *tuning(out, variables)]
     for variant in variants():
         for seed in variant.seeds:
             first += ours(out, seed, variant)
     first += [best_of(out, seed, n) for seed in SEEDS for n in (1, *BEST_OF)]
-    unfinished = run_all(first, out / "logs", args.workers, deadline)
-    unfinished += run_all(frontier(out, variables), out / "logs", args.workers, deadline)
+    place = (out / "logs", args.workers, deadline, max(1, args.gpus))
+    unfinished = run_all(first, *place)
+    unfinished += run_all(frontier(out, variables), *place)
     script = Path(__file__).with_name("figures.py")
     subprocess.run([sys.executable, str(script), "--out", str(out)], check=True)
     if unfinished:

@@ -72,13 +72,13 @@ def rates_of(device: torch.device) -> tuple[Rates, float]:
     """Bytes and operations a second for the floors, and the operations for the utilisation.
 
     Those of an H100 on a GPU. A CPU's are measured here and now, in fp32 and with the threads that
-    this process has: the best of five products of 1024 x 1024 matrices, and of five sums of 256 MB.
+    this process has: the best of 20 products of 1024 x 1024 matrices, and of 20 sums of 256 MB.
     """
     if device.type == "cuda":
         return Rates(GPU_BYTES, GPU_OPERATIONS), GPU_PEAK
     matrix, long = torch.rand(1024, 1024), torch.rand(64 * 2**20)
-    product = min(_seconds(lambda: matrix @ matrix) for _ in range(5))
-    total = min(_seconds(lambda: long.sum()) for _ in range(5))
+    product = min(_seconds(lambda: matrix @ matrix) for _ in range(20))
+    total = min(_seconds(lambda: long.sum()) for _ in range(20))
     operations = 2 * 1024**3 / product
     return Rates(long.numel() * 4 / total, operations), operations
 

@@ -55,6 +55,19 @@ def _panels(count: int, width: float) -> tuple[Any, list[Any]]:
     return figure, list(axes[0])
 
 
+def _log(axis: Any, ticks: set[int]) -> None:
+    """Both axes; the measured places are named, and heights are written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
 def _save(figure: Any, axis: Any, out: Path) -> str:
     axis.legend(fontsize=7, frameon=False)
     figure.savefig(out, dpi=110)
@@ -73,6 +86,7 @@ def _phases(steps: list[Found], out: Path) -> str:
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
         axis.set_title(label(found), fontsize=9, color=INK, loc="left")
         axis.set_ylabel("seconds", fontsize=8, color=INK)
+        axis.set_ylim(top=1.3 * max(bottom))  # room for the legend
     return _save(figure, axes[-1], out)
 
 
@@ -94,8 +108,7 @@ def _rollouts(rollouts: list[Found], out: Path) -> str:
         for name, points in lines.items():
             x, y = zip(*sorted(points), strict=True)
             axis.plot(x, y, "--" if name.startswith("floor") else "o-", markersize=3, label=name)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
+        _log(axis, {c["workload"]["batch"] for c in cells})
         axis.set_title(
             f"{found['model']}, {response} new tokens", fontsize=9, color=INK, loc="left"
         )
@@ -129,8 +142,7 @@ def _costs(costs: dict[str, dict[str, list[Found]]], out: Path) -> str:
             floor = [1e3 * floor_of(s) / n for s, n in zip(steps, rows, strict=True)]
             axis.plot(x, y, "o-", markersize=3, color=colour, label=title)
             axis.plot(x, floor, "--", color=colour, linewidth=1)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
+        _log(axis, {s["workload"][name] for steps in series.values() for s in steps})
         axis.set_xlabel(words[name], fontsize=8, color=INK)
         axis.set_ylabel("ms a sample (dashed: floor)", fontsize=8, color=INK)
         axis.legend(fontsize=7, frameon=False)

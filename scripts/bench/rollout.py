@@ -52,8 +52,12 @@ def cell(workload: Any, engine: str, repeats: int) -> dict[str, Any]:
         lengths.append(rollout.lengths.tolist())
     check_lengths(workload, lengths)
     size = torch.finfo(torch.bfloat16 if workload.precision == "bf16" else torch.float32).bits // 8
-    works = floors.rollout(floors.shape_of(model), workload.prompt, lengths[-1], size)
-    rates, _ = machine.rates_of(device)
+    known, (rates, _) = floors.shape_of(model), machine.rates_of(device)
+    works = [floors.rollout(known, workload.prompt, row, size) for row in lengths[1:]]
+    floor = {
+        "overlapped": statistics.median(floors.overlapped(series, rates) for series in works),
+        "in_turn": statistics.median(floors.in_turn(series, rates) for series in works),
+    }
     rate = [sum(row) / s for row, s in zip(lengths[1:], seconds[1:], strict=True)]
     return {
         "workload": asdict(workload),
@@ -62,10 +66,8 @@ def cell(workload: Any, engine: str, repeats: int) -> dict[str, Any]:
         "seconds": seconds[1:],
         "tokens_per_second": statistics.median(rate),
         "mean_length": statistics.mean(sum(row) / len(row) for row in lengths),
-        "floors": {
-            "overlapped": floors.overlapped(works, rates),
-            "in_turn": floors.in_turn(works, rates),
-        },
+        "floors": floor,
+        "times_floor": statistics.median(seconds[1:]) / floor["overlapped"],
         "peak_bytes": machine.peak_bytes(device),
     }
 
@@ -77,11 +79,12 @@ def engine_of(workload: Any, config: Any, device: Any) -> tuple[Callable[..., An
     from cores.models import add_lora
     from cores.models.actor import plain_model
     from cores.models.loading import exclude_from
+    from cores.models.quantization import quantize
     from cores.rollout import build_engine
     from scripts.bench import workloads
 
     tokenizer = workloads.tokenizer_of(workload)
-    model = workloads.random_policy(workload, device)
+    model = quantize(workloads.random_policy(workload, device), config.model)
     exclude_from(model, tokenizer)
     if workload.lora:
         model = plain_model(add_lora(model, config.ppo.lora, TaskType.CAUSAL_LM, "ppo.lora"))
@@ -129,10 +132,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         label = f"{workload.name} {kind}, batch {workload.batch}, {engine}"
         try:
             found = cell(workload, engine, args.repeats)
-            ratio = statistics.median(found["seconds"]) / found["floors"]["overlapped"]
             print(
-                f"{label}: {found['tokens_per_second']:.0f} tokens/s, {ratio:.1f} times the "
-                f"floor, first call {found['first_call_seconds']:.2f} s",
+                f"{label}: {found['tokens_per_second']:.0f} tokens/s, "
+                f"{found['times_floor']:.1f} times the floor, "
+                f"first call {found['first_call_seconds']:.2f} s",
                 flush=True,
             )
         except torch.cuda.OutOfMemoryError as error:

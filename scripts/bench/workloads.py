@@ -28,6 +28,7 @@ from transformers import (
 from cores.config import Config, LoraSection, ModelSection, PPOSection
 from cores.errors import UserError
 from cores.models.loading import DROPOUTS
+from cores.models.quantization import quantize
 from cores.ppo import PPOTrainer, build_roles
 from cores.ppo.run import build_trainer
 from cores.runtime.launch import Launch
@@ -159,21 +160,15 @@ def shape(name: str, tokens: int = 0) -> PretrainedConfig:
     return config
 
 
-def random_model(config: PretrainedConfig, device: torch.device, scalar: bool, bf16: bool) -> Any:
-    """A model of random weights on `device`; with `scalar` a one-label classifier.
-
-    With `bf16` all but the scalar head, which stage 3 reads in fp32, is bfloat16.
-    """
+def random_model(config: PretrainedConfig, device: torch.device, scalar: bool) -> Any:
+    """A model of random fp32 weights on `device`; with `scalar` a one-label classifier."""
     auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     config = deepcopy(config)
     if scalar:
         config.num_labels = 1
     torch.manual_seed(0)  # the reference starts as the actor, the critic as the reward model
     with device:
-        model = auto.from_config(config, dtype=torch.bfloat16 if bf16 else torch.float32)
-    if scalar:
-        model.score.float()
-    return model
+        return auto.from_config(config, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -202,13 +197,16 @@ def settings(workload: Workload, engine: str, micro_tokens: int | None = None) -
     `micro_tokens`: tokens of a forward pass at most, instead of the workload's `micro` replies.
     """
     ppo: dict[str, Any] = {}
+    model: dict[str, Any] = {"precision": workload.precision}
+    if workload.lora and workload.precision == "bf16":
+        model["quantization"] = "bf16"
     micro = workload.micro
     if micro_tokens is not None:
         micro = max(1, micro_tokens // (workload.prompt + workload.response))
         if "microbatch_tokens" in {f.name for f in fields(PPOSection)}:
             ppo["microbatch_tokens"] = micro_tokens
     config = Config(
-        model=ModelSection(precision=workload.precision),  # type: ignore[arg-type]
+        model=ModelSection(**model),
         ppo=PPOSection(
             batch_size=workload.batch,
             minibatch_size=workload.minibatch,
@@ -233,11 +231,10 @@ def with_engine(config: Config, engine: str) -> Config:
     return config
 
 
-def random_policy(workload: Workload, device: torch.device, base: bool = True) -> Any:
-    """The causal model; with `base`, as its adapters' frozen base where the workload has any."""
+def random_policy(workload: Workload, device: torch.device) -> Any:
+    """Stage 1's model."""
     config = shape(workload.policy, workload.prompt + workload.response)
-    bf16 = base and workload.lora > 0
-    model = random_model(config, device, scalar=False, bf16=bf16)
+    model = random_model(config, device, scalar=False)
     if workload.mean_length is not None:
         stop_geometrically(model, workload.mean_length)
     return model
@@ -245,14 +242,17 @@ def random_policy(workload: Workload, device: torch.device, base: bool = True) -
 
 @contextmanager
 def random_parents(workload: Workload, device: torch.device) -> Iterator[dict[str, Parent]]:
-    """Stage 1's and stage 2's models for `build_roles`; while open, loading them makes them."""
+    """Stage 1's and stage 2's models for `build_roles`; while open, loading them makes them.
 
-    def policy(path: Path, dropout: bool, frozen: Any = None, **_: Any) -> Any:
-        return random_policy(workload, device, base=frozen is not None)
+    `frozen` is what the loaders take: the section that says how an adapter's base is held.
+    """
 
-    def scalar(path: Path, **_: Any) -> Any:
+    def policy(path: Path, dropout: bool, frozen: ModelSection | None = None) -> Any:
+        return quantize(random_policy(workload, device), frozen or ModelSection())
+
+    def scalar(path: Path, frozen: ModelSection | None = None) -> Any:
         config = shape(workload.scalar, workload.prompt + workload.response)
-        return random_model(config, device, scalar=True, bf16=workload.lora > 0)
+        return quantize(random_model(config, device, scalar=True), frozen or ModelSection())
 
     with patch.multiple("cores.ppo.roles", load_policy=policy, load_scalar=scalar):
         yield {name: Parent(name, Path(name), {}) for name in ("sft", "reward")}

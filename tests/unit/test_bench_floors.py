@@ -70,7 +70,7 @@ def test_shape_of_models() -> None:
     config = shape("tiny")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    scalar = random_model(config, torch.device("meta"), scalar=True, bf16=False)
+    scalar = random_model(config, torch.device("meta"), scalar=True)
     d, body = 128, 12 * 128**2 * 4
     found = floors.shape_of(model)
     assert (found.layers, found.width, found.kv_width) == (4, d, d)

@@ -73,7 +73,7 @@ def models_of(workload: Any, tokenizer: Any, device: Any) -> dict[str, Any]:
 
     def scalar() -> Any:
         config = shape(workload.scalar, workload.prompt + workload.response)
-        return random_model(config, device, scalar=True, bf16=False)
+        return random_model(config, device, scalar=True)
 
     return {
         "model": policy(),

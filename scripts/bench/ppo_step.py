@@ -2,13 +2,14 @@
 
     python scripts/bench/ppo_step.py --workload W1 [--engine hf] [--updates 6] [--json out.json]
         [--micro-tokens 16384] [--batch 512] [--response 256] [--lengths geometric --mean 64]
-        [--profile profile.txt]
+        [--profile profile.txt] [--section.key value ...]
 
 Runs on the GPU where there is one. Two passes of --updates steps each, after --warm-up steps: the
 first as in training, which gives samples/s, the second with the device waited for around every
 phase and part, which gives their seconds and peaks. All figures are medians over steps.
 Utilisation is the step's counted operations (scripts/bench/floors.py) a second over the bf16 peak
-of an H100, 989e12; on a CPU over the fp32 rate that it reaches in this run.
+of an H100, 989e12; on a CPU over the fp32 rate that it reaches in this run. Other options are
+stage 3's own (--model.gradient_checkpointing true); --micro-tokens is --ppo.microbatch_tokens.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def floors_of(trainer: Any, workload: Any, lengths: list[int], phases: dict[str,
     return floors.step(policy, critic, reward, workload, lengths, scores_itself)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:
     """Everything that the JSON holds."""
     from cores.runtime.launch import launch
     from scripts.bench import floors, machine
@@ -110,7 +111,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from scripts.bench.workloads import WORKLOADS, prompts_of, settings, trainer_of
 
     workload = workload_from(args)
-    config = settings(workload, args.engine, args.micro_tokens)
+    if args.micro_tokens is not None:
+        options = [*options, "--ppo.microbatch_tokens", str(args.micro_tokens)]
+    config = settings(workload, args.engine, options)
     run = launch(config)
     trainer = trainer_of(workload, config, run)
     batches = [prompts_of(workload, workload.batch, seed) for seed in range(args.updates)]
@@ -135,8 +138,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "standard": replace(workload, micro=0) == replace(WORKLOADS[workload.name], micro=0),
         "engine": type(trainer.engine).__name__,
         "asked_engine": args.engine,
-        "microbatch_size": config.ppo.microbatch_size,
-        "micro_tokens": args.micro_tokens,
+        "options": options,
         "machine": machine.describe(run.device),
         "warm_up_seconds": warm,
         "step_seconds": seconds,
@@ -207,8 +209,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--micro-tokens", type=int, help="tokens a forward pass at most")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--profile", type=Path, help="file for the longest operations by phase")
-    args = parser.parse_args(argv)
-    found = measure(args)
+    args, options = parser.parse_known_args(argv)
+    found = measure(args, options)
     print(report(found))
     write(found, args.json)
 

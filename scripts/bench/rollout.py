@@ -8,6 +8,7 @@ bf16 autocast on a GPU, fp32 on a CPU; llama-7b is a frozen bf16 base with adapt
 figure is the median of --repeats rollouts after a first one, whose seconds are kept apart: shapes
 that an engine has to prepare for are prepared there. Geometric lengths have a mean of a quarter of
 the response length, which is then the most. A cell that runs out of memory is written as such.
+Other options are stage 3's own, as in ppo_step.py.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from scripts.bench.ppo_step import check_lengths, write
 MODELS = ("tiny", "gpt2", "opt-1.3b", "llama-7b")
 
 
-def cell(workload: Any, engine: str, repeats: int) -> dict[str, Any]:
+def cell(workload: Any, engine: str, repeats: int, options: list[str]) -> dict[str, Any]:
     """One engine, batch and length."""
     import torch
 
@@ -37,7 +38,7 @@ def cell(workload: Any, engine: str, repeats: int) -> dict[str, Any]:
     from scripts.bench import floors, machine
     from scripts.bench.workloads import prompts_of, settings
 
-    config = settings(workload, engine)
+    config = settings(workload, engine, options)
     device = launch(config).device
     generate, model = engine_of(workload, config, device)
     prompts = prompts_of(workload, workload.batch, seed=0)
@@ -119,7 +120,7 @@ def grid(args: argparse.Namespace, device_type: str) -> list[tuple[Any, str]]:
     return cells
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:
     """Everything that the JSON holds; a line on the screen a cell."""
     import torch
 
@@ -131,7 +132,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         kind = "fixed" if workload.mean_length is None else "geometric"
         label = f"{workload.name} {kind}, batch {workload.batch}, {engine}"
         try:
-            found = cell(workload, engine, args.repeats)
+            found = cell(workload, engine, args.repeats, options)
             print(
                 f"{label}: {found['tokens_per_second']:.0f} tokens/s, "
                 f"{found['times_floor']:.1f} times the floor, "
@@ -148,6 +149,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "kind": "rollout",
         "model": args.model,
+        "options": options,
         "machine": machine.describe(device),
         "cells": cells,
     }
@@ -164,8 +166,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--lengths", nargs="+", choices=("fixed", "geometric"), default=["fixed"])
     parser.add_argument("--repeats", type=int, default=3, help="rollouts after the first")
     parser.add_argument("--json", type=Path, help="file to write")
-    args = parser.parse_args(argv)
-    write(measure(args), args.json)
+    args, options = parser.parse_known_args(argv)
+    write(measure(args, options), args.json)
 
 
 if __name__ == "__main__":

@@ -47,14 +47,19 @@ def floor_of(found: Found, kind: str = "overlapped") -> float:
 
 
 def label(found: Found) -> str:
-    """W1, or what differs from it; and the engine."""
+    """W1, or what differs from it; the engine, and options beyond the workload's."""
     w = found["workload"]
     name = w["name"]
     if not found["standard"]:
         lengths = f"~{found['mean_length']:.0f} of {w['response']}"
         response = w["response"] if w["mean_length"] is None else lengths
         name += f", {w['batch']} x {w['prompt']} -> {response}"
-    return f"{name}, {engine_of(found)}"
+    return ", ".join([name, engine_of(found), *_given(found)])
+
+
+def _given(found: Found) -> list[str]:
+    """Options beyond the workload's own."""
+    return [f"`{' '.join(found['options'])}`"] if found["options"] else []
 
 
 def engine_of(found: Found) -> str:
@@ -135,7 +140,8 @@ def rollouts(measured: list[Found]) -> str:
             for key, cells in lines.items()
         ]
         heads = [f"{e}: tokens/s (times the floor; first call s)" for e in engines]
-        parts.append(f"{found['model']}:\n\n{table(['tokens', 'lengths', 'batch', *heads], rows)}")
+        name = ", ".join([found["model"], *_given(found)])
+        parts.append(f"{name}:\n\n{table(['tokens', 'lengths', 'batch', *heads], rows)}")
     return "\n\n".join(parts) or NOTHING
 
 

@@ -6,7 +6,7 @@ distribution with the pad id, in the same operation: neither engine does anythin
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -25,7 +25,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from cores.config import Config, LoraSection, ModelSection, PPOSection
+from cores.config import Config, ModelSection, parse_config
 from cores.errors import UserError
 from cores.models.loading import DROPOUTS
 from cores.models.quantization import quantize
@@ -191,44 +191,28 @@ def stop_geometrically(model: Any, mean_length: float) -> None:
     head.register_forward_hook(hook)
 
 
-def settings(workload: Workload, engine: str, micro_tokens: int | None = None) -> Config:
-    """Stage 3's configuration of the workload, all else at its default.
-
-    `micro_tokens`: tokens of a forward pass at most, instead of the workload's `micro` replies.
-    """
-    ppo: dict[str, Any] = {}
-    model: dict[str, Any] = {"precision": workload.precision}
-    if workload.lora and workload.precision == "bf16":
-        model["quantization"] = "bf16"
-    micro = workload.micro
-    if micro_tokens is not None:
-        micro = max(1, micro_tokens // (workload.prompt + workload.response))
-        if "microbatch_tokens" in {f.name for f in fields(PPOSection)}:
-            ppo["microbatch_tokens"] = micro_tokens
-    config = Config(
-        model=ModelSection(**model),
-        ppo=PPOSection(
-            batch_size=workload.batch,
-            minibatch_size=workload.minibatch,
-            microbatch_size=min(micro, workload.minibatch),
-            epochs=workload.epochs,
-            max_prompt_length=workload.prompt,
-            max_new_tokens=workload.response,
-            lora=LoraSection(rank=workload.lora),
-            **ppo,
-        ),
-    )
-    return with_engine(config, engine)
-
-
-def with_engine(config: Config, engine: str) -> Config:
-    """`config` with that rollout engine; UserError where this version has no choice of engines."""
-    rollout: Any = getattr(config, "rollout", None)
-    if rollout is not None:
-        return replace(config, **{"rollout": replace(rollout, engine=engine)})
-    if engine != "hf":
+def settings(workload: Workload, engine: str, options: Sequence[str] = ()) -> Config:
+    """Stage 3's configuration of the workload, all else at its default; `options` are more words of
+    a stage's command line. UserError as there."""
+    w = workload
+    words: dict[str, Any] = {
+        "model.precision": w.precision,
+        "ppo.batch_size": w.batch,
+        "ppo.minibatch_size": w.minibatch,
+        "ppo.microbatch_size": w.micro,
+        "ppo.epochs": w.epochs,
+        "ppo.max_prompt_length": w.prompt,
+        "ppo.max_new_tokens": w.response,
+        "ppo.lora.rank": w.lora,
+    }
+    if w.lora and w.precision == "bf16":
+        words["model.quantization"] = "bf16"
+    if "rollout" in {field.name for field in fields(Config)}:
+        words["rollout.engine"] = engine
+    elif engine != "hf":
         raise UserError(f"--engine {engine}: this version has the engine hf alone.")
-    return config
+    given = [word for key, value in words.items() for word in (f"--{key}", str(value))]
+    return parse_config([*given, *options], "scripts/bench", "")
 
 
 def random_policy(workload: Workload, device: torch.device) -> Any:

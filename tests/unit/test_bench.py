@@ -10,8 +10,9 @@ import torch
 
 from cores.errors import UserError
 from cores.runtime.launch import Launch
-from scripts.bench import ppo_step, rollout, tables
+from scripts.bench import machine, ppo_step, rollout, tables
 from scripts.bench.clock import Clock, instrumented
+from scripts.bench.floors import Rates
 from scripts.bench.peers.pair import ratio
 from scripts.bench.peers.trl_ppo import peer_settings
 from scripts.bench.plots import groups
@@ -80,11 +81,15 @@ def test_variants_that_do_not_fit_are_refused() -> None:
         variant(WORKLOADS["W1"], mean_length=1.0)
 
 
-def test_micro_tokens_are_rows_of_a_whole_reply() -> None:
-    w = WORKLOADS["W1"]
-    assert settings(w, "hf", micro_tokens=192 * 5 + 1).ppo.microbatch_size == 5
-    assert settings(w, "hf", micro_tokens=1).ppo.microbatch_size == 1
-    assert settings(w, "hf").ppo.microbatch_size == 32
+def test_a_workload_is_a_checked_configuration() -> None:
+    """With the stage's own options beside it, and its own errors."""
+    w = WORKLOADS["W2"]
+    found = settings(w, "hf", ["--model.gradient_checkpointing", "true"])
+    assert (found.ppo.batch_size, found.ppo.minibatch_size, found.ppo.epochs) == (64, 16, 1)
+    assert (found.ppo.max_prompt_length, found.ppo.max_new_tokens) == (256, 256)
+    assert (found.model.precision, found.model.gradient_checkpointing) == ("bf16", True)
+    with pytest.raises(UserError, match=r"ppo\.colour"):
+        settings(w, "hf", ["--ppo.colour", "red"])
 
 
 def test_no_reply_stops_and_each_minibatch_is_a_step() -> None:
@@ -152,6 +157,8 @@ def test_the_peer_takes_as_many_optimizer_steps() -> None:
         assert optimizer_steps(given) == 3 * WORKLOADS[name].steps
         assert given["local_rollout_forward_batch_size"] == WORKLOADS[name].batch
     assert not given["bf16"]
+    with pytest.raises(UserError, match="fixed lengths"):
+        peer_settings(variant(WORKLOADS["W4"], mean_length=8.0), 3, None)
 
 
 def run_of(batch: int, seconds: list[float], **more: Any) -> dict[str, Any]:
@@ -193,6 +200,7 @@ def test_bars_hold_every_second() -> None:
 def test_a_measurement_becomes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured here on a small workload, written and read again."""
     monkeypatch.setitem(WORKLOADS, "W4", SMALL)
+    monkeypatch.setattr(machine, "rates_of", lambda _: (Rates(1e10, 1e10), 1e10))
     small = Workload("tiny", "tiny", "tiny", 2, 4, 3, 1, 2, 2, precision="fp32")
     monkeypatch.setattr(rollout, "grid", lambda *_: [(small, "hf")])
     common = ["--json", str(tmp_path / "W4.json"), "--updates", "1"]

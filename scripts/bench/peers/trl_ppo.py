@@ -26,15 +26,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run as a plain script
 
+from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.bench.ppo_step import add_workload_options, workload_from, write
 from scripts.experiments.peer_trl import check_release, optimizer_steps, settings
 
 
 def peer_settings(workload: Any, updates: int, forward_rows: int | None) -> dict[str, Any]:
-    """Arguments of TRL's PPOConfig for `updates` steps of the workload."""
+    """Arguments of TRL's PPOConfig for `updates` steps of the workload.
+
+    UserError for geometric lengths, which TRL is not set up for here.
+    """
     from scripts.bench.workloads import settings as ours
 
+    if workload.mean_length is not None:
+        raise UserError("--lengths: TRL is measured on fixed lengths alone; leave it out.")
     more = {
         "total_episodes": updates * workload.batch,
         "local_rollout_forward_batch_size": forward_rows or workload.batch,

@@ -80,29 +80,41 @@ def hardware() -> str:
     return ", ".join([*(sorted(names) or [platform.machine()]), *sorted(set(gpus))])
 
 
+def machine() -> dict[str, Any]:
+    """What this runs on."""
+    return {"hardware": hardware(), "versions": {name: version(name) for name in PACKAGES}}
+
+
+def frontier(out: Path, setting: str) -> dict[str, dict[str, Any]]:
+    """By side and price of KL, at one rate and schedule."""
+    found = {}
+    for side, prefix, metrics in (
+        ("ours", "frontier", "ppo/metrics.jsonl"),
+        ("trl", "trl", "metrics.jsonl"),
+    ):
+        runs = {f"{c:g}": entry(out, f"{prefix}-{setting}-{c:g}", metrics) for c in KL_COEFS}
+        found[side] = {coef: run for coef, run in runs.items() if run}
+    return found
+
+
 def gather(out: Path) -> dict[str, Any]:
     """Everything that is there."""
     runs = {v.name: entry(out, v.name, "ppo/metrics.jsonl") for v in variants()}
     groups = {v.name: v.group for v in variants()}
-    frontier = {}
-    for side, prefix, metrics in (
-        ("ours", "frontier-", "ppo/metrics.jsonl"),
-        ("trl", "trl-", "metrics.jsonl"),
-    ):
-        found = {f"{c:g}": entry(out, f"{prefix}{c:g}", metrics) for c in KL_COEFS}
-        frontier[side] = {coef: value for coef, value in found.items() if value}
+    tuning = out / "tuning.json"
+    tuned = json.loads(tuning.read_text("utf-8")) if tuning.is_file() else {}
+    chosen = {side: max(values, key=values.__getitem__) for side, values in tuned.items()}
     best = {
         str(n): judged({s: out / f"seed{s}" / f"best-of-{n}.json" for s in SEEDS})
         for n in (1, *BEST_OF)
     }
-    tuning = out / "tuning.json"
     return {
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "tuning": json.loads(tuning.read_text("utf-8")) if tuning.is_file() else None,
+        **json.loads((out / "machine.json").read_text("utf-8")),
+        "tuning": tuned,
+        "chosen": chosen,
         "groups": groups,
         "runs": {name: value for name, value in runs.items() if value},
-        "frontier": frontier,
+        "frontier": {setting: frontier(out, setting) for setting in sorted(set(chosen.values()))},
         "best_of": {n: value for n, value in best.items() if value},
     }
 

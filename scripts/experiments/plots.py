@@ -15,7 +15,7 @@ COLOURS = ("#2a6f97", "#c8553d", "#588157", "#8d6a9f", "#b08900", "#555555", "#3
 
 def draw(found: dict[str, Any], folder: Path) -> None:
     """Write frontier.png, checks.png and ablations.png to `folder`."""
-    if found["frontier"]["ours"]:
+    if len(found["chosen"]) > 1:
         _save(_frontier(found), folder / "frontier.png")
     _save(_curves(found), folder / "checks.png")
     _save(_ablations(found), folder / "ablations.png")
@@ -38,8 +38,8 @@ def _frontier(found: dict[str, Any]) -> Any:
     """Gold reward over KL: each seed's points faint, the means over seeds with intervals."""
     figure, axis = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
     start = found["best_of"]["1"]["gold"]["mean"]
-    sides = {"ours": (found["frontier"]["ours"], COLOURS[0])}
-    sides["TRL 1.12"] = (found["frontier"]["trl"], COLOURS[1])
+    runs = {side: found["frontier"][best][side] for side, best in found["chosen"].items()}
+    sides = {"ours": (runs["ours"], COLOURS[0]), "TRL 1.12": (runs["trl"], COLOURS[1])}
     sides["best of n"] = ({n: r for n, r in found["best_of"].items() if n != "1"}, COLOURS[5])
     for name, (runs, colour) in sides.items():
         if not runs:
@@ -93,7 +93,7 @@ def _curves(found: dict[str, Any]) -> Any:
 
 def _ablations(found: dict[str, Any]) -> Any:
     """Gold reward at the end of every variant, one dot a seed."""
-    groups = ("coati", "estimators", "parts")
+    groups = ("coati", "coati-priced", "estimators", "parts")
     names = [n for g in groups for n in found["runs"] if found["groups"][n] == g]
     names = ["ours", *names]
     figure, axis = plt.subplots(figsize=(7, 0.28 * len(names) + 0.9), constrained_layout=True)

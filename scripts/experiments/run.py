@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
+from scripts.experiments.figures import machine
 from scripts.experiments.plan import (
     BEST_OF,
     CPU,
@@ -89,17 +90,19 @@ def best(out: Path) -> dict[str, str]:
 
 
 def frontier(out: Path, variables: dict[str, str] | None) -> list[Job]:
-    """Every price of KL and seed with the best that was tried, for us and for the peer."""
-    chosen = best(out)
+    """Every price of KL and seed, for us and for the peer, each with what was best for it and with
+    what was best for the other."""
     jobs = []
-    for seed in SEEDS:
-        for coef in KL_COEFS:
-            if "ours" in chosen:
-                words = (*tried()[chosen["ours"]][0], *ppo(kl_coef=coef))
-                jobs += ours(out, seed, Variant(f"frontier-{coef:g}", "frontier", words))
-            if variables is not None and "trl" in chosen:
-                told = (*tried()[chosen["trl"]][1], "--kl-coef", str(coef))
-                jobs += peer(out, seed, f"trl-{coef:g}", told, variables, sys.executable)
+    for setting in sorted(set(best(out).values())):
+        words, theirs = tried()[setting]
+        for seed in SEEDS:
+            for coef in KL_COEFS:
+                name = f"frontier-{setting}-{coef:g}"
+                jobs += ours(out, seed, Variant(name, "frontier", (*words, *ppo(kl_coef=coef))))
+                if variables is not None:
+                    told = (*theirs, "--kl-coef", str(coef))
+                    name = f"trl-{setting}-{coef:g}"
+                    jobs += peer(out, seed, name, told, variables, sys.executable)
     return jobs
 
 
@@ -124,6 +127,8 @@ def main(argv: list[str]) -> None:
     if args.peer_path:
         paths = [str(args.peer_path.resolve()), os.environ["PYTHONPATH"]]
         variables = {"PYTHONPATH": os.pathsep.join(paths)}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "machine.json").write_text(json.dumps(machine()) + "\n", encoding="utf-8")
     first = [*chain(out), *tuning(out, variables)]
     for variant in variants():
         for seed in variant.seeds:

@@ -53,6 +53,15 @@ def table(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def replies(runs: dict[str, Any]) -> str:
+    """What the first seed of each run says to the first held-out prompts, line breaks as " / "."""
+    lines = ["| prompt | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
+    for said in zip(*(run["samples"] for run in runs.values()), strict=True):
+        cells = [said[0]["prompt"], *(one["reply"] for one in said)]
+        lines.append("| " + " | ".join(" / ".join(cell.split("\n")) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 def versus(runs: dict[str, Any], base: dict[str, Any], names: list[str]) -> str:
     """Gold reward less the base's, seed by seed: what a change costs or brings."""
     lines = ["| run | gold less ours, same seeds | by seed |", "|---|---|---|"]
@@ -157,6 +166,7 @@ def render(found: dict[str, Any]) -> dict[str, str]:
     places = {
         "machine": f"{found['hardware']}; {versions} (the peer: trl 1.12.0).",
         "demo": table({"stage 1": start, "PPO": ours}),
+        "replies": replies({"stage 1": start, **{n: runs[n] for n in ("ours", "no-kl")}}),
         "checks": table({"stage 1": start, **{n: runs[n] for n in ("ours", *group("checks"))}}),
         **{
             name: table({n: runs[n] for n in ("ours", *group(name))})
@@ -165,31 +175,55 @@ def render(found: dict[str, Any]) -> dict[str, str]:
             for name in ("coati", "coati-priced", "estimators", "parts")
         },
     }
-    frontier = found["frontier"]
-    if frontier["ours"] and frontier["trl"]:
-        named = {f"ours, kl_coef {c}": run for c, run in frontier["ours"].items()}
-        named |= {f"TRL, kl_coef {c}": run for c, run in frontier["trl"].items()}
-        best = {f"best of {n}": r for n, r in found["best_of"].items() if n != "1"}
-        places["frontier"] = "\n\n".join(
-            [
-                _tuning(found["tuning"]),
-                table(named | best),
-                "Gold reward at equal KL, on straight lines between the points of a seed:",
-                equal_kl(frontier, start),
-                f"Updates of 128 samples until score - kl_coef * KL in training (mean of {SMOOTH} "
-                f"updates) is at {SHARE:.0%} of what the two sides end with on average:",
-                samples_needed(frontier),
-            ]
-        )
+    if len(found["chosen"]) > 1:
+        places["frontier"] = _frontier(found)
+        places["same"] = _same(found)
     return places
+
+
+def tuned(found: dict[str, Any]) -> dict[str, Any]:
+    """Both sides' frontiers, each at its best rate and schedule."""
+    return {side: found["frontier"][best][side] for side, best in found["chosen"].items()}
+
+
+def _frontier(found: dict[str, Any]) -> str:
+    sides, start = tuned(found), found["best_of"]["1"]
+    named = {f"ours, kl_coef {c}": run for c, run in sides["ours"].items()}
+    named |= {f"TRL, kl_coef {c}": run for c, run in sides["trl"].items()}
+    best = {f"best of {n}": r for n, r in found["best_of"].items() if n != "1"}
+    return "\n\n".join(
+        [
+            _tuning(found["tuning"]),
+            table(named | best),
+            "Gold reward at equal KL, on straight lines between the points of a seed:",
+            equal_kl(sides, start),
+            f"Updates of 128 samples until score - kl_coef * KL in training (mean of {SMOOTH} "
+            f"updates) is at {SHARE:.0%} of what the two sides end with on average:",
+            samples_needed(sides),
+        ]
+    )
+
+
+def _same(found: dict[str, Any]) -> str:
+    start, parts = found["best_of"]["1"], []
+    for setting, sides in found["frontier"].items():
+        parts += [
+            f"Both at learning rate {_label(setting)}; gold reward at equal KL, then updates:",
+            equal_kl(sides, start),
+            samples_needed(sides),
+        ]
+    return "\n\n".join(parts)
+
+
+def _label(setting: str) -> str:
+    _, rate, schedule = setting.split("-", 2)
+    return f"{rate}, {schedule}"
 
 
 def _tuning(tuning: dict[str, dict[str, float]]) -> str:
     lines = ["| learning rate, schedule | ours | TRL |", "|---|---|---|"]
     for name, value in tuning["ours"].items():
-        label = name.removeprefix("rate-").replace("-constant", ", constant")
-        label = label.replace("-linear", ", linear")
-        lines.append(f"| {label} | {value:+.3f} | {tuning['trl'][name]:+.3f} |")
+        lines.append(f"| {_label(name)} | {value:+.3f} | {tuning['trl'][name]:+.3f} |")
     return "\n".join(lines)
 
 

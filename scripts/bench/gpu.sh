@@ -57,12 +57,14 @@ part W3-$engine 300 $step --workload W3 --engine "$engine" --profile "$profile-W
 if [ -n "${PEER_PATH:-}" ]; then
     part pair-W1 400 scripts/bench/peers/pair.py --workload W1 --engine "$engine" \
         --rounds 2 --peer-path "$PEER_PATH"
-else
+elif [[ pair-W1 == $only ]]; then
     echo "pair-W1: skipped, PEER_PATH is not set"
     wrong=1
 fi
 part W1-hf 120 $step --workload W1 --engine hf --updates 5
 part W2-hf 150 $step --workload W2 --engine hf --updates 5
+part W2-checkpointing 150 $step --workload W2 --engine "$engine" --updates 5 \
+    --model.gradient_checkpointing true
 for batch in 16 64 256 1024; do
     part W1-batch$batch 90 $step --workload W1 --engine "$engine" --batch $batch --updates 5
 done

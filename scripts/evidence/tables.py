@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
+from scripts.pages import fill
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 INK, COLOURS = "#333333", ("#2a6f97", "#c8553d", "#588157")
 MEASURES = {
     "score": "score of the reward model that PPO saw",
@@ -181,15 +181,6 @@ def _samples(name: str, samples: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def fill(page: str, tables: str) -> str:
-    """`page` with what stands between the marks replaced; UserError if they are missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"docs/evidence.md: the marks {BEGIN} and {END} must be in it.")
-    return f"{before}{BEGIN}\n{tables}{END}{after}"
-
-
 def draw(figures: dict[str, Any], out: Path) -> None:
     """Score and KL of the training replies over the updates, one line a seed."""
     import matplotlib as mpl
@@ -232,7 +223,9 @@ def main(argv: list[str]) -> None:
         shutil.copyfile(source, kept)
     figures = json.loads(kept.read_text(encoding="utf-8"))
     page = DOCS / "evidence.md"
-    page.write_text(fill(page.read_text(encoding="utf-8"), render(figures)), encoding="utf-8")
+    places = {"tables": render(figures)}
+    filled = fill(page.read_text(encoding="utf-8"), places, "docs/evidence.md")
+    page.write_text(filled, encoding="utf-8")
     draw(figures, kept.with_name("ppo.png"))
 
 

@@ -15,12 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
-from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.experiments.figures import over_seeds
+from scripts.pages import fill
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 COLUMNS = {
     "gold": "+.2f",
     "score": "+.2f",
@@ -228,17 +227,6 @@ def _tuning(tuning: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def fill(page: str, places: dict[str, str]) -> str:
-    """`page` with each place's text between its marks; UserError if the marks are missing."""
-    for name, text in places.items():
-        begin, end = BEGIN.format(name), END.format(name)
-        if begin not in page or end not in page:
-            raise UserError(f"docs/experiments.md: the marks {begin} and {end} are missing.")
-        head, rest = page.split(begin)
-        page = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-    return page
-
-
 def main(argv: list[str]) -> None:
     """Command line."""
     from scripts.experiments.plots import draw
@@ -249,7 +237,8 @@ def main(argv: list[str]) -> None:
     if source.resolve() != kept.resolve():
         shutil.copy(source, kept)
     page = DOCS / "experiments.md"
-    page.write_text(fill(page.read_text(encoding="utf-8"), render(found)), encoding="utf-8")
+    filled = fill(page.read_text(encoding="utf-8"), render(found), "docs/experiments.md")
+    page.write_text(filled, encoding="utf-8")
     draw(found, kept.parent)
     print(f"wrote {page} and the plots beside {kept}")
 

@@ -23,7 +23,7 @@ from scripts.evidence.stats import (
     variance_of_mean,
     wilson,
 )
-from scripts.evidence.tables import BEGIN, END, fill, render
+from scripts.evidence.tables import render
 from scripts.jobs import Job, run_all
 
 
@@ -280,14 +280,6 @@ def test_a_copied_run_says_where_it_was_scored_and_may_lack_records(tmp_path: Pa
     assert figures["sets"]["polite"]["ppo"]["curves"] == {"0": {"score": [], "kl": []}}
     assert render(figures).startswith("GPU X; torch 2.")
     assert "one seed, so the 95% intervals are of the prompts alone" in render(figures)
-
-
-def test_tables_go_between_the_marks() -> None:
-    """What stands around them stays; a page without marks is an error."""
-    page = fill(f"above\n{BEGIN}\nold\n{END}\nbelow", "new\n")
-    assert page == f"above\n{BEGIN}\nnew\n{END}\nbelow"
-    with pytest.raises(UserError, match="marks"):
-        fill("no marks", "new")
 
 
 def test_rows_hang_together_by_the_first_user_turn() -> None:

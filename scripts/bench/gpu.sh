@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# All benchmarks of docs/performance.md on one GPU, each in a process of its own.
+#
+#   bash scripts/bench/gpu.sh OUT [SECONDS]
+#
+# Writes OUT/NAME.json and OUT/NAME.log. What SECONDS (default 1500) leave no time for is skipped
+# and said; what is there already is not run again, so a second call goes on. A part that fails
+# stops no other; the exit status is 1 if any failed or was skipped. PEER_PATH: folder with
+# trl==1.12.0; without it the pairing is skipped. ENGINE (default graph), PYTHON, ONLY (a pattern
+# of names, such as 'W1*') choose what runs and how.
+set -uo pipefail
+if [ $# -lt 1 ]; then
+    echo "usage: bash scripts/bench/gpu.sh OUT [SECONDS]" >&2
+    exit 2
+fi
+mkdir -p "$1"
+out=$(realpath "$1")
+deadline=${2:-1500}
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python}
+engine=${ENGINE:-graph}
+only=${ONLY:-*}
+wrong=0
+SECONDS=0
+
+part() { # part NAME LIMIT COMMAND...: at most LIMIT seconds
+    local name=$1 limit=$2 left=$((deadline - SECONDS)) begin=$SECONDS status=0
+    shift 2
+    # shellcheck disable=SC2254
+    case $name in $only) ;; *) return ;; esac
+    [ -f "$out/$name.json" ] && return
+    if [ $left -lt 20 ]; then
+        echo "$name: skipped, no time left"
+        wrong=1
+        return
+    fi
+    [ $limit -gt $left ] && limit=$left
+    timeout "$limit" "$python" "$@" --json "$out/$name.json" >"$out/$name.log" 2>&1 || status=$?
+    if [ $status -ne 0 ]; then
+        echo "$name: failed with $status after $((SECONDS - begin)) s; the end of $out/$name.log:"
+        tail -n 5 "$out/$name.log"
+        wrong=1
+    else
+        echo "$name: $((SECONDS - begin)) s; $(grep -m 1 -E 'samples/s|tokens/s' "$out/$name.log")"
+    fi
+}
+
+step=scripts/bench/ppo_step.py
+rollout=scripts/bench/rollout.py
+profile=$out/profile
+part W1-$engine 200 $step --workload W1 --engine "$engine" --profile "$profile-W1.txt"
+part rollout-gpt2 300 $rollout --model gpt2 --engine hf "$engine" \
+    --batch 16 128 512 1024 --response 128 --lengths fixed geometric
+part W2-$engine 240 $step --workload W2 --engine "$engine" --profile "$profile-W2.txt"
+part W3-$engine 300 $step --workload W3 --engine "$engine" --profile "$profile-W3.txt" \
+    --warm-up 1 --updates 5
+if [ -n "${PEER_PATH:-}" ]; then
+    part pair-W1 400 scripts/bench/peers/pair.py --workload W1 --engine "$engine" \
+        --rounds 2 --peer-path "$PEER_PATH"
+elif [[ pair-W1 == $only ]]; then
+    echo "pair-W1: skipped, PEER_PATH is not set"
+    wrong=1
+fi
+part W1-hf 120 $step --workload W1 --engine hf --updates 5
+part W2-hf 150 $step --workload W2 --engine hf --updates 5
+part W2-checkpointing 150 $step --workload W2 --engine "$engine" --updates 5 \
+    --model.gradient_checkpointing true
+for batch in 16 64 256 1024; do
+    part W1-batch$batch 90 $step --workload W1 --engine "$engine" --batch $batch --updates 5
+done
+for response in 64 256 512 1024; do
+    part W1-response$response 120 $step --workload W1 --engine "$engine" --batch 128 \
+        --response $response --micro-tokens 8192 --updates 5
+    part W1-stops$response 120 $step --workload W1 --engine "$engine" --batch 128 \
+        --response $response --lengths geometric --micro-tokens 8192 --updates 5
+done
+for model in opt-1.3b llama-7b; do
+    part rollout-$model 200 $rollout --model $model --engine "$engine" hf \
+        --batch 16 64 --response 128 --repeats 2
+done
+exit $wrong

@@ -1,0 +1,229 @@
+"""Put measurements into docs/performance.md: tables between its marks, and plots.
+
+    python scripts/bench/tables.py [FOLDER]      default: docs/performance
+
+Every *.json of FOLDER is a measurement of scripts/bench and says itself of what; another folder's
+are copied to docs/performance first. Needs matplotlib (`pip install -e .[plot]`).
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
+
+from cores.errors import UserError
+from cores.runtime.cli import guarded
+from scripts.pages import fill
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+NOTHING = "Not measured yet."
+Found = dict[str, Any]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if rows else NOTHING
+
+
+def number(value: float) -> str:
+    """Three figures: 0.0312, 12.3, 1,230."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
+def gigabytes(value: float) -> str:
+    """10^9 bytes."""
+    return f"{value / 1e9:.1f}"
+
+
+def floor_of(found: Found, kind: str = "overlapped") -> float:
+    """Seconds of the whole step's floor."""
+    return sum(floor[kind] for floor in found["floors"].values())
+
+
+def label(found: Found) -> str:
+    """W1, or what differs from it; the engine, and options beyond the workload's."""
+    w = found["workload"]
+    name = w["name"]
+    if not found["standard"]:
+        lengths = f"~{found['mean_length']:.0f} of {w['response']}"
+        response = w["response"] if w["mean_length"] is None else lengths
+        name += f", {w['batch']} x {w['prompt']} -> {response}"
+    return ", ".join([name, engine_of(found), *_given(found)])
+
+
+def _given(found: Found) -> list[str]:
+    """Options beyond the workload's own."""
+    return [f"`{' '.join(found['options'])}`"] if found["options"] else []
+
+
+def engine_of(found: Found) -> str:
+    """As `rollout.engine` names it; `auto` has chosen one."""
+    return str(found["engine"]).removesuffix("Engine").lower()
+
+
+def machines(measured: list[Found]) -> str:
+    """What they ran on, each machine once."""
+    lines = dict.fromkeys(_machine(found["machine"]) for found in _flat(measured))
+    return "\n".join(f"- {line}" for line in lines) or NOTHING
+
+
+def _flat(measured: list[Found]) -> list[Found]:
+    pairs = [found for found in measured if found["kind"] == "pair"]
+    inner = [run for pair in pairs for side in pair["rounds"].values() for run in side]
+    return [found for found in measured if found["kind"] != "pair"] + inner
+
+
+def _machine(facts: Found) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    threads = f", {facts['threads']} thread" + "s" * (facts["threads"] > 1)
+    return f"{facts['hardware']}{'' if 'NVIDIA' in facts['hardware'] else threads}; {versions}."
+
+
+def steps(measured: list[Found]) -> str:
+    """A line a measurement of whole steps."""
+    rows = []
+    for found in measured:
+        floor, in_turn = floor_of(found), floor_of(found, "in_turn")
+        rows.append(
+            [
+                label(found),
+                number(found["seconds"]),
+                f"**{number(found['samples_per_second'])}**",
+                number(found["tokens_per_second"]),
+                f"{found['utilisation']:.1%}",
+                f"{number(floor)} / {number(in_turn)}",
+                f"{found['seconds'] / floor:.1f} / {found['seconds'] / in_turn:.1f}",
+                gigabytes(found["peak_bytes"]["step"]),
+                number(found["first_update_seconds"]),
+            ]
+        )
+    head = "workload, s a step, samples/s, tokens/s, utilisation, floor (s), times the floor"
+    return table([*head.split(", "), "peak GB", "start to first update (s)"], rows)
+
+
+def phases(measured: list[Found]) -> str:
+    """A table a measurement, a line a phase."""
+    parts = []
+    for found in measured:
+        rows = []
+        for name, seconds in found["phases"].items():
+            floor = found["floors"].get(name)
+            peak = found["peak_bytes"].get(name)
+            cells = ["", "", ""]
+            if floor and floor["overlapped"]:
+                cells = [number(floor[kind]) for kind in ("overlapped", "in_turn")]
+                cells.append(f"{seconds / floor['overlapped']:.1f}")
+            rows.append([name, number(seconds), *cells, gigabytes(peak) if peak else ""])
+        head = ["phase", "s", "floor", "floor in turn", "times the floor", "peak GB"]
+        parts.append(f"{label(found)}:\n\n{table(head, rows)}")
+    return "\n\n".join(parts) or NOTHING
+
+
+def rollouts(measured: list[Found]) -> str:
+    """A table a model: a line a length and batch, a column an engine."""
+    parts = []
+    for found in measured:
+        engines = list(dict.fromkeys(c["engine"] for c in found["cells"]))
+        lines: dict[tuple[Any, ...], dict[str, str]] = {}
+        for c in found["cells"]:
+            w = c["workload"]
+            key = (f"{w['prompt']} -> {w['response']}", c["lengths"], w["batch"])
+            lines.setdefault(key, {})[c["engine"]] = _cell(c)
+        rows = [
+            [*map(str, key), *(cells.get(engine, "") for engine in engines)]
+            for key, cells in lines.items()
+        ]
+        heads = [f"{e}: tokens/s (times the floor; first call s)" for e in engines]
+        name = ", ".join([found["model"], *_given(found)])
+        parts.append(f"{name}:\n\n{table(['tokens', 'lengths', 'batch', *heads], rows)}")
+    return "\n\n".join(parts) or NOTHING
+
+
+def _cell(c: Found) -> str:
+    if "failed" in c:
+        return "out of memory"
+    first = number(c["first_call_seconds"])
+    return f"**{number(c['tokens_per_second'])}** ({c['times_floor']:.1f}; {first})"
+
+
+def pairs(measured: list[Found]) -> str:
+    """Ours against the peer."""
+    rows = []
+    for found in measured:
+        ours, peer = (found["rounds"][side] for side in ("ours", "peer"))
+        taken = f"{ours[0]['optimizer_steps']} / {peer[0]['optimizer_steps']}"
+        memory = [max(r["peak_bytes"]["step"] for r in side) for side in (ours, peer)]
+        rows.append(
+            [
+                f"{label(ours[0])}, against {peer[0]['peer']}",
+                number(found["ours"]),
+                number(found["peer"]),
+                f"**{found['ratio']:.2f}**",
+                " ".join(f"{ratio:.2f}" for ratio in found["ratio_by_round"]),
+                taken,
+                " / ".join(gigabytes(value) for value in memory),
+            ]
+        )
+    head = "pair, ours samples/s, peer samples/s, ratio, ratio by round, optimizer steps, peak GB"
+    return table(head.split(", "), rows)
+
+
+def render(measured: list[Found], plots: list[str]) -> dict[str, str]:
+    """The text of each marked place of the page."""
+    kinds = {kind: [f for f in measured if f["kind"] == kind] for kind in KINDS}
+    standard = [f for f in kinds["ppo_step"] if f["standard"]]
+    others = [f for f in kinds["ppo_step"] if not f["standard"]]
+    return {
+        "machines": machines(measured),
+        "steps": steps(standard),
+        "phases": phases(standard),
+        "costs": steps(others),
+        "rollouts": rollouts(kinds["rollout"]),
+        "pairs": pairs(kinds["pair"]),
+        "plots": "\n\n".join(f"![{text}]({text})" for text in plots) or NOTHING,
+    }
+
+
+KINDS = ("ppo_step", "rollout", "pair")
+
+
+def load(folder: Path) -> list[Found]:
+    """Measurements by file name; UserError for a file that is none."""
+    measured = []
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("kind") not in (*KINDS, "peer"):
+            raise UserError(f"{file}: not a measurement of scripts/bench; take it out of there.")
+        if found["kind"] in KINDS:
+            measured.append(found)
+    return measured
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    from scripts.bench.plots import draw
+
+    kept = DOCS / "performance"
+    source = Path(argv[0]) if argv else kept
+    if len(argv) > 1 or not source.is_dir():
+        raise UserError(f"usage: python scripts/bench/tables.py [FOLDER]; there is no {source}.")
+    kept.mkdir(exist_ok=True)
+    if source.resolve() != kept.resolve():
+        for file in source.glob("*.json"):
+            shutil.copyfile(file, kept / file.name)
+    measured = load(kept)
+    page = DOCS / "performance.md"
+    plots = [f"performance/{name}" for name in draw(measured, kept)]
+    filled = fill(page.read_text(encoding="utf-8"), render(measured, plots), "docs/performance.md")
+    page.write_text(filled, encoding="utf-8")
+    print(f"wrote {page} and {len(plots)} plots from {len(measured)} measurements")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,263 @@
+"""The fixed workloads of the benchmarks: model shapes, sizes of a step, and a trainer of each.
+
+Weights are random and made on the device; nothing is read. Replies have a fixed length because
+the end-of-sequence id is one beyond the stand-in tokenizer, which stage 3 excludes from every
+distribution with the pad id, in the same operation: neither engine does anything more for it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+)
+
+from cores.config import Config, ModelSection, parse_config
+from cores.errors import UserError
+from cores.models.loading import DROPOUTS
+from cores.models.quantization import quantize
+from cores.ppo import PPOTrainer, build_roles
+from cores.ppo.run import build_trainer
+from cores.runtime.launch import Launch
+from cores.runtime.stage import Parent
+
+Shapes = dict[str, PretrainedConfig]
+SHAPES: Shapes = {
+    "tiny": GPT2Config(
+        vocab_size=2048,
+        n_layer=4,
+        n_embd=128,
+        n_head=2,  # of 64, as GPT-2's
+        bos_token_id=2047,
+        eos_token_id=2047,
+    ),
+    "gpt2": GPT2Config(),
+    "opt-350m": OPTConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        ffn_dim=4096,
+        word_embed_proj_dim=512,
+        do_layer_norm_before=False,
+    ),
+    "opt-1.3b": OPTConfig(
+        hidden_size=2048,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        ffn_dim=8192,
+        word_embed_proj_dim=2048,
+    ),
+    "llama-7b": LlamaConfig(max_position_embeddings=4096),
+}
+"""GPT2Config and LlamaConfig are GPT-2 124M and Llama 7B by default; OPT's numbers are those of
+facebook/opt-350m and facebook/opt-1.3b."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step of PPO: what is computed, whatever computes it."""
+
+    name: str
+    policy: str
+    """Shape of actor and reference, a key of SHAPES."""
+    scalar: str
+    """Shape of critic and reward model."""
+    batch: int
+    """Replies a rollout."""
+    prompt: int
+    """Tokens of every prompt."""
+    response: int
+    """New tokens of every reply; with geometric lengths at most."""
+    epochs: int
+    minibatch: int
+    """Replies an optimizer step."""
+    micro: int
+    """Replies a forward pass; memory and time, not results."""
+    lora: int = 0
+    """Rank of adapters on every linear layer, over a frozen bf16 base. 0: all weights train."""
+    precision: str = "bf16"
+    mean_length: float | None = None
+    """Mean of geometric reply lengths, were there no cap. None: no reply stops."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an update."""
+        return self.epochs * (self.batch // self.minibatch)
+
+    @property
+    def expected_length(self) -> float:
+        """Mean reply length: sum of the chances to be alive, (1 - p)^t for t < response."""
+        if self.mean_length is None:
+            return self.response
+        p = 1 / self.mean_length
+        return (1 - (1 - p) ** self.response) / p
+
+
+WORKLOADS = {
+    w.name: w
+    for w in (
+        Workload("W1", "gpt2", "gpt2", 128, 64, 128, epochs=4, minibatch=32, micro=32),
+        Workload("W2", "opt-1.3b", "opt-350m", 64, 256, 256, epochs=1, minibatch=16, micro=8),
+        Workload("W3", "llama-7b", "llama-7b", 16, 512, 256, 1, minibatch=4, micro=2, lora=16),
+        Workload("W4", "tiny", "tiny", 64, 16, 32, 4, minibatch=16, micro=16, precision="fp32"),
+    )
+}
+
+
+class Ids:
+    """What stage 3 reads of a tokenizer: pad is its last id; eos is beyond it, or with `stops` in
+    it."""
+
+    def __init__(self, vocabulary: int, stops: bool) -> None:
+        self.pad_token_id = vocabulary - 2
+        self.eos_token_id = vocabulary - 1
+        self.size = vocabulary if stops else vocabulary - 1
+
+    def __len__(self) -> int:
+        """Ids that replies may hold, and pad."""
+        return self.size
+
+
+def variant(workload: Workload, **changes: Any) -> Workload:
+    """`workload` with those of `changes` that are not None; UserError if they do not fit."""
+    changed = replace(workload, **{k: v for k, v in changes.items() if v is not None})
+    if changed.batch < changed.minibatch:
+        changed = replace(changed, minibatch=changed.batch)
+    changed = replace(changed, micro=min(changed.micro, changed.minibatch))
+    if changed.batch % changed.minibatch:
+        raise UserError(
+            f"--batch: {changed.batch} replies do not divide into minibatches of "
+            f"{changed.minibatch}; choose a multiple of it."
+        )
+    if changed.mean_length is not None and changed.mean_length <= 1:
+        raise UserError(f"--lengths: a mean of {changed.mean_length} tokens; choose more than 1.")
+    return changed
+
+
+def shape(name: str, tokens: int = 0) -> PretrainedConfig:
+    """The shape's configuration without dropout, its positions enough for rows of `tokens`."""
+    config = deepcopy(SHAPES[name])
+    for key, value in config.to_dict().items():
+        if key.endswith(DROPOUTS) and isinstance(value, float):
+            setattr(config, key, 0.0)
+    config.max_position_embeddings = max(config.max_position_embeddings, tokens)
+    ids = Ids(config.vocab_size, stops=False)
+    config.pad_token_id, config.eos_token_id = ids.pad_token_id, ids.eos_token_id
+    config.bos_token_id = ids.eos_token_id
+    return config
+
+
+def random_model(config: PretrainedConfig, device: torch.device, scalar: bool) -> Any:
+    """A model of random fp32 weights on `device`; with `scalar` a one-label classifier."""
+    auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    config = deepcopy(config)
+    if scalar:
+        config.num_labels = 1
+    torch.manual_seed(0)  # the reference starts as the actor, the critic as the reward model
+    with device:
+        return auto.from_config(config, dtype=torch.float32)
+
+
+@torch.no_grad()
+def stop_geometrically(model: Any, mean_length: float) -> None:
+    """Give the last id the same chance, 1 / mean_length, at every token.
+
+    Its logit is set to a constant: other logits' log-sum-exp hardly varies at random weights, so
+    that it is measured once, on random rows. In training it drifts as far as the policy does.
+    """
+    size, device = model.config.vocab_size, model.device
+    rows = torch.randint(0, size - 2, (16, 32), device=device)
+    other = model(rows).logits[:, :, :-2].float().logsumexp(dim=-1).mean().item()
+    logit = other - math.log(mean_length - 1)
+    head = model.get_output_embeddings()
+    head.register_buffer("stop_id", torch.tensor([size - 1], device=device), persistent=False)
+
+    def hook(module: Any, args: Any, logits: Tensor) -> Tensor:
+        return logits.index_fill_(-1, module.stop_id, logit)
+
+    head.register_forward_hook(hook)
+
+
+def settings(workload: Workload, engine: str, options: Sequence[str] = ()) -> Config:
+    """Stage 3's configuration of the workload, all else at its default; `options` are more words of
+    a stage's command line. UserError as there."""
+    w = workload
+    words: dict[str, Any] = {
+        "model.precision": w.precision,
+        "ppo.batch_size": w.batch,
+        "ppo.minibatch_size": w.minibatch,
+        "ppo.microbatch_size": w.micro,
+        "ppo.epochs": w.epochs,
+        "ppo.max_prompt_length": w.prompt,
+        "ppo.max_new_tokens": w.response,
+        "ppo.lora.rank": w.lora,
+    }
+    if w.lora and w.precision == "bf16":
+        words["model.quantization"] = "bf16"
+    if "rollout" in {field.name for field in fields(Config)}:
+        words["rollout.engine"] = engine
+    elif engine != "hf":
+        raise UserError(f"--engine {engine}: this version has the engine hf alone.")
+    given = [word for key, value in words.items() for word in (f"--{key}", str(value))]
+    return parse_config([*given, *options], "scripts/bench", "")
+
+
+def random_policy(workload: Workload, device: torch.device) -> Any:
+    """Stage 1's model."""
+    config = shape(workload.policy, workload.prompt + workload.response)
+    model = random_model(config, device, scalar=False)
+    if workload.mean_length is not None:
+        stop_geometrically(model, workload.mean_length)
+    return model
+
+
+@contextmanager
+def random_parents(workload: Workload, device: torch.device) -> Iterator[dict[str, Parent]]:
+    """Stage 1's and stage 2's models for `build_roles`; while open, loading them makes them.
+
+    `frozen` is what the loaders take: the section that says how an adapter's base is held.
+    """
+
+    def policy(path: Path, dropout: bool, frozen: ModelSection | None = None) -> Any:
+        return quantize(random_policy(workload, device), frozen or ModelSection())
+
+    def scalar(path: Path, frozen: ModelSection | None = None) -> Any:
+        config = shape(workload.scalar, workload.prompt + workload.response)
+        return quantize(random_model(config, device, scalar=True), frozen or ModelSection())
+
+    with patch.multiple("cores.ppo.roles", load_policy=policy, load_scalar=scalar):
+        yield {name: Parent(name, Path(name), {}) for name in ("sft", "reward")}
+
+
+def tokenizer_of(workload: Workload) -> Any:
+    """The stand-in tokenizer."""
+    return Ids(SHAPES[workload.policy].vocab_size, stops=workload.mean_length is not None)
+
+
+def trainer_of(workload: Workload, config: Config, launch: Launch) -> PPOTrainer:
+    """The product's trainer, roles and rollout engine on random weights."""
+    tokenizer = tokenizer_of(workload)
+    with random_parents(workload, launch.device) as parents:
+        roles = build_roles(config, tokenizer, parents, launch)
+    return build_trainer(config, roles, tokenizer, launch)
+
+
+def prompts_of(workload: Workload, count: int, seed: int) -> list[list[int]]:
+    """`count` prompts of random ids."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (count, workload.prompt)
+    top = SHAPES[workload.policy].vocab_size - 2
+    return torch.randint(0, top, size, generator=generator).tolist()

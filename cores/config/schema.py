@@ -138,6 +138,16 @@ class LoggingSection:
 
 
 @dataclass(frozen=True)
+class RolloutSection:
+    """How replies are sampled, in stage 3 and for stage 2's calibration."""
+
+    engine: Literal["auto", "graph", "hf"] = "auto"
+    """graph: our own decode step over a cache in place, on CUDA one captured graph a token
+    (GPT-2, OPT, GPT-NeoX, Llama, Mistral, Qwen 2 and 3). hf: Hugging Face generate, slow, for
+    every architecture. auto: graph where it can, else hf, and a line says why."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Supervised fine-tuning, reward model and PPO from one file."""
 
@@ -159,5 +169,7 @@ class Config:
     """Stage 2."""
     ppo: PPOSection = field(default_factory=PPOSection)
     """Stage 3."""
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    """Sampling."""
     logging: LoggingSection = field(default_factory=LoggingSection)
     """Logging."""

@@ -79,7 +79,7 @@ def build_trainer(
     """The trainer with its rollout engine, which samples from the actor's own weights."""
     ppo = config.ppo
     model = plain_model(roles.actor.unwrapped.model)
-    engine = build_engine(ppo, model, tokenizer, ppo.max_new_tokens, launch.precision)
+    engine = build_engine(config, model, tokenizer, ppo.max_new_tokens, launch)
     called = RewardFunctions(ppo, tokenizer, functions) if functions else None
     ptx = None
     if ppo.ptx_coef:

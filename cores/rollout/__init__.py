@@ -1,10 +1,13 @@
-"""Rollouts: one engine interface, and the Hugging Face generate engine."""
+"""Rollouts: one engine interface, our engine and that of Hugging Face generate."""
 
+from cores.rollout.build import build_engine
 from cores.rollout.engine import Rollout, RolloutEngine, response_mask
-from cores.rollout.hf import HFEngine, build_engine
+from cores.rollout.graph import GraphEngine
+from cores.rollout.hf import HFEngine
 from cores.rollout.stops import TextStops, stop_ids, text_matcher
 
 __all__ = [
+    "GraphEngine",
     "HFEngine",
     "Rollout",
     "RolloutEngine",

@@ -4,7 +4,7 @@ Shapes: B rows, P prompt tokens (left-padded), T response tokens (right-padded),
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ class Rollout:
 
 class RolloutEngine(Protocol):
     """Samples replies from the policy as it is now."""
+
+    model: Any
+    """The policy."""
 
     def generate(self, prompts: list[list[int]]) -> Rollout:
         """One reply for each prompt."""

@@ -46,6 +46,7 @@ class GraphEngine:
         min_new_tokens: int = 0,
         text_matcher: StopStringCriteria | None = None,
     ) -> None:
+        self.model = model
         self.twin = Twin(model, autocast)
         self.device: torch.device = model.device
         self.pad_id = pad_id

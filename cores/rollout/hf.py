@@ -10,16 +10,14 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
 )
 
-from cores.config import PPOSection
 from cores.data import left_pad
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout.engine import Rollout, response_mask
-from cores.rollout.stops import TextStops, stop_ids, text_matcher
+from cores.rollout.stops import TextStops
 
 
 class _Recorder(LogitsProcessor):
@@ -138,27 +136,3 @@ class HFEngine:
         finally:
             self.model.generation_config = theirs
             self.model.train(training)
-
-
-def build_engine(
-    ppo: PPOSection,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-    precision: str,
-) -> HFEngine:
-    """The engine that samples from `model` as stage 3 does, in stage 3 and for calibration.
-
-    Raises UserError if the tokenizer cannot write a stop string.
-    """
-    pad: Any = tokenizer.pad_token_id
-    return HFEngine(
-        model,
-        pad,
-        stop_ids(ppo, tokenizer),
-        max_new_tokens,
-        ppo.temperature,
-        autocast=precision == "bf16",
-        min_new_tokens=ppo.min_new_tokens,
-        text_matcher=text_matcher(ppo, tokenizer),
-    )

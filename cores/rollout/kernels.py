@@ -18,17 +18,17 @@ LOGITS = 4096
 
 
 @triton.jit
-def _attend(
+def _attend(  # type: ignore[no-untyped-def]
     query, new_keys, new_values, keys, values, out, start, length,
     q_row, q_head, k_row, k_head, v_row, v_head, c_row, c_head, o_row,
-    scale, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    scale, sharing: tl.constexpr, width: tl.constexpr, lanes: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """One program a row and query head: online softmax over the row's filled positions."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    group = head // GROUP
-    lane = tl.arange(0, WIDTH)
-    inside = lane < D
+    group = head // sharing
+    lane = tl.arange(0, lanes)
+    inside = lane < width
     filled = tl.load(length)
     first = tl.load(start + row)
     q = tl.load(query + row * q_row + head * q_head + lane, mask=inside, other=0.0)
@@ -37,31 +37,31 @@ def _attend(
     base = row * c_row + group * c_head
     k = k.to(keys.dtype.element_ty)
     v = v.to(values.dtype.element_ty)
-    if head % GROUP == 0:
-        tl.store(keys + base + filled * D + lane, k, mask=inside)
-        tl.store(values + base + filled * D + lane, v, mask=inside)
+    if head % sharing == 0:
+        tl.store(keys + base + filled * width + lane, k, mask=inside)
+        tl.store(values + base + filled * width + lane, v, mask=inside)
     q = q.to(tl.float32) * scale
     # The new position comes from registers: nothing waits for the stores above.
     top = tl.sum(q * k.to(tl.float32), axis=0)
     total = 1.0
     acc = v.to(tl.float32)
-    for begin in range(first, filled, BLOCK):
-        place = begin + tl.arange(0, BLOCK)
+    for begin in range(first, filled, block):
+        place = begin + tl.arange(0, block)
         there = place < filled
-        offsets = base + place[:, None] * D + lane[None, :]
+        offsets = base + place[:, None] * width + lane[None, :]
         both = there[:, None] & inside[None, :]
-        block = tl.load(keys + offsets, mask=both, other=0.0).to(tl.float32)
-        scores = tl.sum(block * q[None, :], axis=1)
+        tile = tl.load(keys + offsets, mask=both, other=0.0).to(tl.float32)
+        scores = tl.sum(tile * q[None, :], axis=1)
         scores = tl.where(there, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=0))
         weights = tl.exp(scores - higher)
         shrink = tl.exp(top - higher)
-        block = tl.load(values + offsets, mask=both, other=0.0).to(tl.float32)
-        acc = acc * shrink + tl.sum(weights[:, None] * block, axis=0)
+        tile = tl.load(values + offsets, mask=both, other=0.0).to(tl.float32)
+        acc = acc * shrink + tl.sum(weights[:, None] * tile, axis=0)
         total = total * shrink + tl.sum(weights, axis=0)
         top = higher
-    place = out + row * o_row + head * D + lane
-    tl.store(place, (acc / total).to(out.dtype.element_ty), mask=inside)
+    target = out + row * o_row + head * width + lane
+    tl.store(target, (acc / total).to(out.dtype.element_ty), mask=inside)
 
 
 def decode_attention(
@@ -85,25 +85,25 @@ def decode_attention(
         query, new_keys, new_values, keys, values, out, start, length,
         query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
         new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
-        scale, GROUP=heads // keys.shape[1], D=width, WIDTH=triton.next_power_of_2(width),
-        BLOCK=POSITIONS, num_warps=4,
+        scale, sharing=heads // keys.shape[1], width=width, lanes=triton.next_power_of_2(width),
+        block=POSITIONS, num_warps=4,
     )  # fmt: skip
     return out
 
 
 @triton.jit
-def _sample(
+def _sample(  # type: ignore[no-untyped-def]
     logits, uniform, tokens, logprobs, entropies, newest, places, count, vocabulary, stride,
-    temperature, BLOCK: tl.constexpr,
+    temperature, block: tl.constexpr,
 ):  # fmt: skip
     """One program a row: normaliser and entropy in one pass, the token in a second."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.load(places + row) + tl.load(count)
-    lane = tl.arange(0, BLOCK)
+    lane = tl.arange(0, block)
     top = float("-inf")
     total = 0.0
     moment = 0.0
-    for begin in range(0, vocabulary, BLOCK):
+    for begin in range(0, vocabulary, block):
         there = begin + lane < vocabulary
         x = tl.load(logits + row * stride + begin + lane, mask=there, other=float("-inf"))
         x = x.to(tl.float32) / temperature
@@ -118,7 +118,7 @@ def _sample(
     before = 0.0
     found = vocabulary
     last = 0
-    for begin in range(0, vocabulary, BLOCK):
+    for begin in range(0, vocabulary, block):
         there = begin + lane < vocabulary
         x = tl.load(logits + row * stride + begin + lane, mask=there, other=float("-inf"))
         weights = tl.exp(x.to(tl.float32) / temperature - top)
@@ -142,5 +142,5 @@ def sample_into(steps: "Steps", logits: Tensor) -> None:
     _sample[(rows,)](
         logits, steps.uniform, steps.tokens, steps.logprobs, steps.entropies, steps.token,
         steps.place, steps.count, vocabulary, logits.stride(0), steps.temperature,
-        BLOCK=LOGITS, num_warps=8,
+        block=LOGITS, num_warps=8,
     )  # fmt: skip

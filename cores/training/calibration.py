@@ -11,7 +11,7 @@ from cores.errors import UserError
 from cores.models import load_policy
 from cores.models.loading import exclude_from, max_length
 from cores.ppo.prompts import PromptSampler
-from cores.rollout import HFEngine, build_engine
+from cores.rollout import RolloutEngine, build_engine
 from cores.runtime.launch import Launch, seed_rank
 
 Row = list[int]
@@ -39,11 +39,9 @@ def calibration_prompts(config: Config, pairs: list[dict], model: PretrainedConf
 
 def policy_engine(
     config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase, launch: Launch
-) -> HFEngine:
+) -> RolloutEngine:
     """An engine over the model in `folder`, sampling as stage 3 will; seeds this rank."""
     policy: Any = load_policy(folder, dropout=False)
     exclude_from(policy, tokenizer)
     seed_rank(config.seed, launch.rank)
-    return build_engine(
-        config.ppo, policy.to(launch.device), tokenizer, reply_tokens(config), launch.precision
-    )
+    return build_engine(config, policy.to(launch.device), tokenizer, reply_tokens(config), launch)

@@ -39,8 +39,9 @@ def cell(workload: Any, engine: str, repeats: int, options: list[str]) -> dict[s
     from scripts.bench.workloads import prompts_of, settings
 
     config = settings(workload, engine, options)
-    device = launch(config).device
-    generate, model = engine_of(workload, config, device)
+    at = launch(config)
+    device = at.device
+    generate, model = engine_of(workload, config, at)
     prompts = prompts_of(workload, workload.batch, seed=0)
     machine.reset_peak(device)
     seconds, lengths = [], []
@@ -73,7 +74,7 @@ def cell(workload: Any, engine: str, repeats: int, options: list[str]) -> dict[s
     }
 
 
-def engine_of(workload: Any, config: Any, device: Any) -> tuple[Callable[..., Any], Any]:
+def engine_of(workload: Any, config: Any, at: Any) -> tuple[Callable[..., Any], Any]:
     """The engine's `generate` and the plain model that it samples from."""
     from peft import TaskType
 
@@ -85,12 +86,12 @@ def engine_of(workload: Any, config: Any, device: Any) -> tuple[Callable[..., An
     from scripts.bench import workloads
 
     tokenizer = workloads.tokenizer_of(workload)
-    model = quantize(workloads.random_policy(workload, device), config.model)
+    model = quantize(workloads.random_policy(workload, at.device), config.model)
     exclude_from(model, tokenizer)
     if workload.lora:
         model = plain_model(add_lora(model, config.ppo.lora, TaskType.CAUSAL_LM, "ppo.lora"))
-    model.to(device)
-    engine = build_engine(config.ppo, model, tokenizer, workload.response, workload.precision)
+    model.to(at.device)
+    engine = build_engine(config, model, tokenizer, workload.response, at)
     return engine.generate, model
 
 

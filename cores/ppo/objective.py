@@ -32,7 +32,7 @@ class Totals:
 def policy_objective(
     batch: Experience,
     logprobs: Tensor,
-    entropy: Tensor,
+    entropy: Tensor | None,
     totals: Totals,
     ppo: PPOSection,
     kl_coef: float,
@@ -40,7 +40,8 @@ def policy_objective(
     """The actor's loss, 0-d, and its statistics: this micro-batch's share of the minibatch's.
 
     The clipped surrogate, plus kl_coef * KL where it is paid in the loss, less entropy_coef *
-    entropy, scaled down where the ptx loss is mixed in. logprobs, entropy (B, T) have gradients.
+    entropy, scaled down where the ptx loss is mixed in. logprobs, entropy (B, T) have gradients;
+    entropy may be None where entropy_coef is 0.
     """
     mask, tokens = batch.response_mask, totals.tokens
     mean = _mean_weights(batch, totals, ppo)
@@ -70,6 +71,7 @@ def policy_objective(
         loss = loss + kl_coef * kl_loss
         extra["kl_loss"] = kl_loss.detach()
     if ppo.entropy_coef:
+        assert entropy is not None
         loss = loss - ppo.entropy_coef * masked_mean(
             entropy if mean is None else entropy * mean, mask, tokens
         )

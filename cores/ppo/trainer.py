@@ -129,7 +129,7 @@ class PPOTrainer:
         with self.autocast():
             logprobs, entropy = self.roles.actor.module(batch.ids, batch.mask, width)
             with self.roles.reference() as reference:
-                ref_logprobs, _ = reference(batch.ids, batch.mask, width)
+                ref_logprobs, _ = reference(batch.ids, batch.mask, width, entropy=False)
             if self.roles.critic is not None:
                 values = self.roles.critic.module(batch.ids, batch.mask)
                 scored.values[rows, :width] = response_values(values, width, c)
@@ -199,7 +199,9 @@ class PPOTrainer:
     ) -> None:
         actor, width = self.roles.actor, batch.response_mask.shape[1]
         with actor.micro_batch(last), self.autocast():
-            logprobs, entropy = actor.module(batch.ids, batch.mask, width)
+            logprobs, entropy = actor.module(
+                batch.ids, batch.mask, width, entropy=self.config.entropy_coef > 0
+            )
             loss, terms = policy_objective(
                 batch, logprobs, entropy, totals, self.config, self.kl_coef
             )
@@ -228,7 +230,7 @@ class PPOTrainer:
         for batch in batches:
             with actor.micro_batch(last=False), self.autocast():
                 width = batch.ids.shape[1] - 1
-                logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True)
+                logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True, entropy=False)
                 loss = ptx_loss(logprobs, batch.trained, tokens)
                 actor.accumulate(self.config.ptx_coef * loss, last=False)
             accumulate(sums, {"ptx_loss": loss.detach()})

@@ -4,7 +4,8 @@ Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/models/actor.py": (
-        ("tests/unit/test_models_policy.py", "tests/unit/test_rollout*.py"),
+        ("tests/unit/test_models_policy.py", "tests/unit/test_logprob_chunks.py",
+         "tests/unit/test_min_length.py", "tests/unit/test_rollout*.py"),
         [
             ("position-slip", "positions begin at 1",
              "(mask.long().cumsum(dim=-1) - 1)", "(mask.long().cumsum(dim=-1))"),
@@ -20,17 +21,36 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("logprob-precision", "log-probs in half precision",
              "logits.float() / temperature", "logits / temperature"),
             ("logit-shift", "each token judged by the logits behind it",
-             "output.logits[:, -response_length - 1 : -1]", "output.logits[:, -response_length:]"),
+             "states[:, -response_length - 1 : -1]", "states[:, -response_length:]"),
             ("token-shift", "log-probs of the tokens before",
              "chosen = ids[:, -response_length:]", "chosen = ids[:, -response_length - 1 : -1]"),
             ("minimum-length", "stop ids at probability 0 one token too long",
-             "scaled[:, :min_new_tokens,", "scaled[:, : min_new_tokens + 1,"),
+             "columns < self.min_new_tokens", "columns <= self.min_new_tokens"),
+            ("minimum-flat", "the minimum length counted over rows, not within each",
+             "expand_as(chosen).flatten()",
+             "expand_as(chosen).flatten().sort(descending=True)[0]"),
             ("entropy-kept", "the entropy keeps what its gradient would need",
              "set_grad_enabled(entropy_grad)", "set_grad_enabled(True)"),
             ("logits-kept", "the distributions of the last micro-batch are kept",
-             "logits = output.logits[", "self.kept = logits = output.logits["),
+             "logits = head_logits(", "self.kept = logits = head_logits("),
+            ("logits-whole", "the logits of all positions at once",
+             "return parts\n", "return 1\n"),
+            ("logits-saved", "the logits of every chunk saved for the backward pass",
+             "checkpoint(\n                self._chunk, *part, plain, entropy, "
+             "use_reentrant=False, preserve_rng_state=False\n            )",
+             "self._chunk(*part, plain, entropy)"),
             ("entropy-sign", "sign in the entropy",
-             "entropy = normalizer - (probs", "entropy = normalizer + (probs"),
+             "nats = normalizer - (probs", "nats = normalizer + (probs"),
+        ],
+    ),
+    "cores/models/head.py": (
+        ("tests/unit/test_logprob_chunks.py",),
+        [
+            ("body-lost", "the body stays replaced after a failure",
+             "    finally:\n        del vars(model)[name]", "    finally:\n        pass"),
+            ("head-alone", "what stands behind the head left out",
+             "return model().logits.squeeze(0)",
+             "return model.get_output_embeddings()(hidden)"),
         ],
     ),
     "cores/models/scalar.py": (

@@ -73,7 +73,13 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
                 f"the package {name} is not installed; run `pip install {name}`, or leave it out "
                 "(metrics.jsonl is always written).",
             )
-    if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
+    if config.model.quantization == "bf16" and config.model.precision != "bf16":
+        yield (
+            "model.quantization",
+            "bf16 holds weights as computing in bf16 rounds them; set model.precision bf16, or "
+            "this to none.",
+        )
+    if config.model.quantization in ("8bit", "4bit") and find_spec("bitsandbytes") is None:
         yield (
             "model.quantization",
             f"{config.model.quantization} needs the package bitsandbytes, which is not installed; "

@@ -18,6 +18,7 @@ from cores.errors import UserError
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.loading import exclude_from
+from cores.models.precision import hold_linears_in_bf16
 from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
 from cores.rollout import stop_ids
 from cores.runtime.launch import Launch
@@ -195,12 +196,12 @@ def build_roles(
     sampling = (ppo.temperature, stop_ids(ppo, tokenizer), ppo.min_new_tokens)
     frozen = None
     if not ppo.lora.rank:
-        reference = load_policy(sft, dropout=False)
+        reference = _held(load_policy(sft, dropout=False), launch)
         exclude_from(reference, tokenizer)
         frozen = Actor(reference, *sampling)
     reward = None
     if "reward" in parents:
-        reward = ScalarModel(load_scalar(parents["reward"].folder))
+        reward = ScalarModel(_held(load_scalar(parents["reward"].folder), launch))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
     actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
@@ -231,6 +232,16 @@ def _trainable(model: Any, config: Config, task: TaskType) -> Any:
         if config.model.gradient_checkpointing:
             model.enable_input_require_grads()
     return model
+
+
+def _held(model: Any, launch: Launch) -> Any:
+    """A frozen model's weights, in bf16 where autocast would round them so at each use.
+
+    Shards (ZeRO-3) stay as they are.
+    """
+    if launch.precision != "bf16" or zero_stage() == 3:
+        return model
+    return hold_linears_in_bf16(model)
 
 
 def freeze(module: nn.Module, launch: Launch) -> nn.Module:

@@ -53,6 +53,18 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "return model.get_output_embeddings()(hidden)"),
         ],
     ),
+    "cores/models/precision.py": (
+        ("tests/unit/test_precision.py",),
+        [
+            ("score-rounded", "the score head rounded to bf16",
+             'linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != '
+             "SCALAR_HEAD", "linear = isinstance(module, (nn.Linear, Conv1D))"),
+            ("conv1d-whole", "GPT-2's linear layers not held in bf16",
+             "(nn.Linear, Conv1D))", "nn.Linear)"),
+            ("embeddings-rounded", "embeddings and norms rounded too",
+             "    return model\n", "    return model.bfloat16()\n"),
+        ],
+    ),
     "cores/models/scalar.py": (
         ("tests/unit/test_models_scalar.py", "tests/unit/test_ppo_start.py"),
         [

@@ -34,8 +34,8 @@ def check_quantization(
         return
     if not lora.rank:
         raise UserError(
-            f"model.quantization: weights held in {how} cannot be trained, and {key}.rank is 0, which "
-            f"trains all of them. Set {key}.rank (8 is usual), or give this stage "
+            f"model.quantization: weights held in {how} cannot be trained, and {key}.rank is 0, "
+            f"which trains all of them. Set {key}.rank (8 is usual), or give this stage "
             "--model.quantization none."
         )
     if zero_stage == 3:
@@ -92,7 +92,8 @@ def check_widths(model: PreTrainedModel) -> None:
 def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
     """`model` with its linear layers in `section.quantization`; itself if that is none.
 
-    In 8 and 4 bits made anew from the weights in memory: by then the vocabulary fits and adapters are merged.
+    In 8 and 4 bits made anew from the weights in memory: by then the vocabulary fits and adapters
+    are merged.
     """
     if section.quantization == "none":
         return model

@@ -52,6 +52,11 @@ class PPOSection:
     """Replies an optimizer step, over all processes; divides batch_size."""
     microbatch_size: int = 8
     """Replies a forward pass on one process; changes memory, not results."""
+    microbatch_tokens: Optional[int] = None
+    """In place of microbatch_size: tokens of a forward pass of the update, padding included. Short
+    replies then go many at a time. None: microbatch_size replies."""
+    forward_tokens: Optional[int] = None
+    """The same where nothing is kept for a backward pass: scoring. None: 4 times the update's."""
     epochs: int = 4
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = 256

@@ -32,8 +32,14 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def model_inputs(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Arguments of a Hugging Face model; position ids where it takes them (ALiBi does not)."""
+def model_inputs(model: nn.Module, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Arguments of a Hugging Face model; position ids where it takes them (ALiBi does not).
+
+    mask None: nothing is padding. The model then takes plain causal attention without looking,
+    which on a GPU would wait for all that was asked of it before.
+    """
+    if mask is None:
+        return {"input_ids": ids}
     inputs = {"input_ids": ids, "attention_mask": mask.long()}
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = position_ids(mask)
@@ -101,12 +107,14 @@ class Actor(nn.Module):
     def forward(
         self,
         ids: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         response_length: int,
         plain: bool = False,
         entropy: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropy (B, T) of the last `response_length` of ids (B, L), mask (B, L).
+
+        mask: None where no row has padding.
 
         Responses begin at the same column in every row (prompts are padded on the left), so column
         t is response token t. `plain`: the language model's own distribution, for texts that were

@@ -23,8 +23,8 @@ class ScalarModel(nn.Module):
         self.model = model
         self.mean = float(getattr(model.config, "reward_mean", 0.0))
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Values (B, L) of ids (B, L) under mask (B, L), in float32."""
+    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Values (B, L) of ids (B, L) under mask (B, L), in float32; None: nothing is padding."""
         inner: Any = plain_model(self.model)
         backbone = inner.base_model
         hidden = backbone(**model_inputs(backbone, ids, mask), use_cache=False).last_hidden_state

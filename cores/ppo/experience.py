@@ -4,7 +4,9 @@ One alignment throughout: index t of every (B, T) tensor is response token t, an
 the value of the state before it. What lies outside `response_mask` has no meaning.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -12,6 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cores.ppo.batches import on_device
 from cores.runtime.launch import Launch
 
 S = TypeVar("S", bound="Scored")
@@ -44,22 +47,40 @@ class Scored:
     score_parts: Tensor
     """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights."""
 
-    def select(self: S, rows: Tensor, trim: bool = True) -> S:
+    @cached_property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Prompt and response tokens of each row, on the host: the device is asked once."""
+        width = self.response_mask.shape[1]
+        prompts = self.mask[:, : self.mask.shape[1] - width].sum(dim=1)
+        both = torch.stack([prompts, self.response_mask.sum(dim=1)], dim=1)
+        return [(prompt, response) for prompt, response in both.tolist()]
+
+    @property
+    def attended(self) -> Tensor | None:
+        """The mask for a model, or None where no row has padding: models attend to all then."""
+        width = self.response_mask.shape[1]
+        whole = (self.mask.shape[1] - width, width)
+        return None if all(found == whole for found in self.lengths) else self.mask
+
+    def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True) -> S:
         """The given rows; with `trim` without the columns that are padding in all of them."""
-        taken = {f.name: getattr(self, f.name)[rows] for f in fields(self)}
-        if not trim:
-            return type(self)(**taken)
-        response = int(taken["response_mask"].sum(dim=1).max().clamp(min=1))
-        width = taken["response_mask"].shape[1]
-        prompt_mask = taken["mask"][:, : taken["mask"].shape[1] - width]
-        start = int(prompt_mask.any(dim=0).long().argmax()) if prompt_mask.shape[1] else 0
-        end = taken["mask"].shape[1] - (width - response)
-        for name, value in taken.items():
-            if name in ("ids", "mask"):
-                taken[name] = value[:, start:end]
-            elif by_token(name, value):
-                taken[name] = value[:, :response]
-        return type(self)(**taken)
+        numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+        index = on_device(numbers, self.ids.device)
+        taken = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        lengths = [self.lengths[i] for i in numbers]
+        if trim:
+            width = self.response_mask.shape[1]
+            prompt = max(1, *(prompt for prompt, _ in lengths))
+            response = max(1, *(response for _, response in lengths))
+            start = self.mask.shape[1] - width - prompt
+            for name, value in taken.items():
+                if name in ("ids", "mask"):
+                    taken[name] = value[:, start : start + prompt + response]
+                elif by_token(name, value):
+                    taken[name] = value[:, :response]
+        result = type(self)(**taken)
+        vars(result)["lengths"] = lengths
+        return result
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
+from accelerate.utils import gather_object, reduce
 from torch import Tensor
 
 from cores.config import PPOSection
 from cores.models.scalar import last_attended
+from cores.ppo.batches import Lengths, by_length, cut, in_parts, on_device, shared
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.objective import (
@@ -28,6 +29,8 @@ from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
 
 Row = dict[str, Any]
+FORWARD_FACTOR = 4
+"""Rows or tokens of a forward pass that keeps nothing for a backward one, to one that does."""
 
 
 class PPOTrainer:
@@ -106,7 +109,7 @@ class PPOTrainer:
             scores=zeros.new_zeros(count),
             score_parts=zeros.new_zeros(count, len(names)),
         )
-        for part in torch.arange(count, device=rollout.ids.device).split(self._forward_rows):
+        for part in self._forward_batches(scored):
             self._score_rows(scored, part, last_token)
         if self.functions is not None:
             said = self.functions(rollout, list(rows)).to(zeros)
@@ -116,25 +119,38 @@ class PPOTrainer:
         scored.scores[:] = weighted_sum(scored.score_parts, weights)
         return scored
 
-    @property
-    def _forward_rows(self) -> int:
-        return self.config.microbatch_size
+    def _forward_batches(self, scored: Scored) -> list[list[int]]:
+        """This rank's rows as they are scored: in as many parts on every rank."""
+        c, lengths = self.config, self._lengths(scored)
+        tokens = c.forward_tokens
+        if tokens is None and c.microbatch_tokens is not None:
+            tokens = FORWARD_FACTOR * c.microbatch_tokens
+        rows = by_length(range(len(lengths)), lengths)
+        parts = cut(rows, lengths, FORWARD_FACTOR * c.microbatch_size, tokens)
+        return in_parts(parts, max(gather_object([len(parts)])))
 
-    def _score_rows(self, scored: Scored, rows: Tensor, last_token: bool) -> None:
-        """Fill in the model-made columns of `rows` of `scored`."""
+    def _lengths(self, scored: Scored) -> Lengths:
+        """Of each row, with the padding that the models read on purpose."""
+        if not reads_padding(self.config):
+            return scored.lengths
+        width = scored.response_mask.shape[1]
+        return [(scored.mask.shape[1] - width, width)] * scored.mask.shape[0]
+
+    def _score_rows(self, scored: Scored, part: list[int], last_token: bool) -> None:
+        """Fill in the model-made columns of the rows `part` of `scored`."""
         c, padded = self.config, reads_padding(self.config)
         everywhere = padded and not last_token
-        batch = scored.select(rows, trim=not padded)
-        width = batch.response_mask.shape[1]
+        batch = scored.select(part, trim=not padded)
+        rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
         with self.autocast():
-            logprobs, entropy = self.roles.actor.module(batch.ids, batch.mask, width)
+            logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
             with self.roles.reference() as reference:
-                ref_logprobs, _ = reference(batch.ids, batch.mask, width, entropy=False)
+                ref_logprobs, _ = reference(batch.ids, batch.attended, width, entropy=False)
             if self.roles.critic is not None:
-                values = self.roles.critic.module(batch.ids, batch.mask)
+                values = self.roles.critic.module(batch.ids, batch.attended)
                 scored.values[rows, :width] = response_values(values, width, c)
             if self.roles.reward is not None:
-                judged = self.roles.reward(batch.ids, batch.mask)
+                judged = self.roles.reward(batch.ids, batch.attended)
                 column = list(c.rewards).index("model")
                 score = mean_over_row(judged) if everywhere else last_attended(judged, batch.mask)
                 scored.score_parts[rows, column] = score
@@ -154,7 +170,7 @@ class PPOTrainer:
         limit, self.minibatch = self.config.early_stop_kl, 0
         steps: list[Stats] = []
         for rows in self._minibatches(experience.ids.shape[0]):
-            steps.append(self.optimize(experience, rows.to(experience.ids.device)))
+            steps.append(self.optimize(experience, rows))
             if limit is not None and steps[-1].get("approx_kl", 0.0) > limit:
                 break
         self.updates += 1
@@ -172,7 +188,8 @@ class PPOTrainer:
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
         that neither micro-batches nor ranks change the gradient.
         """
-        tokens = experience.response_mask[rows].sum().clamp(min=1)
+        index = on_device(rows.tolist(), experience.ids.device)
+        tokens = experience.response_mask[index].sum().clamp(min=1)
         totals = Totals(tokens, len(rows))
         trained = self._trained_now()
         factors = {role.name: self._rate(role) for role in trained}
@@ -181,7 +198,7 @@ class PPOTrainer:
         sums: dict[str, Tensor] = {}
         if self.ptx is not None and self.roles.actor in trained:
             self._train_ptx(self.ptx, sums)
-        for micro, last in self._micro_batches(rows):
+        for micro, last in self._micro_batches(experience, rows):
             batch = experience.select(micro, trim=not reads_padding(self.config))
             if self.roles.actor in trained:
                 self._train_actor(batch, totals, last, sums)
@@ -200,7 +217,7 @@ class PPOTrainer:
         actor, width = self.roles.actor, batch.response_mask.shape[1]
         with actor.micro_batch(last), self.autocast():
             logprobs, entropy = actor.module(
-                batch.ids, batch.mask, width, entropy=self.config.entropy_coef > 0
+                batch.ids, batch.attended, width, entropy=self.config.entropy_coef > 0
             )
             loss, terms = policy_objective(
                 batch, logprobs, entropy, totals, self.config, self.kl_coef
@@ -218,7 +235,7 @@ class PPOTrainer:
     ) -> None:
         width = batch.response_mask.shape[1]
         with critic.micro_batch(last), self.autocast():
-            values = response_values(critic.module(batch.ids, batch.mask), width, self.config)
+            values = response_values(critic.module(batch.ids, batch.attended), width, self.config)
             loss, terms = critic_objective(batch, values, totals, self.config)
             critic.accumulate(loss, last)
         accumulate(sums, terms)
@@ -263,9 +280,12 @@ class PPOTrainer:
         enabled = self.launch.precision == "bf16"
         return torch.autocast(self.launch.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _micro_batches(self, rows: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        mine = rows[self.launch.rank :: self.launch.world]
-        parts = mine.split(self.config.microbatch_size)
+    def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], bool]]:
+        c, lengths = self.config, self._lengths(scored)
+        ranks = shared(
+            rows.tolist(), lengths, self.launch.world, c.microbatch_size, c.microbatch_tokens
+        )
+        parts = ranks[self.launch.rank]
         for i, part in enumerate(parts):
             yield part, i == len(parts) - 1
 

@@ -3,7 +3,6 @@
 Shapes: B rows, L = P + T tokens a row (prompt then response), V vocabulary, d width of the model.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from cores.models.body import hidden_states
 from cores.models.head import check_body, head_logits
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
@@ -25,25 +25,6 @@ holds about four tensors of this size."""
 def plain_model(model: Any) -> Any:
     """The Hugging Face model itself, its adapters active, where peft wraps it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def position_ids(mask: Tensor) -> Tensor:
-    """(B, L) positions counted from each row's first attended token; 0 in padding before it."""
-    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def model_inputs(model: nn.Module, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Arguments of a Hugging Face model; position ids where it takes them (ALiBi does not).
-
-    mask None: nothing is padding. The model then takes plain causal attention without looking,
-    which on a GPU would wait for all that was asked of it before.
-    """
-    if mask is None:
-        return {"input_ids": ids}
-    inputs = {"input_ids": ids, "attention_mask": mask.long()}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = position_ids(mask)
-    return inputs
 
 
 def token_logprobs(
@@ -122,7 +103,7 @@ class Actor(nn.Module):
         None stands in its place, which saves a pass or two over the logits.
         """
         body: Any = plain_model(self.model).base_model
-        states = body(**model_inputs(body, ids, mask), use_cache=False).last_hidden_state
+        states = hidden_states(body, ids, mask)
         states = states[:, -response_length - 1 : -1].flatten(0, 1)
         chosen = ids[:, -response_length:]
         columns = torch.arange(response_length, device=ids.device)

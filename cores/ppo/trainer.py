@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from cores.config import PPOSection
@@ -22,7 +22,7 @@ from cores.ppo.objective import (
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.rewards import RewardFunctions, weighted_sum
 from cores.ppo.roles import Roles, TrainedRole
-from cores.ppo.stats import Stats, accumulate, average, describe
+from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
 from cores.rl import lr_factor, next_kl_coef
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
@@ -165,24 +165,28 @@ class PPOTrainer:
     def update(self, experience: Experience) -> list[Stats]:
         """`epochs` passes of minibatches, each exactly one optimizer step of every trained role.
 
-        Fewer where the policy has moved further than `early_stop_kl` from the rollout's.
+        Fewer where the policy has moved further than `early_stop_kl` from the rollout's. Statistics
+        are read at the end, so that the device is never waited for in between.
         """
         limit, self.minibatch = self.config.early_stop_kl, 0
-        steps: list[Stats] = []
+        steps: list[Unread] = []
         for rows in self._minibatches(experience.ids.shape[0]):
             steps.append(self.optimize(experience, rows))
-            if limit is not None and steps[-1].get("approx_kl", 0.0) > limit:
+            if limit is not None and float(steps[-1].get("approx_kl", 0.0)) > limit:
                 break
+        found = read(steps)
+        for role in self._trained_now():
+            role.check_finite([s[role.norm_name] for s in found if role.norm_name in s])
         self.updates += 1
         self.minibatch = 0
-        return steps
+        return found
 
     def _minibatches(self, count: int) -> Iterator[Tensor]:
         for _ in range(self.config.epochs):
             order = torch.randperm(count, generator=self.shuffle)
             yield from order.split(self.config.minibatch_size)
 
-    def optimize(self, experience: Experience, rows: Tensor) -> Stats:
+    def optimize(self, experience: Experience, rows: Tensor) -> Unread:
         """One optimizer step on the minibatch `rows` (of all ranks; this one takes its share).
 
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
@@ -206,8 +210,8 @@ class PPOTrainer:
                 self._train_critic(self.roles.critic, batch, totals, last, sums)
         self.minibatch += 1
         return {
-            **self._over_ranks(sums),
-            **{f"{role.name}_grad_norm": role.grad_norm for role in trained},
+            **over_ranks(sums, self.launch.world),
+            **{role.norm_name: role.grad_norm for role in trained},
             "learning_rate_factor": factors[trained[0].name],
         }
 
@@ -288,18 +292,3 @@ class PPOTrainer:
         parts = ranks[self.launch.rank]
         for i, part in enumerate(parts):
             yield part, i == len(parts) - 1
-
-    def _over_ranks(self, sums: dict[str, Tensor]) -> Stats:
-        """Sums over ranks (largest of `_max`), as floats."""
-        names = sorted(sums)
-        own = torch.stack([sums[name] for name in names])
-        if self.launch.world == 1:
-            return dict(zip(names, own.tolist(), strict=True))
-        total = reduce(own, reduction="sum").tolist()
-        merged = dict(zip(names, total, strict=True))
-        largest = own.clone()
-        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
-        for name, value in zip(names, largest.tolist(), strict=True):
-            if name.endswith("_max"):
-                merged[name] = value
-        return merged

@@ -14,6 +14,7 @@ from transformers import CohereConfig, GraniteConfig
 
 from cores.errors import UserError
 from cores.models import Actor, actor, token_logprobs
+from cores.models.body import model_inputs
 from cores.models.head import head_logits
 
 SMALL: dict[str, Any] = {
@@ -46,7 +47,7 @@ def loss_of(logprobs: Tensor, entropy: Tensor) -> Tensor:
 def whole_way(policy: Actor, made: Any, width: int) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy from all logits at once, by the causal model's own forward pass."""
     model: Any = actor.plain_model(policy.model)
-    logits = model(**actor.model_inputs(model, made.ids, made.mask)).logits[:, -width - 1 : -1]
+    logits = model(**model_inputs(model, made.ids, made.mask)).logits[:, -width - 1 : -1]
     early = torch.arange(width) < policy.min_new_tokens
     chosen = made.ids[:, -width:]
     return token_logprobs(

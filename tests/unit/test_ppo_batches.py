@@ -1,4 +1,4 @@
-"""Micro-batches by token budget: how rows are cut, on every rank alike, and that nothing changes."""
+"""Micro-batches by token budget: how rows are cut, on every rank alike; nothing changes."""
 
 import random
 from dataclasses import replace
@@ -41,6 +41,7 @@ def test_cut_by_hand() -> None:
     assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 1, 35) == [[5, 0], [1, 3], [4, 2]]
     assert cut([5, 2], LENGTHS, 1, 11) == [[5], [2]]  # longer than the budget: alone
     assert in_parts([[5, 0, 1], [2]], 4) == [[5], [0], [1], [2]]
+    assert cut([0, 1, 2], [(8, 8), (1, 1), (1, 1)], 1, 16) == [[0], [1, 2]]
     for parts, count in (([[1], [2]], 3), ([[1], [2]], 1)):
         with pytest.raises(ValueError, match="cannot be"):
             in_parts(parts, count)
@@ -117,6 +118,14 @@ def test_scoring_takes_more_at_a_time() -> None:
     assert passes[0] == 2
     assert passes[1] == 2
     assert passes[2] > 6
+
+
+def test_padding_that_is_read_counts() -> None:
+    """The original's means read it, so no column is cut off: every row is as wide as the widest."""
+    trainer = make_trainer("gpt2", estimator="coati", microbatch_tokens=24, forward_tokens=24)
+    seen = forward_sizes(trainer)
+    trainer.update(trainer.estimate(trainer.score(fixed_rollout(8))))
+    assert set(seen) == {24}  # two rows of 6 + 6
 
 
 def test_ranks_that_score_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cores.config import PPOSection
+
 Lengths = Sequence[tuple[int, int]]
 """Prompt and response tokens of each row. A forward pass pads both to their longest."""
+FORWARD_FACTOR = 4
+"""Rows or tokens of a forward pass that keeps nothing for a backward one, to one that does."""
 
 
 def by_length(rows: Sequence[int], lengths: Lengths) -> list[int]:
@@ -36,6 +40,15 @@ def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) ->
             parts.append([row])
             prompt, response = lengths[row]
     return parts
+
+
+def for_scoring(lengths: Lengths, ppo: PPOSection) -> list[list[int]]:
+    """All rows, the longest first, in parts for a forward pass without a backward one."""
+    tokens = ppo.forward_tokens
+    if tokens is None and ppo.microbatch_tokens is not None:
+        tokens = FORWARD_FACTOR * ppo.microbatch_tokens
+    rows = by_length(range(len(lengths)), lengths)
+    return cut(rows, lengths, FORWARD_FACTOR * ppo.microbatch_size, tokens)
 
 
 def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:

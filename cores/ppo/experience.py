@@ -7,7 +7,7 @@ the value of the state before it. What lies outside `response_mask` has no meani
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -35,11 +35,13 @@ class Scored:
     rollout_logprobs: Tensor
     """(B, T) nats: of the tokens as the engine sampled them."""
     logprobs: Tensor
-    """(B, T) nats: of the same tokens under the actor, teacher-forced; the old log-probs of PPO."""
+    """(B, T) nats: of the same tokens under the actor, teacher-forced, or where the engine proved
+    equal those it sampled with; the old log-probs of PPO."""
     ref_logprobs: Tensor
     """(B, T) nats: under the reference."""
-    entropy: Tensor
-    """(B, T) nats: of the actor's distribution before each token."""
+    entropy: Tensor | None
+    """(B, T) nats: of the actor's distribution before each token; None if only the update's own
+    passes will tell."""
     values: Tensor
     """(B, T) score units: the critic's."""
     scores: Tensor
@@ -66,7 +68,7 @@ class Scored:
         """The given rows; with `trim` without the columns that are padding in all of them."""
         numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
         index = on_device(numbers, self.ids.device)
-        taken = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        taken = {name: column[index] for name, column in columns(self).items()}
         lengths = [self.lengths[i] for i in numbers]
         if trim:
             width = self.response_mask.shape[1]
@@ -78,7 +80,7 @@ class Scored:
                     taken[name] = value[:, start : start + prompt + response]
                 elif by_token(name, value):
                     taken[name] = value[:, :response]
-        result = type(self)(**taken)
+        result = _with_columns(type(self), taken)
         vars(result)["lengths"] = lengths
         return result
 
@@ -95,6 +97,18 @@ class Experience(Scored):
     """(B, T) score units: targets of the critic."""
 
 
+def columns(scored: Scored) -> dict[str, Tensor]:
+    """The columns that there are, by name."""
+    found = {f.name: getattr(scored, f.name) for f in fields(scored)}
+    return {name: column for name, column in found.items() if column is not None}
+
+
+def _with_columns(cls: type[S], found: dict[str, Tensor]) -> S:
+    """The opposite of `columns`."""
+    every: dict[str, Any] = dict.fromkeys(f.name for f in fields(cls))
+    return cls(**{**every, **found})
+
+
 def by_token(name: str, value: Tensor) -> bool:
     """Whether a column of `Scored` is (B, T)."""
     return value.dim() == 2 and name not in ("ids", "mask", "score_parts")
@@ -108,21 +122,22 @@ def gather_rows(scored: Scored, launch: Launch) -> Scored:
     """
     if launch.world == 1:
         return scored
-    rows = {f.name: getattr(scored, f.name).cpu() for f in fields(scored)}
+    rows = {name: column.cpu() for name, column in columns(scored).items()}
     return _concatenate(gather_object([rows]), launch.device)
 
 
 def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> Scored:
     response = max(p["response_mask"].shape[1] for p in parts)
     prompt = max(p["mask"].shape[1] - p["response_mask"].shape[1] for p in parts)
-    columns: dict[str, list[Tensor]] = {name: [] for name in parts[0]}
+    collected: dict[str, list[Tensor]] = {name: [] for name in parts[0]}
     for part in parts:
         right = response - part["response_mask"].shape[1]
         left = prompt - (part["mask"].shape[1] - part["response_mask"].shape[1])
         for name, value in part.items():
             # A padded id is never attended; 0 is in every vocabulary.
             if name in ("ids", "mask"):
-                columns[name].append(pad(value, (left, right)))
+                collected[name].append(pad(value, (left, right)))
             else:
-                columns[name].append(pad(value, (0, right)) if by_token(name, value) else value)
-    return Scored(**{name: torch.cat(values).to(device) for name, values in columns.items()})
+                collected[name].append(pad(value, (0, right)) if by_token(name, value) else value)
+    made = {name: torch.cat(values).to(device) for name, values in collected.items()}
+    return _with_columns(Scored, made)

@@ -44,30 +44,40 @@ def accumulate(sums: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
 
 
 def average(steps: list[Stats]) -> Stats:
-    """Mean over the optimizer steps of an update (the largest of `_max`)."""
+    """Mean over the optimizer steps of an update (the largest of `_max`).
+
+    What only the first ones measured is a mean over those.
+    """
     merged = {}
     for name in steps[0]:
-        values = [step[name] for step in steps]
+        values = [step[name] for step in steps if name in step]
         merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
     return merged
 
 
-def describe(experience: Experience, sources: list[str], critic: bool) -> Stats:
-    """What the rollout was like, before the update."""
+def describe(
+    experience: Experience, sources: list[str], critic: bool, reused: bool = False
+) -> Stats:
+    """What the rollout was like, before the update.
+
+    reused: the old log-probs are the engine's, so there is no mismatch to tell of.
+    """
     e, mask = experience, experience.response_mask
     kl = kl_estimate(e.logprobs, e.ref_logprobs, "k1", mask)
-    gap = torch.where(mask, (e.logprobs - e.rollout_logprobs).abs(), 0.0)
     stats: Unread = {
         "score": e.scores.mean(),
         "score_std": e.scores.std(correction=0),
         "kl": kl.sum(dim=1).mean(),
-        "entropy": masked_mean(e.entropy, mask),
         "response_length": mask.sum(dim=1).float().mean(),
         "ended": e.ended.float().mean(),
         "reward": e.rewards.sum(dim=1).mean(),
-        "rollout_logprob_gap": gap.max(),
-        "rollout_kl": masked_mean(kl_estimate(e.rollout_logprobs, e.logprobs, "k3", mask), mask),
     }
+    if e.entropy is not None:
+        stats["entropy"] = masked_mean(e.entropy, mask)
+    if not reused:
+        gap = torch.where(mask, (e.logprobs - e.rollout_logprobs).abs(), 0.0)
+        k3 = kl_estimate(e.rollout_logprobs, e.logprobs, "k3", mask)
+        stats |= {"rollout_logprob_gap": gap.max(), "rollout_kl": masked_mean(k3, mask)}
     if critic:
         stats["explained_variance"] = explained_variance(e.values, e.returns, mask)
     if len(sources) > 1:

@@ -9,28 +9,28 @@ from torch import Tensor
 
 from cores.config import PPOSection
 from cores.models.scalar import last_attended
-from cores.ppo.batches import Lengths, by_length, cut, in_parts, on_device, shared
+from cores.ppo.batches import for_scoring, in_parts, on_device, shared
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.objective import (
     Totals,
     critic_objective,
+    lengths_read,
     policy_objective,
     reads_padding,
     response_values,
 )
 from cores.ppo.ptx import PtxRows, ptx_loss
+from cores.ppo.reuse import Reuse
 from cores.ppo.rewards import RewardFunctions, weighted_sum
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
-from cores.rl import lr_factor, next_kl_coef
+from cores.rl import lr_factor, masked_mean, next_kl_coef
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
 
 Row = dict[str, Any]
-FORWARD_FACTOR = 4
-"""Rows or tokens of a forward pass that keeps nothing for a backward one, to one that does."""
 
 
 class PPOTrainer:
@@ -54,6 +54,8 @@ class PPOTrainer:
         """Sources of the score beside the reward model."""
         self.ptx = ptx
         """Stage-1 rows to train on beside the rollouts."""
+        self.reuse = Reuse(config, launch.precision)
+        """Whether the engine's log-probs serve as the old ones."""
         self.shuffle = torch.Generator().manual_seed(seed)
         """Order of minibatches; the same on every rank."""
         self.kl_coef = config.kl_coef
@@ -73,10 +75,14 @@ class PPOTrainer:
         group = self.config.samples_per_prompt
         rollout = self.rollout([prompt for prompt in prompts for _ in range(group)])
         told = [row for row in rows for _ in range(group)]
-        experience = self.estimate(gather_rows(self.score(rollout, told), self.launch))
         learning = self.roles.actor in self._trained_now()
+        reused = self.reuse.on and learning  # an update of the critic alone would tell no entropy
+        scored = gather_rows(self.score(rollout, told, reuse=reused), self.launch)
+        if not self.reuse.decided:
+            self.launch.say(self.reuse.decide(scored))
+        experience = self.estimate(scored)
         steps = self.update(experience)
-        stats = describe(experience, list(self.config.rewards), has_critic(self.config))
+        stats = describe(experience, list(self.config.rewards), has_critic(self.config), reused)
         stats |= {"kl_coef": self.kl_coef, "optimizer_steps": len(steps), **average(steps)}
         if learning:
             self._steer(stats["kl"])
@@ -88,13 +94,19 @@ class PPOTrainer:
             return self.engine.generate(prompts)
 
     @torch.no_grad()
-    def score(self, rollout: Rollout, rows: Sequence[Row] = (), last_token: bool = False) -> Scored:
+    def score(
+        self,
+        rollout: Rollout,
+        rows: Sequence[Row] = (),
+        last_token: bool = False,
+        reuse: bool = False,
+    ) -> Scored:
         """What actor, reference, critic and the sources of the score say of each reply.
 
         `last_token`: the reward model's score is that of the last token whatever the estimator
-        reads, so that evaluations compare.
+        reads, so that evaluations compare. `reuse`: the actor's log-probs are the rollout's own.
         """
-        count, names = rollout.ids.shape[0], list(self.config.rewards)
+        names = list(self.config.rewards)
         zeros = torch.zeros_like(rollout.logprobs)
         scored = Scored(
             ids=rollout.ids,
@@ -102,15 +114,15 @@ class PPOTrainer:
             response_mask=rollout.response_mask,
             ended=rollout.ended,
             rollout_logprobs=rollout.logprobs,
-            logprobs=zeros,
+            logprobs=rollout.logprobs.clone() if reuse else zeros,
             ref_logprobs=zeros.clone(),
-            entropy=zeros.clone(),
+            entropy=rollout.entropy if reuse else zeros.clone(),
             values=zeros.clone(),
-            scores=zeros.new_zeros(count),
-            score_parts=zeros.new_zeros(count, len(names)),
+            scores=zeros[:, 0].clone(),
+            score_parts=zeros.new_zeros(len(zeros), len(names)),
         )
         for part in self._forward_batches(scored):
-            self._score_rows(scored, part, last_token)
+            self._score_rows(scored, part, last_token, reuse)
         if self.functions is not None:
             said = self.functions(rollout, list(rows)).to(zeros)
             columns = [i for i, name in enumerate(names) if name != "model"]
@@ -121,29 +133,21 @@ class PPOTrainer:
 
     def _forward_batches(self, scored: Scored) -> list[list[int]]:
         """This rank's rows as they are scored: in as many parts on every rank."""
-        c, lengths = self.config, self._lengths(scored)
-        tokens = c.forward_tokens
-        if tokens is None and c.microbatch_tokens is not None:
-            tokens = FORWARD_FACTOR * c.microbatch_tokens
-        rows = by_length(range(len(lengths)), lengths)
-        parts = cut(rows, lengths, FORWARD_FACTOR * c.microbatch_size, tokens)
+        parts = for_scoring(lengths_read(scored, self.config), self.config)
         return in_parts(parts, max(gather_object([len(parts)])))
 
-    def _lengths(self, scored: Scored) -> Lengths:
-        """Of each row, with the padding that the models read on purpose."""
-        if not reads_padding(self.config):
-            return scored.lengths
-        width = scored.response_mask.shape[1]
-        return [(scored.mask.shape[1] - width, width)] * scored.mask.shape[0]
-
-    def _score_rows(self, scored: Scored, part: list[int], last_token: bool) -> None:
+    def _score_rows(self, scored: Scored, part: list[int], last_token: bool, reuse: bool) -> None:
         """Fill in the model-made columns of the rows `part` of `scored`."""
         c, padded = self.config, reads_padding(self.config)
         everywhere = padded and not last_token
         batch = scored.select(part, trim=not padded)
         rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
         with self.autocast():
-            logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
+            if not reuse:
+                assert scored.entropy is not None
+                logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
+                scored.logprobs[rows, :width] = logprobs
+                scored.entropy[rows, :width] = entropy
             with self.roles.reference() as reference:
                 ref_logprobs, _ = reference(batch.ids, batch.attended, width, entropy=False)
             if self.roles.critic is not None:
@@ -154,8 +158,6 @@ class PPOTrainer:
                 column = list(c.rewards).index("model")
                 score = mean_over_row(judged) if everywhere else last_attended(judged, batch.mask)
                 scored.score_parts[rows, column] = score
-        scored.logprobs[rows, :width] = logprobs
-        scored.entropy[rows, :width] = entropy
         scored.ref_logprobs[rows, :width] = ref_logprobs
 
     def estimate(self, scored: Scored) -> Experience:
@@ -219,14 +221,18 @@ class PPOTrainer:
         self, batch: Experience, totals: Totals, last: bool, sums: dict[str, Tensor]
     ) -> None:
         actor, width = self.roles.actor, batch.response_mask.shape[1]
+        first = self.minibatch < self.minibatches // self.config.epochs
+        measured = batch.entropy is None and first  # in the first pass over the rows
         with actor.micro_batch(last), self.autocast():
             logprobs, entropy = actor.module(
-                batch.ids, batch.attended, width, entropy=self.config.entropy_coef > 0
+                batch.ids, batch.attended, width, entropy=measured or self.config.entropy_coef > 0
             )
             loss, terms = policy_objective(
                 batch, logprobs, entropy, totals, self.config, self.kl_coef
             )
             actor.accumulate(loss, last)
+        if measured:
+            terms["entropy"] = masked_mean(entropy.detach(), batch.response_mask, totals.tokens)
         accumulate(sums, terms)
 
     def _train_critic(
@@ -285,7 +291,7 @@ class PPOTrainer:
         return torch.autocast(self.launch.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], bool]]:
-        c, lengths = self.config, self._lengths(scored)
+        c, lengths = self.config, lengths_read(scored, self.config)
         ranks = shared(
             rows.tolist(), lengths, self.launch.world, c.microbatch_size, c.microbatch_tokens
         )

@@ -22,6 +22,7 @@ HEADER = f"{'base':6}{'held-out loss':>18}{'accuracy':>10}{'score':>18}{'KL':>7}
 def run(stage: str, words: list[str]) -> None:
     """One stage of the demo's configuration in bf16; what it prints is shown."""
     command = [sys.executable, SCRIPTS[stage], "--config", "configs/demo.yaml"]
+    words = ["--ppo.old_logprobs", "recompute", *words]  # the table has their gap after training
     subprocess.run([*command, "--model.precision", "bf16", *words], cwd=ROOT, check=True)
 
 

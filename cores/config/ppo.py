@@ -52,6 +52,11 @@ class PPOSection:
     """Replies an optimizer step, over all processes; divides batch_size."""
     microbatch_size: int = 8
     """Replies a forward pass on one process; changes memory, not results."""
+    microbatch_tokens: Optional[int] = None
+    """In place of microbatch_size: tokens of a forward pass of the update, padding included. Short
+    replies then go many at a time. None: microbatch_size replies."""
+    forward_tokens: Optional[int] = None
+    """The same where nothing is kept for a backward pass: scoring. None: 4 times the update's."""
     epochs: int = 4
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = 256
@@ -161,6 +166,11 @@ class PPOSection:
     cap (Yao et al. 2025)."""
     rollout_cap: float = 2.0
     """Cap of those weights."""
+    old_logprobs: Literal["auto", "recompute"] = "auto"
+    """What ratios compare with. auto: the log-probs that the engine sampled with, if on the run's
+    first rollout they are the trainer's within a tolerance (fp32: 1e-5 nats a token, at most 1e-4;
+    bf16: 0.01, at most 0.5), which saves a forward pass an update; without rollout_correction.
+    recompute: the trainer's, teacher-forced, always."""
     eval_prompts: int = 128
     """Held-out prompts on which score and KL are measured before and after. 0: no
     evaluation."""

@@ -51,9 +51,10 @@ class ModelSection:
     is not the end-of-sequence token, else a new token `<|pad|>` is added."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: compute under bfloat16 autocast with fp32 master weights. fp32 runs everywhere."""
-    quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Hold frozen bases in 8 or 4 bits (bitsandbytes; Dettmers et al. 2022, 2023), for stages with
-    adapters. None by default: it saves memory and costs time and some accuracy."""
+    quantization: Literal["none", "bf16", "8bit", "4bit"] = "none"
+    """How frozen bases are held, in stages with adapters. bf16, with precision bf16: linear layers
+    as autocast rounds them anyway, so half the memory for the same numbers. 8bit, 4bit
+    (bitsandbytes; Dettmers et al. 2022, 2023): less still, for time and some accuracy."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
 

@@ -25,7 +25,8 @@ ppo.lora.rank""".split()
 SHARES = """sft.warmup_ratio sft.lora.dropout reward.warmup_ratio reward.lora.dropout
 ppo.warmup_ratio ppo.gamma ppo.lam""".split()
 POSITIVE_IF_SET = """data.sft.limit data.preference.limit data.prompts.limit sft.max_steps
-reward.calibration_tokens reward.max_steps ppo.kl_target ppo.early_stop_kl ppo.clip_high""".split()
+reward.calibration_tokens reward.max_steps ppo.kl_target ppo.early_stop_kl ppo.clip_high
+ppo.microbatch_tokens ppo.forward_tokens""".split()
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -73,7 +74,13 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
                 f"the package {name} is not installed; run `pip install {name}`, or leave it out "
                 "(metrics.jsonl is always written).",
             )
-    if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
+    if config.model.quantization == "bf16" and config.model.precision != "bf16":
+        yield (
+            "model.quantization",
+            "bf16 holds weights as computing in bf16 rounds them; set model.precision bf16, or "
+            "this to none.",
+        )
+    if config.model.quantization in ("8bit", "4bit") and find_spec("bitsandbytes") is None:
         yield (
             "model.quantization",
             f"{config.model.quantization} needs the package bitsandbytes, which is not installed; "

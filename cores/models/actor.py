@@ -1,18 +1,25 @@
 """The policy: log-probs of response tokens under a causal language model.
 
-Shapes: B rows, L = P + T tokens a row (prompt then response), V vocabulary.
+Shapes: B rows, L = P + T tokens a row (prompt then response), V vocabulary, d width of the model.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from cores.models.body import hidden_states
+from cores.models.head import check_body, head_logits
 from cores.models.vocabulary import EXCLUDED_LOGIT
+
+CHUNK_LOGITS = 2**26
+"""Logits that exist at a time: 256 MiB in fp32, of 1,335 tokens with GPT-2's vocabulary and 441
+with Qwen's. Fewer would make narrow matrix products, more would cost memory: the backward pass
+holds about four tensors of this size."""
 
 
 def plain_model(model: Any) -> Any:
@@ -20,50 +27,47 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def position_ids(mask: Tensor) -> Tensor:
-    """(B, L) positions counted from each row's first attended token; 0 in padding before it."""
-    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def model_inputs(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Arguments of a Hugging Face model; position ids where it takes them (ALiBi does not)."""
-    inputs = {"input_ids": ids, "attention_mask": mask.long()}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = position_ids(mask)
-    return inputs
-
-
 def token_logprobs(
     logits: Tensor,
     ids: Tensor,
     temperature: float,
-    stop_ids: Sequence[int] = (),
-    min_new_tokens: int = 0,
+    stop_ids: Tensor | None = None,
+    early: Tensor | None = None,
+    entropy: bool = True,
     entropy_grad: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of `ids` (B, T) and entropy (B, T), in nats, from logits (B, T, V).
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of `ids` (...) and entropy (...), in nats, from logits (..., V).
 
-    The distribution is softmax(logits / temperature), in the first `min_new_tokens` positions
-    without `stop_ids`; logits[:, t] predicts ids[:, t]. The entropy carries a gradient only with
-    `entropy_grad`: it keeps two tensors of the logits' size for the backward pass.
+    The distribution is softmax(logits / temperature), without `stop_ids` (S,) where `early` (which
+    broadcasts to ids) is True; logits[t] predicts ids[t]. Without `entropy` None stands in its
+    place. It carries a gradient only with `entropy_grad`: it keeps two tensors of the logits' size
+    for the backward pass.
     """
     scaled = logits.float() / temperature
-    if min_new_tokens:  # in place: the backward pass of a division by a number needs no output
-        scaled[:, :min_new_tokens, list(stop_ids)] = EXCLUDED_LOGIT / temperature
+    if stop_ids is not None and early is not None:
+        stops = scaled.index_select(-1, stop_ids)
+        stops = stops.masked_fill(early.unsqueeze(-1), EXCLUDED_LOGIT / temperature)
+        # In place: the backward pass of a division by a number needs no output.
+        scaled = scaled.index_copy_(-1, stop_ids, stops)
     normalizer = scaled.logsumexp(dim=-1)
     chosen = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    if not entropy:
+        return chosen - normalizer, None
     with torch.set_grad_enabled(entropy_grad):
         probs = (scaled - normalizer.unsqueeze(-1)).exp()
-        entropy = normalizer - (probs * scaled).sum(dim=-1)
-    return chosen - normalizer, entropy
+        nats = normalizer - (probs * scaled).sum(dim=-1)
+    return chosen - normalizer, nats
 
 
 class Actor(nn.Module):
     """A causal language model seen as a policy over response tokens.
 
     In the first `min_new_tokens` tokens of a response `stop_ids` have probability 0, as in the
-    sampling.
+    sampling. Logits are made of `CHUNK_LOGITS` at a time, of response positions alone, and made
+    again in the backward pass: nothing of shape (B, T, V) ever exists.
     """
+
+    stop_ids: Tensor
 
     def __init__(
         self,
@@ -74,32 +78,77 @@ class Actor(nn.Module):
         entropy_grad: bool = False,
     ) -> None:
         super().__init__()
+        check_body(plain_model(model))
         self.model = model
         self.temperature = temperature
-        self.stop_ids = stop_ids
+        self.register_buffer("stop_ids", torch.tensor(list(stop_ids)).long(), persistent=False)
         self.min_new_tokens = min_new_tokens
         self.entropy_grad = entropy_grad
 
     def forward(
-        self, ids: Tensor, mask: Tensor, response_length: int, plain: bool = False
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        response_length: int,
+        plain: bool = False,
+        entropy: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropy (B, T) of the last `response_length` of ids (B, L), mask (B, L).
+
+        mask: None where no row has padding.
 
         Responses begin at the same column in every row (prompts are padded on the left), so column
         t is response token t. `plain`: the language model's own distribution, for texts that were
-        not sampled: temperature 1, stop ids anywhere, entropy without a gradient.
+        not sampled: temperature 1, stop ids anywhere, entropy without a gradient. `entropy`: else
+        None stands in its place, which saves a pass or two over the logits.
         """
-        inputs = model_inputs(plain_model(self.model), ids, mask)
-        output = self.model(**inputs, logits_to_keep=response_length + 1, use_cache=False)
-        logits = output.logits[:, -response_length - 1 : -1]
+        body: Any = plain_model(self.model).base_model
+        states = hidden_states(body, ids, mask)
+        states = states[:, -response_length - 1 : -1].flatten(0, 1)
         chosen = ids[:, -response_length:]
+        columns = torch.arange(response_length, device=ids.device)
+        early = (columns < self.min_new_tokens).expand_as(chosen).flatten()
+        parts = self._chunks(states.shape[0], ids.device)
+        found = [
+            checkpoint(
+                self._chunk, *part, plain, entropy, use_reentrant=False, preserve_rng_state=False
+            )
+            for part in zip(
+                states.tensor_split(parts),
+                chosen.flatten().tensor_split(parts),
+                early.tensor_split(parts),
+                strict=True,
+            )
+        ]
+        logprobs, nats = zip(*found, strict=True)
+        return torch.cat(logprobs).view_as(chosen), (
+            torch.cat(nats).view_as(chosen) if entropy else None
+        )
+
+    def _chunk(
+        self, states: Tensor, ids: Tensor, early: Tensor, plain: bool, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs and entropy (N,) of ids (N,) from hidden states (N, d)."""
+        logits = head_logits(plain_model(self.model), states)
         if plain:
-            return token_logprobs(logits, chosen, temperature=1.0)
+            return token_logprobs(logits, ids, temperature=1.0, entropy=entropy)
         return token_logprobs(
             logits,
-            chosen,
+            ids,
             self.temperature,
             self.stop_ids,
-            self.min_new_tokens,
+            early if self.min_new_tokens else None,
+            entropy,
             self.entropy_grad,
         )
+
+    def _chunks(self, tokens: int, device: torch.device) -> int:
+        """Number of parts of `tokens` tokens."""
+        config = plain_model(self.model).config.get_text_config()
+        parts = max(1, -(-tokens * config.vocab_size // CHUNK_LOGITS))
+        if not hasattr(next(self.model.parameters()), "ds_id"):
+            return parts
+        # Shards (ZeRO-3) are put together for each part, by all ranks or never.
+        most = torch.tensor(parts, device=device)
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        return int(most)

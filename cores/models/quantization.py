@@ -1,6 +1,6 @@
-"""Frozen weights in 8 or 4 bits, through bitsandbytes (Dettmers et al. 2022, 2023).
+"""Frozen weights in 8 or 4 bits, through bitsandbytes (Dettmers et al. 2022, 2023), or in bf16.
 
-Only linear layers of the body are quantised; embeddings, norms and heads stay in fp32.
+Only linear layers are held so, of the body alone in 8 and 4 bits; the rest stays in fp32.
 """
 
 import logging
@@ -15,6 +15,7 @@ from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_availab
 
 from cores.config import LoraSection, ModelSection
 from cores.errors import UserError
+from cores.models.precision import SCALAR_HEAD, hold_linears_in_bf16
 
 # It tells of every cast to fp16, and on CPUs of kernels that nobody needs, when TRL imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -33,8 +34,8 @@ def check_quantization(
         return
     if not lora.rank:
         raise UserError(
-            f"model.quantization: weights in {how} cannot be trained, and {key}.rank is 0, which "
-            f"trains all of them. Set {key}.rank (8 is usual), or give this stage "
+            f"model.quantization: weights held in {how} cannot be trained, and {key}.rank is 0, "
+            f"which trains all of them. Set {key}.rank (8 is usual), or give this stage "
             "--model.quantization none."
         )
     if zero_stage == 3:
@@ -42,7 +43,8 @@ def check_quantization(
             f"model.quantization: ZeRO-3 cannot shard weights in {how}. Launch with DDP or ZeRO-2, "
             "or give --model.quantization none."
         )
-    _probe(how, device)
+    if how != "bf16":
+        _probe(how, device)
 
 
 def _probe(how: str, device: torch.device) -> None:
@@ -90,12 +92,15 @@ def check_widths(model: PreTrainedModel) -> None:
 def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
     """`model` with its linear layers in `section.quantization`; itself if that is none.
 
-    Made anew from the weights in memory: by then the vocabulary fits and adapters are merged.
+    In 8 and 4 bits made anew from the weights in memory: by then the vocabulary fits and adapters
+    are merged.
     """
     if section.quantization == "none":
         return model
+    if section.quantization == "bf16":
+        return hold_linears_in_bf16(model)
     head: Any = model.get_output_embeddings()
-    heads = [name for name, m in model.named_modules() if m is head or name == "score"]
+    heads = [name for name, m in model.named_modules() if m is head or name == SCALAR_HEAD]
     compute = torch.bfloat16 if section.precision == "bf16" else torch.float32
     if section.quantization == "8bit":
         how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)

@@ -7,7 +7,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cores.models.actor import model_inputs, plain_model
+from cores.models.actor import plain_model
+from cores.models.body import hidden_states
 
 
 class ScalarModel(nn.Module):
@@ -23,11 +24,10 @@ class ScalarModel(nn.Module):
         self.model = model
         self.mean = float(getattr(model.config, "reward_mean", 0.0))
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Values (B, L) of ids (B, L) under mask (B, L), in float32."""
+    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Values (B, L) of ids (B, L) under mask (B, L), in float32; None: nothing is padding."""
         inner: Any = plain_model(self.model)
-        backbone = inner.base_model
-        hidden = backbone(**model_inputs(backbone, ids, mask), use_cache=False).last_hidden_state
+        hidden = hidden_states(inner.base_model, ids, mask)
         # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
         with torch.autocast(hidden.device.type, enabled=False):
             return inner.score(hidden.float()).squeeze(-1) - self.mean

@@ -4,14 +4,17 @@ One alignment throughout: index t of every (B, T) tensor is response token t, an
 the value of the state before it. What lies outside `response_mask` has no meaning.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cores.ppo.batches import on_device
 from cores.runtime.launch import Launch
 
 S = TypeVar("S", bound="Scored")
@@ -32,11 +35,13 @@ class Scored:
     rollout_logprobs: Tensor
     """(B, T) nats: of the tokens as the engine sampled them."""
     logprobs: Tensor
-    """(B, T) nats: of the same tokens under the actor, teacher-forced; the old log-probs of PPO."""
+    """(B, T) nats: of the same tokens under the actor, teacher-forced, or where the engine proved
+    equal those it sampled with; the old log-probs of PPO."""
     ref_logprobs: Tensor
     """(B, T) nats: under the reference."""
-    entropy: Tensor
-    """(B, T) nats: of the actor's distribution before each token."""
+    entropy: Tensor | None
+    """(B, T) nats: of the actor's distribution before each token; None if only the update's own
+    passes will tell."""
     values: Tensor
     """(B, T) score units: the critic's."""
     scores: Tensor
@@ -44,22 +49,40 @@ class Scored:
     score_parts: Tensor
     """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights."""
 
-    def select(self: S, rows: Tensor, trim: bool = True) -> S:
+    @cached_property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Prompt and response tokens of each row, on the host: the device is asked once."""
+        width = self.response_mask.shape[1]
+        prompts = self.mask[:, : self.mask.shape[1] - width].sum(dim=1)
+        both = torch.stack([prompts, self.response_mask.sum(dim=1)], dim=1)
+        return [(prompt, response) for prompt, response in both.tolist()]
+
+    @property
+    def attended(self) -> Tensor | None:
+        """The mask for a model, or None where no row has padding: models attend to all then."""
+        width = self.response_mask.shape[1]
+        whole = (self.mask.shape[1] - width, width)
+        return None if all(found == whole for found in self.lengths) else self.mask
+
+    def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True) -> S:
         """The given rows; with `trim` without the columns that are padding in all of them."""
-        taken = {f.name: getattr(self, f.name)[rows] for f in fields(self)}
-        if not trim:
-            return type(self)(**taken)
-        response = int(taken["response_mask"].sum(dim=1).max().clamp(min=1))
-        width = taken["response_mask"].shape[1]
-        prompt_mask = taken["mask"][:, : taken["mask"].shape[1] - width]
-        start = int(prompt_mask.any(dim=0).long().argmax()) if prompt_mask.shape[1] else 0
-        end = taken["mask"].shape[1] - (width - response)
-        for name, value in taken.items():
-            if name in ("ids", "mask"):
-                taken[name] = value[:, start:end]
-            elif by_token(name, value):
-                taken[name] = value[:, :response]
-        return type(self)(**taken)
+        numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+        index = on_device(numbers, self.ids.device)
+        taken = {name: column[index] for name, column in columns(self).items()}
+        lengths = [self.lengths[i] for i in numbers]
+        if trim:
+            width = self.response_mask.shape[1]
+            prompt = max(1, *(prompt for prompt, _ in lengths))
+            response = max(1, *(response for _, response in lengths))
+            start = self.mask.shape[1] - width - prompt
+            for name, value in taken.items():
+                if name in ("ids", "mask"):
+                    taken[name] = value[:, start : start + prompt + response]
+                elif by_token(name, value):
+                    taken[name] = value[:, :response]
+        result = _with_columns(type(self), taken)
+        vars(result)["lengths"] = lengths
+        return result
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,18 @@ class Experience(Scored):
     """(B, T): whitened if so configured."""
     returns: Tensor
     """(B, T) score units: targets of the critic."""
+
+
+def columns(scored: Scored) -> dict[str, Tensor]:
+    """The columns that there are, by name."""
+    found = {f.name: getattr(scored, f.name) for f in fields(scored)}
+    return {name: column for name, column in found.items() if column is not None}
+
+
+def _with_columns(cls: type[S], found: dict[str, Tensor]) -> S:
+    """The opposite of `columns`."""
+    every: dict[str, Any] = dict.fromkeys(f.name for f in fields(cls))
+    return cls(**{**every, **found})
 
 
 def by_token(name: str, value: Tensor) -> bool:
@@ -87,21 +122,22 @@ def gather_rows(scored: Scored, launch: Launch) -> Scored:
     """
     if launch.world == 1:
         return scored
-    rows = {f.name: getattr(scored, f.name).cpu() for f in fields(scored)}
+    rows = {name: column.cpu() for name, column in columns(scored).items()}
     return _concatenate(gather_object([rows]), launch.device)
 
 
 def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> Scored:
     response = max(p["response_mask"].shape[1] for p in parts)
     prompt = max(p["mask"].shape[1] - p["response_mask"].shape[1] for p in parts)
-    columns: dict[str, list[Tensor]] = {name: [] for name in parts[0]}
+    collected: dict[str, list[Tensor]] = {name: [] for name in parts[0]}
     for part in parts:
         right = response - part["response_mask"].shape[1]
         left = prompt - (part["mask"].shape[1] - part["response_mask"].shape[1])
         for name, value in part.items():
             # A padded id is never attended; 0 is in every vocabulary.
             if name in ("ids", "mask"):
-                columns[name].append(pad(value, (left, right)))
+                collected[name].append(pad(value, (left, right)))
             else:
-                columns[name].append(pad(value, (0, right)) if by_token(name, value) else value)
-    return Scored(**{name: torch.cat(values).to(device) for name, values in columns.items()})
+                collected[name].append(pad(value, (0, right)) if by_token(name, value) else value)
+    made = {name: torch.cat(values).to(device) for name, values in collected.items()}
+    return _with_columns(Scored, made)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cores.config import PPOSection
-from cores.ppo.experience import Experience
+from cores.ppo.batches import Lengths
+from cores.ppo.experience import Experience, Scored
 from cores.rl import (
     kl_estimate,
     masked_mean,
@@ -32,7 +33,7 @@ class Totals:
 def policy_objective(
     batch: Experience,
     logprobs: Tensor,
-    entropy: Tensor,
+    entropy: Tensor | None,
     totals: Totals,
     ppo: PPOSection,
     kl_coef: float,
@@ -40,7 +41,8 @@ def policy_objective(
     """The actor's loss, 0-d, and its statistics: this micro-batch's share of the minibatch's.
 
     The clipped surrogate, plus kl_coef * KL where it is paid in the loss, less entropy_coef *
-    entropy, scaled down where the ptx loss is mixed in. logprobs, entropy (B, T) have gradients.
+    entropy, scaled down where the ptx loss is mixed in. logprobs, entropy (B, T) have gradients;
+    entropy may be None where entropy_coef is 0.
     """
     mask, tokens = batch.response_mask, totals.tokens
     mean = _mean_weights(batch, totals, ppo)
@@ -70,6 +72,7 @@ def policy_objective(
         loss = loss + kl_coef * kl_loss
         extra["kl_loss"] = kl_loss.detach()
     if ppo.entropy_coef:
+        assert entropy is not None
         loss = loss - ppo.entropy_coef * masked_mean(
             entropy if mean is None else entropy * mean, mask, tokens
         )
@@ -98,6 +101,14 @@ def reads_padding(ppo: PPOSection) -> bool:
     """Whether values and scores are means over padding too, which then must not be cut off: how
     much of it a micro-batch has would decide them. Each process pads to its longest row."""
     return ppo.estimator == "coati" and ppo.coati.mean_over_positions
+
+
+def lengths_read(scored: Scored, ppo: PPOSection) -> Lengths:
+    """Prompt and response tokens of each row as the models read it, padding on purpose included."""
+    if not reads_padding(ppo):
+        return scored.lengths
+    width = scored.response_mask.shape[1]
+    return [(scored.mask.shape[1] - width, width)] * scored.mask.shape[0]
 
 
 def response_values(values: Tensor, width: int, ppo: PPOSection) -> Tensor:

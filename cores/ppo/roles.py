@@ -18,10 +18,11 @@ from cores.errors import UserError
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.loading import exclude_from
+from cores.models.precision import hold_linears_in_bf16
 from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
 from cores.rollout import stop_ids
 from cores.runtime.launch import Launch
-from cores.runtime.sharding import shard_frozen, zero_stage
+from cores.runtime.sharding import deepspeed_asked, shard_frozen, zero_stage
 from cores.runtime.stage import Parent
 
 
@@ -51,6 +52,7 @@ class TrainedRole:
             betas=(adam.beta1, adam.beta2),
             eps=adam.eps,
             weight_decay=adam.weight_decay,
+            fused=not deepspeed_asked(),
         )
         select_plugin(accelerator, name)
         self.name = name
@@ -58,8 +60,14 @@ class TrainedRole:
         self.learning_rate = learning_rate
         self.max_grad_norm = ppo.max_grad_norm
         self.steps = 0
-        self.grad_norm = 0.0
+        self.grad_norm = torch.tensor(0.0)
+        """0-d, of the last step before clipping, on the device that computed it."""
         self.module, self.optimizer = accelerator.prepare(model, optimizer)
+
+    @property
+    def norm_name(self) -> str:
+        """The gradient norm's name among the statistics."""
+        return f"{self.name}_grad_norm"
 
     @property
     def engine(self) -> Any:
@@ -82,14 +90,18 @@ class TrainedRole:
             return nullcontext()
         return self.accelerator.no_sync(self.module)
 
-    def _check_finite(self) -> None:
-        """Stop at a gradient that is not a number rather than train and save one."""
-        if not math.isfinite(self.grad_norm):
-            raise UserError(
-                f"ppo: the {self.name}'s gradient norm is {self.grad_norm} at optimizer step "
-                f"{self.steps + 1}. Lower ppo.{self.name}_learning_rate, or compute in fp32 "
-                "(--model.precision fp32)."
-            )
+    def check_finite(self, norms: list[float]) -> None:
+        """UserError if a gradient norm of the last steps was no number, rather than train on.
+
+        Looked at when an update ends. Until then such a step changes no weight: see `_step`.
+        """
+        for step, norm in enumerate(norms, start=self.steps - len(norms) + 1):
+            if not math.isfinite(norm):
+                raise UserError(
+                    f"ppo: the {self.name}'s gradient norm is {norm} at optimizer step {step}. "
+                    f"Lower ppo.{self.name}_learning_rate, or compute in fp32 "
+                    "(--model.precision fp32)."
+                )
 
     def _check_count(self) -> None:
         """The engine decides by its own count of micro-batches when it steps."""
@@ -109,20 +121,27 @@ class TrainedRole:
         if self.engine is not None:
             self.engine.backward(loss, sync_gradients=last)
             if last:
-                self.grad_norm = float(self.engine.get_global_grad_norm())
-                self._check_finite()
+                self.grad_norm = torch.as_tensor(self.engine.get_global_grad_norm()).detach()
                 self.steps += 1
                 self._check_count()
             return
         loss.backward()
         if last:
-            parameters = [p for p in self.module.parameters() if p.requires_grad]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            self.grad_norm = float(norm)
-            self._check_finite()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.steps += 1
+            self._step()
+
+    def _step(self) -> None:
+        """Clip, step and clear the gradients; the kernel leaves out a step that is no number.
+
+        It does so by `found_inf`, meant for gradient scalers (torch.optim.AdamW, fused), so that
+        nobody has to wait for the norm before the step.
+        """
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.grad_norm = norm.detach()
+        self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
 
 
 @dataclass(frozen=True)
@@ -195,12 +214,12 @@ def build_roles(
     sampling = (ppo.temperature, stop_ids(ppo, tokenizer), ppo.min_new_tokens)
     frozen = None
     if not ppo.lora.rank:
-        reference = load_policy(sft, dropout=False)
+        reference = _held(load_policy(sft, dropout=False), launch)
         exclude_from(reference, tokenizer)
         frozen = Actor(reference, *sampling)
     reward = None
     if "reward" in parents:
-        reward = ScalarModel(load_scalar(parents["reward"].folder))
+        reward = ScalarModel(_held(load_scalar(parents["reward"].folder), launch))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
     actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
@@ -231,6 +250,16 @@ def _trainable(model: Any, config: Config, task: TaskType) -> Any:
         if config.model.gradient_checkpointing:
             model.enable_input_require_grads()
     return model
+
+
+def _held(model: Any, launch: Launch) -> Any:
+    """A frozen model's weights, in bf16 where autocast would round them so at each use.
+
+    Shards (ZeRO-3) stay as they are.
+    """
+    if launch.precision != "bf16" or zero_stage() == 3:
+        return model
+    return hold_linears_in_bf16(model)
 
 
 def freeze(module: nn.Module, launch: Launch) -> nn.Module:

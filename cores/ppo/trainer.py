@@ -4,25 +4,28 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from cores.config import PPOSection
 from cores.models.scalar import last_attended
+from cores.ppo.batches import for_scoring, in_parts, on_device, shared
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.objective import (
     Totals,
     critic_objective,
+    lengths_read,
     policy_objective,
     reads_padding,
     response_values,
 )
 from cores.ppo.ptx import PtxRows, ptx_loss
+from cores.ppo.reuse import Reuse
 from cores.ppo.rewards import RewardFunctions, weighted_sum
 from cores.ppo.roles import Roles, TrainedRole
-from cores.ppo.stats import Stats, accumulate, average, describe
-from cores.rl import lr_factor, next_kl_coef
+from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
+from cores.rl import lr_factor, masked_mean, next_kl_coef
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
@@ -51,6 +54,8 @@ class PPOTrainer:
         """Sources of the score beside the reward model."""
         self.ptx = ptx
         """Stage-1 rows to train on beside the rollouts."""
+        self.reuse = Reuse(config, launch.precision)
+        """Whether the engine's log-probs serve as the old ones."""
         self.shuffle = torch.Generator().manual_seed(seed)
         """Order of minibatches; the same on every rank."""
         self.kl_coef = config.kl_coef
@@ -70,10 +75,14 @@ class PPOTrainer:
         group = self.config.samples_per_prompt
         rollout = self.rollout([prompt for prompt in prompts for _ in range(group)])
         told = [row for row in rows for _ in range(group)]
-        experience = self.estimate(gather_rows(self.score(rollout, told), self.launch))
         learning = self.roles.actor in self._trained_now()
+        reused = self.reuse.on and learning  # an update of the critic alone would tell no entropy
+        scored = gather_rows(self.score(rollout, told, reuse=reused), self.launch)
+        if not self.reuse.decided:
+            self.launch.say(self.reuse.decide(scored))
+        experience = self.estimate(scored)
         steps = self.update(experience)
-        stats = describe(experience, list(self.config.rewards), has_critic(self.config))
+        stats = describe(experience, list(self.config.rewards), has_critic(self.config), reused)
         stats |= {"kl_coef": self.kl_coef, "optimizer_steps": len(steps), **average(steps)}
         if learning:
             self._steer(stats["kl"])
@@ -85,13 +94,19 @@ class PPOTrainer:
             return self.engine.generate(prompts)
 
     @torch.no_grad()
-    def score(self, rollout: Rollout, rows: Sequence[Row] = (), last_token: bool = False) -> Scored:
+    def score(
+        self,
+        rollout: Rollout,
+        rows: Sequence[Row] = (),
+        last_token: bool = False,
+        reuse: bool = False,
+    ) -> Scored:
         """What actor, reference, critic and the sources of the score say of each reply.
 
         `last_token`: the reward model's score is that of the last token whatever the estimator
-        reads, so that evaluations compare.
+        reads, so that evaluations compare. `reuse`: the actor's log-probs are the rollout's own.
         """
-        count, names = rollout.ids.shape[0], list(self.config.rewards)
+        names = list(self.config.rewards)
         zeros = torch.zeros_like(rollout.logprobs)
         scored = Scored(
             ids=rollout.ids,
@@ -99,15 +114,15 @@ class PPOTrainer:
             response_mask=rollout.response_mask,
             ended=rollout.ended,
             rollout_logprobs=rollout.logprobs,
-            logprobs=zeros,
+            logprobs=rollout.logprobs.clone() if reuse else zeros,
             ref_logprobs=zeros.clone(),
-            entropy=zeros.clone(),
+            entropy=rollout.entropy if reuse else zeros.clone(),
             values=zeros.clone(),
-            scores=zeros.new_zeros(count),
-            score_parts=zeros.new_zeros(count, len(names)),
+            scores=zeros[:, 0].clone(),
+            score_parts=zeros.new_zeros(len(zeros), len(names)),
         )
-        for part in torch.arange(count, device=rollout.ids.device).split(self._forward_rows):
-            self._score_rows(scored, part, last_token)
+        for part in self._forward_batches(scored):
+            self._score_rows(scored, part, last_token, reuse)
         if self.functions is not None:
             said = self.functions(rollout, list(rows)).to(zeros)
             columns = [i for i, name in enumerate(names) if name != "model"]
@@ -116,30 +131,33 @@ class PPOTrainer:
         scored.scores[:] = weighted_sum(scored.score_parts, weights)
         return scored
 
-    @property
-    def _forward_rows(self) -> int:
-        return self.config.microbatch_size
+    def _forward_batches(self, scored: Scored) -> list[list[int]]:
+        """This rank's rows as they are scored: in as many parts on every rank."""
+        parts = for_scoring(lengths_read(scored, self.config), self.config)
+        return in_parts(parts, max(gather_object([len(parts)])))
 
-    def _score_rows(self, scored: Scored, rows: Tensor, last_token: bool) -> None:
-        """Fill in the model-made columns of `rows` of `scored`."""
+    def _score_rows(self, scored: Scored, part: list[int], last_token: bool, reuse: bool) -> None:
+        """Fill in the model-made columns of the rows `part` of `scored`."""
         c, padded = self.config, reads_padding(self.config)
         everywhere = padded and not last_token
-        batch = scored.select(rows, trim=not padded)
-        width = batch.response_mask.shape[1]
+        batch = scored.select(part, trim=not padded)
+        rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
         with self.autocast():
-            logprobs, entropy = self.roles.actor.module(batch.ids, batch.mask, width)
+            if not reuse:
+                assert scored.entropy is not None
+                logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
+                scored.logprobs[rows, :width] = logprobs
+                scored.entropy[rows, :width] = entropy
             with self.roles.reference() as reference:
-                ref_logprobs, _ = reference(batch.ids, batch.mask, width)
+                ref_logprobs, _ = reference(batch.ids, batch.attended, width, entropy=False)
             if self.roles.critic is not None:
-                values = self.roles.critic.module(batch.ids, batch.mask)
+                values = self.roles.critic.module(batch.ids, batch.attended)
                 scored.values[rows, :width] = response_values(values, width, c)
             if self.roles.reward is not None:
-                judged = self.roles.reward(batch.ids, batch.mask)
+                judged = self.roles.reward(batch.ids, batch.attended)
                 column = list(c.rewards).index("model")
                 score = mean_over_row(judged) if everywhere else last_attended(judged, batch.mask)
                 scored.score_parts[rows, column] = score
-        scored.logprobs[rows, :width] = logprobs
-        scored.entropy[rows, :width] = entropy
         scored.ref_logprobs[rows, :width] = ref_logprobs
 
     def estimate(self, scored: Scored) -> Experience:
@@ -149,30 +167,35 @@ class PPOTrainer:
     def update(self, experience: Experience) -> list[Stats]:
         """`epochs` passes of minibatches, each exactly one optimizer step of every trained role.
 
-        Fewer where the policy has moved further than `early_stop_kl` from the rollout's.
+        Fewer where the policy has moved further than `early_stop_kl` from the rollout's. Statistics
+        are read at the end, so that the device is never waited for in between.
         """
         limit, self.minibatch = self.config.early_stop_kl, 0
-        steps: list[Stats] = []
+        steps: list[Unread] = []
         for rows in self._minibatches(experience.ids.shape[0]):
-            steps.append(self.optimize(experience, rows.to(experience.ids.device)))
-            if limit is not None and steps[-1].get("approx_kl", 0.0) > limit:
+            steps.append(self.optimize(experience, rows))
+            if limit is not None and float(steps[-1].get("approx_kl", 0.0)) > limit:
                 break
+        found = read(steps)
+        for role in self._trained_now():
+            role.check_finite([s[role.norm_name] for s in found if role.norm_name in s])
         self.updates += 1
         self.minibatch = 0
-        return steps
+        return found
 
     def _minibatches(self, count: int) -> Iterator[Tensor]:
         for _ in range(self.config.epochs):
             order = torch.randperm(count, generator=self.shuffle)
             yield from order.split(self.config.minibatch_size)
 
-    def optimize(self, experience: Experience, rows: Tensor) -> Stats:
+    def optimize(self, experience: Experience, rows: Tensor) -> Unread:
         """One optimizer step on the minibatch `rows` (of all ranks; this one takes its share).
 
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
         that neither micro-batches nor ranks change the gradient.
         """
-        tokens = experience.response_mask[rows].sum().clamp(min=1)
+        index = on_device(rows.tolist(), experience.ids.device)
+        tokens = experience.response_mask[index].sum().clamp(min=1)
         totals = Totals(tokens, len(rows))
         trained = self._trained_now()
         factors = {role.name: self._rate(role) for role in trained}
@@ -181,7 +204,7 @@ class PPOTrainer:
         sums: dict[str, Tensor] = {}
         if self.ptx is not None and self.roles.actor in trained:
             self._train_ptx(self.ptx, sums)
-        for micro, last in self._micro_batches(rows):
+        for micro, last in self._micro_batches(experience, rows):
             batch = experience.select(micro, trim=not reads_padding(self.config))
             if self.roles.actor in trained:
                 self._train_actor(batch, totals, last, sums)
@@ -189,8 +212,8 @@ class PPOTrainer:
                 self._train_critic(self.roles.critic, batch, totals, last, sums)
         self.minibatch += 1
         return {
-            **self._over_ranks(sums),
-            **{f"{role.name}_grad_norm": role.grad_norm for role in trained},
+            **over_ranks(sums, self.launch.world),
+            **{role.norm_name: role.grad_norm for role in trained},
             "learning_rate_factor": factors[trained[0].name],
         }
 
@@ -198,12 +221,18 @@ class PPOTrainer:
         self, batch: Experience, totals: Totals, last: bool, sums: dict[str, Tensor]
     ) -> None:
         actor, width = self.roles.actor, batch.response_mask.shape[1]
+        first = self.minibatch < self.minibatches // self.config.epochs
+        measured = batch.entropy is None and first  # in the first pass over the rows
         with actor.micro_batch(last), self.autocast():
-            logprobs, entropy = actor.module(batch.ids, batch.mask, width)
+            logprobs, entropy = actor.module(
+                batch.ids, batch.attended, width, entropy=measured or self.config.entropy_coef > 0
+            )
             loss, terms = policy_objective(
                 batch, logprobs, entropy, totals, self.config, self.kl_coef
             )
             actor.accumulate(loss, last)
+        if measured:
+            terms["entropy"] = masked_mean(entropy.detach(), batch.response_mask, totals.tokens)
         accumulate(sums, terms)
 
     def _train_critic(
@@ -216,7 +245,7 @@ class PPOTrainer:
     ) -> None:
         width = batch.response_mask.shape[1]
         with critic.micro_batch(last), self.autocast():
-            values = response_values(critic.module(batch.ids, batch.mask), width, self.config)
+            values = response_values(critic.module(batch.ids, batch.attended), width, self.config)
             loss, terms = critic_objective(batch, values, totals, self.config)
             critic.accumulate(loss, last)
         accumulate(sums, terms)
@@ -228,7 +257,7 @@ class PPOTrainer:
         for batch in batches:
             with actor.micro_batch(last=False), self.autocast():
                 width = batch.ids.shape[1] - 1
-                logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True)
+                logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True, entropy=False)
                 loss = ptx_loss(logprobs, batch.trained, tokens)
                 actor.accumulate(self.config.ptx_coef * loss, last=False)
             accumulate(sums, {"ptx_loss": loss.detach()})
@@ -261,23 +290,11 @@ class PPOTrainer:
         enabled = self.launch.precision == "bf16"
         return torch.autocast(self.launch.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _micro_batches(self, rows: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        mine = rows[self.launch.rank :: self.launch.world]
-        parts = mine.split(self.config.microbatch_size)
+    def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], bool]]:
+        c, lengths = self.config, lengths_read(scored, self.config)
+        ranks = shared(
+            rows.tolist(), lengths, self.launch.world, c.microbatch_size, c.microbatch_tokens
+        )
+        parts = ranks[self.launch.rank]
         for i, part in enumerate(parts):
             yield part, i == len(parts) - 1
-
-    def _over_ranks(self, sums: dict[str, Tensor]) -> Stats:
-        """Sums over ranks (largest of `_max`), as floats."""
-        names = sorted(sums)
-        own = torch.stack([sums[name] for name in names])
-        if self.launch.world == 1:
-            return dict(zip(names, own.tolist(), strict=True))
-        total = reduce(own, reduction="sum").tolist()
-        merged = dict(zip(names, total, strict=True))
-        largest = own.clone()
-        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
-        for name, value in zip(names, largest.tolist(), strict=True):
-            if name.endswith("_max"):
-                merged[name] = value
-        return merged

@@ -24,6 +24,8 @@ class Rollout:
     """(B, T) float32, nats: of each response token as it was sampled; 0 outside the mask."""
     ended: Tensor
     """(B,) bool: whether the reply stopped, by a stop token or a stop string."""
+    entropy: Tensor | None = None
+    """(B, T) nats: of the distribution that each token was sampled from, if the engine tells."""
 
     @property
     def response_ids(self) -> Tensor:

@@ -7,11 +7,11 @@ tests/unit/test_mutations.py says when one does.
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.mutations import data, models, ppo, rl, training
+from scripts.mutations import data, models, ppo, rl, roles, training
 
 ROOT = Path(__file__).resolve().parents[2]
-AREAS = {"Formulas": rl, "PPO": ppo, "Models and rollout": models, "Data": data,
-         "Stages 1 and 2": training}  # fmt: skip
+AREAS = {"Formulas": rl, "PPO": ppo, "Roles and runs of PPO": roles,
+         "Models and rollout": models, "Data": data, "Stages 1 and 2": training}  # fmt: skip
 """Heading of the report to the module with its bugs."""
 
 

@@ -76,6 +76,7 @@ def run(folder: Path, out: Path, extra: list[str]) -> None:
     import stage3_ppo
 
     shard_everything()
+    small_chunks()
 
     from cores.config import parse_config
     from cores.runtime.launch import launch
@@ -106,6 +107,13 @@ def shard_everything() -> None:
         return found
 
     sharding.launched_settings = settings
+
+
+def small_chunks() -> None:
+    """Log-probs in several chunks a forward pass, of which ranks with longer replies have more."""
+    from cores.models import actor
+
+    actor.CHUNK_LOGITS = 4000
 
 
 def one_stage(main: Callable[[list[str]], None], arguments: list[str]) -> None:

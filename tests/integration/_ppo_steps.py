@@ -22,7 +22,7 @@ WIDTH = 7
 PROMPTS = [[10 + i, 11 + 2 * i, *range(20, 21 + i % 3)] for i in range(8)]
 CONFIG = Config(
     ppo=PPOSection(
-        updates=2, batch_size=8, minibatch_size=4, microbatch_size=1, epochs=2,
+        updates=2, batch_size=8, minibatch_size=4, microbatch_tokens=24, epochs=2,
         max_new_tokens=WIDTH, actor_learning_rate=1e-3, critic_learning_rate=1e-3, warmup_ratio=0.0,
         max_grad_norm=0.5,
     )

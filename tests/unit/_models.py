@@ -203,9 +203,10 @@ class CountReward:
 
     token: int
 
-    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L) counts up to each token; those at the last are the scores."""
-        return ((ids == self.token) & mask).cumsum(dim=1).float()
+        found = ids == self.token
+        return (found if mask is None else found & mask).cumsum(dim=1).float()
 
 
 __all__ = [

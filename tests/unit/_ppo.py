@@ -7,6 +7,8 @@ import torch
 from _models import adam, fixed_rollout
 from torch import Tensor
 
+from cores.ppo.stats import read
+
 SGD: dict[str, Any] = {**adam(eps=1.0), "max_grad_norm": 1e9}
 """A step almost proportional to the gradient, whose scale is then visible in the parameters."""
 
@@ -24,6 +26,11 @@ def experience_of(trainer: Any, rows: int = 8, seed: int = 0) -> Any:
             values=scored.values + 0.6 * (torch.rand(shape, generator=noise) - 0.5),
         )
     )
+
+
+def optimized(trainer: Any, experience: Any) -> dict[str, float]:
+    """The statistics of one step on all rows, as numbers."""
+    return read([trainer.optimize(experience, torch.arange(experience.ids.shape[0]))])[0]
 
 
 def gradients(trainer: Any, experience: Any, role: str = "actor") -> tuple[dict[str, Tensor], Any]:

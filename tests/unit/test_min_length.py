@@ -95,7 +95,9 @@ def test_gradients_of_masked_logprobs_are_finite(kind: str, entropy_grad: bool) 
 
     logits = torch.randn(2, 4, 40, requires_grad=True)
     ids = torch.full((2, 4), 35)
-    logprobs, entropy = token_logprobs(logits, ids, 0.5, [1, 2, 3], 2, entropy_grad=True)
+    logprobs, entropy = token_logprobs(
+        logits, ids, 0.5, torch.tensor([1, 2, 3]), torch.arange(4) < 2, entropy_grad=True
+    )
     (logprobs.sum() + entropy.sum()).backward()
     assert logits.grad is not None
     assert (logits.grad[:, :2, [1, 2, 3]] == 0).all()
@@ -109,11 +111,11 @@ def test_a_masked_distribution_by_hand() -> None:
     at 2 the others stay even. The caller's logits are not touched."""
     logits = torch.tensor([0.5, 0.25, 0.25]).log().expand(1, 2, 3).clone()
     before, ids = logits.clone(), torch.tensor([[1, 1]])
-    logprobs, entropy = token_logprobs(logits, ids, 1.0, [0], 1)
+    logprobs, entropy = token_logprobs(logits, ids, 1.0, torch.tensor([0]), torch.arange(2) < 1)
     ln2 = torch.tensor(2.0).log().item()
     torch.testing.assert_close(logprobs, torch.tensor([[-ln2, -2 * ln2]]))
     torch.testing.assert_close(entropy, torch.tensor([[ln2, 1.5 * ln2]]))
-    warm, _ = token_logprobs(logits, ids, 2.0, [0], 1)
+    warm, _ = token_logprobs(logits, ids, 2.0, torch.tensor([0]), torch.arange(2) < 1)
     assert warm[0, 0].item() == pytest.approx(-ln2, abs=1e-6)
     assert torch.equal(logits, before)
 
@@ -125,8 +127,9 @@ def test_entropy_gradient(minimum: int) -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 7, dtype=torch.float32).mul(3).requires_grad_()
     ids, temperature = torch.randint(0, 7, (2, 3)), 0.7
-    _, plain = token_logprobs(logits, ids, temperature, [0, 4], minimum)
-    _, entropy = token_logprobs(logits, ids, temperature, [0, 4], minimum, entropy_grad=True)
+    forbidden = torch.tensor([0, 4]), torch.arange(3) < minimum
+    _, plain = token_logprobs(logits, ids, temperature, *forbidden)
+    _, entropy = token_logprobs(logits, ids, temperature, *forbidden, entropy_grad=True)
     assert not plain.requires_grad
     assert torch.equal(plain, entropy)
     weights = torch.randn(2, 3)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cores.data import left_pad, right_pad
 from cores.models import Actor, exclude_tokens, save_model, token_logprobs
-from cores.models.actor import position_ids
+from cores.models.body import position_ids
 from cores.models.loading import DROPOUTS, load_base, load_config
 
 REPLIES = [[4, 8, 15, 16], [23, 42], [3, 1, 4], [1]]

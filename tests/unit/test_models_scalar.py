@@ -22,7 +22,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from cores.data import left_pad, right_pad
 from cores.models import ScalarModel, add_lora, save_model
-from cores.models.actor import position_ids
+from cores.models.body import position_ids
 from cores.models.scalar import last_attended
 
 LENGTHS = [[5, 9, 13, 20, 1], [7, 8], [33, 34, 5, 2, 9, 11, 44, 1], [20]]

@@ -90,7 +90,7 @@ def test_replies_to_one_prompt_are_rows_in_a_row() -> None:
     trainer = trainer_of("rloo", samples_per_prompt=3, batch_size=6, minibatch_size=6)
     told: list[Any] = []
     score = trainer.score
-    trainer.score = lambda rollout, rows: (told.extend(rows), score(rollout))[1]
+    trainer.score = lambda rollout, rows, **_: (told.extend(rows), score(rollout))[1]
     torch.manual_seed(0)
     e, _ = trainer.step(PROMPTS[:2], [{"row": 0}, {"row": 1}])
     width = e.response_mask.shape[1]

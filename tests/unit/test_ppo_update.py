@@ -15,7 +15,7 @@ from _models import (
     make_trainer,
     parameters,
 )
-from _ppo import SGD, experience_of, gradients, gradients_of
+from _ppo import SGD, experience_of, gradients, gradients_of, optimized
 
 from cores.config import AdamSection, LoraSection
 from cores.errors import UserError
@@ -35,7 +35,7 @@ def test_micro_batches_change_nothing(kind: str, rank: int) -> None:
     for n in (8, 1, 2, 3, 4):
         torch.manual_seed(0)
         trainer = make_trainer(kind, microbatch_size=n, lora=LoraSection(rank=rank), **SGD)
-        stats = trainer.optimize(experience_of(trainer), torch.arange(8))
+        stats = optimized(trainer, experience_of(trainer))
         found.append((*both(trainer), stats))
     actor, critic, stats = found[0]
     start = make_trainer(kind, lora=LoraSection(rank=rank), **SGD)
@@ -67,7 +67,7 @@ def test_tokens_weigh_the_same_whatever_their_reply() -> None:
     new = values[:, -mask.shape[1] - 1 : -1]
     near = experience.values + (new - experience.values).clamp(-0.2, 0.2)
     squares = torch.maximum((new - experience.returns) ** 2, (near - experience.returns) ** 2)
-    stats = trainer.optimize(experience, torch.arange(8))
+    stats = optimized(trainer, experience)
     assert stats["policy_loss"] == pytest.approx(-surrogate[mask].mean().item(), rel=1e-4)
     assert stats["value_loss"] == pytest.approx(0.5 * squares[mask].mean().item(), rel=1e-4)
     assert stats["ratio_max"] == pytest.approx(ratio[mask].max().item(), rel=1e-4)
@@ -105,8 +105,8 @@ def test_gradients_are_cleared_between_steps() -> None:
     """Invariant 22: a second step does not carry the first one's gradient."""
     trainer = make_trainer("gpt2", actor_learning_rate=0.0, critic_learning_rate=0.0)
     experience = experience_of(trainer)
-    first = trainer.optimize(experience, torch.arange(8))
-    second = trainer.optimize(experience, torch.arange(8))
+    first = optimized(trainer, experience)
+    second = optimized(trainer, experience)
     for name in ("actor_grad_norm", "critic_grad_norm"):
         assert second[name] == pytest.approx(first[name], rel=1e-5)
 
@@ -126,7 +126,7 @@ def test_actor_and_critic_are_clipped_separately() -> None:
             role.optimizer.optimizer.register_step_pre_hook(
                 lambda *_, n=name, w=weights, u=used: u.update({n: total_norm(w)})
             )
-        stats = trainer.optimize(experience, torch.arange(8))
+        stats = optimized(trainer, experience)
         norms.append((stats, used, parameters(trainer.roles.actor.module)))
     (small, used, actor), (large, used_large, actor_large) = norms
     assert small["actor_grad_norm"] > 0.5
@@ -155,7 +155,7 @@ def test_what_is_masked_is_harmless() -> None:
                 for name in ("logprobs", "ref_logprobs", "values", "advantages", "returns")
             }
             e = replace(e, **spoiled)
-        stats = trainer.optimize(e, torch.arange(8))
+        stats = optimized(trainer, e)
         found.append((*both(trainer), stats))
     (actor, critic, stats), (actor2, critic2, stats2) = found
     assert largest_difference(actor, actor2) == largest_difference(critic, critic2) == 0
@@ -169,7 +169,7 @@ def test_advantages_of_zero_leave_the_actor_alone() -> None:
     experience = experience_of(trainer)
     before, critic = both(trainer)
     silent = replace(experience, advantages=torch.zeros_like(experience.advantages))
-    stats = trainer.optimize(silent, torch.arange(8))
+    stats = optimized(trainer, silent)
     assert stats["actor_grad_norm"] == 0
     assert largest_difference(before, parameters(trainer.roles.actor.module)) == 0
     assert largest_difference(critic, parameters(trainer.roles.critic.module)) > 0

@@ -1,0 +1,50 @@
+"""The body of a language model: hidden states of rows, padded or not.
+
+Shapes: B rows of L columns, d width of the model.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from transformers import masking_utils
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """(B, L) positions counted from each row's first attended token; 0 in padding before it."""
+    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def model_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Arguments of a Hugging Face model; position ids where it takes them (ALiBi does not)."""
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = position_ids(mask)
+    return inputs
+
+
+def hidden_states(body: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Last hidden states (B, L, d) of ids (B, L) under mask (B, L); None: nothing is padding.
+
+    Then attention is plain causal, and positions are columns, by the model's own defaults.
+    """
+    if mask is not None:
+        return body(**model_inputs(body, ids, mask), use_cache=False).last_hidden_state
+    with _trusted(body):
+        return body(input_ids=ids, use_cache=False).last_hidden_state
+
+
+@contextmanager
+def _trusted(body: Any) -> Iterator[None]:
+    """Without transformers' looks into ids and positions for padding and packed rows, of which it
+    is known that there are none: on a GPU each look waits for everything asked of it before."""
+    found = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
+        del vars(body)["warn_if_padding_and_no_attention_mask"]

@@ -1,0 +1,181 @@
+"""Micro-batches by token budget: how rows are cut, on every rank alike; nothing changes."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from _models import (
+    FAMILIES,
+    PPO,
+    fixed_rollout,
+    largest_difference,
+    make_trainer,
+    parameters,
+    policy_of,
+    scalar_of,
+)
+from _ppo import SGD, experience_of
+
+from cores.config import Config
+from cores.config.validate import check
+from cores.models import Actor, ScalarModel
+from cores.ppo.batches import by_length, cut, in_parts, shared
+from cores.runtime.launch import Launch
+
+LENGTHS = [(3, 5), (6, 2), (1, 1), (4, 4), (2, 6), (6, 6)]
+
+
+def padded(part: list[int], lengths: list[tuple[int, int]]) -> int:
+    """Tokens of the forward pass of a part."""
+    prompts, responses = zip(*(lengths[i] for i in part), strict=True)
+    return len(part) * (max(prompts) + max(responses))
+
+
+def test_cut_by_hand() -> None:
+    """The longest first; rows (6, 6), (3, 5) and (6, 2) are 3 * 12 tokens together."""
+    assert by_length(range(6), LENGTHS) == [5, 0, 1, 3, 4, 2]
+    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 4, None) == [[5, 0, 1, 3], [4, 2]]
+    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 1, 36) == [[5, 0, 1], [3, 4, 2]]
+    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 1, 35) == [[5, 0], [1, 3], [4, 2]]
+    assert cut([5, 2], LENGTHS, 1, 11) == [[5], [2]]  # longer than the budget: alone
+    assert in_parts([[5, 0, 1], [2]], 4) == [[5], [0], [1], [2]]
+    assert cut([0, 1, 2], [(8, 8), (1, 1), (1, 1)], 1, 16) == [[0], [1, 2]]
+    for parts, count in (([[1], [2]], 3), ([[1], [2]], 1)):
+        with pytest.raises(ValueError, match="cannot be"):
+            in_parts(parts, count)
+
+
+def test_every_rank_takes_as_many() -> None:
+    """Invariant 21: whatever the lengths, ranks have the same number of micro-batches, none empty
+    and none above the budget, and together every row once."""
+    draw = random.Random(0)
+    for _ in range(200):
+        world = draw.choice([1, 2, 3])
+        rows = list(range(world * draw.randint(1, 8)))
+        lengths = [(draw.randint(1, 9), draw.randint(0, 9)) for _ in rows]
+        budget = draw.choice([None, 18, 30, 60])
+        ranks = shared(rows, lengths, world, 3, budget)
+        assert len({len(parts) for parts in ranks}) == 1
+        micro = [part for parts in ranks for part in parts]
+        assert all(micro)
+        assert sorted(row for part in micro for row in part) == rows
+        if budget is None:
+            assert max(map(len, micro)) <= 3
+        else:
+            assert all(padded(part, lengths) <= budget for part in micro)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_budgets_change_nothing(kind: str) -> None:
+    """Invariants 4, 21: scores, parameters of actor and critic and every statistic are those of one
+    forward pass, and no pass is above its budget."""
+    found = []
+    for tokens in (None, 12, 25, 40):
+        trainer = make_trainer(
+            kind, microbatch_size=8, microbatch_tokens=tokens, forward_tokens=tokens, **SGD
+        )
+        seen = forward_sizes(trainer)
+        e = experience_of(trainer)
+        stats = trainer.optimize(e, torch.arange(8))
+        assert tokens is None or max(seen) <= tokens
+        assert len(seen) == 2 if tokens is None else len(seen) > 2
+        roles = trainer.roles
+        found.append((e, parameters(roles.actor.module), parameters(roles.critic.module), stats))
+    whole, *others = found
+    for other in others:
+        for name in ("logprobs", "ref_logprobs", "values"):
+            a, b = (getattr(e, name)[e.response_mask] for e in (whole[0], other[0]))
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(other[0].scores, whole[0].scores, atol=1e-5, rtol=1e-5)
+        assert largest_difference(whole[1], other[1]) < 1e-6
+        assert largest_difference(whole[2], other[2]) < 1e-6
+        for name, value in whole[3].items():
+            assert float(other[3][name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+
+
+def forward_sizes(trainer: Any) -> list[int]:
+    """Tokens of each forward pass of the actor from now on."""
+    seen: list[int] = []
+    hook = trainer.roles.actor.module.register_forward_pre_hook
+    hook(lambda _, args: seen.append(args[0].numel()))
+    return seen
+
+
+def test_scoring_takes_more_at_a_time() -> None:
+    """4 times what the update takes, rows or tokens, unless it is said."""
+    passes = []
+    for budget in (
+        {"microbatch_size": 1},
+        {"microbatch_tokens": 12},
+        {"microbatch_tokens": 12, "forward_tokens": 12},
+    ):
+        trainer = make_trainer("gpt2", **budget)
+        seen = forward_sizes(trainer)
+        trainer.score(fixed_rollout(8))
+        passes.append(len(seen))
+    assert passes[0] == 2
+    assert passes[1] == 2
+    assert passes[2] > 6
+
+
+def test_padding_that_is_read_counts() -> None:
+    """The original's means read it, so no column is cut off: every row is as wide as the widest."""
+    trainer = make_trainer("gpt2", estimator="coati", microbatch_tokens=24, forward_tokens=24)
+    seen = forward_sizes(trainer)
+    trainer.update(trainer.estimate(trainer.score(fixed_rollout(8))))
+    assert set(seen) == {24}  # two rows of 6 + 6
+
+
+def test_ranks_that_score_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 21: where another rank needs 5 forward passes for its rows this one makes 5."""
+    trainer = make_trainer("gpt2")
+    alone = trainer.score(fixed_rollout(8))
+    monkeypatch.setattr("cores.ppo.trainer.gather_object", lambda own: [*own, 5])
+    trainer.launch = Launch(0, 2, torch.device("cpu"), "fp32")
+    seen = forward_sizes(trainer)
+    scored = trainer.score(fixed_rollout(8))
+    assert len(seen) == 5
+    valid = scored.response_mask
+    torch.testing.assert_close(scored.logprobs[valid], alone.logprobs[valid])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@torch.no_grad()
+def test_no_mask_where_nothing_is_padding(kind: str) -> None:
+    """Invariant 4: the same numbers without the mask, which is left out exactly there."""
+    made = fixed_rollout(3, prompts=[[5, 9, 13], [7, 8, 9], [20, 21, 22]])
+    scored = make_trainer("gpt2").score(made)
+    whole = [i for i, (_, response) in enumerate(scored.lengths) if response == 6]
+    batch = scored.select(whole)
+    assert batch.attended is None
+    assert batch.mask.all()
+    assert scored.attended is scored.mask
+    assert scored.select(whole, trim=False).attended is None
+    policy, scalar = Actor(policy_of(kind), 1.0), ScalarModel(scalar_of(kind))
+    for a, b in (
+        (policy(batch.ids, batch.mask, 6)[0], policy(batch.ids, None, 6)[0]),
+        (scalar(batch.ids, batch.mask), scalar(batch.ids, None)),
+    ):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_a_part_knows_its_lengths() -> None:
+    """They are the device's own, in the order asked for, with and without trimming."""
+    scored = make_trainer("gpt2").score(fixed_rollout(8))
+    for trim in (True, False):
+        part = scored.select([4, 1, 2], trim)
+        known = part.lengths
+        del vars(part)["lengths"]
+        assert part.lengths == known
+
+
+def test_budgets_below_a_row_are_refused() -> None:
+    """A row cannot be cut; nor is a budget of nothing one."""
+    for name in ("microbatch_tokens", "forward_tokens"):
+        few = replace(PPO, **{name: 261})
+        problems = dict(check(Config(ppo=few)))
+        assert "ppo.max_new_tokens is 262; choose at least that" in problems[f"ppo.{name}"]
+        assert not list(check(Config(ppo=replace(PPO, **{name: 262}))))
+        assert list(check(Config(ppo=replace(PPO, **{name: 0}))))

@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.config import ModelSection
 from cores.errors import UserError
+from cores.models.activations import fuse_activations
 from cores.models.actor import plain_model
 from cores.models.lora import base_of, lone_adapter, merged, save_adapter
 from cores.models.quantization import check_widths, needs_whole_blocks, quantize
@@ -219,7 +220,7 @@ def _load(
         setattr(config, key, value)
     if frozen is not None and needs_whole_blocks(frozen):
         check_widths(_shapes(auto, path, config))
-    model = _weights(auto, path, config)
+    model = fuse_activations(_weights(auto, path, config))
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer)
     if frozen is not None:

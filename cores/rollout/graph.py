@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 
 from cores.data import left_pad
-from cores.models.actor import position_ids
+from cores.models.body import position_ids
 from cores.rollout.cache import StaticCache
 from cores.rollout.engine import Rollout, response_mask
 from cores.rollout.steps import Steps
@@ -166,6 +166,7 @@ class GraphEngine:
             response_mask=kept,
             logprobs=torch.where(kept, steps.logprobs[:count, :wide], 0.0),
             ended=ended,
+            entropy=torch.where(kept, steps.entropies[:count, :wide], 0.0),
         )
 
 

@@ -86,7 +86,7 @@ def decode_attention(
         query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
         new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
         scale, sharing=heads // keys.shape[1], width=width, lanes=triton.next_power_of_2(width),
-        block=POSITIONS, num_warps=4,
+        block=POSITIONS, num_warps=1,
     )  # fmt: skip
     return out
 
@@ -144,3 +144,33 @@ def sample_into(steps: "Steps", logits: Tensor) -> None:
         steps.place, steps.count, vocabulary, logits.stride(0), steps.temperature,
         block=LOGITS, num_warps=8,
     )  # fmt: skip
+
+
+@triton.jit
+def _norm(  # type: ignore[no-untyped-def]
+    x, weight, bias, out, width, eps, rms: tl.constexpr, biased: tl.constexpr, lanes: tl.constexpr
+):
+    """One program a row."""
+    row = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, lanes)
+    inside = lane < width
+    v = tl.load(x + row * width + lane, mask=inside, other=0.0).to(tl.float32)
+    if not rms:
+        v = tl.where(inside, v - tl.sum(v, axis=0) / width, 0.0)
+    v = v * tl.rsqrt(tl.sum(v * v, axis=0) / width + eps)
+    v = v * tl.load(weight + lane, mask=inside, other=0.0).to(tl.float32)
+    if biased:
+        v += tl.load(bias + lane, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + lane, v.to(out.dtype.element_ty), mask=inside)
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
+    """LayerNorm or RMSNorm of x (..., d) over its last dimension, in float32, as bfloat16."""
+    width = x.shape[-1]
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=torch.bfloat16)
+    _norm[(x.numel() // width,)](
+        x, weight, bias, out, width, eps, rms=rms, biased=bias is not None,
+        lanes=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
+    return out

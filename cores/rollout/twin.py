@@ -30,6 +30,10 @@ class Twin:
             for module in self.model.modules():
                 if isinstance(module, nn.Linear | Conv1D):
                     self._round(module)
+            if model.device.type == "cuda" and getattr(model.config, "do_layer_norm_before", True):
+                from cores.rollout.norms import fuse_norms
+
+                fuse_norms(self.model)
 
     def _round(self, module: nn.Module) -> None:
         for name in ("weight", "bias"):

@@ -81,12 +81,11 @@ def engine_of(workload: Any, config: Any, at: Any) -> tuple[Callable[..., Any], 
     from cores.models import add_lora
     from cores.models.actor import plain_model
     from cores.models.loading import exclude_from
-    from cores.models.quantization import quantize
     from cores.rollout import build_engine
     from scripts.bench import workloads
 
     tokenizer = workloads.tokenizer_of(workload)
-    model = quantize(workloads.random_policy(workload, at.device), config.model)
+    model = workloads.as_loaded(workloads.random_policy(workload, at.device), config.model)
     exclude_from(model, tokenizer)
     if workload.lora:
         model = plain_model(add_lora(model, config.ppo.lora, TaskType.CAUSAL_LM, "ppo.lora"))

@@ -27,6 +27,7 @@ from transformers import (
 
 from cores.config import Config, ModelSection, parse_config
 from cores.errors import UserError
+from cores.models.activations import fuse_activations
 from cores.models.loading import DROPOUTS
 from cores.models.quantization import quantize
 from cores.ppo import PPOTrainer, build_roles
@@ -216,12 +217,17 @@ def settings(workload: Workload, engine: str, options: Sequence[str] = ()) -> Co
 
 
 def random_policy(workload: Workload, device: torch.device) -> Any:
-    """Stage 1's model."""
+    """Stage 1's model, as transformers makes it."""
     config = shape(workload.policy, workload.prompt + workload.response)
     model = random_model(config, device, scalar=False)
     if workload.mean_length is not None:
         stop_geometrically(model, workload.mean_length)
     return model
+
+
+def as_loaded(model: Any, frozen: ModelSection | None = None) -> Any:
+    """What the product's loaders make of a model that was read."""
+    return quantize(fuse_activations(model), frozen or ModelSection())
 
 
 @contextmanager
@@ -232,11 +238,11 @@ def random_parents(workload: Workload, device: torch.device) -> Iterator[dict[st
     """
 
     def policy(path: Path, dropout: bool, frozen: ModelSection | None = None) -> Any:
-        return quantize(random_policy(workload, device), frozen or ModelSection())
+        return as_loaded(random_policy(workload, device), frozen)
 
     def scalar(path: Path, frozen: ModelSection | None = None) -> Any:
         config = shape(workload.scalar, workload.prompt + workload.response)
-        return quantize(random_model(config, device, scalar=True), frozen or ModelSection())
+        return as_loaded(random_model(config, device, scalar=True), frozen)
 
     with patch.multiple("cores.ppo.roles", load_policy=policy, load_scalar=scalar):
         yield {name: Parent(name, Path(name), {}) for name in ("sft", "reward")}

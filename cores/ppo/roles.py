@@ -145,6 +145,19 @@ class TrainedRole:
 
 
 @dataclass(frozen=True)
+class StartOfCritic:
+    """The reward model where the critic began as it and has adapters: the critic without them, and
+    with the head it had (peft keeps it beside the one that is trained)."""
+
+    critic: TrainedRole
+
+    def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Values (B, L) of ids (B, L) under mask (B, L)."""
+        with self.critic.unwrapped.model.disable_adapter():
+            return self.critic.module(ids, mask)
+
+
+@dataclass(frozen=True)
 class Roles:
     """Everything that has weights in stage 3."""
 
@@ -154,9 +167,9 @@ class Roles:
     frozen_actor: nn.Module | None
     """The reference, an `Actor` or the engine of its shards; None with adapters, where it is the
     actor without them."""
-    reward: nn.Module | None
-    """The reward model, a `ScalarModel` or the engine of its shards: values (B, L) of ids, mask.
-    None where functions alone give the score."""
+    reward: nn.Module | StartOfCritic | None
+    """The reward model, a `ScalarModel`, the engine of its shards, or the critic as it began:
+    values (B, L) of ids, mask. None where functions alone give the score."""
 
     @property
     def trained(self) -> list[TrainedRole]:
@@ -218,17 +231,27 @@ def build_roles(
         exclude_from(reference, tokenizer)
         frozen = Actor(reference, *sampling)
     reward = None
-    if "reward" in parents:
+    if "reward" in parents and not _shared(config):
         reward = ScalarModel(_held(load_scalar(parents["reward"].folder), launch))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
     actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
+    actor_role = TrainedRole(ACTOR, actor, both[ACTOR], ppo)
+    critic_role = critic and TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo)
+    shared = StartOfCritic(critic_role) if critic_role and _shared(config) else None
     return Roles(
-        actor=TrainedRole(ACTOR, actor, both[ACTOR], ppo),
-        critic=critic and TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo),
+        actor=actor_role,
+        critic=critic_role,
         frozen_actor=None if frozen is None else freeze(frozen, launch),
-        reward=None if reward is None else freeze(reward, launch),
+        reward=shared if reward is None else freeze(reward, launch),
     )
+
+
+def _shared(config: Config) -> bool:
+    """Whether one base serves reward model and critic. One in 8 or 4 bits would score otherwise."""
+    ppo = config.ppo
+    from_reward = ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward"
+    return bool(ppo.lora.rank and from_reward and config.model.quantization in ("none", "bf16"))
 
 
 def _critic(config: Config, parents: dict[str, Parent]) -> Any:

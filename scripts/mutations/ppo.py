@@ -5,6 +5,7 @@ PPO = (
     "tests/unit/test_ppo_terms.py",
     "tests/unit/test_ppo_estimate.py",
     "tests/unit/test_ppo_update.py",
+    "tests/unit/test_ppo_reuse.py",
     "tests/unit/test_ppo_*.py",
     "tests/unit/test_two_ranks.py",
     "tests/parity/test_ppo_update_parity.py",

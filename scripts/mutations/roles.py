@@ -4,7 +4,7 @@ from scripts.mutations.ppo import PPO, Bug
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/ppo/roles.py": (
-        PPO,
+        (*PPO, "tests/unit/test_quantization.py"),
         [
             ("adam-of-actor", "the critic's optimizer settings are the actor's",
              "return ppo.critic_adam, ppo.critic_learning_rate",
@@ -42,6 +42,13 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "entropy_grad=ppo.entropy_coef > 0", "entropy_grad=False"),
             ("critic-zero", "critic_init zero starts with a random head",
              "torch.nn.init.zeros_(critic.score.weight)", "critic.score.weight"),
+            ("reward-adapter", "the critic's adapters and new head stay on in the reward model",
+             "with self.critic.unwrapped.model.disable_adapter():", "with nullcontext():"),
+            ("reward-few-bits", "the reward model has the critic's few bits",
+             'from_reward and config.model.quantization in ("none", "bf16")', "from_reward"),
+            ("reward-zero", "a critic that starts from stage 1 is taken for the reward model",
+             'ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward"',
+             "ppo.estimator in WITH_CRITIC"),
             ("reference-adapter", "the adapters stay on in the reference",
              "with self.actor.unwrapped.model.disable_adapter():", "with nullcontext():"),
             ("frozen-grad", "reference and reward model have gradients",

@@ -91,7 +91,7 @@ def shards(roles: Roles) -> dict[str, float]:
     }  # fmt: skip
     result = {}
     for name, module in modules.items():
-        if module is not None:
+        if isinstance(module, torch.nn.Module):
             parameters = list(module.parameters())
             held = sum(getattr(p, "ds_tensor", p).numel() for p in parameters)
             result[name] = held / sum(getattr(p, "ds_numel", p.numel()) for p in parameters)

@@ -171,6 +171,31 @@ def test_the_critic_starts_from_the_reward_model(kind: str, rank: int) -> None:
             assert scored.scores[i].item() == pytest.approx(logit - 0.75, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_base_for_reward_model_and_critic(kind: str) -> None:
+    """Invariants 10, 12: with adapters the reward model is the critic as it began, whatever the
+    critic has learned since, its head included; one that began otherwise leaves it a base of its
+    own, and so does training in full."""
+    trainer, made = trainer_with(kind, 4), fixed_rollout()
+    assert not isinstance(trainer.roles.reward, torch.nn.Module)
+    whole = trainer_with(kind, 0)
+    assert isinstance(whole.roles.reward, torch.nn.Module)
+    expected = whole.score(made).scores
+    for _ in range(2):
+        trainer.step(PROMPTS)
+    scored = trainer.score(made)
+    torch.testing.assert_close(scored.scores, expected, atol=1e-6, rtol=1e-6)
+    critic = trainer.roles.critic.module
+    with torch.no_grad():
+        moved = critic(made.ids, made.mask) - trainer.roles.reward(made.ids, made.mask)
+    assert moved[made.mask].abs().max() > 1e-3
+    trained = [n for n, p in critic.named_parameters() if p.requires_grad]
+    assert any("lora_" in n for n in trained)
+    assert any("modules_to_save" in n for n in trained)
+    zero = trainer_with(kind, 4, critic_init="zero")
+    torch.testing.assert_close(zero.score(made).scores, expected, atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("rank", ADAPTERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_role_has_dropout(kind: str, rank: int) -> None:
@@ -182,7 +207,7 @@ def test_no_role_has_dropout(kind: str, rank: int) -> None:
     found = []
     for mode in (True, False):
         for module in modules:
-            if module is not None:
+            if isinstance(module, torch.nn.Module):
                 module.train(mode)
         found.append(trainer.score(rollout))
     for name in ("logprobs", "ref_logprobs", "values", "scores", "entropy"):

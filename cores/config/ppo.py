@@ -57,6 +57,10 @@ class PPOSection:
     replies then go many at a time. None: microbatch_size replies."""
     forward_tokens: Optional[int] = None
     """The same where nothing is kept for a backward pass: scoring. None: 4 times the update's."""
+    compile: bool = False
+    """Compile the layers of actor and critic (torch.compile): fewer and fused kernels, for long
+    runs on GPUs. The first update takes longer, less so where torch finds what it compiled
+    before. Off: nothing to wait for."""
     epochs: int = 4
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = 256

@@ -76,6 +76,7 @@ class Actor(nn.Module):
         stop_ids: Sequence[int] = (),
         min_new_tokens: int = 0,
         entropy_grad: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         check_body(plain_model(model))
@@ -84,6 +85,7 @@ class Actor(nn.Module):
         self.register_buffer("stop_ids", torch.tensor(list(stop_ids)).long(), persistent=False)
         self.min_new_tokens = min_new_tokens
         self.entropy_grad = entropy_grad
+        self.token_logprobs = torch.compile(token_logprobs) if compiled else token_logprobs
 
     def forward(
         self,
@@ -131,8 +133,8 @@ class Actor(nn.Module):
         """Log-probs and entropy (N,) of ids (N,) from hidden states (N, d)."""
         logits = head_logits(plain_model(self.model), states)
         if plain:
-            return token_logprobs(logits, ids, temperature=1.0, entropy=entropy)
-        return token_logprobs(
+            return self.token_logprobs(logits, ids, temperature=1.0, entropy=entropy)
+        return self.token_logprobs(
             logits,
             ids,
             self.temperature,

@@ -18,6 +18,10 @@ NEW_PAD = "<|pad|>"
 EXCLUDED_LOGIT = -1e4
 """exp(-1e4) is 0 in every precision, and unlike -inf it gives 0, not NaN, in p * log p."""
 
+ROWS = 64
+"""Tensor cores want it: with GPT-2's 50,257 logits the head takes four to five times as long as
+with 50,304."""
+
 LOWEST_CAP = 25
 """exp(-25) is 1e-11: a model may cap its logits here and an excluded id will not be sampled."""
 
@@ -69,11 +73,12 @@ def embedding(model: PreTrainedModel) -> torch.Tensor:
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give `model` a row for every id of `tokenizer`; new rows start at the mean of the old.
 
-    A model that has more rows than the tokenizer has ids keeps them (they are excluded).
+    Where it needs more rows, their number is rounded up to a multiple of ROWS. A model that has
+    more rows than the tokenizer has ids keeps them (they are excluded).
     """
     old = embedding(model).shape[0]
-    new = len(tokenizer)
-    if new > old:
+    new = -(-len(tokenizer) // ROWS) * ROWS
+    if len(tokenizer) > old:
         model.resize_token_embeddings(new, mean_resizing=False)
         tables = [embedding(model)]
         head: Any = model.get_output_embeddings()

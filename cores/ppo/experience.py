@@ -64,6 +64,11 @@ class Scored:
         whole = (self.mask.shape[1] - width, width)
         return None if all(found == whole for found in self.lengths) else self.mask
 
+    def to(self: S, device: torch.device | str) -> S:
+        """The same on another device."""
+        moved = {name: column.to(device) for name, column in columns(self).items()}
+        return _with_columns(type(self), moved)
+
     def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True) -> S:
         """The given rows; with `trim` without the columns that are padding in all of them."""
         numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)

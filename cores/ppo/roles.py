@@ -17,6 +17,7 @@ from cores.config.ppo_checks import WITH_CRITIC
 from cores.errors import UserError
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
+from cores.models.compiled import compile_layers
 from cores.models.loading import exclude_from
 from cores.models.precision import hold_linears_in_bf16
 from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
@@ -235,7 +236,7 @@ def build_roles(
         reward = ScalarModel(_held(load_scalar(parents["reward"].folder), launch))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
-    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
+    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0, compiled=ppo.compile)
     actor_role = TrainedRole(ACTOR, actor, both[ACTOR], ppo)
     critic_role = critic and TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo)
     shared = StartOfCritic(critic_role) if critic_role and _shared(config) else None
@@ -272,7 +273,7 @@ def _trainable(model: Any, config: Config, task: TaskType) -> Any:
         model = add_lora(model, lora, task, "ppo.lora")
         if config.model.gradient_checkpointing:
             model.enable_input_require_grads()
-    return model
+    return compile_layers(model) if config.ppo.compile else model
 
 
 def _held(model: Any, launch: Launch) -> Any:

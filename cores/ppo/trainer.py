@@ -161,8 +161,12 @@ class PPOTrainer:
         scored.ref_logprobs[rows, :width] = ref_logprobs
 
     def estimate(self, scored: Scored) -> Experience:
-        """Rewards a token, advantages and returns, over the rows of all ranks."""
-        return estimate(scored, self.config, self.kl_coef)
+        """Rewards a token, advantages and returns, over the rows of all ranks.
+
+        On the CPU: hundreds of operations on small tensors, each of which a GPU would be asked for.
+        """
+        found = estimate(scored.to("cpu"), self.config, self.kl_coef)
+        return found.to(self.launch.device)
 
     def update(self, experience: Experience) -> list[Stats]:
         """`epochs` passes of minibatches, each exactly one optimizer step of every trained role.

@@ -131,7 +131,11 @@ class HFEngine:
         self.model.generation_config = GenerationConfig()
         self.model.eval()
         try:
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocast):
+            # Layers that are compiled for training would be compiled anew for every length here.
+            with (
+                torch.compiler.set_stance("force_eager"),
+                torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocast),
+            ):
                 yield
         finally:
             self.model.generation_config = theirs

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import masking_utils
+
+from cores.models.plain import attention_problem
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -25,13 +28,27 @@ def model_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return inputs
 
 
+def causal_mask(mask: Tensor) -> Tensor:
+    """(B, 1, L, L) bool, what each position attends to, of mask (B, L): itself and the tokens
+    before it. Padding attends to itself, so that its softmax is defined; nothing attends to it."""
+    length = mask.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=mask.device)
+    return ((before & mask[:, None, :].bool()) | itself)[:, None]
+
+
 def hidden_states(body: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     """Last hidden states (B, L, d) of ids (B, L) under mask (B, L); None: nothing is padding.
 
     Then attention is plain causal, and positions are columns, by the model's own defaults.
     """
     if mask is not None:
-        return body(**model_inputs(body, ids, mask), use_cache=False).last_hidden_state
+        inputs = model_inputs(body, ids, mask)
+        if attention_problem(body.config) is None:
+            # transformers takes it as it is. Of a mask (B, L) it would ask whether there is any
+            # padding at all, and a GPU would be waited for.
+            inputs["attention_mask"] = causal_mask(mask)
+        return body(**inputs, use_cache=False).last_hidden_state
     with _trusted(body):
         return body(input_ids=ids, use_cache=False).last_hidden_state
 

@@ -3,22 +3,16 @@
 from importlib.util import find_spec
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config
 from cores.errors import UserError
-from cores.models.vocabulary import architecture
+from cores.models.plain import attention_problem
 from cores.rollout.engine import RolloutEngine
 from cores.rollout.graph import GraphEngine
 from cores.rollout.hf import HFEngine
 from cores.rollout.stops import stop_ids, text_matcher
 from cores.runtime.launch import Launch
-
-FAMILIES = ("gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
-"""Model types whose attention is plain: causal, over all positions, scores neither capped nor
-biased, keys and values handed to the cache and the attention function and nowhere else."""
-STILL_ROPE = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embedding whose angles do not depend on the longest row so far."""
 
 
 def build_engine(
@@ -59,18 +53,4 @@ def graph_problem(model: Any) -> str | None:
         return "ZeRO-3 moves the weights"
     if model.device.type == "cuda" and find_spec("triton") is None:
         return "triton is not installed"
-    return config_problem(model.config)
-
-
-def config_problem(config: PretrainedConfig) -> str | None:
-    """What of an architecture does, if anything."""
-    name = architecture(config)
-    if config.model_type not in FAMILIES:
-        return f"{name} is none of the model types {', '.join(FAMILIES)}"
-    if getattr(config, "sliding_window", None):
-        return f"{name} attends to a sliding window"
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
-    if kind not in STILL_ROPE:
-        return f"the rotary embedding of {name} is {kind}, which changes with the length"
-    return None
+    return attention_problem(model.config)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from cores.models.body import causal_mask
+
 ATTENTION = "tristage_static_cache"
 """Name under which transformers' models find `static_attention`. It has no mask function, so they
 make no mask."""
@@ -84,16 +86,10 @@ class StaticCache:
         return (places >= self.start[:rows, None])[:, None, None]
 
     def left_mask(self, mask: Tensor) -> None:
-        """Take the mask (b, P) of left-padded prompts for their prefill.
-
-        A padding position sees itself, so that its softmax is defined; nothing sees it.
-        """
+        """Take the mask (b, P) of left-padded prompts for their prefill."""
         self.mask, self.padded = None, not bool(mask.all())
         if self.padded:
-            wide = mask.shape[1]
-            causal = torch.ones(wide, wide, dtype=torch.bool, device=mask.device).tril()
-            itself = torch.eye(wide, dtype=torch.bool, device=mask.device)
-            self.mask = ((causal & mask[:, None, :]) | itself)[:, None]
+            self.mask = causal_mask(mask)
 
 
 @dataclass(frozen=True)

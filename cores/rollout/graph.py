@@ -107,7 +107,7 @@ class GraphEngine:
             here = slice(int(part[0]), int(part[-1]) + 1)
             cache.first_row = here.start
             cache.left_mask(mask[here])
-            logits.append(self.twin(ids[here], positions[here], cache)[:, -1])
+            logits.append(self.twin(ids[here], positions[here], cache))
         cache.decode(mask)
         steps.emit(torch.cat(logits))
 
@@ -147,7 +147,7 @@ class GraphEngine:
     def _advance(self, steps: Steps, rows: int) -> None:
         """The next token of the first `rows` rows."""
         ids, positions = steps.token[:rows, None], steps.position[:rows, None]
-        logits = self.twin(ids, positions, steps.cache)[:, -1]
+        logits = self.twin(ids, positions, steps.cache)
         steps.cache.advance()
         steps.position += 1
         steps.emit(logits)

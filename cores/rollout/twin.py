@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from cores.models.head import head_logits
 from cores.rollout.cache import ATTENTION
 
 
@@ -51,12 +52,9 @@ class Twin:
             torch._foreach_copy_(self.copies, self.sources)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Logits (b, 1, V) behind the last of ids (b, T) at positions (b, T)."""
-        output = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits
+        """Logits (b, V) behind the last of ids (b, T) at positions (b, T)."""
+        states = self.model.base_model(
+            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        # Contiguous rows: the last column of (b, T, d) would be multiplied row by row.
+        return head_logits(self.model, states[:, -1].contiguous())

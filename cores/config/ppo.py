@@ -61,6 +61,9 @@ class PPOSection:
     """Compile the layers of actor and critic (torch.compile): fewer and fused kernels, for long
     runs on GPUs. The first update takes longer, less so where torch finds what it compiled
     before. Off: nothing to wait for."""
+    cuda_graphs: bool = False
+    """Capture forward and backward passes of micro-batches as CUDA graphs: one launch in place of
+    thousands, which small models on fast GPUs wait for. On one GPU, without DeepSpeed."""
     epochs: int = 4
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = 256

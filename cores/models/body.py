@@ -29,12 +29,16 @@ def model_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def causal_mask(mask: Tensor) -> Tensor:
-    """(B, 1, L, L) bool, what each position attends to, of mask (B, L): itself and the tokens
-    before it. Padding attends to itself, so that its softmax is defined; nothing attends to it."""
+    """(B, 1, L, L) bool of mask (B, L): each position attends to the tokens up to itself.
+
+    Padding before the first token attends to itself, so that its softmax is defined; nothing
+    attends to padding.
+    """
     length = mask.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=mask.device)
-    return ((before & mask[:, None, :].bool()) | itself)[:, None]
+    seen = before & mask[:, None, :].bool()
+    return (seen | (itself & ~seen.any(dim=2, keepdim=True)))[:, None]
 
 
 def hidden_states(body: Any, ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -67,7 +67,7 @@ class Scored:
     def to(self: S, device: torch.device | str) -> S:
         """The same on another device."""
         moved = {name: column.to(device) for name, column in columns(self).items()}
-        return _with_columns(type(self), moved)
+        return with_columns(type(self), moved)
 
     def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True) -> S:
         """The given rows; with `trim` without the columns that are padding in all of them."""
@@ -85,7 +85,7 @@ class Scored:
                     taken[name] = value[:, start : start + prompt + response]
                 elif by_token(name, value):
                     taken[name] = value[:, :response]
-        result = _with_columns(type(self), taken)
+        result = with_columns(type(self), taken)
         vars(result)["lengths"] = lengths
         return result
 
@@ -108,7 +108,7 @@ def columns(scored: Scored) -> dict[str, Tensor]:
     return {name: column for name, column in found.items() if column is not None}
 
 
-def _with_columns(cls: type[S], found: dict[str, Tensor]) -> S:
+def with_columns(cls: type[S], found: dict[str, Tensor]) -> S:
     """The opposite of `columns`."""
     every: dict[str, Any] = dict.fromkeys(f.name for f in fields(cls))
     return cls(**{**every, **found})
@@ -145,4 +145,4 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> Scored
             else:
                 collected[name].append(pad(value, (0, right)) if by_token(name, value) else value)
     made = {name: torch.cat(values).to(device) for name, values in collected.items()}
-    return _with_columns(Scored, made)
+    return with_columns(Scored, made)

@@ -61,6 +61,8 @@ class TrainedRole:
         self.learning_rate = learning_rate
         self.max_grad_norm = ppo.max_grad_norm
         self.steps = 0
+        self.keep_gradients = False
+        """Whether gradients are cleared in place: captured passes add to where they are."""
         self.grad_norm = torch.tensor(0.0)
         """0-d, of the last step before clipping, on the device that computed it."""
         self.module, self.optimizer = accelerator.prepare(model, optimizer)
@@ -94,7 +96,7 @@ class TrainedRole:
     def check_finite(self, norms: list[float]) -> None:
         """UserError if a gradient norm of the last steps was no number, rather than train on.
 
-        Looked at when an update ends. Until then such a step changes no weight: see `_step`.
+        Looked at when an update ends. Until then such a step changes no weight: see `step`.
         """
         for step, norm in enumerate(norms, start=self.steps - len(norms) + 1):
             if not math.isfinite(norm):
@@ -128,9 +130,9 @@ class TrainedRole:
             return
         loss.backward()
         if last:
-            self._step()
+            self.step()
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Clip, step and clear the gradients; the kernel leaves out a step that is no number.
 
         It does so by `found_inf`, meant for gradient scalers (torch.optim.AdamW, fused), so that
@@ -141,7 +143,7 @@ class TrainedRole:
         self.grad_norm = norm.detach()
         self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
         self.steps += 1
 
 

@@ -12,20 +12,14 @@ from cores.models.scalar import last_attended
 from cores.ppo.batches import for_scoring, in_parts, on_device, shared
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
-from cores.ppo.objective import (
-    Totals,
-    critic_objective,
-    lengths_read,
-    policy_objective,
-    reads_padding,
-    response_values,
-)
+from cores.ppo.objective import Totals, lengths_read, reads_padding, response_values
+from cores.ppo.passes import Passes
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.reuse import Reuse
 from cores.ppo.rewards import RewardFunctions, weighted_sum
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
-from cores.rl import lr_factor, masked_mean, next_kl_coef
+from cores.rl import lr_factor, next_kl_coef
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
@@ -54,6 +48,8 @@ class PPOTrainer:
         """Sources of the score beside the reward model."""
         self.ptx = ptx
         """Stage-1 rows to train on beside the rollouts."""
+        self.passes = Passes(config, roles, launch)
+        """How a micro-batch goes through a model and back."""
         self.reuse = Reuse(config, launch.precision)
         """Whether the engine's log-probs serve as the old ones."""
         self.shuffle = torch.Generator().manual_seed(seed)
@@ -142,7 +138,7 @@ class PPOTrainer:
         everywhere = padded and not last_token
         batch = scored.select(part, trim=not padded)
         rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
-        with self.autocast():
+        with self.passes.autocast():
             if not reuse:
                 assert scored.entropy is not None
                 logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
@@ -211,9 +207,12 @@ class PPOTrainer:
         for micro, last in self._micro_batches(experience, rows):
             batch = experience.select(micro, trim=not reads_padding(self.config))
             if self.roles.actor in trained:
-                self._train_actor(batch, totals, last, sums)
+                first = self.minibatch < self.minibatches // self.config.epochs
+                measured = batch.entropy is None and first  # in the first pass over the rows
+                terms = self.passes.actor(batch, totals, self.kl_coef, measured, last)
+                accumulate(sums, terms)
             if self.roles.critic is not None:
-                self._train_critic(self.roles.critic, batch, totals, last, sums)
+                accumulate(sums, self.passes.critic(self.roles.critic, batch, totals, last))
         self.minibatch += 1
         return {
             **over_ranks(sums, self.launch.world),
@@ -221,45 +220,12 @@ class PPOTrainer:
             "learning_rate_factor": factors[trained[0].name],
         }
 
-    def _train_actor(
-        self, batch: Experience, totals: Totals, last: bool, sums: dict[str, Tensor]
-    ) -> None:
-        actor, width = self.roles.actor, batch.response_mask.shape[1]
-        first = self.minibatch < self.minibatches // self.config.epochs
-        measured = batch.entropy is None and first  # in the first pass over the rows
-        with actor.micro_batch(last), self.autocast():
-            logprobs, entropy = actor.module(
-                batch.ids, batch.attended, width, entropy=measured or self.config.entropy_coef > 0
-            )
-            loss, terms = policy_objective(
-                batch, logprobs, entropy, totals, self.config, self.kl_coef
-            )
-            actor.accumulate(loss, last)
-        if measured:
-            terms["entropy"] = masked_mean(entropy.detach(), batch.response_mask, totals.tokens)
-        accumulate(sums, terms)
-
-    def _train_critic(
-        self,
-        critic: TrainedRole,
-        batch: Experience,
-        totals: Totals,
-        last: bool,
-        sums: dict[str, Tensor],
-    ) -> None:
-        width = batch.response_mask.shape[1]
-        with critic.micro_batch(last), self.autocast():
-            values = response_values(critic.module(batch.ids, batch.attended), width, self.config)
-            loss, terms = critic_objective(batch, values, totals, self.config)
-            critic.accumulate(loss, last)
-        accumulate(sums, terms)
-
     def _train_ptx(self, ptx: PtxRows, sums: dict[str, Tensor]) -> None:
         """The stage-1 loss, before the minibatch whose last micro-batch takes the step."""
         actor, launch = self.roles.actor, self.launch
         batches, tokens = ptx.next(launch.rank, launch.world, self.config.microbatch_size)
         for batch in batches:
-            with actor.micro_batch(last=False), self.autocast():
+            with actor.micro_batch(last=False), self.passes.autocast():
                 width = batch.ids.shape[1] - 1
                 logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True, entropy=False)
                 loss = ptx_loss(logprobs, batch.trained, tokens)
@@ -288,11 +254,6 @@ class PPOTrainer:
         c = self.config
         if c.kl_target is not None:
             self.kl_coef = next_kl_coef(self.kl_coef, kl, c.kl_target, c.batch_size, c.kl_horizon)
-
-    def autocast(self) -> torch.autocast:
-        """bfloat16 compute where configured."""
-        enabled = self.launch.precision == "bf16"
-        return torch.autocast(self.launch.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], bool]]:
         c, lengths = self.config, lengths_read(scored, self.config)

@@ -1,0 +1,65 @@
+"""Forward and backward passes as CUDA graphs: one launch in place of thousands.
+
+A graph repeats its kernels on the same addresses, so it holds for one shape of micro-batch. A shape
+is run as it is until it is clear that it comes again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+SEEN = 2
+"""Runs of a shape before its capture: compilation and the first gradients are behind it then."""
+GRAPHS = 32
+"""Graphs at most; what comes after them runs as it is."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured pass."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensors
+    """What it reads: copied into before each replay."""
+    outputs: Tensors
+    """What it leaves."""
+
+
+class Captured:
+    """Runs passes, captured where their shape has come before.
+
+    A pass adds to gradients that must stay where they are: clear them by zeroing. What it
+    needs in between lies in one pool of memory for all graphs, since none runs beside another.
+    """
+
+    def __init__(self) -> None:
+        self.seen: Counter[Hashable] = Counter()
+        self.graphs: dict[Hashable, Graph] = {}
+
+    def run(self, key: Hashable, inputs: Tensors, work: Callable[[Tensors], Tensors]) -> Tensors:
+        """What `work` returns for `inputs`; `key` names everything about it but their values."""
+        key = (key, tuple((name, tuple(x.shape)) for name, x in inputs.items()))
+        self.seen[key] += 1
+        if key not in self.graphs:
+            if self.seen[key] <= SEEN or len(self.graphs) >= GRAPHS:
+                return work(inputs)
+            self.graphs[key] = self._capture(inputs, work)
+        graph = self.graphs[key]
+        for name, value in inputs.items():
+            graph.inputs[name].copy_(value)
+        graph.graph.replay()
+        return {name: value.clone() for name, value in graph.outputs.items()}
+
+    def _capture(self, inputs: Tensors, work: Callable[[Tensors], Tensors]) -> Graph:
+        """A graph of `work`; nothing runs yet."""
+        own = {name: value.clone() for name, value in inputs.items()}
+        pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            outputs = work(own)
+        return Graph(graph, own, outputs)

@@ -37,10 +37,8 @@ def parse_config(argv: list[str], prog: str, description: str) -> Config:
     config = parser.instantiate(namespace).as_dict()
     config.pop("config")
     result = Config(**config)
-    where = files[-1] if files else COMMAND_LINE
     for key, problem in check(result):
-        source = COMMAND_LINE if _given(argv, key) else where
-        raise UserError(f"{_place(source, key)}: {problem}")
+        raise UserError(f"{_origin(argv, files, key)}: {problem}")
     return result
 
 
@@ -98,11 +96,22 @@ def _config_files(argv: list[str]) -> list[str]:
     return files
 
 
+def _origin(argv: list[str], files: list[str], key: str) -> str:
+    """Where the value of `key` is from: the command line, else the last file that has it, else its
+    default, which another key's value can make a wrong one."""
+    if _given(argv, key):
+        return _place(COMMAND_LINE, key)
+    having = [file for file in files if _line(file, key)]
+    return _place(having[-1], key) if having else f"key {key} (its default)"
+
+
 def _given(argv: list[str], key: str) -> bool:
-    """Whether the command line sets `key`, by itself or as part of a section given as JSON."""
+    """Whether the command line sets `key`: by itself, as part of a section given as JSON, or where
+    `key` is a section, by a key in it."""
     names = re.sub(r"\[\d+\]", "", key).split(".")
     options = {"--" + ".".join(names[: i + 1]) for i in range(len(names))}
-    return any(word.partition("=")[0] in options for word in argv)
+    given = [word.partition("=")[0] for word in argv]
+    return any(word in options or word.startswith(f"--{key}.") for word in given)
 
 
 def _parse(parser: jsonargparse.ArgumentParser, argv: list[str], source: str) -> Any:
@@ -140,9 +149,17 @@ def _key_and_reason(message: str) -> tuple[str, str]:
 def _place(source: str, key: str) -> str:
     if source == COMMAND_LINE:
         return f"command line: --{key}"
-    lines = _key_lines(source)
-    line = lines.get(key) or lines.get(re.sub(r"\.\w+$", "", key))  # a key left out of an item
+    line = _line(source, key)
     return f"{source}:{line}: key {key}" if line else f"{source}: key {key}"
+
+
+def _line(file: str, key: str) -> int | None:
+    """The line of a YAML file that sets `key`, or something in it where `key` is a section, or has
+    the item that it was left out of."""
+    lines = _key_lines(file)
+    inside = [line for name, line in lines.items() if name.startswith(f"{key}.")]
+    item = re.sub(r"(?<=\])\.\w+$", "", key)
+    return lines.get(key) or lines.get(item) or next(iter(inside), None)
 
 
 def _all_keys() -> dict[str, Any]:

@@ -11,19 +11,23 @@ import json
 import math
 import platform
 import sys
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
+from cores.errors import UserError
 from cores.runtime.cli import guarded
-from scripts.experiments.plan import BEST_OF, KL_COEFS, SEEDS, variants
+from scripts.experiments.peer_trl import RELEASE
+from scripts.experiments.plan import BEST_OF, KL_COEF, KL_COEFS, SEEDS, variants
 
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Student's t, 97.5%, by number of seeds."""
 MEASURES = ("gold", "score", "kl", "length", "ended", "repetition", "distinct_1", "distinct_2")
-CURVES = ("score", "kl", "score_gold", "response_length", "entropy")
+CURVES = ("score", "kl", "score_gold", "response_length", "entropy", "ended")
+"""Of these, what a run logged: TRL's has no `ended`."""
 PACKAGES = ("torch", "transformers", "trl")
 
 
@@ -38,14 +42,29 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 
 
 def judged(files: dict[int, Path]) -> dict[str, Any] | None:
-    """Each measure over the seeds whose file is there; None if none is."""
+    """Each measure over the seeds whose file is there; None if none is.
+
+    `halves`: of each seed, the half-width of its own interval, over the prompts.
+    """
     found = {seed: json.loads(f.read_text("utf-8")) for seed, f in files.items() if f.is_file()}
     if not found:
         return None
     result: dict[str, Any] = {"seeds": sorted(found)}
     for name in MEASURES:
-        result[name] = over_seeds([found[seed][name]["mean"] for seed in sorted(found)])
+        each = [found[seed][name] for seed in sorted(found)]
+        halves = [one["half"] for one in each]
+        result[name] = over_seeds([one["mean"] for one in each]) | {"halves": halves}
     result["samples"] = next(iter(found.values()))["samples"][:4]
+    return result
+
+
+def of_seeds(run: dict[str, Any], seeds: Collection[int]) -> dict[str, Any]:
+    """A judged run as if it had been run with these seeds alone; curves and samples as they are."""
+    kept = [i for i, seed in enumerate(run["seeds"]) if seed in seeds]
+    result = run | {"seeds": [run["seeds"][i] for i in kept]}
+    for name in MEASURES:
+        halves = [run[name]["halves"][i] for i in kept]
+        result[name] = over_seeds([run[name]["seeds"][i] for i in kept]) | {"halves": halves}
     return result
 
 
@@ -97,13 +116,29 @@ def frontier(out: Path, setting: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def peer(out: Path, setting: str | None) -> dict[str, Any]:
+    """The peer's release, and of one of its runs all settings and versions."""
+    found = {"release": RELEASE}
+    record = out / "seed0" / f"trl-{setting}-{KL_COEF:g}" / "peer.json"
+    if setting is None or not record.is_file():
+        return found
+    run = json.loads(record.read_text("utf-8"))
+    settings = {name: value for name, value in run["settings"].items() if name != "output_dir"}
+    return found | {"versions": run["versions"], "settings": settings}
+
+
 def gather(out: Path) -> dict[str, Any]:
-    """Everything that is there."""
+    """Everything that is there; UserError for a folder that run.py did not write."""
+    if not (out / "machine.json").is_file():
+        raise UserError(
+            f"--out {out}: there is no machine.json in it; give the folder that "
+            "scripts/experiments/run.py wrote."
+        )
     runs = {v.name: entry(out, v.name, "ppo/metrics.jsonl") for v in variants()}
     groups = {v.name: v.group for v in variants()}
     tuning = out / "tuning.json"
     tuned = json.loads(tuning.read_text("utf-8")) if tuning.is_file() else {}
-    chosen = {side: max(values, key=values.__getitem__) for side, values in tuned.items()}
+    chosen = {side: max(values, key=values.__getitem__) for side, values in tuned.items() if values}
     best = {
         str(n): judged({s: out / f"seed{s}" / f"best-of-{n}.json" for s in SEEDS})
         for n in (1, *BEST_OF)
@@ -112,6 +147,7 @@ def gather(out: Path) -> dict[str, Any]:
         **json.loads((out / "machine.json").read_text("utf-8")),
         "tuning": tuned,
         "chosen": chosen,
+        "peer": peer(out, chosen.get("trl")),
         "groups": groups,
         "runs": {name: value for name, value in runs.items() if value},
         "frontier": {setting: frontier(out, setting) for setting in sorted(set(chosen.values()))},

@@ -73,6 +73,28 @@ def summary(judged: Judged) -> dict[str, Any]:
     }
 
 
+def check_kinds(policy: Path, reference: Path, reward: Path) -> None:
+    """UserError for a folder that holds the wrong kind of model; reads no weights."""
+    from cores.models.loading import load_config
+
+    for option, folder in (("--policy", policy), ("--reference", reference)):
+        if _is_scalar(load_config(folder)):
+            raise UserError(
+                f"{option} {folder}: it holds a reward model, which samples no replies; give the "
+                "folder of a policy, such as stage 1's or stage 3's."
+            )
+    found = load_config(reward)
+    if not _is_scalar(found) or not hasattr(found, "reward_mean"):
+        raise UserError(
+            f"--reward {reward}: it holds no calibrated reward model (a classification model with "
+            "reward_mean in its config.json); give the folder that stage 2 wrote."
+        )
+
+
+def _is_scalar(config: Any) -> bool:
+    return any("SequenceClassification" in name for name in config.architectures or [])
+
+
 def judge(config: Config, policy: Path, reference: Path, reward: Path, n: int) -> Judged:
     """Sample with `policy` and judge its replies; with n > 1, the best of n by the score that PPO
     maximises: the reward model's less the missing-EOS penalty."""
@@ -87,6 +109,7 @@ def judge(config: Config, policy: Path, reference: Path, reward: Path, n: int) -
     from scripts.demo.world import gold
 
     quiet()
+    check_kinds(policy, reference, reward)
     tokenizer = load_tokenizer(reference)
     rows = prompt_data(config, tokenizer).test
     if len(rows) < 2:

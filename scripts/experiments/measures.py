@@ -1,13 +1,16 @@
-"""What is measured of replies as texts, and the choice among several of them. No model in here."""
+"""What is measured of replies as texts, the choice among several of them, and what PPO pays for a
+whole update. No model in here."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Z95 = 1.96
 """Half-width of a 95% interval in standard errors."""
 REPEATED = 4
 """Words of the n-gram whose second occurrence counts as repetition."""
+MISSING_EOS_PENALTY = 2.0
+"""The demo's, configs/demo.yaml."""
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
@@ -66,3 +69,13 @@ def best_of_kl(n: int) -> float:
     guarantees on the alignment of best-of-n policy").
     """
     return math.log(n) - (n - 1) / n
+
+
+def gained(row: Mapping[str, float], kl_coef: float) -> float:
+    """What PPO maximises, of one update's metrics: score - kl_coef * KL, nats a reply.
+
+    The missing-EOS penalty is taken off both sides' scores: TRL's has lost it where it is logged,
+    and our `score` loses it here, by the share `ended` of replies that stopped by themselves.
+    """
+    penalty = MISSING_EOS_PENALTY * (1 - row["ended"]) if "ended" in row else 0.0
+    return row["score"] - penalty - kl_coef * row["kl"]

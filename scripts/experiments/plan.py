@@ -1,9 +1,13 @@
 """What the experiments train: five seeds of the demo, and PPO from each seed's stages in many ways.
 
-    <out>/seed<n>/sft, reward          stages 1 and 2
-    <out>/seed<n>/<variant>/ppo        stage 3, from these two; judged.json beside it
-    <out>/seed<n>/trl-<kl_coef>/...    the peer's PPO from the same two
-    <out>/seed<n>/best-of-<n>.json     the best of n replies of stage 1
+    <out>/seed<n>/sft, reward                        stages 1 and 2
+    <out>/seed<n>/<variant>/ppo                      stage 3, from these two; judged.json beside it
+    <out>/seed0/<setting>, trl-<setting>             ours and the peer's PPO while tuning
+    <out>/seed<n>/frontier-<setting>-<kl_coef>/ppo   ours at a price of KL
+    <out>/seed<n>/trl-<setting>-<kl_coef>            the peer's, from the same two
+    <out>/seed<n>/best-of-<n>.json                   the best of n replies of stage 1
+
+A setting is a learning rate and its schedule, such as rate-0.001-linear.
 
 All see as many sampled replies unless the variant says so.
 """
@@ -23,6 +27,8 @@ DATA = ROOT / "runs" / "demo" / "data" / "sft.jsonl"
 """The demo's files; scripts/demo/make.py writes them."""
 LOGGED = '{"model": 1, "scripts/experiments/rewards.py:gold": 0}'
 """The true reward is logged, not learned from."""
+KL_COEF = 0.1
+"""The demo's, at which both sides are tuned."""
 KL_COEFS = (0.02, 0.05, 0.1, 0.2, 0.4)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Learning rates of the actor tried on seed 0, for us and for the peer."""

@@ -7,8 +7,9 @@ FOLDER holds trl==1.12.0 (`pip install --no-deps --target FOLDER trl==1.12.0`); 
 is left out. With --gpus, PPO (ours and the peer's) runs on GPUs; stages 1 and 2 and the judge stay
 on the CPU. A finished job is not run again, so a run that was stopped goes on where it was. Both
 sides try RATES and SCHEDULES on seed 0 at the demo's kl_coef, and take the pair with the best
-objective (score - kl_coef * KL, mean over training) into the frontier. At the end, or when
---stop-after seconds are over, what is finished is gathered in OUT/experiments.json.
+objective (score less missing-EOS penalty - kl_coef * KL, mean over training) into the frontier. At
+the end, or when --stop-after seconds are over, what is finished is gathered in
+OUT/experiments.json.
 """
 
 import argparse
@@ -24,9 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.experiments.figures import machine
+from scripts.experiments.measures import gained
+from scripts.experiments.peer_trl import RELEASE
 from scripts.experiments.plan import (
     BEST_OF,
     CPU,
+    KL_COEF,
     KL_COEFS,
     RATES,
     SCHEDULES,
@@ -41,14 +45,11 @@ from scripts.experiments.plan import (
 )
 from scripts.jobs import Job, run_all
 
-KL_COEF = 0.1
-"""The demo's, at which both sides are tuned."""
-
 
 def objective(metrics: Path) -> float:
-    """Mean over all updates of score - kl_coef * KL, so that learning sooner counts too."""
+    """Mean over all updates of what PPO maximises, so that learning sooner counts too."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return sum(row["score"] - KL_COEF * row["kl"] for row in rows) / len(rows)
+    return sum(gained(row, KL_COEF) for row in rows) / len(rows)
 
 
 def tried() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -110,11 +111,18 @@ def main(argv: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Run the experiments.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--peer-path", type=Path, help="folder that holds trl 1.12.0")
+    parser.add_argument("--peer-path", type=Path, help=f"folder that holds trl {RELEASE}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="jobs at a time")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to spread PPO over; 0: the CPU")
     parser.add_argument("--stop-after", type=float, default=86400, help="seconds for the jobs")
     args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: give 1 job at a time or more.")
+    if args.peer_path and not (args.peer_path / "trl").is_dir():
+        raise UserError(
+            f"--peer-path {args.peer_path}: it holds no trl; make it with `pip install --no-deps "
+            f"--target {args.peer_path} trl=={RELEASE}`, or leave the option out."
+        )
     out = args.out.resolve()
     deadline = time.monotonic() + args.stop_after
     if not args.gpus:

@@ -77,6 +77,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if limit is not None and float(", "if float("),
             ("kl-price-fixed", "the price of KL is not steered",
              "self.kl_coef = next_kl_coef(", "_ = next_kl_coef("),
+            ("kl-price-minibatch", "the price of KL steered by a minibatch's replies",
+             "c.kl_target, c.batch_size,", "c.kl_target, c.minibatch_size,"),
             ("samples-apart", "replies to one prompt are not neighbours",
              "[prompt for prompt in prompts for _ in range(group)]",
              "[prompt for _ in range(group) for prompt in prompts]"),
@@ -188,6 +190,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("ptx-shift", "stage-1 log-probs against the mask of the token before",
              "trained[:, 1:]", "trained[:, :-1]"),
+            ("ptx-first", "divided by first tokens too, which nothing predicts",
+             'row["labels"][1:]', 'row["labels"]'),
             ("ptx-sign", "stage-1 log-probs lowered", "return -masked_sum(", "return masked_sum("),
         ],
     ),

@@ -135,6 +135,47 @@ def test_mistakes_on_the_command_line(write, words: list[str], place: str, said:
     assert said in message
 
 
+GRPO = ["--ppo.estimator", "grpo"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "place"),
+    [
+        # The culprit is on the command line: a key in a section, and one that makes another wrong.
+        ("ppo:\n  clip: 0.1\n", ["--ppo.coati.r_minus_v", "false"], "command line: --ppo.coati: "),
+        ("ppo:\n  clip: 0.1\n", GRPO, "key ppo.samples_per_prompt (its default): "),
+        ("seed: 1\n", GRPO, "key ppo.samples_per_prompt (its default): "),
+        ("ppo:\n  samples_per_prompt: 1\n", GRPO, "c.yaml:2: key ppo.samples_per_prompt: "),
+        (
+            "ppo:\n  samples_per_prompt: 4\n",
+            [*GRPO, "--ppo.samples_per_prompt=1"],
+            "command line: --ppo.samples_per_prompt: ",
+        ),
+        # And in the file.
+        ("ppo:\n  estimator: grpo\n", [], "key ppo.samples_per_prompt (its default): "),
+        ("ppo:\n  coati:\n    r_minus_v: false\n", [], "c.yaml:2: key ppo.coati: "),
+        ("ppo.coati.r_minus_v: false\n", [], "c.yaml:1: key ppo.coati: "),
+    ],
+)
+def test_a_refused_combination_is_placed_where_its_key_is(
+    write, text: str, words: list[str], place: str
+) -> None:
+    """A key that stands nowhere is named as the default it is, not as a line of its section's."""
+    message = mistake("--config", write(text), *words)
+    assert message.startswith(place), message
+
+
+def test_a_refused_combination_names_the_file_that_has_the_key(write) -> None:
+    """Of several, the last that has it, not the last."""
+    files = [
+        write("ppo: {samples_per_prompt: 4}\n", "1.yaml"),
+        write("ppo:\n  samples_per_prompt: 1\n", "2.yaml"),
+        write("ppo: {estimator: grpo}\n", "3.yaml"),
+    ]
+    message = mistake(*(word for file in files for word in ("--config", file)))
+    assert message.startswith("2.yaml:2: key ppo.samples_per_prompt: "), message
+
+
 @pytest.mark.parametrize("words", [["--config", "no.yaml"], ["--config=no.yaml"]])
 def test_missing_file(words: list[str]) -> None:
     """Named, with an example of what is expected."""

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from _models import EOS, classifier, reward_folder, sft_folder, toy_tokenizer
 
 from cores.config import parse_config
 from cores.errors import UserError
+from cores.models import save_model
+from cores.rollout import Rollout
 from scripts.demo.report import Replies, Task, kl, mean_and_half
 from scripts.experiments import judge as judging
 from scripts.experiments.judge import PLACES, Judged, main, summary
@@ -127,6 +130,57 @@ def test_summary_has_a_half_width_for_every_figure_and_every_single_value() -> N
     assert found["rows"]["repetition"] == [1.0, 0.0]
     assert found["distinct_1"]["mean"] == 4 / 8
     assert found["samples"][1] == {"prompt": "q", "reply": "c d"}
+
+
+class _Engine:
+    """Two replies to each prompt: the first never ends, the second does."""
+
+    model = None
+
+    def generate(self, prompts: list[list[int]]) -> Rollout:
+        replies = [[21, 22] if i % 2 == 0 else [23, EOS] for i in range(len(prompts))]
+        ids = torch.tensor([p + r for p, r in zip(prompts, replies, strict=True)])
+        every = torch.ones_like(ids, dtype=torch.bool)
+        ended = torch.tensor([i % 2 == 1 for i in range(len(prompts))])
+        return Rollout(ids, every, every[:, -2:], torch.zeros(len(prompts), 2), ended)
+
+
+@pytest.mark.parametrize(("better", "kept"), [(1.5, "w23"), (2.5, "w21 w22")])
+def test_best_of_loses_the_missing_eos_penalty(
+    better: float, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply that does not end scores higher by `better`, and the penalty is 2; the score that
+    is reported has no penalty."""
+    test = [{"prompt": name, "input_ids": [5, 6 + i]} for i, name in enumerate("ab")]
+    data = type("Data", (), {"test": test})
+    monkeypatch.setattr("cores.data.prompt_data", lambda *_: data)
+    monkeypatch.setattr("cores.training.calibration.policy_engine", lambda *_: _Engine())
+    scores = [better, 0.0, better + 1, 1.0]
+    monkeypatch.setattr("scripts.demo.report.scores", lambda *_: scores)
+    monkeypatch.setattr("scripts.demo.world.gold", lambda prompt, text: len(text))
+    config = parse_config(["--config", "configs/demo.yaml"], "", "")
+    sft, reward = sft_folder("gpt2"), reward_folder("gpt2")
+    found = judging.judge(config, sft, sft, reward, 2)
+    assert found.texts == [kept, kept]
+    assert found.score == (scores[1::2] if kept == "w23" else scores[::2])
+    assert found.ended == [float(kept == "w23")] * 2
+    assert found.kl == [best_of_kl(2)] * 2
+
+
+def test_models_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:
+    """Before any is loaded, with the option and the folder."""
+    sft, reward = sft_folder("gpt2"), reward_folder("gpt2")
+    save_model(classifier("gpt2"), toy_tokenizer(), tmp_path)
+    for policy, reference, scored, problem in (
+        (reward, sft, reward, f"--policy {reward}: it holds a reward model"),
+        (sft, reward, reward, f"--reference {reward}: it holds a reward model"),
+        (sft, sft, sft, f"--reward {sft}: it holds no calibrated reward model"),
+        (sft, sft, tmp_path, f"--reward {tmp_path}: it holds no calibrated reward model"),
+    ):
+        with pytest.raises(UserError) as caught:
+            judging.judge(parse_config([], "", ""), policy, reference, scored, 1)
+        assert str(caught.value).startswith(problem)
+    judging.check_kinds(sft, sft, reward)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from _models import reward_folder, scalar_of
 
 from cores.config import parse_config
 from cores.errors import UserError
+from cores.models.scalar import ScalarModel
 from scripts.experiments import peer_trl
 from scripts.experiments.peer_trl import main, optimizer_steps, parse_set, settings
 
@@ -30,6 +33,19 @@ def test_a_minibatch_is_an_optimizer_step_as_in_ours() -> None:
     assert found["per_device_train_batch_size"] == DEMO.ppo.batch_size
     ours = DEMO.ppo.updates * DEMO.ppo.epochs * (DEMO.ppo.batch_size // DEMO.ppo.minibatch_size)
     assert optimizer_steps(found) == ours == 100
+
+
+def test_the_peer_reads_the_calibrated_score() -> None:
+    """Its score at every token is ours: the head's less the mean, from the same hidden states."""
+    model, ours = peer_trl.scalar(reward_folder("gpt2")), ScalarModel(scalar_of("gpt2"))
+    ids = torch.tensor([[5, 9, 13, 20], [7, 8, 9, 10]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        hidden = model.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        theirs = model.score(hidden)
+        assert ours.mean == 0.75
+        assert theirs.shape == (2, 4, 1)
+        torch.testing.assert_close(theirs[..., 0], ours(ids, mask))
 
 
 def test_values_of_set_have_their_types() -> None:

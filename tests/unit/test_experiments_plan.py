@@ -52,6 +52,17 @@ def test_settings_are_chosen_by_the_objective_alone(tmp_path: Path) -> None:
     assert best(tmp_path) == {"ours": "rate-0.0001-constant"}
 
 
+def test_the_objective_is_of_the_whole_of_training(tmp_path: Path) -> None:
+    """Learning sooner counts, and what replies that do not end lose: 2 times their share, where
+    the run logs it; TRL's score has lost it already."""
+    file = tmp_path / "metrics.jsonl"
+    rows = [{"score": 0.0, "kl": 0.0}, {"score": 1.0, "kl": 5.0}, {"score": 2.0, "kl": 10.0}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert objective(file) == pytest.approx((0.0 + 0.5 + 1.0) / 3)
+    file.write_text("\n".join(json.dumps({**row, "ended": 0.75}) for row in rows))
+    assert objective(file) == pytest.approx((0.0 + 0.5 + 1.0) / 3 - 0.5)
+
+
 def test_both_sides_run_at_both_sides_best(tmp_path: Path) -> None:
     """So that a difference of settings is told from one of implementations."""
     place = tmp_path / "seed0"

@@ -9,6 +9,7 @@ from cores.config.schema import (
     ModelSection,
     RewardSection,
     RoleTemplate,
+    RolloutSection,
     SFTSection,
     TemplateSection,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "PPOSection",
     "RewardSection",
     "RoleTemplate",
+    "RolloutSection",
     "SFTSection",
     "SourceSection",
     "TemplateSection",

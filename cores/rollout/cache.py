@@ -115,7 +115,8 @@ def static_attention(
     keys, values = cache.keys[key.layer], cache.values[key.layer]
     rows, _, count, _ = query.shape
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if count == 1 and cache.kernel:
+    prefill = cache.filled == 0
+    if cache.kernel and not prefill:
         from cores.rollout.kernels import decode_attention
 
         out = decode_attention(
@@ -123,7 +124,7 @@ def static_attention(
         )
         return out, None
     end = cache.filled + count
-    mask = cache.mask if count > 1 else cache.seen(rows)
+    mask = cache.mask if prefill else cache.seen(rows)
     part = slice(cache.first_row, cache.first_row + rows)
     keys[part, :, cache.filled : end] = key.keys
     values[part, :, cache.filled : end] = value
@@ -132,7 +133,7 @@ def static_attention(
         keys[part, :, :end],
         values[part, :, :end],
         attn_mask=mask,
-        is_causal=mask is None and count > 1,
+        is_causal=mask is None and prefill,
         scale=scale,
         enable_gqa=query.shape[1] != keys.shape[1],
     )

@@ -18,10 +18,8 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor,
     logprobs = (logits.float() / temperature).log_softmax(dim=-1)
     probs = logprobs.exp()
     cumulated = probs.cumsum(dim=-1)
-    total = cumulated[:, -1]
-    # Rounding can make the product the total itself, which nothing exceeds.
-    below = torch.nextafter(total, torch.zeros_like(total))
-    target = torch.minimum(uniform * total, below)
-    tokens = torch.searchsorted(cumulated, target[:, None], right=True)
+    # Below the total, though rounded: a float32 below 1 is at most 1 - 2^-24.
+    target = uniform[:, None] * cumulated[:, -1:]
+    tokens = torch.searchsorted(cumulated, target, right=True)
     chosen = logprobs.gather(1, tokens).squeeze(1)
     return tokens.squeeze(1), chosen, -(probs * logprobs).sum(dim=-1)

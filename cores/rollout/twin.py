@@ -20,8 +20,7 @@ class Twin:
     """
 
     def __init__(self, model: Any, autocast: bool) -> None:
-        shared: dict[int, Any] = {id(p): p for p in model.parameters()}
-        self.model: Any = deepcopy(model, shared)
+        self.model: Any = deepcopy(model, _shared(model))
         self.model.eval()
         self.model.config._attn_implementation = ATTENTION
         self.autocast = autocast
@@ -43,9 +42,10 @@ class Twin:
                 continue
             copy = torch.empty_like(source, dtype=torch.bfloat16, requires_grad=False)
             setattr(module, name, nn.Parameter(copy, requires_grad=False))
-            self.sources.append(source.detach())
+            self.sources.append(source)
             self.copies.append(copy)
 
+    @torch.no_grad()
     def refresh(self) -> None:
         """Round the weights as they are now."""
         if self.copies:
@@ -58,3 +58,12 @@ class Twin:
         ).last_hidden_state
         # Contiguous rows: the last column of (b, T, d) would be multiplied row by row.
         return head_logits(self.model, states[:, -1].contiguous())
+
+
+def _shared(model: Any) -> dict[int, Any]:
+    """What a copy of `model` has in common with it, by id as `deepcopy` asks for it."""
+    shared = {id(p): p for p in model.parameters()}
+    for module in model.modules():
+        if hasattr(module, "init_8bit_state"):  # there the weight moves to at its first use
+            shared[id(module.state)] = module.state
+    return shared

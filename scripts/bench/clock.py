@@ -14,11 +14,13 @@ from unittest.mock import patch
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from cores.ppo import PPOTrainer
-from cores.ppo.roles import TrainedRole
 from scripts.bench.machine import peak_bytes, reset_peak, synchronize
 
+WITHOUT_ADAPTERS = {"actor": "reference", "critic": "reward"}
+"""What a trained role with adapters is without them."""
 PHASES = ("rollout", "score", "estimate", "update")
 Call = Callable[..., Any]
 
@@ -94,10 +96,12 @@ def instrumented(trainer: PPOTrainer, clock: Clock) -> Iterator[None]:
             (roles.critic and roles.critic.module, "critic"),
             (roles.reward, "reward"),
         ):
-            if module is not None:
+            if isinstance(module, nn.Module):
                 _time_module(module, name, clock, stack)
+        for method, name in (("actor", "actor"), ("critic", "critic")):
+            time_call(trainer.passes, method, name)
+        time_call(trainer, "_train_ptx", "actor")
         for role in roles.trained:
-            _end_with_backward(role, clock, stack)
             time_call(role.optimizer, "step", "optimizer")
             time_call(role.optimizer, "zero_grad", "optimizer")
         for method in ("clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm"):
@@ -106,11 +110,11 @@ def instrumented(trainer: PPOTrainer, clock: Clock) -> Iterator[None]:
 
 
 def _time_module(module: Any, name: str, clock: Clock, stack: ExitStack) -> None:
-    """A span around each forward pass; in an update it stays open for the backward pass."""
+    """A span around each forward pass of the scoring; an update's passes have their own."""
 
     def before(*_: Any) -> None:
-        if clock.open and not (_updating(clock) and clock.open[-1] == name):
-            clock.enter("reference" if name == "actor" and _adapters_off(module) else name)
+        if clock.open and not _updating(clock):
+            clock.enter(WITHOUT_ADAPTERS.get(name, name) if _adapters_off(module) else name)
 
     def after(*_: Any) -> None:
         if clock.open and not _updating(clock):
@@ -125,19 +129,6 @@ def _updating(clock: Clock) -> bool:
 
 
 def _adapters_off(module: Any) -> bool:
-    """Whether the actor is the reference now."""
+    """Whether the role stands for the frozen one that it began as."""
     layers = (m for m in module.modules() if isinstance(m, BaseTunerLayer))
     return any(layer.disable_adapters for layer in layers)
-
-
-def _end_with_backward(role: TrainedRole, clock: Clock, stack: ExitStack) -> None:
-    accumulate = role.accumulate
-
-    def timed(*arguments: Any, **named: Any) -> None:
-        try:
-            accumulate(*arguments, **named)
-        finally:
-            if clock.open and clock.open[-1] == role.name:
-                clock.leave()
-
-    stack.enter_context(patch.object(role, "accumulate", timed))

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cores.config import AdamSection, Config, LoraSection, PPOSection
+from cores.config import AdamSection, Config, LoraSection, PPOSection, RolloutSection
 from cores.models import load_policy, load_scalar, save_model
 from cores.models.loading import exclude_from
 from cores.ppo import PPOTrainer, Roles, Scored, build_roles
@@ -148,11 +148,13 @@ def adam(**settings: float) -> dict[str, AdamSection]:
     return {"actor_adam": both, "critic_adam": both}
 
 
-def ppo_config(checkpointing: bool = False, seed: int = 0, **ppo: Any) -> Config:
-    """A configuration whose ppo section is `PPO` with changes."""
+def ppo_config(
+    checkpointing: bool = False, seed: int = 0, engine: Any = "auto", **ppo: Any
+) -> Config:
+    """A configuration whose ppo section is `PPO` with changes, and its rollout engine."""
     config = Config(ppo=replace(PPO, **ppo), seed=seed)
     model = replace(config.model, gradient_checkpointing=checkpointing)
-    return replace(config, model=model)
+    return replace(config, model=model, rollout=RolloutSection(engine=engine))
 
 
 def make_trainer(kind: str, reward: Any = None, checkpointing: bool = False, **ppo: Any) -> Any:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from _engines import BOTH, ENGINES
 from _models import EOS, KINDS, LORA, PROMPTS, fixed_rollout, make_trainer, parameters, policy_of
 
 from cores.models import Actor, token_logprobs
-from cores.rollout import HFEngine, Rollout
+from cores.rollout import Rollout
 
 STOPS = [EOS, *range(2, 30)]
 """Half the vocabulary, so that few replies would reach the minimum by themselves."""
@@ -18,22 +19,22 @@ def actor_of(model: Any, minimum: int, temperature: float = 1.0, **more: Any) ->
     return Actor(model, temperature, STOPS, minimum, **more)
 
 
-def sampled(model: Any, minimum: int, temperature: float = 1.0) -> Rollout:
+def sampled(name: str, model: Any, minimum: int, temperature: float = 1.0) -> Rollout:
     torch.manual_seed(0)
-    made = HFEngine(model, 0, STOPS, 8, temperature, min_new_tokens=minimum)
+    made = ENGINES[name](model, 0, STOPS, 8, temperature, min_new_tokens=minimum)
     return made.generate(PROMPTS * 6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "kind"), BOTH)
 @pytest.mark.parametrize("minimum", [1, 3])
 @pytest.mark.parametrize("temperature", [0.7, 1.4])
 def test_recorded_logprobs_know_the_minimum_length(
-    kind: str, minimum: int, temperature: float
+    name: str, kind: str, minimum: int, temperature: float
 ) -> None:
     """Invariants 1, 2, 3: no stop id in the first `minimum` tokens, the very next token can be one,
     and recorded log-probs are the actor's, whose probabilities there sum to 1 without stops."""
     model = policy_of(kind)
-    rollout = sampled(model, minimum, temperature)
+    rollout = sampled(name, model, minimum, temperature)
     valid, width = rollout.response_mask, rollout.response_mask.shape[1]
     with torch.no_grad():
         inputs = (rollout.ids, rollout.mask, width)

@@ -1,22 +1,11 @@
-"""The Hugging Face engine: unfiltered sampling, log-probs as sampled, masks from positions."""
+"""What both engines do: unfiltered sampling, log-probs as sampled, masks from positions."""
 
 from typing import Any
 
 import pytest
 import torch
-from _models import (
-    EOS,
-    EXCLUDED,
-    FAMILIES,
-    KINDS,
-    PAD,
-    PROMPTS,
-    ROWS,
-    causal,
-    make_trainer,
-    policy_of,
-    toy_tokenizer,
-)
+from _engines import BOTH, ENGINES, EVERY, STOPS, engine, sample
+from _models import EOS, EXCLUDED, PAD, PROMPTS, ROWS, causal, policy_of
 from _tokenizers import chat_like, gpt2_like, llama_like
 from torch import Tensor
 from transformers import GenerationConfig
@@ -24,11 +13,9 @@ from transformers import GenerationConfig
 from cores.models import Actor, settle_pad_token
 from cores.models.loading import exclude_from
 from cores.models.vocabulary import fit_vocabulary
-from cores.rollout import HFEngine, Rollout, response_mask
+from cores.rollout import response_mask
 from cores.runtime.launch import seed_rank
 
-STOPS = [EOS, *range(2, 12)]
-"""Many stop ids, so that replies end at different times."""
 HOSTILE: dict[str, Any] = {
     "do_sample": True,
     "temperature": 0.1,
@@ -60,15 +47,6 @@ HOSTILE: dict[str, Any] = {
 """A parent's generation config that would spoil everything."""
 
 
-def engine(model: Any, temperature: float = 1.0, tokens: int = 8, **more: Any) -> HFEngine:
-    return HFEngine(model, PAD, more.pop("stop_ids", STOPS), tokens, temperature, **more)
-
-
-def sample(made: HFEngine, prompts: list[list[int]], seed: int = 0) -> Rollout:
-    torch.manual_seed(seed)
-    return made.generate(prompts)
-
-
 def chi_square(counts: Tensor, probs: Tensor) -> tuple[float, int]:
     """Pearson's statistic of counts (V,) against probs (V,), rare ids in one bin, and its bins."""
     expected = probs * counts.sum()
@@ -78,13 +56,15 @@ def chi_square(counts: Tensor, probs: Tensor) -> tuple[float, int]:
     return ((seen - wanted).square() / wanted).sum().item(), len(seen)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), EVERY)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
-def test_recorded_logprobs_are_teacher_forced_ones(kind: str, temperature: float) -> None:
+def test_recorded_logprobs_are_teacher_forced_ones(
+    name: str, kind: str, temperature: float
+) -> None:
     """Invariants 1, 2: what the engine records while sampling (left-padded, with a cache) = the
     actor's log-probs of the same ids in one pass, at the same temperature."""
     model = policy_of(kind)
-    rollout = sample(engine(model, temperature), PROMPTS * 4)
+    rollout = sample(engine(name, model, temperature), PROMPTS * 4)
     with torch.no_grad():
         width = rollout.response_mask.shape[1]
         logprobs, _ = Actor(model, temperature)(rollout.ids, rollout.mask, width)
@@ -95,12 +75,12 @@ def test_recorded_logprobs_are_teacher_forced_ones(kind: str, temperature: float
     assert (rollout.logprobs[valid] < 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bf16_logprobs_stay_close(kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), BOTH)
+def test_bf16_logprobs_stay_close(name: str, kind: str) -> None:
     """Invariant 1: under bfloat16 autocast, which the engine shares with the trainer, recorded and
     teacher-forced log-probs differ by rounding only."""
     model = policy_of(kind)
-    rollout = sample(engine(model, autocast=True), PROMPTS * 4)
+    rollout = sample(engine(name, model, autocast=True), PROMPTS * 4)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         width = rollout.response_mask.shape[1]
         logprobs, _ = Actor(model, 1.0)(rollout.ids, rollout.mask, width)
@@ -111,28 +91,28 @@ def test_bf16_logprobs_stay_close(kind: str) -> None:
     assert gap.mean() < 0.05
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_parents_generation_config_changes_nothing(kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), BOTH)
+def test_the_parents_generation_config_changes_nothing(name: str, kind: str) -> None:
     """Invariant 3: top-k, penalties, minimum length, suppressed tokens and their like in the
     checkpoint's generation config neither reach the samples nor get lost."""
     model = policy_of(kind)
-    expected = sample(engine(model), PROMPTS * 4)
+    expected = sample(engine(name, model), PROMPTS * 4)
     theirs = GenerationConfig(**HOSTILE)
     model.generation_config = theirs
-    rollout = sample(engine(model), PROMPTS * 4)
+    rollout = sample(engine(name, model), PROMPTS * 4)
     assert torch.equal(rollout.ids, expected.ids)
     assert torch.equal(rollout.logprobs, expected.logprobs)
     assert model.generation_config is theirs
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "kind"), BOTH)
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 3.0])
-def test_sampling_is_unfiltered(kind: str, temperature: float) -> None:
+def test_sampling_is_unfiltered(name: str, kind: str, temperature: float) -> None:
     """Invariants 2, 3: 6000 first tokens have the frequencies of softmax(logits / temperature)
     over the allowed ids (chi-squared, five standard deviations); none is excluded."""
     model = policy_of(kind)
     model.generation_config = GenerationConfig(do_sample=True, top_k=5, top_p=0.8)
-    rollout = sample(engine(model, temperature, tokens=1), [[5, 9, 13]] * 6000)
+    rollout = sample(engine(name, model, temperature, tokens=1), [[5, 9, 13]] * 6000)
     counts = torch.bincount(rollout.response_ids.flatten(), minlength=ROWS).float()
     logits = causal(kind)(torch.tensor([[5, 9, 13]])).logits[0, -1].detach() / temperature
     logits[EXCLUDED] = -torch.inf
@@ -142,7 +122,8 @@ def test_sampling_is_unfiltered(kind: str, temperature: float) -> None:
     assert (counts[EXCLUDED] == 0).all()
 
 
-def test_every_allowed_id_is_reachable_and_no_other() -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_allowed_id_is_reachable_and_no_other(name: str) -> None:
     """Invariant 3: with a nearly uniform policy all 59 ids occur, more than any default top-k; the
     excluded never do, although the bare head prefers them."""
     model = policy_of("llama")
@@ -150,16 +131,16 @@ def test_every_allowed_id_is_reachable_and_no_other() -> None:
         head = model.get_output_embeddings().weight
         head.mul_(0.05)
         head[EXCLUDED] = 50 * head[EXCLUDED].sign()
-    rollout = sample(engine(model, stop_ids=[EOS], tokens=4), [[5, 9]] * 500)
+    rollout = sample(engine(name, model, stop_ids=[EOS], tokens=4), [[5, 9]] * 500)
     seen = set(rollout.response_ids[rollout.response_mask].tolist())
     assert seen == set(range(ROWS)) - set(EXCLUDED)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rollout_layout(kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), BOTH)
+def test_rollout_layout(name: str, kind: str) -> None:
     """Invariants 4, 16: prompts end where responses begin; each row is its prompt and its reply up
     to and including the first stop token; nothing is attended after it."""
-    rollout = sample(engine(policy_of(kind), stop_ids=STOPS[:6]), PROMPTS * 8)
+    rollout = sample(engine(name, policy_of(kind), stop_ids=STOPS[:6]), PROMPTS * 8)
     left = max(map(len, PROMPTS))
     assert rollout.ids.shape[1] == left + rollout.response_mask.shape[1]
     assert torch.equal(rollout.mask[:, left:], rollout.response_mask)
@@ -175,19 +156,20 @@ def test_rollout_layout(kind: str) -> None:
     assert rollout.ended.any()
     assert not rollout.ended.all()
     assert (rollout.response_ids[~rollout.response_mask] == PAD).all()  # nothing sampled after
-    short = sample(engine(policy_of(kind), stop_ids=list(range(1, 60))), PROMPTS)
+    short = sample(engine(name, policy_of(kind), stop_ids=list(range(1, 60))), PROMPTS)
     assert short.response_ids.shape == (4, 1)  # no step is taken once all have ended
 
 
-def test_stop_ids_are_the_engines_own() -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_stop_ids_are_the_engines_own(name: str) -> None:
     """Invariant 16: custom stop ids end a reply; eos of the model's config does not unless it is
     among them; eos as the first token is a reply of one token."""
     model = policy_of("gpt2")
     prompts = [[5, 9]] * 200
-    free = sample(engine(model, stop_ids=[59], tokens=4), prompts)
+    free = sample(engine(name, model, stop_ids=[59], tokens=4), prompts)
     assert (free.response_ids[:, :3] == EOS).any()
     assert torch.equal(free.ended, (free.response_ids == 59).any(dim=1))
-    stopped = sample(engine(model, stop_ids=[EOS, 59], tokens=4), prompts)
+    stopped = sample(engine(name, model, stop_ids=[EOS, 59], tokens=4), prompts)
     first = stopped.response_ids[:, 0] == EOS
     assert first.any()
     assert (stopped.lengths[first] == 1).all()
@@ -210,18 +192,18 @@ def test_response_mask_by_hand() -> None:
     assert ended.tolist() == [True, True, False, True, True]
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_replies_do_not_depend_on_padding(kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_replies_do_not_depend_on_padding(name: str, kind: str) -> None:
     """Invariant 4: a greedy-cold reply is the same alone and beside longer prompts."""
-    made = engine(policy_of(kind), temperature=1e-3)
+    made = engine(name, policy_of(kind), temperature=1e-3)
     together = sample(made, PROMPTS)
     for i, prompt in enumerate(PROMPTS):
         assert sample(made, [prompt]).row(0) == together.row(i)
 
 
 @pytest.mark.parametrize("make", [gpt2_like, chat_like, llama_like])
-@pytest.mark.parametrize("kind", KINDS)
-def test_settled_tokenizers_roll_out(kind: str, make: Any) -> None:
+@pytest.mark.parametrize(("name", "kind"), BOTH)
+def test_settled_tokenizers_roll_out(name: str, kind: str, make: Any) -> None:
     """Invariants 1, 8: a tokenizer whose pad was eos, and those with their own: pad is never
     sampled, eos is, and recorded log-probs are the actor's."""
     import copy
@@ -235,7 +217,7 @@ def test_settled_tokenizers_roll_out(kind: str, make: Any) -> None:
     stops = [eos, *range(100, 200)]
     prompts = [tokenizer.encode(text) for text in ("Hello", "A towel, please", "你好")]
     torch.manual_seed(0)
-    rollout = HFEngine(model, pad, stops, 8, 1.0).generate(prompts * 4)
+    rollout = ENGINES[name](model, pad, stops, 8, 1.0).generate(prompts * 4)
     width = rollout.response_mask.shape[1]
     with torch.no_grad():
         logprobs, _ = Actor(model, 1.0)(rollout.ids, rollout.mask, width)
@@ -245,12 +227,13 @@ def test_settled_tokenizers_roll_out(kind: str, make: Any) -> None:
     assert int(rollout.ids.max()) < model.config.vocab_size
 
 
-def test_the_mode_and_the_random_stream() -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_mode_and_the_random_stream(name: str) -> None:
     """Invariants 7, 31: dropout is off while sampling even for a model in train mode, which it is
     again afterwards; one seed gives one rollout, ranks have different ones."""
     model = policy_of("gpt2", dropout=True)
     model.train()
-    made = engine(model)
+    made = engine(name, model)
     rollout = sample(made, PROMPTS)
     assert model.training
     with torch.no_grad():
@@ -266,23 +249,3 @@ def test_the_mode_and_the_random_stream() -> None:
         found.append(made.generate(PROMPTS).ids.tolist())
     assert found[0] == found[1]
     assert found[0] != found[2] != found[3] != found[0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_rollout_weights_are_the_trainers(kind: str) -> None:
-    """Invariant 29: after an update the engine samples from the updated weights: recorded
-    log-probs are again the actor's own, and they have moved."""
-    trainer = make_trainer(kind, actor_learning_rate=0.05)
-    torch.manual_seed(0)
-    first, _ = trainer.step(PROMPTS)
-    scored = trainer.score(trainer.rollout(PROMPTS))
-    valid = scored.response_mask
-    torch.testing.assert_close(
-        scored.rollout_logprobs[valid], scored.logprobs[valid], atol=1e-5, rtol=1e-5
-    )
-    again = trainer.score(
-        Rollout(first.ids, first.mask, first.response_mask, first.rollout_logprobs, first.ended)
-    )
-    moved = (again.logprobs - first.logprobs)[first.response_mask].abs()
-    assert moved.max() > 1e-2
-    assert toy_tokenizer().pad_token_id == trainer.engine.pad_id == PAD

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from _engines import ENGINES
 from _models import EOS, LAUNCH, causal, make_trainer, ppo_config, sft_folder, toy_tokenizer
 from _tokenizers import gpt2_like, llama_like
 from torch import Tensor
@@ -15,7 +16,7 @@ from cores.errors import UserError
 from cores.models import Actor, settle_pad_token
 from cores.models.loading import exclude_from
 from cores.ppo.run import check_options
-from cores.rollout import HFEngine, TextStops, response_mask
+from cores.rollout import TextStops, response_mask
 from cores.training.calibration import policy_engine
 
 TEXTS = ["the", "er", " t", "。", "e w"]
@@ -29,18 +30,19 @@ def settled(make: Any) -> Any:
     return tokenizer
 
 
-def texts_engine(kind: str, make: Any, texts: list[str], minimum: int = 0) -> HFEngine:
+def texts_engine(name: str, make: Any, texts: list[str], minimum: int = 0) -> Any:
     """An engine whose replies use a few dozen tokens, some of which make the texts."""
     tokenizer = settled(make)
-    model = causal(kind, rows=len(tokenizer))
+    model = causal("gpt2", rows=len(tokenizer))
     exclude_from(model, tokenizer)
     matcher = StopStringCriteria(tokenizer, texts)
     stops = [tokenizer.eos_token_id, *range(270, 274)]
     pad = tokenizer.pad_token_id
-    return HFEngine(model, pad, stops, 24, 3.0, min_new_tokens=minimum, text_matcher=matcher)
+    more: dict[str, Any] = {"min_new_tokens": minimum, "text_matcher": matcher}
+    return ENGINES[name](model, pad, stops, 24, 3.0, **more)
 
 
-def first_end(made: HFEngine, tokenizer: Any, reply: list[int], texts: list[str]) -> int | None:
+def first_end(made: Any, tokenizer: Any, reply: list[int], texts: list[str]) -> int | None:
     """Length at which `reply` ends, by decoding ever longer beginnings of it; None: it does not.
 
     A text counts at the token with which one more of it is there, or one that ends later.
@@ -60,12 +62,13 @@ def first_end(made: HFEngine, tokenizer: Any, reply: list[int], texts: list[str]
 
 @pytest.mark.parametrize("make", [gpt2_like, llama_like])
 @pytest.mark.parametrize("minimum", [0, 4])
-def test_replies_end_where_their_text_does(make: Any, minimum: int) -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_replies_end_where_their_text_does(name: str, make: Any, minimum: int) -> None:
     """Invariant 16: over 200 random replies, of several lengths, each ends at the token that
     completes a stop string or is a stop id, whichever is first, as decoding the text says; the
     mask and `ended` agree. Invariant 1: log-probs are still the actor's."""
     tokenizer = settled(make)
-    made = texts_engine("gpt2", make, TEXTS, minimum)
+    made = texts_engine(name, make, TEXTS, minimum)
     prompts = [tokenizer.encode(t) for t in ("Hello the", "A towel, please", "你好。", "er")]
     torch.manual_seed(0)
     rollout = made.generate(prompts * 50)

@@ -1,0 +1,152 @@
+"""Both rollout engines for the tests, and plain torch in place of the kernels of decode steps."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from _models import EOS, FAMILIES, KINDS, PAD
+from torch import Tensor
+from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
+
+from cores.rollout import GraphEngine, HFEngine, Rollout
+from cores.rollout.sampling import sample as invert
+from cores.rollout.steps import Steps
+
+ENGINES: dict[str, Any] = {"hf": HFEngine, "graph": GraphEngine}
+REFUSED = ("bloom", "gptj", "gemma2")
+"""Families that GraphEngine does not run."""
+CAPTURABLE = tuple(kind for kind in FAMILIES if kind not in REFUSED)
+EVERY = [(name, kind) for name in ENGINES for kind in (FAMILIES if name == "hf" else CAPTURABLE)]
+"""Each engine with each family that it runs."""
+BOTH = [(name, kind) for name in ENGINES for kind in KINDS]
+STOPS = [EOS, *range(2, 12)]
+"""Many stop ids, so that replies end at different times."""
+
+
+def engine(name: str, model: Any, temperature: float = 1.0, tokens: int = 8, **more: Any) -> Any:
+    """The engine `name` on `model`."""
+    return ENGINES[name](model, PAD, more.pop("stop_ids", STOPS), tokens, temperature, **more)
+
+
+def sample(made: Any, prompts: list[list[int]], seed: int = 0) -> Rollout:
+    """One rollout of `made` with the random numbers of `seed`."""
+    torch.manual_seed(seed)
+    return made.generate(prompts)
+
+
+def replies(rollout: Rollout) -> list[list[int]]:
+    """Every row's prompt and reply, without padding."""
+    return [rollout.row(i) for i in range(len(rollout.ids))]
+
+
+def decode_attention(
+    query: Tensor,
+    new_keys: Tensor,
+    new_values: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    start: Tensor,
+    length: Tensor,
+    scale: float,
+) -> Tensor:
+    """What the kernel of this name says it does."""
+    rows, at = len(query), int(length)
+    keys[:rows, :, at] = new_keys[:, :, 0]
+    values[:rows, :, at] = new_values[:, :, 0]
+    places = torch.arange(at + 1)
+    seen = (places >= start[:rows, None])[:, None, None]
+    out = scaled_dot_product_attention(
+        query.to(keys.dtype),
+        keys[:rows, :, : at + 1],
+        values[:rows, :, : at + 1],
+        attn_mask=seen,
+        scale=scale,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2)
+
+
+def sample_into(steps: Steps, logits: Tensor) -> None:
+    """What the kernel of this name says it does."""
+    rows = len(logits)
+    place = steps.place[:rows] + steps.count
+    token, logprob, entropy = invert(logits, steps.uniform.view(-1)[place], steps.temperature)
+    steps.token[:rows] = token
+    for buffer, new in (
+        (steps.tokens, token),
+        (steps.logprobs, logprob),
+        (steps.entropies, entropy),
+    ):
+        buffer.view(-1)[place] = new
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
+    """What the kernel of this name says it does."""
+    x, shape = x.float(), (x.shape[-1],)
+    out = rms_norm(x, shape, weight, eps) if rms else layer_norm(x, shape, weight, bias, eps)
+    return out.bfloat16()
+
+
+class FakeGraph:
+    """Stands in for torch.cuda.CUDAGraph: runs again what its engine ran when it was captured."""
+
+    captured: list["FakeGraph"]
+
+    def __init__(self) -> None:
+        self.run: Any = None
+        self.replays = 0
+        FakeGraph.captured.append(self)
+
+    def pool(self) -> int:
+        return 1
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.run()
+
+
+class _Anything:
+    """A stream, or a context that does nothing."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def wait_stream(self, _: Any) -> None: ...
+
+
+def as_on_cuda(made: Any, monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
+    """Let `made` go the way it goes on a GPU: rows in buckets, a graph for each number of them,
+    kernels, and a host that knows of no position; returns the graphs that it captures."""
+    made.capture, FakeGraph.captured = True, []
+    kernels = ModuleType("cores.rollout.kernels")
+    vars(kernels).update(decode_attention=decode_attention, sample_into=sample_into, norm=norm)
+    monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
+    room, advance = made._room, made._advance
+
+    def with_kernels(rows: int, wide: int) -> Steps:
+        steps = room(rows, wide)
+        steps.cache.kernel = True
+        return steps
+
+    class Capture:
+        """What is asked for within it is noted, not run."""
+
+        def __init__(self, graph: FakeGraph, pool: Any = None) -> None:
+            self.graph = graph
+
+        def __enter__(self) -> None:
+            made._advance = lambda *asked: setattr(self.graph, "run", lambda: advance(*asked))
+
+        def __exit__(self, *_: Any) -> None:
+            made._advance = advance
+
+    monkeypatch.setattr(made, "_room", with_kernels)
+    monkeypatch.setattr(torch.cuda, "Stream", _Anything)
+    monkeypatch.setattr(torch.cuda, "current_stream", _Anything)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: _Anything())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    return FakeGraph.captured

@@ -1,0 +1,66 @@
+"""`gelu_new` in one kernel: the same function, and not in what is saved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _models import causal, policy_of, scalar_of, sft_folder, toy_tokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
+
+from cores.models import save_model
+from cores.models.activations import fuse_activations
+
+
+def kinds_of(model: Any) -> set[type]:
+    """Classes of the modules of `model`."""
+    return {type(module) for module in model.modules()}
+
+
+@pytest.mark.parametrize(("dtype", "gap"), [(torch.float32, 2e-6), (torch.float64, 1e-12)])
+def test_the_same_function(dtype: torch.dtype, gap: float) -> None:
+    """Values and gradients but for rounding, from -8 to 8 and at the ends of its range."""
+    fused = fuse_activations(nn.Sequential(NewGELUActivation()))
+    assert kinds_of(fused) == {nn.Sequential, nn.GELU}
+    found, gradients = [], []
+    for function in (NewGELUActivation(), fused):
+        x = torch.cat([torch.linspace(-8, 8, 4001), torch.tensor([-1e4, 0.0, 1e4])])
+        x = x.to(dtype).requires_grad_()
+        out = function(x)
+        out.sum().backward()
+        found.append(out.detach())
+        gradients.append(x.grad)
+    torch.testing.assert_close(found[1], found[0], atol=gap, rtol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=gap, rtol=0)
+
+
+@pytest.mark.parametrize("load", [policy_of, scalar_of])
+def test_loaded_models_have_it(load: Any) -> None:
+    """All of GPT-2's, in both classes; the stock model as loaded by others has its own."""
+    assert nn.GELU in kinds_of(load("gpt2"))
+    assert NewGELUActivation not in kinds_of(load("gpt2"))
+    assert NewGELUActivation in kinds_of(AutoModelForCausalLM.from_pretrained(sft_folder("gpt2")))
+
+
+def test_other_activations_stay() -> None:
+    """OPT's ReLU, Llama's SiLU and NeoX's exact GELU are what they were."""
+    for kind in ("opt", "llama", "gpt_neox"):
+        before = kinds_of(causal(kind))
+        assert kinds_of(fuse_activations(causal(kind))) == before
+
+
+def test_saved_models_say_gelu_new(tmp_path: Path) -> None:
+    """Invariant 30: config.json names the activation that the base names, and transformers' own
+    model computes the same logits from the folder."""
+    model = policy_of("gpt2")
+    save_model(model, toy_tokenizer(), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["activation_function"] == "gelu_new"
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([[5, 9, 13, 20]])
+    with torch.no_grad():
+        expected, found = theirs(ids).logits[..., 1:60], model(ids).logits[..., 1:60]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,229 @@
+"""The engine with the static cache: the same replies as by `generate`, however rows are moved,
+filled up and captured. On a CPU `as_on_cuda` stands in for graphs and kernels."""
+
+from typing import Any
+
+import pytest
+import torch
+from _engines import CAPTURABLE, STOPS, as_on_cuda, engine, replies, sample
+from _models import PAD, PROMPTS, WORDS, causal, policy_of, toy_tokenizer
+from torch import Tensor
+
+from cores.models import Actor
+from cores.models.loading import exclude_from
+from cores.rollout import Rollout, graph
+from cores.rollout.graph import bucket
+from cores.rollout.steps import Steps
+
+MANY = [[2 + (7 * i + j) % 50 for j in range(1 + i % 6)] for i in range(32)]
+"""32 prompts of one to six tokens."""
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 2.0},
+    "yarn": {"factor": 2.0, "original_max_position_embeddings": 8},
+    "llama3": {
+        "factor": 2.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    },
+}
+
+
+def assert_same(found: Rollout, expected: Rollout) -> None:
+    """The same replies in the same order; log-probs and entropies but for rounding."""
+    assert replies(found) == replies(expected)
+    assert torch.equal(found.ended, expected.ended)
+    torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.entropy, expected.entropy, atol=1e-5, rtol=1e-5)
+
+
+def judged(model: Any, rollout: Rollout, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The actor's log-probs and entropies of a rollout."""
+    with torch.no_grad():
+        logprobs, entropy = Actor(model, temperature)(
+            rollout.ids, rollout.mask, rollout.response_mask.shape[1]
+        )
+    assert entropy is not None
+    return logprobs, entropy
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Looks every second token; the numbers of rows that were kept."""
+    monkeypatch.setattr(graph, "LOOK", 2)
+    rows: list[int] = []
+    keep = Steps.keep
+
+    def noted(steps: Steps, count: int) -> None:
+        rows.append(count)
+        keep(steps, count)
+
+    monkeypatch.setattr(Steps, "keep", noted)
+    return rows
+
+
+@pytest.mark.parametrize("kind", CAPTURABLE)
+def test_greedy_replies_are_those_of_generate(kind: str, kept: list[int]) -> None:
+    """Invariants 1, 4: at a temperature of 1e-6 both engines say the same, of prompts of several
+    lengths, some of which end early."""
+    made = [engine(name, policy_of(kind), 1e-6, tokens=20) for name in ("hf", "graph")]
+    expected, found = (sample(m, MANY) for m in made)
+    assert replies(found) == replies(expected)
+    assert torch.equal(found.ended, expected.ended)
+    assert len(set(found.lengths.tolist())) > 2
+    assert kept
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_scaled_rotary_embeddings(rope: str) -> None:
+    """The kinds whose angles stay the same: replies as by `generate`, longer than the embedding was
+    trained for."""
+    model = causal("llama", rope_parameters={"rope_type": rope, "rope_theta": 1e4, **ROPES[rope]})
+    exclude_from(model, toy_tokenizer())
+    made = [engine(name, model, 1e-6, tokens=20, stop_ids=[WORDS]) for name in ("hf", "graph")]
+    expected, found = (sample(m, PROMPTS) for m in made)
+    assert replies(found) == replies(expected)
+    assert found.lengths.tolist() == [20] * 4
+
+
+@pytest.mark.parametrize("kind", CAPTURABLE)
+@pytest.mark.parametrize("temperature", [0.7, 1.4])
+def test_logprobs_and_entropies_are_the_actors(
+    kind: str, temperature: float, kept: list[int]
+) -> None:
+    """Invariants 1, 2, 24: while rows make room several times, in fp32."""
+    model = policy_of(kind)
+    rollout = sample(engine("graph", model, temperature, tokens=12), MANY)
+    logprobs, entropy = judged(model, rollout, temperature)
+    valid = rollout.response_mask
+    assert rollout.entropy is not None
+    assert rollout.entropy.shape == rollout.logprobs.shape
+    torch.testing.assert_close(rollout.logprobs[valid], logprobs[valid], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.entropy[valid], entropy[valid], atol=1e-5, rtol=1e-5)
+    assert (rollout.entropy[~valid] == 0).all()
+    assert len(kept) > 2
+    assert kept == sorted(kept, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_rows_that_make_room_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 4: with a look every 1 to 5 tokens replies and their order are those without."""
+    made = engine("graph", policy_of(kind), tokens=17, stop_ids=STOPS[:3])
+    monkeypatch.setattr(graph, "LOOK", 100)
+    expected = sample(made, MANY)
+    assert not expected.ended.all()
+    for look in (1, 2, 3, 5):
+        monkeypatch.setattr(graph, "LOOK", look)
+        assert_same(sample(made, MANY), expected)
+
+
+def test_no_step_is_taken_once_all_have_ended(kept: list[int]) -> None:
+    """The look after two tokens finds nothing left to do."""
+    made = engine("graph", policy_of("gpt2"), tokens=16, stop_ids=list(range(1, WORDS)))
+    rollout = sample(made, PROMPTS)
+    assert rollout.response_ids.shape == (4, 1)
+    assert made.steps.count == 2
+    assert kept == []
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "qwen3"])
+def test_buckets_graphs_and_kernels_change_nothing(
+    kind: str, kept: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariants 4, 31: filled up to a bucket, captured and replayed, the replies of a seed are
+    those of plain steps. A second rollout needs no new graph; one with longer prompts does."""
+    monkeypatch.setattr(graph, "BUCKETS", (2, 4, 6, 12, 16, 24))
+    plain = engine("graph", policy_of(kind), tokens=12)
+    made = engine("graph", policy_of(kind), tokens=12)
+    graphs = as_on_cuda(made, monkeypatch)
+    for seed in range(3):
+        prompts = MANY[: 21 - seed]
+        assert_same(sample(made, prompts, seed), sample(plain, prompts, seed))
+    assert made.steps.cache.rows == 24
+    assert set(kept) & {2, 4, 6, 12, 16}
+    assert len(graphs) == len(made.graphs) > 2
+    assert all(each.replays > 0 for each in graphs)
+    longer = [*MANY[:4], [9] * 60]
+    assert_same(sample(made, longer), sample(plain, longer))
+    assert made.steps.cache.positions == 128
+    assert len(graphs) > len(made.graphs)  # those of the smaller buffers are gone
+
+
+def test_prompts_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their prefill is no decode step, although one position is all it has."""
+    monkeypatch.setattr(graph, "PREFILL_TOKENS", 2)
+    model = policy_of("llama")
+    made = engine("graph", model)
+    as_on_cuda(made, monkeypatch)
+    for prompts in (PROMPTS, [[5], [9], [20], [33], [40]]):
+        rollout = sample(made, prompts)
+        valid, (logprobs, _) = rollout.response_mask, judged(model, rollout)
+        torch.testing.assert_close(rollout.logprobs[valid], logprobs[valid], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_rollouts_of_all_sizes_on_one_engine(kind: str, kept: list[int]) -> None:
+    """Invariant 29: nothing of an earlier rollout is left, be it larger or smaller; buffers are
+    made anew only where they are too small."""
+    made = engine("graph", policy_of(kind), tokens=12)
+    long = [[3 + i % 40 for i in range(70)], [5, 9]]
+    buffers = []
+    for prompts in (PROMPTS, MANY, PROMPTS[:1], long, MANY[:9], PROMPTS):
+        fresh = engine("graph", policy_of(kind), tokens=12)
+        assert_same(sample(made, prompts), sample(fresh, prompts))
+        buffers.append(made.steps)
+    assert [a is b for a, b in zip(buffers, buffers[1:], strict=False)] == [
+        False, True, False, False, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 13, 64])
+def test_prefill_in_parts(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 4: prompts read one, two or several at a time, padded or not."""
+    made = engine("graph", policy_of("llama"))
+    even = [prompt for prompt in MANY if len(prompt) == 3]
+    expected = [sample(made, prompts) for prompts in (MANY, even)]
+    monkeypatch.setattr(graph, "PREFILL_TOKENS", tokens)
+    parts = []
+    twin = made.twin
+    made.twin = lambda ids, *rest: parts.append(ids.shape) or twin(ids, *rest)
+    made.twin.refresh = twin.refresh
+    for prompts, wanted in zip((MANY, even), expected, strict=True):
+        assert_same(sample(made, prompts), wanted)
+    assert max(rows for rows, wide in parts if wide == 6) == max(1, tokens // 6)
+
+
+def test_one_seed_one_reply_whatever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariants 4, 31: the uniform numbers of a row are its own: the same in a bucket of 24 as in
+    one of 8, and as many are drawn."""
+    made = engine("graph", policy_of("gpt2"))
+    as_on_cuda(made, monkeypatch)
+    found, after = [], []
+    for buckets in ((8,), (24,)):
+        monkeypatch.setattr(graph, "BUCKETS", buckets)
+        found.append(sample(made, MANY[:7]))
+        after.append(torch.rand(3))
+    assert_same(found[0], found[1])
+    assert torch.equal(after[0], after[1])
+
+
+def test_buckets() -> None:
+    """The next of the list; beyond it multiples of the largest."""
+    for rows, expected in ((1, 8), (8, 8), (9, 16), (49, 64), (1024, 1024), (1025, 2048)):
+        assert bucket(rows) == expected
+
+
+def test_pad_and_unused_ids_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 3: not even by the smallest and the largest uniform number, of a head that would
+    prefer them."""
+    model = policy_of("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[PAD] *= 50
+    made = engine("graph", model, stop_ids=[WORDS - 1])
+    for uniform in (0.0, 1 - 2**-24):
+        monkeypatch.setattr(
+            torch, "rand", lambda shape, device, u=uniform: torch.full(shape, u, device=device)
+        )
+        rollout = sample(made, MANY)
+        drawn = rollout.response_ids[rollout.response_mask]
+        assert ((drawn > 0) & (drawn < WORDS)).all()

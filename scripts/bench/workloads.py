@@ -227,7 +227,7 @@ def random_policy(workload: Workload, device: torch.device) -> Any:
 
 def as_loaded(model: Any, frozen: ModelSection | None = None) -> Any:
     """What the product's loaders make of a model that was read."""
-    return quantize(fuse_activations(model), frozen or ModelSection())
+    return fuse_activations(quantize(model, frozen or ModelSection()))
 
 
 @contextmanager

@@ -18,9 +18,7 @@ ENGINES: dict[str, Any] = {"hf": HFEngine, "graph": GraphEngine}
 REFUSED = ("bloom", "gptj", "gemma2")
 """Families that GraphEngine does not run."""
 CAPTURABLE = tuple(kind for kind in FAMILIES if kind not in REFUSED)
-EVERY = [
-    (name, kind) for name in ENGINES for kind in (FAMILIES if name == "hf" else CAPTURABLE)
-]
+EVERY = [(name, kind) for name in ENGINES for kind in (FAMILIES if name == "hf" else CAPTURABLE)]
 """Each engine with each family that it runs."""
 BOTH = [(name, kind) for name in ENGINES for kind in KINDS]
 STOPS = [EOS, *range(2, 12)]
@@ -119,13 +117,20 @@ class _Anything:
     def wait_stream(self, _: Any) -> None: ...
 
 
-def as_on_cuda(made: Any, monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
-    """Let `made` go the way it goes on a GPU: rows in buckets, a graph for each number of them,
-    kernels, and a host that knows of no position; returns the graphs that it captures."""
-    made.capture, FakeGraph.captured = True, []
+def plain_kernels() -> ModuleType:
+    """The kernels' module, without triton."""
     kernels = ModuleType("cores.rollout.kernels")
     vars(kernels).update(decode_attention=decode_attention, sample_into=sample_into, norm=norm)
-    monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
+    return kernels
+
+
+def as_on_cuda(
+    made: Any, monkeypatch: pytest.MonkeyPatch, kernels: ModuleType | None = None
+) -> list[FakeGraph]:
+    """Let `made` go the way it goes on a GPU: rows in buckets, a graph for each number of them,
+    kernels; returns the graphs that it captures."""
+    made.capture, FakeGraph.captured = True, []
+    monkeypatch.setitem(sys.modules, "cores.rollout.kernels", kernels or plain_kernels())
     room, advance = made._room, made._advance
 
     def with_kernels(rows: int, wide: int) -> Steps:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from cores.models import Actor, settle_pad_token
 from cores.models.loading import exclude_from
 from cores.models.vocabulary import fit_vocabulary
-from cores.rollout import Rollout, response_mask
+from cores.rollout import response_mask
 from cores.runtime.launch import seed_rank
 
 HOSTILE: dict[str, Any] = {
@@ -58,7 +58,9 @@ def chi_square(counts: Tensor, probs: Tensor) -> tuple[float, int]:
 
 @pytest.mark.parametrize(("name", "kind"), EVERY)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
-def test_recorded_logprobs_are_teacher_forced_ones(name: str, kind: str, temperature: float) -> None:
+def test_recorded_logprobs_are_teacher_forced_ones(
+    name: str, kind: str, temperature: float
+) -> None:
     """Invariants 1, 2: what the engine records while sampling (left-padded, with a cache) = the
     actor's log-probs of the same ids in one pass, at the same temperature."""
     model = policy_of(kind)

@@ -220,11 +220,12 @@ def _load(
         setattr(config, key, value)
     if frozen is not None and needs_whole_blocks(frozen):
         check_widths(_shapes(auto, path, config))
-    model = fuse_activations(_weights(auto, path, config))
+    model = _weights(auto, path, config)
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer)
     if frozen is not None:
-        model = quantize(model, frozen)
+        model = quantize(model, frozen)  # a new one in few bits
+    model = fuse_activations(model)
     model.config.update(kept)
     place = _place(path)
     model.name_or_path = str(Path(place).resolve()) if Path(place).is_dir() else place

@@ -70,6 +70,11 @@ def embedding(model: PreTrainedModel) -> torch.Tensor:
     return table.weight
 
 
+def rounded(rows: int) -> int:
+    """`rows` or more, a multiple of ROWS."""
+    return -(-rows // ROWS) * ROWS
+
+
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give `model` a row for every id of `tokenizer`; new rows start at the mean of the old.
 
@@ -77,8 +82,8 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     more rows than the tokenizer has ids keeps them (they are excluded).
     """
     old = embedding(model).shape[0]
-    new = -(-len(tokenizer) // ROWS) * ROWS
     if len(tokenizer) > old:
+        new = rounded(len(tokenizer))
         model.resize_token_embeddings(new, mean_resizing=False)
         tables = [embedding(model)]
         head: Any = model.get_output_embeddings()

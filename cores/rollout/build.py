@@ -51,6 +51,9 @@ def graph_problem(model: Any) -> str | None:
     """What keeps `GraphEngine` from sampling from `model`, if anything."""
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         return "ZeRO-3 moves the weights"
-    if model.device.type == "cuda" and find_spec("triton") is None:
-        return "triton is not installed"
+    if model.device.type == "cuda":
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        if any(hasattr(module, "init_8bit_state") for module in model.modules()):
+            return "layers in 8 bits look for outliers, which a captured graph cannot"
     return attention_problem(model.config)

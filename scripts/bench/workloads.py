@@ -30,7 +30,7 @@ from cores.errors import UserError
 from cores.models.activations import fuse_activations
 from cores.models.loading import DROPOUTS
 from cores.models.quantization import quantize
-from cores.models.vocabulary import ROWS
+from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
 from cores.ppo.run import build_trainer
 from cores.runtime.launch import Launch
@@ -228,9 +228,9 @@ def random_policy(workload: Workload, device: torch.device) -> Any:
 
 def as_loaded(model: Any, frozen: ModelSection | None = None) -> Any:
     """What the product makes of a model: stage 1 rounds the vocabulary up, loaders fuse."""
-    rows = -(-model.config.vocab_size // ROWS) * ROWS
+    rows = rounded(model.config.vocab_size)
     model.resize_token_embeddings(rows, mean_resizing=False)
-    return quantize(fuse_activations(model), frozen or ModelSection())
+    return fuse_activations(quantize(model, frozen or ModelSection()))
 
 
 @contextmanager

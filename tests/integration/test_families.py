@@ -21,6 +21,8 @@ from transformers import (
     GraniteConfig,
 )
 
+from cores.models.vocabulary import rounded
+
 STAGES = ("sft", "reward", "ppo")
 SHORT = """--sft.max_steps 2 --sft.batch_size 4 --sft.microbatch_size 2 --sft.max_length 120
 --reward.max_steps 2 --reward.batch_size 4 --reward.microbatch_size 2 --reward.max_length 60
@@ -76,8 +78,11 @@ def test_the_chain(chain: tuple[Path, Path]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(out / stage)
         assert not any(info.values()), info
         assert type(model) is type(start)
-        assert model.config.vocab_size == len(tokenizer) == start.config.vocab_size + 1
-        assert model.generation_config.suppress_tokens == [tokenizer.pad_token_id]
+        size = model.config.vocab_size
+        assert len(tokenizer) == start.config.vocab_size + 1
+        assert size == rounded(len(tokenizer))
+        excluded = [tokenizer.pad_token_id, *range(len(tokenizer), size)]
+        assert model.generation_config.suppress_tokens == excluded
         assert tied(model) == tied(start)
         kept = model.config.to_dict()
         rates = {k: v for k, v in start.config.to_dict().items() if "drop" in k}

@@ -117,13 +117,20 @@ class _Anything:
     def wait_stream(self, _: Any) -> None: ...
 
 
-def as_on_cuda(made: Any, monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
-    """Let `made` go the way it goes on a GPU: rows in buckets, a graph for each number of them,
-    kernels, and a host that knows of no position; returns the graphs that it captures."""
-    made.capture, FakeGraph.captured = True, []
+def plain_kernels() -> ModuleType:
+    """The kernels' module, without triton."""
     kernels = ModuleType("cores.rollout.kernels")
     vars(kernels).update(decode_attention=decode_attention, sample_into=sample_into, norm=norm)
-    monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
+    return kernels
+
+
+def as_on_cuda(
+    made: Any, monkeypatch: pytest.MonkeyPatch, kernels: ModuleType | None = None
+) -> list[FakeGraph]:
+    """Let `made` go the way it goes on a GPU: rows in buckets, a graph for each number of them,
+    kernels; returns the graphs that it captures."""
+    made.capture, FakeGraph.captured = True, []
+    monkeypatch.setitem(sys.modules, "cores.rollout.kernels", kernels or plain_kernels())
     room, advance = made._room, made._advance
 
     def with_kernels(rows: int, wide: int) -> Steps:

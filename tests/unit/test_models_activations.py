@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
-from cores.models import save_model
+from cores.config import ModelSection
+from cores.models import load_policy, save_model
 from cores.models.activations import fuse_activations
 
 
@@ -43,6 +44,17 @@ def test_loaded_models_have_it(load: Any) -> None:
     assert nn.GELU in kinds_of(load("gpt2"))
     assert NewGELUActivation not in kinds_of(load("gpt2"))
     assert NewGELUActivation in kinds_of(AutoModelForCausalLM.from_pretrained(sft_folder("gpt2")))
+
+
+@pytest.mark.parametrize("how", ["8bit", "4bit", "bf16"])
+def test_frozen_bases_have_it(how: Any, tmp_path: Path) -> None:
+    """Although one in 8 or 4 bits is made anew."""
+    if how != "bf16":
+        pytest.importorskip("bitsandbytes")
+    save_model(causal("gpt2", n_embd=64), toy_tokenizer(), tmp_path)
+    model = load_policy(tmp_path, dropout=False, frozen=ModelSection(quantization=how))
+    assert nn.GELU in kinds_of(model)
+    assert NewGELUActivation not in kinds_of(model)
 
 
 def test_other_activations_stay() -> None:

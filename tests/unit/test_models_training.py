@@ -222,6 +222,8 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
         policy_engine(short_replies(), sft_folder(kind), toy_tokenizer(), LAUNCH), []
     )
     raw = ScalarModel(classifier(kind))
+    for each in (model, raw):
+        each.model.score.weight.data *= 3  # far from a deviation of 1
     facts = calibrate(model, made, PROMPTS * 10, PAD, 8, LAUNCH)
     before = torch.tensor(score_rows(raw, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     after = torch.tensor(score_rows(model, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)

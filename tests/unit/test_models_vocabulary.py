@@ -31,7 +31,7 @@ from cores.models import (
     settle_pad_token,
 )
 from cores.models.loading import check_length, exclude_from, max_length
-from cores.models.vocabulary import NEW_PAD, embedding, fit_vocabulary
+from cores.models.vocabulary import NEW_PAD, embedding, fit_vocabulary, rounded
 
 
 def fresh(tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -125,21 +125,21 @@ def test_no_id_lies_beyond_the_embedding(kind: str, make: Any) -> None:
     settle_pad_token(tokenizer, None)
     fit_vocabulary(model, tokenizer)
     excluded = exclude_from(model, tokenizer)
-    assert tokenizer.pad_token_id < embedding(model).shape[0] == len(tokenizer)
-    assert model.config.vocab_size == len(tokenizer)
+    grown = rounded(len(tokenizer)) if make is gpt2_like else rows
+    assert tokenizer.pad_token_id < embedding(model).shape[0] == model.config.vocab_size == grown
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    assert excluded == [tokenizer.pad_token_id]
+    assert excluded == [tokenizer.pad_token_id, *range(len(tokenizer), grown)]
     assert torch.equal(embedding(model)[:rows], old)
     if make is gpt2_like:
         mean = old.mean(dim=0)
-        torch.testing.assert_close(embedding(model)[rows], mean)
+        torch.testing.assert_close(embedding(model)[rows:], mean.expand(grown - rows, -1))
         head = model.get_output_embeddings().weight
         assert head.shape == embedding(model).shape
-        torch.testing.assert_close(head[rows], head[:rows].mean(dim=0))
+        torch.testing.assert_close(head[rows:], head[:rows].mean(0).expand(grown - rows, -1))
         bias = getattr(model.get_output_embeddings(), "bias", None)
         assert (bias is not None) == (kind == "gptj")
         if bias is not None:
-            torch.testing.assert_close(bias[rows], bias[:rows].mean())
+            torch.testing.assert_close(bias[rows:], bias[:rows].mean().expand(grown - rows))
     ids, mask = left_pad([[5, 6, 7], [8]], tokenizer.pad_token_id)
     logprobs, _ = Actor(model, 1.0)(ids, mask, 1)
     assert torch.isfinite(logprobs).all()
@@ -173,7 +173,8 @@ def test_save_then_load_gives_the_same_logits(kind: str, tied: bool, tmp_path: P
     assert (stock.get_output_embeddings().weight is embedding(stock)) == tied
     ours: Any = load_policy(tmp_path, dropout=False)
     exclude_from(ours, load_tokenizer(tmp_path))
-    torch.testing.assert_close(ours(ids).logits, expected, atol=0, rtol=0)
+    # GPT-2's and GPT-J's activation in one kernel rounds otherwise.
+    torch.testing.assert_close(ours(ids).logits, expected, atol=1e-5, rtol=1e-6)
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token == NEW_PAD
     assert not list(tmp_path.glob("*.bin"))
 
@@ -272,4 +273,4 @@ def test_a_scalar_model_of_a_policy_has_a_new_head(tmp_path: Path) -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     assert stock.config.num_labels == 1
     ids = torch.tensor([[5, 9, 13]])
-    torch.testing.assert_close(stock(ids).logits, model(ids).logits, atol=0, rtol=0)
+    torch.testing.assert_close(stock(ids).logits, model(ids).logits, atol=1e-6, rtol=1e-6)

@@ -1,6 +1,7 @@
 """The engine with the static cache: the same replies as by `generate`, however rows are moved,
 filled up and captured. On a CPU `as_on_cuda` stands in for graphs and kernels."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -172,7 +173,7 @@ def test_rollouts_of_all_sizes_on_one_engine(kind: str, kept: list[int]) -> None
         fresh = engine("graph", policy_of(kind), tokens=12)
         assert_same(sample(made, prompts), sample(fresh, prompts))
         buffers.append(made.steps)
-    assert [a is b for a, b in zip(buffers, buffers[1:], strict=False)] == [
+    assert [a is b for a, b in pairwise(buffers)] == [
         False, True, False, False, True,
     ]  # fmt: skip
 

@@ -125,7 +125,7 @@ def test_each_row_has_its_own_number_for_each_token() -> None:
 
 
 def test_minimum_length_by_hand() -> None:
-    """Invariant 3: a stop id has probability 0 in the first two tokens, and its own in the third."""
+    """Invariant 3: a stop id has probability 0 in the first two tokens, its own in the third."""
     steps = steps_of(1, 3, min_new_tokens=2)
     steps.begin(1, 1, torch.ones(1, 4, dtype=torch.bool), pad_id=0)
     for _ in range(3):

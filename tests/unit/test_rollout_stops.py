@@ -16,7 +16,7 @@ from cores.errors import UserError
 from cores.models import Actor, settle_pad_token
 from cores.models.loading import exclude_from
 from cores.ppo.run import check_options
-from cores.rollout import TextStops, response_mask
+from cores.rollout import TextStops, graph, response_mask
 from cores.training.calibration import policy_engine
 
 TEXTS = ["the", "er", " t", "。", "e w"]
@@ -89,6 +89,25 @@ def test_replies_end_where_their_text_does(name: str, make: Any, minimum: int) -
         logprobs, _ = actor(rollout.ids, rollout.mask, rollout.response_mask.shape[1])
     valid = rollout.response_mask
     torch.testing.assert_close(rollout.logprobs[valid], logprobs[valid], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("minimum", [0, 4])
+def test_texts_that_end_between_looks(minimum: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 16: the graph engine looks for texts now and then, at every token since the last
+    look: how often changes no reply, and nothing is left of the rollout before."""
+    made = texts_engine("graph", gpt2_like, TEXTS, minimum)
+    tokenizer = settled(gpt2_like)
+    prompts = [tokenizer.encode(t) for t in ("Hello the", "A towel, please", "er")] * 20
+    found = []
+    for look in (1, 2, 5, 16, 100):
+        monkeypatch.setattr(graph, "LOOK", look)
+        torch.manual_seed(0)
+        found.append(made.generate(prompts))
+        made.generate([prompts[0]] * 60)  # other replies in the same buffers
+    for rollout in found:
+        assert torch.equal(rollout.ids, found[0].ids)
+        assert torch.equal(rollout.ended, found[0].ended)
+    assert len(set(found[0].lengths.tolist())) > 5
 
 
 def scripted(replies: list[list[int]], prompt: list[int], minimum: int) -> Tensor:

@@ -1,0 +1,158 @@
+"""Kernels of decode steps against plain torch, on a GPU or by triton's interpreter
+(TRITON_INTERPRET=1 in the environment); skipped where triton is missing."""
+
+import os
+from types import SimpleNamespace
+
+import _engines as reference
+import pytest
+import torch
+from _engines import as_on_cuda, engine, replies, sample
+from _models import PROMPTS, policy_of
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from cores.models.vocabulary import EXCLUDED_LOGIT
+from cores.rollout import graph
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("no GPU, and TRITON_INTERPRET is not 1", allow_module_level=True)
+
+from cores.rollout import kernels
+from cores.rollout.norms import fuse_norms
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "groups", "width"), [(4, 4, 16), (4, 2, 20), (8, 1, 64)])
+@pytest.mark.parametrize("length", [0, 1, 150])
+def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, length: int) -> None:
+    """Of rows that begin anywhere, the first position of all included, over several blocks; new
+    keys as views with strides of their own; the cache is written at `length` alone, in its rows."""
+    torch.manual_seed(0)
+    rows, room = 3, 200
+    new = torch.randn(3, rows, 1, heads + 1, width, device=DEVICE).transpose(2, 3)
+    new = new.to(dtype).float()  # the interpreter rounds to bfloat16 by cutting off
+    query, new_keys, new_values = new[0, :, :heads], new[1, :, :groups], new[2, :, 1 : groups + 1]
+    cache = torch.randn(2, rows + 2, groups, room, width, device=DEVICE).to(dtype)
+    copy = cache.clone()
+    start = torch.tensor([0, 5, 130, 0, 0], dtype=torch.int32, device=DEVICE).clamp(max=length)
+    now = torch.tensor(length, dtype=torch.int32, device=DEVICE)
+    found = kernels.decode_attention(
+        query, new_keys, new_values, cache[0], cache[1], start, now, 0.3
+    )
+    with torch.device(DEVICE):
+        expected = reference.decode_attention(
+            query.to(dtype), new_keys, new_values, copy[0], copy[1], start, now, 0.3
+        )
+    assert torch.equal(cache, copy)
+    assert found.shape == (rows, 1, heads, width)
+    gap = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, atol=gap, rtol=gap)
+
+
+def state(rows: int, tokens: int) -> SimpleNamespace:
+    """What `sample_into` reads and writes, rows in another order than their places."""
+    shape = (rows, tokens)
+    made = SimpleNamespace(
+        uniform=torch.rand(shape),
+        tokens=torch.zeros(shape, dtype=torch.long),
+        logprobs=torch.zeros(shape),
+        entropies=torch.zeros(shape),
+        token=torch.zeros(rows, dtype=torch.long),
+        place=torch.randperm(rows) * tokens,
+        count=torch.tensor(3, dtype=torch.int32),
+    )
+    return SimpleNamespace(**{name: t.to(DEVICE) for name, t in vars(made).items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [31, 4096, 9001])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampling(dtype: torch.dtype, vocabulary: int, temperature: float) -> None:
+    """The same tokens, log-probs and entropies, at the same places, over one block and several."""
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(5, 2, vocabulary, device=DEVICE)).to(dtype)[:, -1]
+    logits[:, [0, 10, vocabulary - 1]] = EXCLUDED_LOGIT
+    made = state(5, 7)
+    made.temperature = temperature
+    wanted = SimpleNamespace(**{n: t.clone() for n, t in vars(made).items() if n != "temperature"})
+    wanted.temperature = temperature
+    kernels.sample_into(made, logits)
+    reference.sample_into(wanted, logits)
+    assert torch.equal(made.tokens, wanted.tokens)
+    assert torch.equal(made.token, wanted.token)
+    torch.testing.assert_close(made.logprobs, wanted.logprobs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.entropies, wanted.entropies, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_sampling_at_the_edges(uniform: float) -> None:
+    """Invariant 3: the smallest and the largest number draw the first and no excluded id, in
+    vocabularies whose ends are excluded."""
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(16, 9001, device=DEVICE)
+    logits[:, :50] = logits[:, -5000:] = EXCLUDED_LOGIT
+    made = state(16, 4)
+    made.temperature = 1.0
+    made.uniform.fill_(uniform)
+    kernels.sample_into(made, logits)
+    assert ((made.token >= 50) & (made.token < 4001)).all()
+    if uniform == 0:
+        assert (made.token == 50).all()
+
+
+def check_norm(found: Tensor, exact: Tensor) -> None:
+    """bfloat16, and within its rounding, to either side, of the exact value."""
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=1e-5, rtol=2**-7)
+
+
+@pytest.mark.parametrize("width", [32, 100, 768])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms(width: int, dtype: torch.dtype) -> None:
+    """Those of torch and of Llama, of numbers far from 0, with weights and biases."""
+    torch.manual_seed(0)
+    x = (3 + 2 * torch.randn(4, 1, width, device=DEVICE)).to(dtype)
+    plain = nn.LayerNorm(width, eps=1e-3, device=DEVICE)
+    rms = LlamaRMSNorm(width, eps=1e-3).to(DEVICE)
+    with torch.no_grad():
+        for p in (plain.weight, plain.bias, rms.weight):
+            p.normal_()
+        found = kernels.norm(x, plain.weight, plain.bias, plain.eps, False)
+        check_norm(found, plain(x.float()))
+        check_norm(kernels.norm(x, rms.weight, None, 1e-3, True), rms(x.float()))
+        expected = reference.norm(x, plain.weight, plain.bias, plain.eps, False)
+        torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3"])
+def test_fused_norms(kind: str) -> None:
+    """A model with its norms fused has the logits of one without, under autocast, and none of the
+    residual stream's is left out."""
+    model, ids = policy_of(kind).to(DEVICE), torch.tensor([[5, 9, 13, 20]], device=DEVICE)
+    with torch.no_grad(), torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        expected = model(ids).logits[..., 1:60].float()
+        fuse_norms(model)
+        found = model(ids).logits[..., 1:60].float()
+    fused = [m for m in model.modules() if type(m).__name__ == "FusedNorm"]
+    assert len(fused) == 5  # two a layer and the last
+    assert (found - expected).abs().mean() < 0.05
+    assert (found - expected).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_rollouts_by_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 1: a whole rollout through the kernels is that of plain torch."""
+    if DEVICE.type == "cuda":
+        pytest.skip("stands in for a GPU")
+    monkeypatch.setattr(graph, "LOOK", 2)
+    monkeypatch.setattr(graph, "BUCKETS", (2, 4, 8))
+    plain, made = (engine("graph", policy_of(kind), tokens=6) for _ in range(2))
+    as_on_cuda(made, monkeypatch, kernels)
+    expected, found = (sample(e, [*PROMPTS, [8, 3]]) for e in (plain, made))
+    assert replies(found) == replies(expected)
+    torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.entropy, expected.entropy, atol=1e-5, rtol=1e-5)

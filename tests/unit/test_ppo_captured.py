@@ -1,0 +1,98 @@
+"""Captured passes: the same numbers, whatever is copied into them. No GPU is needed: a stand-in for
+a graph runs its work again on the addresses that it was captured with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from _models import largest_difference, make_trainer, parameters
+from _ppo import experience_of
+
+from cores.errors import UserError
+from cores.ppo import captured, passes
+from cores.ppo.captured import Captured, Graph, Tensors
+
+
+@dataclass
+class Again:
+    """Stands for a CUDA graph."""
+
+    work: Any
+    inputs: Tensors
+    outputs: Tensors
+
+    def replay(self) -> None:
+        """The work, on the inputs' addresses, into the outputs'."""
+        self.outputs.update(self.work(self.inputs))
+
+
+class Replaying(Captured):
+    """Captures stand-ins."""
+
+    def _capture(self, inputs: Tensors, work: Any) -> Graph:
+        own, outputs = {name: value.clone() for name, value in inputs.items()}, {}
+        return Graph(Again(work, own, outputs), own, outputs)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "Captured", Replaying)
+    monkeypatch.setattr(passes.Passes, "_check", lambda self: None)
+
+
+def trained(updates: int = 2, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
+    """A trainer after updates on changing rows, and their statistics."""
+    settings = {"microbatch_size": 2, "minibatch_size": 4, "batch_size": 8, "epochs": 2}
+    trainer = make_trainer("gpt2", **{**settings, "actor_learning_rate": 0.01, **ppo})
+    found = []
+    for seed in range(updates):
+        trainer.kl_coef = 0.1 * (seed + 1)
+        found += trainer.update(experience_of(trainer, seed=seed))
+    return trainer, found
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize(
+    "ppo",
+    [{}, {"kl_in": "loss", "kl_kind": "k2"}, {"entropy_coef": 0.1}, {"loss_mean": "sequences"}],
+)
+def test_captured_passes_change_nothing(ppo: dict[str, Any]) -> None:
+    """Invariant 20: weights and statistics, over rows of all lengths and a changing price of KL."""
+    plain, expected = trained(**ppo)
+    same, found = trained(**ppo, cuda_graphs=True)
+    assert same.passes.captured.graphs
+    assert found == [pytest.approx(step) for step in expected]
+    for role in ("actor", "critic"):
+        a, b = (parameters(getattr(t.roles, role).unwrapped) for t in (plain, same))
+        assert largest_difference(a, b) < 1e-6
+
+
+def test_a_shape_is_captured_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shape and key on its own, and no more graphs than there may be."""
+    monkeypatch.setattr(captured, "GRAPHS", 2)
+    runs, made = [], Replaying()
+
+    def work(inputs: Tensors) -> Tensors:
+        runs.append(len(inputs["x"]))
+        return {"y": 2 * inputs["x"]}
+
+    for key, size in (("a", 2), ("a", 2), ("a", 3), ("a", 2), ("b", 2), ("a", 3), ("a", 3)):
+        x = torch.rand(size)
+        assert torch.equal(made.run(key, {"x": x}, work)["y"], 2 * x)
+    assert len(made.graphs) == 2
+    for _ in range(4):
+        made.run("b", {"x": torch.rand(2)}, work)
+    assert len(made.graphs) == 2
+    assert runs == [2, 2, 3, 2, 2, 3, 3, 2, 2, 2, 2]
+
+
+def test_results_outlive_the_next_replay() -> None:
+    made = Replaying()
+    kept = [made.run("a", {"x": torch.full((1,), float(i))}, dict) for i in range(5)]
+    assert [each["x"].item() for each in kept] == [0, 1, 2, 3, 4]
+
+
+def test_passes_that_cannot_be_captured_are_refused() -> None:
+    with pytest.raises(UserError, match=r"ppo\.cuda_graphs: .* there is no GPU"):
+        make_trainer("gpt2", cuda_graphs=True)

@@ -68,7 +68,7 @@ class GraphEngine:
         ids, mask = left_pad([*prompts, *prompts[:1] * (rows - count)], self.pad_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
         steps = self._room(rows, ids.shape[1])
-        steps.begin(rows, count, mask, self.pad_id)
+        steps.begin(rows, count, mask)
         self.twin.refresh()
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False

@@ -54,7 +54,7 @@ class Steps:
         self.used = rows
         self.looked = 0
 
-    def begin(self, rows: int, count: int, mask: Tensor, pad_id: int) -> None:
+    def begin(self, rows: int, count: int, mask: Tensor) -> None:
         """A rollout of `count` prompts in `rows` rows; mask (rows, P) of the prompts."""
         lengths = mask.sum(dim=1)
         self.cache.start[:rows] = mask.shape[1] - lengths
@@ -64,7 +64,6 @@ class Steps:
         self.count.zero_()
         # Drawn for the prompts alone: what fills the bucket changes no reply.
         self.uniform[:count] = torch.rand((count, width), device=mask.device)
-        self.tokens.fill_(pad_id)
         self.ended.fill_(True)
         self.ended[:count] = False
         self.used, self.looked = rows, 0

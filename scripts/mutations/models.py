@@ -1,4 +1,4 @@
-"""Bugs in log-probs, the scalar head, the vocabulary and the rollout; see rl.py for the form."""
+"""Bugs in log-probs, the scalar head, the vocabulary and loading; see rl.py for the form."""
 
 Bug = tuple[str, str, str, str]
 
@@ -122,59 +122,11 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
         ],
     ),
-    "cores/rollout/engine.py": (
-        ("tests/unit/test_rollout.py",),
+    "cores/models/activations.py": (
+        ("tests/unit/test_models_activations.py",),
         [
-            ("stop-outside", "the stop token is outside the mask",
-             "stops.long().cumsum(dim=1) - stops.long()", "stops.long().cumsum(dim=1)"),
-            ("after-stop", "one token after the stop is inside the mask",
-             "return before == 0, stops", "return (before - 1).clamp(0) == 0, stops"),
-            ("ended-always", "every reply counts as ended",
-             "stops.any(dim=1)", "stops.any(dim=1) | True"),
-        ],
-    ),
-    "cores/rollout/stops.py": (
-        ("tests/unit/test_rollout_*.py",),
-        [
-            ("engine-stops", "stop_token_ids do not stop",
-             "return [eos, *ppo.stop_token_ids]", "return [eos]"),
-            ("prompt-stops", "a stop string in the prompt ends the reply",
-             "input_ids[:, self.prompt_length :]", "input_ids"),
-            ("text-minimum", "a stop string ends a reply one token before the minimum",
-             "response.shape[1] <= self.min", "response.shape[1] < self.min"),
-        ],
-    ),
-    "cores/rollout/hf.py": (
-        ("tests/unit/test_rollout.py", "tests/unit/test_rollout_stops.py",
-         "tests/unit/test_models_training.py"),
-        [
-            ("engine-minimum", "the engine may stop one token before the minimum",
-             "len(self.logprobs) < self.min", "len(self.logprobs) + 1 < self.min"),
-            ("engine-built-temperature", "temperature does not reach the engine",
-             "        ppo.temperature,\n", "        1.0,\n"),
-            ("engine-no-temperature", "temperature forgotten in sampling",
-             "scores.float() / self.temperature", "scores.float()"),
-            ("recorded-not-sampled", "recorded at the temperature, sampled without",
-             "        return scaled\n", "        return scores\n"),
-            ("recorded-token", "log-prob of the token before",
-             "input_ids[:, -1:]", "input_ids[:, -2:-1]"),
-            ("filtered", "sampling from the 5 likeliest", "top_k=0,", "top_k=5,"),
-            ("greedy", "greedy decoding", "do_sample=True", "do_sample=False"),
-            ("parents-settings", "settings of the checkpoint in sampling",
-             "self.model.generation_config = GenerationConfig()",
-             "self.model.generation_config = theirs"),
-            ("rollout-dropout", "sampling in training mode",
-             "        self.model.eval()\n", "        self.model.train()\n"),
-            ("mode-left", "evaluation mode after sampling",
-             "self.model.train(training)", "self.model.eval()"),
-            ("prompt-attended", "padding of prompts attended",
-             "attention_mask=prompt_mask.long()",
-             "attention_mask=torch.ones_like(prompt_mask).long()"),
-            ("response-shift", "the reply begins one token late",
-             "response = ids[:, prompt_ids.shape[1] :]",
-             "response = ids[:, prompt_ids.shape[1] :].roll(-1, dims=1)"),
-            ("pad-logprobs", "log-probs of padding are not 0",
-             "logprobs=torch.where(mask, logprobs, 0.0)", "logprobs=logprobs"),
+            ("gelu-exact", "the exact GELU in place of GPT-2's",
+             'nn.GELU(approximate="tanh")', "nn.GELU()"),
         ],
     ),
 }  # fmt: skip

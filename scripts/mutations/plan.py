@@ -7,11 +7,18 @@ tests/unit/test_mutations.py says when one does.
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.mutations import data, models, ppo, rl, roles, training
+from scripts.mutations import data, models, ppo, rl, roles, rollout, training
 
 ROOT = Path(__file__).resolve().parents[2]
-AREAS = {"Formulas": rl, "PPO": ppo, "Roles and runs of PPO": roles,
-         "Models and rollout": models, "Data": data, "Stages 1 and 2": training}  # fmt: skip
+AREAS = {
+    "Formulas": rl,
+    "PPO": ppo,
+    "Roles and runs of PPO": roles,
+    "Models": models,
+    "Rollout": rollout,
+    "Data": data,
+    "Stages 1 and 2": training,
+}
 """Heading of the report to the module with its bugs."""
 
 

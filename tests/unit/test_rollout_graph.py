@@ -118,11 +118,13 @@ def test_rows_that_make_room_change_nothing(kind: str, monkeypatch: pytest.Monke
         assert_same(sample(made, MANY), expected)
 
 
-def test_no_step_is_taken_once_all_have_ended(kept: list[int]) -> None:
-    """The look after two tokens finds nothing left to do."""
-    made = engine("graph", policy_of("gpt2"), tokens=16, stop_ids=list(range(1, WORDS)))
+@pytest.mark.parametrize("ends", [1, 2])
+def test_no_step_is_taken_once_all_have_ended(ends: int, kept: list[int]) -> None:
+    """Replies of one token, and of two, the last that the first look sees."""
+    stops = list(range(ends, WORDS))  # of two: only eos is left for the first token
+    made = engine("graph", policy_of("gpt2"), 1e-6, 16, stop_ids=stops, min_new_tokens=ends - 1)
     rollout = sample(made, PROMPTS)
-    assert rollout.response_ids.shape == (4, 1)
+    assert rollout.lengths.tolist() == [ends] * 4
     assert made.steps.count == 2
     assert kept == []
 

@@ -79,7 +79,7 @@ def test_rows_on_the_move() -> None:
     start, keys and the place where it writes; one that ended fills up what is asked for."""
     steps = steps_of(6, 4)
     mask = torch.arange(5) >= torch.tensor([0, 4, 2, 0, 1, 3])[:, None]
-    steps.begin(6, 5, mask, pad_id=0)
+    steps.begin(6, 5, mask)
     assert steps.position.tolist() == [5, 1, 3, 5, 4, 2]
     assert steps.cache.start.tolist() == [0, 4, 2, 0, 1, 3]
     assert steps.ended.tolist() == [False] * 5 + [True]  # the sixth only fills up
@@ -114,7 +114,7 @@ def test_rows_on_the_move() -> None:
 def test_each_row_has_its_own_number_for_each_token() -> None:
     """Invariant 31: of uniform (R, T) the row's own at the token's place, wherever the row is."""
     steps = steps_of(3, 2)
-    steps.begin(3, 3, torch.ones(3, 4, dtype=torch.bool), pad_id=0)
+    steps.begin(3, 3, torch.ones(3, 4, dtype=torch.bool))
     steps.uniform.copy_(torch.tensor([[0.1, 0.9], [0.3, 0.7], [0.5, 0.1]]))
     even = torch.zeros(3, 10)
     steps.emit(even)
@@ -127,7 +127,7 @@ def test_each_row_has_its_own_number_for_each_token() -> None:
 def test_minimum_length_by_hand() -> None:
     """Invariant 3: a stop id has probability 0 in the first two tokens, its own in the third."""
     steps = steps_of(1, 3, min_new_tokens=2)
-    steps.begin(1, 1, torch.ones(1, 4, dtype=torch.bool), pad_id=0)
+    steps.begin(1, 1, torch.ones(1, 4, dtype=torch.bool))
     for _ in range(3):
         logits = torch.zeros(1, 10)
         logits[0, 9] = 20.0

@@ -60,6 +60,6 @@ class Captured:
         own = {name: value.clone() for name, value in inputs.items()}
         pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = work(own)
         return Graph(graph, own, outputs)

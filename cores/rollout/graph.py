@@ -139,7 +139,7 @@ class GraphEngine:
                 torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             pool = next(iter(self.graphs.values())).pool() if self.graphs else None
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._advance(steps, rows)
             self.graphs[rows] = graph
         return self.graphs[rows].replay

@@ -141,7 +141,7 @@ def as_on_cuda(
     class Capture:
         """What is asked for within it is noted, not run."""
 
-        def __init__(self, graph: FakeGraph, pool: Any = None) -> None:
+        def __init__(self, graph: FakeGraph, pool: Any = None, **_: Any) -> None:
             self.graph = graph
 
         def __enter__(self) -> None:

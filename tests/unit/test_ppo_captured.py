@@ -41,7 +41,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes.Passes, "_check", lambda self: None)
 
 
-def trained(updates: int = 2, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
+def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
     """A trainer after updates on changing rows, and their statistics."""
     settings = {"microbatch_size": 2, "minibatch_size": 4, "batch_size": 8, "epochs": 2}
     trainer = make_trainer("gpt2", **{**settings, "actor_learning_rate": 0.01, **ppo})

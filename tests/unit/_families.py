@@ -15,6 +15,7 @@ from transformers import (
     GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     OPTConfig,
     PretrainedConfig,
     Qwen2Config,
@@ -66,6 +67,7 @@ _SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
          "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1},
     ),
     "llama": (LlamaConfig, _LLAMA),
+    "mistral": (MistralConfig, {**_LLAMA, "sliding_window": None}),
     "qwen2": (Qwen2Config, {**_LLAMA, "tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, {**_LLAMA, "tie_word_embeddings": True, "head_dim": 8}),
     "gemma2": (

@@ -13,21 +13,23 @@ from torch import Tensor
 from cores.models import Actor
 from cores.models.loading import exclude_from
 from cores.rollout import Rollout, graph
+from cores.rollout.build import graph_problem
 from cores.rollout.graph import bucket
 from cores.rollout.steps import Steps
 
 MANY = [[2 + (7 * i + j) % 50 for j in range(1 + i % 6)] for i in range(32)]
 """32 prompts of one to six tokens."""
-ROPES: dict[str, dict[str, Any]] = {
-    "linear": {"factor": 2.0},
-    "yarn": {"factor": 2.0, "original_max_position_embeddings": 8},
-    "llama3": {
-        "factor": 2.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8,
-    },
+LONG: dict[str, Any] = {"factor": 2.0, "original_max_position_embeddings": 8}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("llama", {"factor": 2.0}),
+    "yarn": ("llama", LONG),
+    "llama3": ("llama", {**LONG, "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+    "mistral": ("mistral", {}),
+    "wide heads": ("llama", {"head_dim": 12}),
+    "scale of each layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "no scale": ("gpt2", {"scale_attn_weights": False}),
 }
+"""Configurations beside those of the families; of the first three the rotary embedding's."""
 
 
 def assert_same(found: Rollout, expected: Rollout) -> None:
@@ -75,16 +77,23 @@ def test_greedy_replies_are_those_of_generate(kind: str, kept: list[int]) -> Non
     assert kept
 
 
-@pytest.mark.parametrize("rope", ROPES)
-def test_scaled_rotary_embeddings(rope: str) -> None:
-    """The kinds whose angles stay the same: replies as by `generate`, longer than the embedding was
-    trained for."""
-    model = causal("llama", rope_parameters={"rope_type": rope, "rope_theta": 1e4, **ROPES[rope]})
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_configurations(other: str) -> None:
+    """Rotary embeddings whose angles are scaled but stay the same, on positions beyond those it was
+    trained for; heads of another width than the layer's share; scores scaled otherwise."""
+    kind, changes = OTHERS[other]
+    if other in ("linear", "yarn", "llama3"):
+        changes = {"rope_parameters": {"rope_type": other, "rope_theta": 1e4, **changes}}
+    model = causal(kind, **changes)
     exclude_from(model, toy_tokenizer())
+    assert graph_problem(model) is None
     made = [engine(name, model, 1e-6, tokens=20, stop_ids=[WORDS]) for name in ("hf", "graph")]
     expected, found = (sample(m, PROMPTS) for m in made)
     assert replies(found) == replies(expected)
     assert found.lengths.tolist() == [20] * 4
+    logprobs, _ = judged(model, warm := sample(engine("graph", model), PROMPTS))
+    valid = warm.response_mask
+    torch.testing.assert_close(warm.logprobs[valid], logprobs[valid], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", CAPTURABLE)

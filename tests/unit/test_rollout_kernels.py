@@ -69,7 +69,7 @@ def state(rows: int, tokens: int) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("vocabulary", [31, 4096, 9001])
+@pytest.mark.parametrize("vocabulary", [31, 4096, 20_001])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_sampling(dtype: torch.dtype, vocabulary: int, temperature: float) -> None:
     """The same tokens, log-probs and entropies, at the same places, over one block and several."""

@@ -57,14 +57,11 @@ class PPOSection:
     replies then go many at a time. None: microbatch_size replies."""
     forward_tokens: Optional[int] = None
     """The same where nothing is kept for a backward pass: scoring. None: 4 times the update's."""
-    compile: bool = False
-    """Compile the layers of actor and critic (torch.compile): fewer and fused kernels, for long
-    runs on GPUs. The first update takes longer, less so where torch finds what it compiled
-    before. Off: nothing to wait for."""
-    cuda_graphs: bool = False
-    """Capture forward and backward passes of micro-batches as CUDA graphs: one launch in place of
-    thousands, which small models on fast GPUs wait for. On one GPU, without DeepSpeed, adapters'
-    bases in 8 bits or `compile`."""
+    passes: Literal["eager", "compiled", "captured"] = "eager"
+    """How micro-batches go forward and back. compiled: layers by torch.compile, fewer and fused
+    kernels; the first update takes longer, less so where torch finds what it compiled before.
+    captured: as CUDA graphs, one launch in place of thousands, which small models on fast GPUs
+    wait for; on one GPU, without DeepSpeed. eager: nothing to wait for, anywhere."""
     epochs: int = 4
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = 256

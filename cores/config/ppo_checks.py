@@ -48,12 +48,6 @@ def _batches(ppo: PPOSection) -> Iterator[Problem]:
 
 
 def _optimization(ppo: PPOSection) -> Iterator[Problem]:
-    if ppo.compile and ppo.cuda_graphs:
-        yield (
-            "ppo.cuda_graphs",
-            "compiled layers cannot be captured: torch ends the capture with an error. Set it or "
-            "ppo.compile to false.",
-        )
     for role in ("actor", "critic"):
         for name in ("beta1", "beta2"):
             value = getattr(getattr(ppo, f"{role}_adam"), name)

@@ -27,7 +27,7 @@ from cores.runtime.launch import Launch
 class Passes:
     """Adds a micro-batch's gradients to a role's, and takes the step behind the last one.
 
-    With `ppo.cuda_graphs` passes are captured; the numbers are the same.
+    Where `ppo.passes` says captured they are CUDA graphs; the numbers are the same.
     """
 
     def __init__(self, config: PPOSection, roles: Roles, launch: Launch) -> None:
@@ -35,7 +35,7 @@ class Passes:
         self.roles = roles
         self.launch = launch
         self.captured: Captured | None = None
-        if config.cuda_graphs:
+        if config.passes == "captured":
             self._check()
             self.captured = Captured()
             for role in roles.trained:
@@ -52,7 +52,7 @@ class Passes:
         elif model.is_gradient_checkpointing:
             problem = "layers are checkpointed (model.gradient_checkpointing)"
         if problem:
-            raise UserError(f"ppo.cuda_graphs: passes cannot be captured: {problem}. Set it false.")
+            raise UserError(f"ppo.passes: captured is not possible: {problem}. Set it to eager.")
 
     def actor(
         self, batch: Experience, totals: Totals, kl_coef: float, measured: bool, last: bool

@@ -238,7 +238,8 @@ def build_roles(
         reward = ScalarModel(_held(load_scalar(parents["reward"].folder), launch))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
-    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0, compiled=ppo.compile)
+    compiled = ppo.passes == "compiled"
+    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0, compiled=compiled)
     actor_role = TrainedRole(ACTOR, actor, both[ACTOR], ppo)
     critic_role = critic and TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo)
     shared = StartOfCritic(critic_role) if critic_role and _shared(config) else None
@@ -275,7 +276,7 @@ def _trainable(model: Any, config: Config, task: TaskType) -> Any:
         model = add_lora(model, lora, task, "ppo.lora")
         if config.model.gradient_checkpointing:
             model.enable_input_require_grads()
-    return compile_layers(model) if config.ppo.compile else model
+    return compile_layers(model) if config.ppo.passes == "compiled" else model
 
 
 def _held(model: Any, launch: Launch) -> Any:

@@ -232,7 +232,7 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
     assert after.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
     assert facts["raw_mean"] == pytest.approx(before.mean().item())
     assert facts["raw_std"] == pytest.approx(before.std(correction=0).item())
-    assert abs(facts["raw_std"] - 1) > 0.05
+    assert abs(facts["raw_std"] - 1) > 1e-3  # far more than what the scores may be off
     expected = (before - facts["raw_mean"]) / facts["raw_std"]
     torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
 

@@ -60,7 +60,7 @@ def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
 def test_captured_passes_change_nothing(ppo: dict[str, Any]) -> None:
     """Invariant 20: weights and statistics, over rows of all lengths and a changing price of KL."""
     plain, expected = trained(**ppo)
-    same, found = trained(**ppo, cuda_graphs=True)
+    same, found = trained(**ppo, passes="captured")
     assert same.passes.captured.graphs
     for role in same.roles.trained:  # cleared in place: a graph adds to where they were
         assert all(p.grad is not None for p in role.module.parameters())
@@ -96,5 +96,5 @@ def test_results_outlive_the_next_replay() -> None:
 
 
 def test_passes_that_cannot_be_captured_are_refused() -> None:
-    with pytest.raises(UserError, match=r"ppo\.cuda_graphs: .* there is no GPU"):
-        make_trainer("gpt2", cuda_graphs=True)
+    with pytest.raises(UserError, match=r"ppo\.passes: captured .* there is no GPU"):
+        make_trainer("gpt2", passes="captured")

@@ -12,8 +12,9 @@ from transformers import MistralConfig, PretrainedConfig
 
 from cores.config import Config
 from cores.errors import UserError
+from cores.models.plain import FAMILIES, attention_problem
 from cores.rollout import GraphEngine, HFEngine, build, build_engine
-from cores.rollout.build import FAMILIES, config_problem, graph_problem
+from cores.rollout.build import graph_problem
 from cores.runtime.launch import Launch
 
 NAMES = {"bloom": "BloomForCausalLM", "gptj": "GPTJForCausalLM", "gemma2": "Gemma2ForCausalLM"}
@@ -77,19 +78,19 @@ def rope(kind: str) -> PretrainedConfig:
 def test_refused_configurations() -> None:
     """Windows and angles that follow the longest row; a window that is off is none."""
     window = MistralConfig(sliding_window=8, architectures=["MistralForCausalLM"])
-    assert config_problem(window) == "MistralForCausalLM attends to a sliding window"
-    assert config_problem(MistralConfig(sliding_window=None)) is None
+    assert attention_problem(window) == "MistralForCausalLM attends to a sliding window"
+    assert attention_problem(MistralConfig(sliding_window=None)) is None
     off = causal("qwen2", use_sliding_window=False, sliding_window=8)
     on = causal("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
-    assert config_problem(off.config) is None
-    assert config_problem(on.config) == "qwen2 attends to a sliding window"
+    assert attention_problem(off.config) is None
+    assert attention_problem(on.config) == "qwen2 attends to a sliding window"
     for kind in ("dynamic", "longrope"):
         said = f"the rotary embedding of LlamaForCausalLM is {kind}, which changes with the length"
-        assert config_problem(rope(kind)) == said
+        assert attention_problem(rope(kind)) == said
     for kind in ("default", "linear", "llama3", "yarn"):
-        assert config_problem(rope(kind)) is None
+        assert attention_problem(rope(kind)) is None
     for kind in CAPTURABLE:
-        assert config_problem(policy_of(kind).config) is None
+        assert attention_problem(policy_of(kind).config) is None
 
 
 def test_shards_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

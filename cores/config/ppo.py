@@ -54,9 +54,8 @@ class PPOSection:
     """Replies a forward pass on one process; changes memory, not results."""
     microbatch_tokens: Optional[int] = None
     """In place of microbatch_size: tokens of a forward pass of the update, padding included. Short
-    replies then go many at a time. None: microbatch_size replies."""
-    forward_tokens: Optional[int] = None
-    """The same where nothing is kept for a backward pass: scoring. None: 4 times the update's."""
+    replies then go many at a time. None: microbatch_size replies. Scoring, which keeps nothing for
+    a backward pass, takes four times as much of either."""
     passes: Literal["eager", "compiled", "captured"] = "eager"
     """How micro-batches go forward and back. compiled: layers by torch.compile, fewer and fused
     kernels; the first update takes longer, less so where torch finds what it compiled before.

@@ -37,14 +37,13 @@ def _batches(ppo: PPOSection) -> Iterator[Problem]:
         )
 
     longest = ppo.max_prompt_length + ppo.max_new_tokens
-    for name in ("microbatch_tokens", "forward_tokens"):
-        tokens = getattr(ppo, name)
-        if tokens is not None and tokens < longest:
-            yield (
-                f"ppo.{name}",
-                f"{tokens} is less than one row may have: ppo.max_prompt_length + "
-                f"ppo.max_new_tokens is {longest}; choose at least that.",
-            )
+    tokens = ppo.microbatch_tokens
+    if tokens is not None and tokens < longest:
+        yield (
+            "ppo.microbatch_tokens",
+            f"{tokens} is less than one row may have: ppo.max_prompt_length + ppo.max_new_tokens "
+            f"is {longest}; choose at least that.",
+        )
 
 
 def _optimization(ppo: PPOSection) -> Iterator[Problem]:

@@ -44,9 +44,7 @@ def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) ->
 
 def for_scoring(lengths: Lengths, ppo: PPOSection) -> list[list[int]]:
     """All rows, the longest first, in parts for a forward pass without a backward one."""
-    tokens = ppo.forward_tokens
-    if tokens is None and ppo.microbatch_tokens is not None:
-        tokens = FORWARD_FACTOR * ppo.microbatch_tokens
+    tokens = None if ppo.microbatch_tokens is None else FORWARD_FACTOR * ppo.microbatch_tokens
     rows = by_length(range(len(lengths)), lengths)
     return cut(rows, lengths, FORWARD_FACTOR * ppo.microbatch_size, tokens)
 

@@ -73,9 +73,7 @@ def test_budgets_change_nothing(kind: str) -> None:
     forward pass, and no pass is above its budget."""
     found = []
     for tokens in (None, 12, 25, 40):
-        trainer = make_trainer(
-            kind, microbatch_size=8, microbatch_tokens=tokens, forward_tokens=tokens, **SGD
-        )
+        trainer = make_trainer(kind, microbatch_size=8, microbatch_tokens=tokens, **SGD)
         seen = forward_sizes(trainer)
         e = experience_of(trainer)
         stats = trainer.optimize(e, torch.arange(8))
@@ -109,7 +107,7 @@ def test_scoring_takes_more_at_a_time() -> None:
     for budget in (
         {"microbatch_size": 1},
         {"microbatch_tokens": 12},
-        {"microbatch_tokens": 12, "forward_tokens": 12},
+        {"microbatch_tokens": 12},
     ):
         trainer = make_trainer("gpt2", **budget)
         seen = forward_sizes(trainer)
@@ -122,7 +120,7 @@ def test_scoring_takes_more_at_a_time() -> None:
 
 def test_padding_that_is_read_counts() -> None:
     """The original's means read it, so no column is cut off: every row is as wide as the widest."""
-    trainer = make_trainer("gpt2", estimator="coati", microbatch_tokens=24, forward_tokens=24)
+    trainer = make_trainer("gpt2", estimator="coati", microbatch_tokens=24)
     seen = forward_sizes(trainer)
     trainer.update(trainer.estimate(trainer.score(fixed_rollout(8))))
     assert set(seen) == {24}  # two rows of 6 + 6
@@ -173,9 +171,8 @@ def test_a_part_knows_its_lengths() -> None:
 
 def test_budgets_below_a_row_are_refused() -> None:
     """A row cannot be cut; nor is a budget of nothing one."""
-    for name in ("microbatch_tokens", "forward_tokens"):
-        few = replace(PPO, **{name: 261})
-        problems = dict(check(Config(ppo=few)))
-        assert "ppo.max_new_tokens is 262; choose at least that" in problems[f"ppo.{name}"]
-        assert not list(check(Config(ppo=replace(PPO, **{name: 262}))))
-        assert list(check(Config(ppo=replace(PPO, **{name: 0}))))
+    few = replace(PPO, microbatch_tokens=261)
+    problems = dict(check(Config(ppo=few)))
+    assert "ppo.max_new_tokens is 262; choose at least that" in problems["ppo.microbatch_tokens"]
+    assert not list(check(Config(ppo=replace(PPO, microbatch_tokens=262))))
+    assert list(check(Config(ppo=replace(PPO, microbatch_tokens=0))))

@@ -68,9 +68,10 @@ def test_every_rank_takes_as_many() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_budgets_change_nothing(kind: str) -> None:
+def test_budgets_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariants 4, 21: scores, parameters of actor and critic and every statistic are those of one
     forward pass, and no pass is above its budget."""
+    monkeypatch.setattr("cores.ppo.batches.FORWARD_FACTOR", 1)  # scoring in small parts too
     found = []
     for tokens in (None, 12, 25, 40):
         trainer = make_trainer(kind, microbatch_size=8, microbatch_tokens=tokens, **SGD)
@@ -102,24 +103,17 @@ def forward_sizes(trainer: Any) -> list[int]:
 
 
 def test_scoring_takes_more_at_a_time() -> None:
-    """4 times what the update takes, rows or tokens, unless it is said."""
-    passes = []
-    for budget in (
-        {"microbatch_size": 1},
-        {"microbatch_tokens": 12},
-        {"microbatch_tokens": 12},
-    ):
+    """4 times what the update takes, rows or tokens."""
+    for budget in ({"microbatch_size": 1}, {"microbatch_tokens": 12}):
         trainer = make_trainer("gpt2", **budget)
         seen = forward_sizes(trainer)
         trainer.score(fixed_rollout(8))
-        passes.append(len(seen))
-    assert passes[0] == 2
-    assert passes[1] == 2
-    assert passes[2] > 6
+        assert len(seen) == 2
 
 
-def test_padding_that_is_read_counts() -> None:
+def test_padding_that_is_read_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The original's means read it, so no column is cut off: every row is as wide as the widest."""
+    monkeypatch.setattr("cores.ppo.batches.FORWARD_FACTOR", 1)
     trainer = make_trainer("gpt2", estimator="coati", microbatch_tokens=24)
     seen = forward_sizes(trainer)
     trainer.update(trainer.estimate(trainer.score(fixed_rollout(8))))

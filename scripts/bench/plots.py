@@ -84,7 +84,8 @@ def _phases(steps: list[Found], out: Path) -> str:
             heights = [bar[name] for bar in bars.values()]
             axis.bar(list(bars), heights, bottom=bottom, color=colour, width=0.6, label=name)
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-        axis.set_title(label(found), fontsize=9, color=INK, loc="left")
+        title = label(found).replace("`", "").replace(", --", ",\n--")
+        axis.set_title(title, fontsize=9, color=INK, loc="left")
         axis.set_ylabel("seconds", fontsize=8, color=INK)
         axis.set_ylim(top=1.3 * max(bottom))  # room for the legend
     return _save(figure, axes[-1], out)

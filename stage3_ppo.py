@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
         save_roles,
         train,
     )
+    from cores.rollout import check_engine
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.sharding import zero_stage
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     parents = load_parents(config, needed_stages(config))
     model_config = load_config(parents["sft"].folder)
     check_model(config, model_config)
+    check_engine(config, model_config, run.device)
     tokenizer = load_tokenizer(parents["sft"].folder)
     check_options(config, tokenizer)
     data = prompt_data(config, tokenizer)

@@ -54,13 +54,15 @@ class PPOSection:
     """Replies a forward pass on one process; changes memory, not results."""
     microbatch_tokens: Optional[int] = None
     """In place of microbatch_size: tokens of a forward pass of the update, padding included. Short
-    replies then go many at a time. None: microbatch_size replies. Scoring, which keeps nothing for
-    a backward pass, takes four times as much of either."""
+    replies then go many at a time; ptx rows still by microbatch_size. None: microbatch_size
+    replies. Scoring, which keeps nothing for a backward pass, takes four times as much of
+    either."""
     passes: Literal["eager", "compiled", "captured"] = "eager"
     """How micro-batches go forward and back. compiled: layers by torch.compile, fewer and fused
     kernels; the first update takes longer, less so where torch finds what it compiled before.
     captured: as CUDA graphs, one launch in place of thousands, which small models on fast GPUs
-    wait for; on one GPU, without DeepSpeed. eager: nothing to wait for, anywhere."""
+    wait for; on one GPU, without DeepSpeed, checkpointed layers or bases in 8 bits, for the
+    architectures of `rollout.engine: graph`. eager: nothing to wait for, anywhere."""
     epochs: int = 4
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = 256

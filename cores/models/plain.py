@@ -1,5 +1,7 @@
 """Architectures whose attention is plain, which our own decode step and captured passes rely on."""
 
+from typing import Any
+
 from transformers import PretrainedConfig
 
 from cores.models.vocabulary import architecture
@@ -23,3 +25,9 @@ def attention_problem(config: PretrainedConfig) -> str | None:
     if kind not in STILL_ROPE:
         return f"the rotary embedding of {name} is {kind}, which changes with the length"
     return None
+
+
+def looks_for_outliers(model: Any) -> bool:
+    """Whether layers in 8 bits ask in every forward pass which inputs are large (bitsandbytes):
+    the device is waited for, which a captured graph cannot."""
+    return any(hasattr(module, "init_8bit_state") for module in model.modules())

@@ -9,7 +9,7 @@ from torch import Tensor
 from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
-from cores.models.plain import attention_problem
+from cores.models.plain import attention_problem, looks_for_outliers
 from cores.ppo.captured import Captured, Tensors
 from cores.ppo.experience import Experience, columns, with_columns
 from cores.ppo.objective import (
@@ -49,6 +49,8 @@ class Passes:
             problem = "there is no GPU"
         elif self.launch.world > 1 or self.roles.actor.engine is not None:
             problem = "processes exchange gradients within a pass"
+        elif any(looks_for_outliers(role.unwrapped.model) for role in self.roles.trained):
+            problem = "layers in 8 bits look for outliers"
         elif model.is_gradient_checkpointing:
             problem = "layers are checkpointed (model.gradient_checkpointing)"
         if problem:

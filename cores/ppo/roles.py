@@ -124,7 +124,8 @@ class TrainedRole:
         if self.engine is not None:
             self.engine.backward(loss, sync_gradients=last)
             if last:
-                self.grad_norm = torch.as_tensor(self.engine.get_global_grad_norm()).detach()
+                norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
+                self.grad_norm = norm.detach().to(loss.device)  # offloaded: it is on the CPU
                 self.steps += 1
                 self._check_count()
             return

@@ -1,6 +1,6 @@
 """Rollouts: one engine interface, our engine and that of Hugging Face generate."""
 
-from cores.rollout.build import build_engine
+from cores.rollout.build import build_engine, check_engine
 from cores.rollout.engine import Rollout, RolloutEngine, response_mask
 from cores.rollout.graph import GraphEngine
 from cores.rollout.hf import HFEngine
@@ -13,6 +13,7 @@ __all__ = [
     "RolloutEngine",
     "TextStops",
     "build_engine",
+    "check_engine",
     "response_mask",
     "stop_ids",
     "text_matcher",

@@ -3,16 +3,19 @@
 from importlib.util import find_spec
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
 from cores.errors import UserError
-from cores.models.plain import attention_problem
+from cores.models.plain import attention_problem, looks_for_outliers
 from cores.rollout.engine import RolloutEngine
 from cores.rollout.graph import GraphEngine
 from cores.rollout.hf import HFEngine
 from cores.rollout.stops import stop_ids, text_matcher
 from cores.runtime.launch import Launch
+
+REFUSED = "rollout.engine: graph cannot run here: {}. Set it to auto or hf."
 
 
 def build_engine(
@@ -30,7 +33,7 @@ def build_engine(
     ppo, wanted = config.ppo, config.rollout.engine
     problem = None if wanted == "hf" else graph_problem(model)
     if problem and wanted == "graph":
-        raise UserError(f"rollout.engine: graph cannot run here: {problem}. Set it to auto or hf.")
+        raise UserError(REFUSED.format(problem))
     if problem:
         launch.say(f"rollouts by Hugging Face generate, which is slow: {problem}")
     pad: Any = tokenizer.pad_token_id
@@ -47,13 +50,23 @@ def build_engine(
     )
 
 
+def check_engine(config: Config, model: PretrainedConfig, device: torch.device) -> None:
+    """UserError if `rollout.engine: graph` cannot run this architecture here; reads no weights."""
+    problem = attention_problem(model) or _device_problem(device)
+    if config.rollout.engine == "graph" and problem:
+        raise UserError(REFUSED.format(problem))
+
+
+def _device_problem(device: torch.device) -> str | None:
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "triton is not installed"
+    return None
+
+
 def graph_problem(model: Any) -> str | None:
     """What keeps `GraphEngine` from sampling from `model`, if anything."""
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         return "ZeRO-3 moves the weights"
-    if model.device.type == "cuda":
-        if find_spec("triton") is None:
-            return "triton is not installed"
-        if any(hasattr(module, "init_8bit_state") for module in model.modules()):
-            return "layers in 8 bits look for outliers, which a captured graph cannot"
-    return attention_problem(model.config)
+    if model.device.type == "cuda" and looks_for_outliers(model):
+        return "layers in 8 bits look for outliers, which a captured graph cannot"
+    return _device_problem(model.device) or attention_problem(model.config)

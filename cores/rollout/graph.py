@@ -83,6 +83,8 @@ class GraphEngine:
         have = self.steps
         if have is not None and have.cache.rows >= rows and have.cache.positions >= needed:
             return have
+        if have is not None:
+            rows, needed = max(rows, have.cache.rows), max(needed, have.cache.positions)
         self.graphs.clear()
         self.steps = have = None  # freed before the larger ones are made
         dtype = torch.bfloat16 if self.autocast else torch.float32

@@ -16,7 +16,7 @@ from cores.errors import UserError
 def stop_ids(ppo: PPOSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end a reply: the end-of-sequence token and `ppo.stop_token_ids`."""
     eos: Any = tokenizer.eos_token_id
-    return [eos, *ppo.stop_token_ids]
+    return list(dict.fromkeys([eos, *ppo.stop_token_ids]))  # each once: gradients pass through
 
 
 def text_matcher(ppo: PPOSection, tokenizer: PreTrainedTokenizerBase) -> StopStringCriteria | None:

@@ -98,7 +98,8 @@ def floors_of(trainer: Any, workload: Any, lengths: list[int], phases: dict[str,
     policy, critic = (
         floors.shape_of(plain_model(role.unwrapped.model)) for role in (roles.actor, roles.critic)
     )
-    reward = floors.shape_of(roles.reward.model)
+    own = getattr(roles.reward, "model", None)  # none where it is the critic as it began
+    reward = critic if own is None else floors.shape_of(own)
     scores_itself = "score/actor" in phases
     return floors.step(policy, critic, reward, workload, lengths, scores_itself)
 

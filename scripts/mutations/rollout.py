@@ -17,8 +17,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/rollout/stops.py": (
         ("tests/unit/test_rollout_*.py",),
         [
+            ("stops-twice", "a stop id named twice doubles a gradient",
+             "list(dict.fromkeys([eos, *ppo.stop_token_ids]))", "[eos, *ppo.stop_token_ids]"),
             ("engine-stops", "stop_token_ids do not stop",
-             "return [eos, *ppo.stop_token_ids]", "return [eos]"),
+             "dict.fromkeys([eos, *ppo.stop_token_ids])", "dict.fromkeys([eos])"),
             ("prompt-stops", "a stop string in the prompt ends the reply",
              "input_ids[:, self.prompt_length :]", "input_ids"),
             ("text-minimum", "a stop string ends a reply one token before the minimum",
@@ -68,7 +70,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("slow-in-silence", "graph takes the slow engine instead of an error",
              'if problem and wanted == "graph":', 'if problem and wanted == "never":'),
             ("eight-bits", "layers in 8 bits are captured",
-             'hasattr(module, "init_8bit_state")', 'hasattr(module, "no_state")'),
+             '"cuda" and looks_for_outliers(model)', '"cuda" and False'),
+            ("refused-late", "an engine that cannot run is refused after the training",
+             'config.rollout.engine == "graph" and problem', 'config.rollout.engine == "x"'),
         ],
     ),
     "cores/rollout/graph.py": (

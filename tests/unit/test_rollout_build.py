@@ -13,7 +13,7 @@ from transformers import MistralConfig, PretrainedConfig
 from cores.config import Config
 from cores.errors import UserError
 from cores.models.plain import FAMILIES, attention_problem
-from cores.rollout import GraphEngine, HFEngine, build, build_engine
+from cores.rollout import GraphEngine, HFEngine, build, build_engine, check_engine, stop_ids
 from cores.rollout.build import graph_problem
 from cores.runtime.launch import Launch
 
@@ -127,3 +127,18 @@ def test_what_a_gpu_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "layers in 8 bits look for outliers, which a captured graph cannot"
     assert graph_problem(on_cuda(model)) == said
     assert graph_problem(model) is None
+
+
+def test_an_engine_that_cannot_run_is_refused_before_the_training() -> None:
+    """From the configuration alone; `auto` and `hf` always run."""
+    window = MistralConfig(sliding_window=8, architectures=["MistralForCausalLM"])
+    check_engine(ppo_config(engine="graph"), policy_of("llama").config, LAUNCH.device)
+    with pytest.raises(UserError, match=r"graph cannot run here: MistralForCausalLM attends"):
+        check_engine(ppo_config(engine="graph"), window, LAUNCH.device)
+    for engine in ("auto", "hf"):
+        check_engine(ppo_config(engine=engine), window, LAUNCH.device)
+
+
+def test_a_stop_id_counts_once() -> None:
+    """Named twice it would get its gradient twice where a reply may not stop yet."""
+    assert stop_ids(ppo_config(stop_token_ids=[7, EOS, 7]).ppo, toy_tokenizer()) == [EOS, 7]

@@ -75,7 +75,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/collate.py": (
-        ("tests/unit/test_rollout.py", "tests/unit/test_models_training.py"),
+        ("tests/unit/test_rollout.py", "tests/integration/test_models_training.py"),
         [
             ("pad-side", "left and right padding exchanged", "if left else", "if not left else"),
             ("mask-by-id", "mask by comparing ids with pad",

@@ -103,7 +103,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/models/lora.py": (
-        ("tests/unit/test_lora_families.py",),
+        ("tests/integration/test_lora_families.py",),
         [
             ("lora-alpha", "alpha is the rank, whatever is asked",
              "lora_alpha=section.alpha,", "lora_alpha=section.rank,"),

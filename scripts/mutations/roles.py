@@ -4,7 +4,7 @@ from scripts.mutations.ppo import PPO, Bug
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/ppo/roles.py": (
-        (*PPO, "tests/unit/test_quantization.py"),
+        (*PPO, "tests/integration/test_quantization.py"),
         [
             ("adam-of-actor", "the critic's optimizer settings are the actor's",
              "return ppo.critic_adam, ppo.critic_learning_rate",

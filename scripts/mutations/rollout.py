@@ -29,7 +29,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     ),
     "cores/rollout/hf.py": (
         ("tests/unit/test_rollout.py", "tests/unit/test_rollout_stops.py",
-         "tests/unit/test_models_training.py"),
+         "tests/integration/test_models_training.py"),
         [
             ("engine-minimum", "the engine may stop one token before the minimum",
              "len(self.logprobs) < self.min", "len(self.logprobs) + 1 < self.min"),

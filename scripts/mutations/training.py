@@ -3,7 +3,7 @@
 Bug = tuple[str, str, str, str]
 TRAINING = (
     "tests/unit/test_training_settings.py",
-    "tests/unit/test_models_training.py",
+    "tests/integration/test_models_training.py",
     "tests/unit/test_two_ranks.py",
     "tests/unit/test_data_margin.py",
 )

@@ -17,8 +17,7 @@ def main(argv: list[str]) -> None:
     from cores.models import ScalarModel, load_scalar, load_tokenizer, save_model
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.quantization import check_quantization
-    from cores.ppo.run import check_options
-    from cores.rollout import check_engine
+    from cores.ppo.run import check_sampling
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.sharding import zero_stage
@@ -37,8 +36,7 @@ def main(argv: list[str]) -> None:
     check_scalar(model_config)
     check_length(model_config, config.reward.max_length, "reward.max_length")
     tokenizer = load_tokenizer(sft)
-    check_options(config, tokenizer)  # calibration samples as stage 3 will
-    check_engine(config, model_config, run.device)
+    check_sampling(config, tokenizer, model_config, run.device)  # calibration does as stage 3
     data = preference_data(config, tokenizer)
     if config.data.inspect:
         return run.once(show, data, tokenizer, config.data.inspect)

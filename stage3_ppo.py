@@ -21,13 +21,12 @@ def main(argv: list[str]) -> None:
     from cores.ppo.run import (
         build_trainer,
         check_model,
-        check_options,
+        check_sampling,
         needed_stages,
         ptx_data,
         save_roles,
         train,
     )
-    from cores.rollout import check_engine
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.sharding import zero_stage
@@ -43,9 +42,8 @@ def main(argv: list[str]) -> None:
     parents = load_parents(config, needed_stages(config))
     model_config = load_config(parents["sft"].folder)
     check_model(config, model_config)
-    check_engine(config, model_config, run.device)
     tokenizer = load_tokenizer(parents["sft"].folder)
-    check_options(config, tokenizer)
+    check_sampling(config, tokenizer, model_config, run.device)
     data = prompt_data(config, tokenizer)
     if config.data.inspect:
         return run.once(show, data, tokenizer, config.data.inspect)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
@@ -23,7 +24,7 @@ from cores.ppo.rewards import RewardFunction, RewardFunctions
 from cores.ppo.roles import Roles, gathered
 from cores.ppo.stats import Stats
 from cores.ppo.trainer import PPOTrainer, Row
-from cores.rollout import build_engine, text_matcher
+from cores.rollout import build_engine, check_engine, text_matcher
 from cores.runtime.launch import Launch, seed_rank
 from cores.runtime.metrics import Metrics
 from cores.runtime.stage import StageFolder
@@ -43,6 +44,17 @@ def check_options(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             f"ppo.stop_token_ids: {unknown or tokenizer.pad_token_id} cannot stop a reply: ids "
             f"must be of the tokenizer (0 to {len(tokenizer) - 1}) and not its pad."
         )
+
+
+def check_sampling(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PretrainedConfig,
+    device: torch.device,
+) -> None:
+    """UserError if replies of `model` could not be sampled as configured; reads no weights."""
+    check_options(config, tokenizer)
+    check_engine(config, model, device)
 
 
 def check_model(config: Config, model: PretrainedConfig) -> None:

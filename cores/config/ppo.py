@@ -57,12 +57,14 @@ class PPOSection:
     replies then go many at a time; ptx rows still by microbatch_size. None: microbatch_size
     replies. Scoring, which keeps nothing for a backward pass, takes four times as much of
     either."""
-    passes: Literal["eager", "compiled", "captured"] = "eager"
-    """How micro-batches go forward and back. compiled: layers by torch.compile, fewer and fused
-    kernels; the first update takes longer, less so where torch finds what it compiled before.
-    captured: as CUDA graphs, one launch in place of thousands, which small models on fast GPUs
-    wait for; on one GPU, without DeepSpeed, checkpointed layers or bases in 8 bits, for the
-    architectures of `rollout.engine: graph`. eager: nothing to wait for, anywhere."""
+    passes: Literal["auto", "eager", "captured", "compiled"] = "auto"
+    """How micro-batches go forward and back; no number changes beyond rounding. auto: as CUDA
+    graphs, one launch in place of thousands, for models of up to 500 million parameters on one
+    GPU, where they can be captured; eager elsewhere. captured: all of them so, or an error: not
+    with DeepSpeed, checkpointed layers, quantised bases or ptx rows, and for the architectures
+    of `rollout.engine: graph` alone. compiled: as auto, with layers by torch.compile, fewer and
+    fused kernels; the first update takes longer, less so where torch finds what it compiled
+    before."""
     epochs: int = 4
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = 256

@@ -2,7 +2,8 @@
 
 from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience, Scored, gather_rows
-from cores.ppo.roles import Roles, TrainedRole, build_roles
+from cores.ppo.roles import Roles, build_roles
+from cores.ppo.trained import TrainedRole
 from cores.ppo.trainer import PPOTrainer
 
 __all__ = [

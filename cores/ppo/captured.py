@@ -9,13 +9,13 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 
 SEEN = 2
-"""Runs of a shape before its capture: compilation and the first gradients are behind it then."""
-GRAPHS = 32
+"""Runs of a shape before its capture: compilation and an optimizer's first step are behind it."""
+GRAPHS = 64
 """Graphs at most; what comes after them runs as it is."""
 
 
@@ -33,8 +33,8 @@ class Graph:
 class Captured:
     """Runs passes, captured where their shape has come before.
 
-    A pass adds to gradients that must stay where they are: clear them by zeroing. What it
-    needs in between lies in one pool of memory for all graphs, since none runs beside another.
+    What a pass needs in between lies in one pool of memory for all graphs, since none runs beside
+    another. What outlives it must stay where it is: see `KeptGradients`.
     """
 
     def __init__(self) -> None:
@@ -63,3 +63,31 @@ class Captured:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = work(own)
         return Graph(graph, own, outputs)
+
+
+class KeptGradients:
+    """Gradients of a step's passes, at addresses that stay the same from graph to graph.
+
+    A pass that is the whole step needs none: its gradients come and go within its graph.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.tensors: list[Tensor | None] | None = None
+        """What the first pass of all left, None for what has no gradient."""
+
+    def begin(self, first: bool, last: bool) -> None:
+        """Before a pass: what the passes before it left, cleared for the first."""
+        if self.tensors is None or (first and last):
+            return
+        for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
+            parameter.grad = tensor
+        if first:
+            torch._foreach_zero_([tensor for tensor in self.tensors if tensor is not None])
+
+    def end(self, first: bool, last: bool) -> None:
+        """Behind a pass: the parameters let go."""
+        if self.tensors is None and not (first and last):
+            self.tensors = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None

@@ -69,8 +69,12 @@ class Scored:
         moved = {name: column.to(device) for name, column in columns(self).items()}
         return with_columns(type(self), moved)
 
-    def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True) -> S:
-        """The given rows; with `trim` without the columns that are padding in all of them."""
+    def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True, widths: int = 1) -> S:
+        """The given rows; with `trim` without the columns that are padding in all of them.
+
+        Where some padding stays anyway, prompts and responses become as wide as a multiple of
+        `widths`, if there are so many columns.
+        """
         numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
         index = on_device(numbers, self.ids.device)
         taken = {name: column[index] for name, column in columns(self).items()}
@@ -79,6 +83,9 @@ class Scored:
             width = self.response_mask.shape[1]
             prompt = max(1, *(prompt for prompt, _ in lengths))
             response = max(1, *(response for _, response in lengths))
+            if set(lengths) != {(prompt, response)}:
+                prompt = min(-(-prompt // widths) * widths, self.mask.shape[1] - width)
+                response = min(-(-response // widths) * widths, width)
             start = self.mask.shape[1] - width - prompt
             for name, value in taken.items():
                 if name in ("ids", "mask"):

@@ -1,7 +1,7 @@
-"""Forward and backward of one micro-batch, for the actor and for the critic."""
+"""Forward and backward of one micro-batch, and the step behind the last, for actor and critic."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.plain import attention_problem, looks_for_outliers
-from cores.ppo.captured import Captured, Tensors
+from cores.ppo.captured import Captured, KeptGradients, Tensors
 from cores.ppo.experience import Experience, columns, with_columns
 from cores.ppo.objective import (
     Terms,
@@ -19,45 +19,78 @@ from cores.ppo.objective import (
     policy_objective,
     response_values,
 )
-from cores.ppo.roles import Roles, TrainedRole
+from cores.ppo.roles import Roles
+from cores.ppo.trained import TrainedRole
 from cores.rl import masked_mean
 from cores.runtime.launch import Launch
+
+SMALL = 500_000_000
+"""Parameters of a model up to which its passes are captured unasked: kernels of larger ones run
+for longer than their launches take, and a graph keeps the memory of its activations."""
+WIDTHS = 16
+"""Padded micro-batches of captured passes are as wide as a multiple of it: shapes come again."""
+
+
+class Turn(NamedTuple):
+    """Which micro-batch of an optimizer step it is."""
+
+    first: bool
+    last: bool
 
 
 class Passes:
     """Adds a micro-batch's gradients to a role's, and takes the step behind the last one.
 
-    Where `ppo.passes` says captured they are CUDA graphs; the numbers are the same.
+    Roles in `kept` do so by CUDA graphs (see `ppo.passes`); the numbers are the same.
     """
 
     def __init__(self, config: PPOSection, roles: Roles, launch: Launch) -> None:
         self.config = config
         self.roles = roles
         self.launch = launch
-        self.captured: Captured | None = None
-        if config.passes == "captured":
-            self._check()
-            self.captured = Captured()
-            for role in roles.trained:
-                role.keep_gradients = True
+        self.captured = Captured()
+        self.kept: dict[str, KeptGradients] = {}
+        for role in roles.trained:
+            if self._captures(role):
+                role.make_capturable()
+                self.kept[role.name] = KeptGradients(role.parameters)
 
-    def _check(self) -> None:
-        """UserError where passes cannot be captured."""
-        model = plain_model(self.roles.actor.unwrapped.model)
-        problem = attention_problem(model.config)
+    @property
+    def widths(self) -> int:
+        """What the widths of padded micro-batches are multiples of."""
+        return WIDTHS if self.kept else 1
+
+    def _captures(self, role: TrainedRole) -> bool:
+        """Whether the role's passes are captured; UserError if they must be and cannot."""
+        problem = self._problem(role)
+        if self.config.passes == "captured" and problem:
+            raise UserError(
+                f"ppo.passes: captured is not possible for the {role.name}: {problem}. Set it to "
+                "auto or eager."
+            )
+        small = sum(p.numel() for p in role.unwrapped.parameters()) <= SMALL
+        wanted = self.config.passes in ("auto", "compiled") and small
+        return problem is None and (self.config.passes == "captured" or wanted)
+
+    def _problem(self, role: TrainedRole) -> str | None:
+        """What keeps the role's passes from being captured, if anything."""
+        model = plain_model(role.unwrapped.model)
         if self.launch.device.type != "cuda":
-            problem = "there is no GPU"
-        elif self.launch.world > 1 or self.roles.actor.engine is not None:
-            problem = "processes exchange gradients within a pass"
-        elif any(looks_for_outliers(role.unwrapped.model) for role in self.roles.trained):
-            problem = "layers in 8 bits look for outliers"
-        elif model.is_gradient_checkpointing:
-            problem = "layers are checkpointed (model.gradient_checkpointing)"
-        if problem:
-            raise UserError(f"ppo.passes: captured is not possible: {problem}. Set it to eager.")
+            return "there is no GPU"
+        if self.launch.world > 1 or role.engine is not None:
+            return "processes exchange gradients within a pass"
+        if looks_for_outliers(model):
+            return "layers in 8 bits look for outliers"
+        if any(not p.is_floating_point() for p in model.parameters()):
+            return "its base is quantised"
+        if model.is_gradient_checkpointing:
+            return "layers are checkpointed (model.gradient_checkpointing)"
+        if self.config.ptx_coef:
+            return "ptx rows add to its gradients (ppo.ptx_coef)"
+        return attention_problem(model.config)
 
     def actor(
-        self, batch: Experience, totals: Totals, kl_coef: float, measured: bool, last: bool
+        self, batch: Experience, totals: Totals, kl_coef: float, measured: bool, turn: Turn
     ) -> Terms:
         """The policy's statistics; `measured`: the entropy among them."""
 
@@ -72,9 +105,9 @@ class Passes:
                 terms["entropy"] = masked_mean(nats.detach(), batch.response_mask, totals.tokens)
             return loss, terms
 
-        return self._run(self.roles.actor, loss_of, batch, totals, kl_coef, measured, last)
+        return self._run(self.roles.actor, loss_of, batch, totals, kl_coef, measured, turn)
 
-    def critic(self, critic: TrainedRole, batch: Experience, totals: Totals, last: bool) -> Terms:
+    def critic(self, critic: TrainedRole, batch: Experience, totals: Totals, turn: Turn) -> Terms:
         """The critic's statistics."""
 
         def loss_of(batch: Experience, totals: Totals, kl_coef: Any) -> tuple[Tensor, Terms]:
@@ -82,7 +115,7 @@ class Passes:
             values = response_values(critic.module(batch.ids, batch.attended), width, self.config)
             return critic_objective(batch, values, totals, self.config)
 
-        return self._run(critic, loss_of, batch, totals, 0.0, False, last)
+        return self._run(critic, loss_of, batch, totals, 0.0, False, turn)
 
     def _run(
         self,
@@ -92,32 +125,38 @@ class Passes:
         totals: Totals,
         kl_coef: float,
         measured: bool,
-        last: bool,
+        turn: Turn,
     ) -> Terms:
-        if self.captured is None:
-            with role.micro_batch(last), self.autocast():
+        if role.name not in self.kept:
+            with role.micro_batch(turn.last), self.autocast():
                 loss, terms = loss_of(batch, totals, kl_coef)
-                role.accumulate(loss, last)
+                role.accumulate(loss, turn.last)
             return terms
 
+        gradients = self.kept[role.name]
         lengths, whole = batch.lengths, batch.attended is None
 
         def work(inputs: Tensors) -> Tensors:
             found = {f.name: inputs[f.name] for f in fields(Experience) if f.name in inputs}
             own = with_columns(Experience, found)
             vars(own)["lengths"] = lengths  # read for padding alone, which `whole` tells
+            gradients.begin(turn.first, turn.last)
             with self.autocast():
                 loss, terms = loss_of(
                     own, Totals(inputs["tokens"], totals.replies), inputs["kl_coef"]
                 )
                 loss.backward()
+            if turn.last:
+                terms["grad_norm"] = role.descend()
+            gradients.end(turn.first, turn.last)
             return {name: term.detach() for name, term in terms.items()}
 
         price = torch.tensor(kl_coef).to(self.launch.device, non_blocking=True)
         inputs = columns(batch) | {"tokens": totals.tokens, "kl_coef": price}
-        terms = self.captured.run((role.name, whole, measured, totals.replies), inputs, work)
-        if last:
-            role.step()
+        key = (role.name, whole, measured, totals.replies, turn)
+        terms = self.captured.run(key, inputs, work)
+        if turn.last:
+            role.count(terms.pop("grad_norm"))
         return terms
 
     def autocast(self) -> torch.autocast:

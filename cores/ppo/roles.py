@@ -1,151 +1,28 @@
 """The four roles of PPO: actor and critic are trained, reference and reward model are frozen."""
 
-import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cores.config import AdamSection, Config, PPOSection
+from cores.config import Config
 from cores.config.ppo_checks import WITH_CRITIC
-from cores.errors import UserError
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.compiled import compile_layers
 from cores.models.loading import exclude_from
 from cores.models.precision import hold_linears_in_bf16
-from cores.ppo.accelerators import ACTOR, CRITIC, accelerators, select_plugin
+from cores.ppo.accelerators import ACTOR, CRITIC, accelerators
+from cores.ppo.trained import TrainedRole
 from cores.rollout import stop_ids
 from cores.runtime.launch import Launch
-from cores.runtime.sharding import deepspeed_asked, shard_frozen, zero_stage
+from cores.runtime.sharding import shard_frozen, zero_stage
 from cores.runtime.stage import Parent
-
-
-def optimizer_settings(ppo: PPOSection, name: str) -> tuple[AdamSection, float]:
-    """AdamW and peak learning rate of the role `name`."""
-    if name == ACTOR:
-        return ppo.actor_adam, ppo.actor_learning_rate
-    return ppo.critic_adam, ppo.critic_learning_rate
-
-
-class TrainedRole:
-    """A model, its optimizer, and the one way to take a step with them in any kind of launch.
-
-    Under DeepSpeed the engine clips and steps inside its backward pass, elsewhere we do; either
-    way a step is: any number of `accumulate`, the last of them with `last=True`.
-    """
-
-    def __init__(
-        self, name: str, model: nn.Module, accelerator: Accelerator, ppo: PPOSection
-    ) -> None:
-        model.train()  # no role has dropout, and layers are checkpointed in this mode only
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        adam, learning_rate = optimizer_settings(ppo, name)
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=learning_rate,
-            betas=(adam.beta1, adam.beta2),
-            eps=adam.eps,
-            weight_decay=adam.weight_decay,
-            fused=not deepspeed_asked(),
-        )
-        select_plugin(accelerator, name)
-        self.name = name
-        self.accelerator = accelerator
-        self.learning_rate = learning_rate
-        self.max_grad_norm = ppo.max_grad_norm
-        self.steps = 0
-        self.keep_gradients = False
-        """Whether gradients are cleared in place: captured passes add to where they are."""
-        self.grad_norm = torch.tensor(0.0)
-        """0-d, of the last step before clipping, on the device that computed it."""
-        self.module, self.optimizer = accelerator.prepare(model, optimizer)
-
-    @property
-    def norm_name(self) -> str:
-        """The gradient norm's name among the statistics."""
-        return f"{self.name}_grad_norm"
-
-    @property
-    def engine(self) -> Any:
-        """DeepSpeed's engine behind the module, or None."""
-        return getattr(self.accelerator, "deepspeed_engine_wrapped", None)
-
-    @property
-    def unwrapped(self) -> Any:
-        """The `Actor` or `ScalarModel` itself."""
-        return self.accelerator.unwrap_model(self.module)
-
-    def set_rate(self, factor: float) -> None:
-        """Learning rate of the next step, as a factor of the peak."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
-
-    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and `accumulate`: ranks exchange gradients at the last one only."""
-        if last or self.engine is not None:
-            return nullcontext()
-        return self.accelerator.no_sync(self.module)
-
-    def check_finite(self, norms: list[float]) -> None:
-        """UserError if a gradient norm of the last steps was no number, rather than train on.
-
-        Looked at when an update ends. Until then such a step changes no weight: see `step`.
-        """
-        for step, norm in enumerate(norms, start=self.steps - len(norms) + 1):
-            if not math.isfinite(norm):
-                raise UserError(
-                    f"ppo: the {self.name}'s gradient norm is {norm} at optimizer step {step}. "
-                    f"Lower ppo.{self.name}_learning_rate, or compute in fp32 "
-                    "(--model.precision fp32)."
-                )
-
-    def _check_count(self) -> None:
-        """The engine decides by its own count of micro-batches when it steps."""
-        taken = self.engine.engine.global_steps
-        if taken != self.steps:
-            raise RuntimeError(
-                f"DeepSpeed took {taken} optimizer steps of the {self.name}, not {self.steps}."
-            )
-
-    def accumulate(self, loss: Tensor, last: bool) -> None:
-        """Backward; at the last micro-batch also clip, step and clear the gradients.
-
-        `loss` is this rank's part of a sum over all ranks. Ranks' gradients are averaged, so it is
-        multiplied by their number first.
-        """
-        loss = loss * self.accelerator.num_processes
-        if self.engine is not None:
-            self.engine.backward(loss, sync_gradients=last)
-            if last:
-                norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
-                self.grad_norm = norm.detach().to(loss.device)  # offloaded: it is on the CPU
-                self.steps += 1
-                self._check_count()
-            return
-        loss.backward()
-        if last:
-            self.step()
-
-    def step(self) -> None:
-        """Clip, step and clear the gradients; the kernel leaves out a step that is no number.
-
-        It does so by `found_inf`, meant for gradient scalers (torch.optim.AdamW, fused), so that
-        nobody has to wait for the norm before the step.
-        """
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        self.grad_norm = norm.detach()
-        self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
-        self.steps += 1
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from cores.ppo.batches import for_scoring, in_parts, on_device, shared
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.objective import Totals, lengths_read, reads_padding, response_values
-from cores.ppo.passes import Passes
+from cores.ppo.passes import Passes, Turn
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.reuse import Reuse
 from cores.ppo.rewards import RewardFunctions, weighted_sum
-from cores.ppo.roles import Roles, TrainedRole
+from cores.ppo.roles import Roles
 from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
+from cores.ppo.trained import TrainedRole
 from cores.rl import lr_factor, next_kl_coef
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
@@ -204,15 +205,16 @@ class PPOTrainer:
         sums: dict[str, Tensor] = {}
         if self.ptx is not None and self.roles.actor in trained:
             self._train_ptx(self.ptx, sums)
-        for micro, last in self._micro_batches(experience, rows):
-            batch = experience.select(micro, trim=not reads_padding(self.config))
+        for micro, turn in self._micro_batches(experience, rows):
+            trim = not reads_padding(self.config)
+            batch = experience.select(micro, trim, self.passes.widths)
             if self.roles.actor in trained:
                 first = self.minibatch < self.minibatches // self.config.epochs
                 measured = batch.entropy is None and first  # in the first pass over the rows
-                terms = self.passes.actor(batch, totals, self.kl_coef, measured, last)
+                terms = self.passes.actor(batch, totals, self.kl_coef, measured, turn)
                 accumulate(sums, terms)
             if self.roles.critic is not None:
-                accumulate(sums, self.passes.critic(self.roles.critic, batch, totals, last))
+                accumulate(sums, self.passes.critic(self.roles.critic, batch, totals, turn))
         self.minibatch += 1
         return {
             **over_ranks(sums, self.launch.world),
@@ -255,11 +257,11 @@ class PPOTrainer:
         if c.kl_target is not None:
             self.kl_coef = next_kl_coef(self.kl_coef, kl, c.kl_target, c.batch_size, c.kl_horizon)
 
-    def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], bool]]:
+    def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], Turn]]:
         c, lengths = self.config, lengths_read(scored, self.config)
         ranks = shared(
             rows.tolist(), lengths, self.launch.world, c.microbatch_size, c.microbatch_tokens
         )
         parts = ranks[self.launch.rank]
         for i, part in enumerate(parts):
-            yield part, i == len(parts) - 1
+            yield part, Turn(first=i == 0, last=i == len(parts) - 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _models import largest_difference, make_trainer, parameters
+from _models import adam, largest_difference, make_trainer, parameters
 from _ppo import experience_of
 
 from cores.errors import UserError
@@ -38,13 +38,14 @@ class Replaying(Captured):
 @pytest.fixture
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "Captured", Replaying)
-    monkeypatch.setattr(passes.Passes, "_check", lambda self: None)
+    monkeypatch.setattr(passes.Passes, "_problem", lambda self, role: None)
 
 
 def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
     """A trainer after updates on changing rows, and their statistics."""
     settings = {"microbatch_size": 2, "minibatch_size": 4, "batch_size": 8, "epochs": 2}
-    trainer = make_trainer("gpt2", **{**settings, "actor_learning_rate": 0.01, **ppo})
+    rounding = adam(eps=1e-3)  # Adam divides by gradients that are rounding and nothing else
+    trainer = make_trainer("gpt2", **{**settings, "actor_learning_rate": 0.001, **rounding, **ppo})
     found = []
     for seed in range(updates):
         trainer.kl_coef = 0.1 * (seed + 1)
@@ -55,16 +56,24 @@ def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
 @pytest.mark.usefixtures("_stand_in")
 @pytest.mark.parametrize(
     "ppo",
-    [{}, {"kl_in": "loss", "kl_kind": "k2"}, {"entropy_coef": 0.1}, {"loss_mean": "sequences"}],
+    [
+        {},
+        {"microbatch_size": 4},
+        {"microbatch_size": 1},
+        {"microbatch_size": 3},
+        {"kl_in": "loss", "kl_kind": "k2"},
+        {"entropy_coef": 0.1},
+        {"loss_mean": "sequences"},
+        {"lr_schedule": "linear", "updates": 3},
+    ],
 )
 def test_captured_passes_change_nothing(ppo: dict[str, Any]) -> None:
-    """Invariant 20: weights and statistics, over rows of all lengths and a changing price of KL."""
-    plain, expected = trained(**ppo)
-    same, found = trained(**ppo, passes="captured")
+    """Invariant 20: weights and statistics, over rows of all lengths, a changing price of KL and
+    learning rate, steps of one, two and four passes."""
+    plain, expected = trained(**ppo, passes="eager")
+    same, found = trained(**ppo)
     assert same.passes.captured.graphs
-    for role in same.roles.trained:  # cleared in place: a graph adds to where they were
-        assert all(p.grad is not None for p in role.module.parameters())
-    assert found == [pytest.approx(step) for step in expected]
+    assert found == [pytest.approx(step, rel=1e-4, abs=1e-6) for step in expected]
     for role in ("actor", "critic"):
         a, b = (parameters(getattr(t.roles, role).unwrapped) for t in (plain, same))
         assert largest_difference(a, b) < 1e-6

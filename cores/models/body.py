@@ -59,19 +59,23 @@ def hidden_states(body: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
 
 @contextmanager
 def _trusted(body: Any) -> Iterator[None]:
-    """Without transformers' looks into ids and positions for padding and packed rows, of which it
-    is known that there are none: on a GPU each look waits for everything asked of it before.
+    """Without transformers' looks into ids, positions and OPT's own mask for padding and packed
+    rows, of which it is known that there are none: on a GPU each look waits for everything asked of
+    it before, and cannot be part of a CUDA graph.
 
-    Nor does it make a mask where a CUDA graph is captured, as it would (5.17) in any tracing: the
+    Nor does it make a mask where a graph is captured, as it would (5.17) in any tracing: the
     attention would be slower, and compiled layers not the ones that were compiled.
     """
-    found, tracing = masking_utils.find_packed_sequence_indices, masking_utils.is_tracing
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    masking_utils.is_tracing = lambda tensor=None: False
+    answers: dict[str, Any] = {
+        "find_packed_sequence_indices": lambda position_ids: None,
+        "fast_all": lambda mask: True,
+        "is_tracing": lambda tensor=None: False,
+    }
+    found = {name: getattr(masking_utils, name) for name in answers}
+    vars(masking_utils).update(answers)
     vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = found
-        masking_utils.is_tracing = tracing
+        vars(masking_utils).update(found)
         del vars(body)["warn_if_padding_and_no_attention_mask"]

@@ -29,9 +29,12 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Of tensors on the GPU since `reset_peak`; on the CPU of the process so far."""
+    """Of tensors on the GPU since `reset_peak`, and what captured graphs hold for themselves
+    besides (the allocator does not see it used); on the CPU of the process so far."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        pools = (s for s in torch.cuda.memory_snapshot() if tuple(s["segment_pool_id"]) != (0, 0))
+        held = sum(segment["total_size"] - segment["allocated_size"] for segment in pools)
+        return torch.cuda.max_memory_allocated(device) + held
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

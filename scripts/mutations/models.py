@@ -48,10 +48,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("attention-all", "padding is attended",
              '"attention_mask": mask.long()', '"attention_mask": mask.long() | 1'),
             ("looks", "transformers looks for packed rows where there are none",
-             "find_packed_sequence_indices = lambda position_ids: None",
-             "find_packed_sequence_indices = found"),
+             '"find_packed_sequence_indices": lambda position_ids: None,\n', "\n"),
             ("looks-away", "transformers does not see packed rows any more",
-             "        masking_utils.find_packed_sequence_indices = found\n", ""),
+             "        vars(masking_utils).update(found)\n", ""),
         ],
     ),
     "cores/models/head.py": (

@@ -88,7 +88,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("rank-rows", "every rank learns from all rows",
              "rows.tolist(), lengths, self.launch.world,", "rows.tolist(), lengths, 1,"),
             ("step-early", "a step after every micro-batch",
-             "yield part, i == len(parts) - 1", "yield part, True"),
+             "last=i == len(parts) - 1", "last=True"),
         ],
     ),
     "cores/ppo/batches.py": (

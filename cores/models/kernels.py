@@ -13,6 +13,8 @@ from cores.models.vocabulary import EXCLUDED_LOGIT
 
 LOGITS = 4096
 """Logits that a program reads at a time."""
+WARPS = 8
+"""Of a program: 16 logits a thread, two loads of 16 bytes in bfloat16."""
 
 
 @triton.jit
@@ -84,7 +86,7 @@ def forward(
     _forward[(rows,)](
         logits, ids, stop_ids, early, logprobs, normalizers, entropies, vocabulary,
         logits.stride(0), logits.stride(1), temperature, EXCLUDED_LOGIT / temperature,
-        stops=_stops(stop_ids, early), block=LOGITS, num_warps=8,
+        stops=_stops(stop_ids, early), block=LOGITS, num_warps=WARPS,
     )  # fmt: skip
     return logprobs, normalizers, entropies
 
@@ -133,7 +135,7 @@ def backward(
     _backward[(rows, triton.cdiv(vocabulary, LOGITS))](
         logits, ids, stop_ids, early, normalizers, entropies, by_logprob.contiguous(),
         by_entropy.contiguous(), out, vocabulary, logits.stride(0), logits.stride(1), temperature,
-        EXCLUDED_LOGIT / temperature, stops=_stops(stop_ids, early), block=LOGITS, num_warps=8,
+        EXCLUDED_LOGIT / temperature, stops=_stops(stop_ids, early), block=LOGITS, num_warps=WARPS,
     )  # fmt: skip
     return out
 

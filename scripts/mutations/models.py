@@ -25,6 +25,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("logits-again", "few logits made again in the backward pass",
              "part_of = self._chunk if logits <= CHUNK_LOGITS // 8 else self._chunk_again",
              "part_of = self._chunk_again"),
+            ("logits-shards", "parts by a rank's own tokens under ZeRO-3",
+             "return int(most)", "return tokens"),
             ("logits-many", "many logits kept for the backward pass",
              "CHUNK_LOGITS // 8", "CHUNK_LOGITS"),
         ],

@@ -143,6 +143,22 @@ def test_few_logits_are_kept(monkeypatch: pytest.MonkeyPatch, tokens: int, passe
     assert len(done) == passes
 
 
+@pytest.mark.parametrize(("tokens", "passes"), [(60, 10), (240, 4), (2400, 1)])
+def test_shards_are_put_together_as_often_everywhere(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, passes: int
+) -> None:
+    """Under ZeRO-3 a rank of 30 tokens makes the parts that one of 300 needs, again or not."""
+    made, policy = fixed_rollout(5), Actor(policy_of("gpt2"), 1.0)
+    monkeypatch.setattr(actor, "CHUNK_LOGITS", tokens * ROWS)
+    vars(next(policy.model.parameters()))["ds_id"] = 0
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda most, op: most.fill_(300))
+    done: list[int] = []
+    head: Any = actor.plain_model(policy.model).get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, args: done.append(args[0].shape[1]))
+    policy(made.ids, made.mask, 6)[0].sum().backward()
+    assert len(done) == passes
+
+
 class Memory(TorchDispatchMode):
     """Peak of the bytes of tensors made within it and still alive, and their largest numel."""
 

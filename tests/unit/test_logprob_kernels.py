@@ -7,6 +7,7 @@ there is neither, plain torch stands in for them and what is around them is test
 import importlib
 import os
 import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True, params=["plain", "triton"])
-def kernels(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def kernels(request: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """What does the work: the stand-in, or triton where it can run."""
     if request.param == "triton":
         pytest.importorskip("triton")
@@ -35,6 +36,7 @@ def kernels(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         made = plain_kernels()
     monkeypatch.setitem(sys.modules, "cores.models.kernels", made)
     monkeypatch.setattr(models, "kernels", made, raising=False)
+    return made
 
 
 def exact(
@@ -109,11 +111,14 @@ def test_values_and_gradients(vocabulary: int, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype) -> None:
+def test_half_precision(kernels: Any, dtype: torch.dtype) -> None:
     """Invariant 2: read as float32, so that values differ by its rounding alone; the gradient is
-    rounded once."""
+    rounded once, and never made in float32."""
     logits, ids = random_logits(4, 5000)
     check(logits.to(dtype), ids, 0.7, gradients=2**-7)
+    ones, logits = torch.ones(4, device=DEVICE), logits.to(dtype)
+    saved = (logits, ids, None, None, *kernels.forward(logits, ids, 0.7, None, None)[1:])
+    assert kernels.backward(ones, ones, 0.7, *saved).dtype == dtype
 
 
 @pytest.mark.parametrize("slice_of", ["vocabulary", "rows", "transposed"])

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from cores.models.body import hidden_states
 from cores.models.head import check_body, head_logits
-from cores.models.vocabulary import EXCLUDED_LOGIT
+from cores.models.logprobs import logprobs_on
 
 CHUNK_LOGITS = 2**26
 """Logits that exist at a time: 256 MiB in fp32, of 1,335 tokens with GPT-2's vocabulary and 441
 with Qwen's. Fewer would make narrow matrix products, more would cost memory: the backward pass
-holds about four tensors of this size."""
+holds about four tensors of this size, or three in the logits' dtype where kernels do it."""
 
 
 def plain_model(model: Any) -> Any:
@@ -27,44 +27,12 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def token_logprobs(
-    logits: Tensor,
-    ids: Tensor,
-    temperature: float,
-    stop_ids: Tensor | None = None,
-    early: Tensor | None = None,
-    entropy: bool = True,
-    entropy_grad: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of `ids` (...) and entropy (...), in nats, from logits (..., V).
-
-    The distribution is softmax(logits / temperature), without `stop_ids` (S,) where `early` (which
-    broadcasts to ids) is True; logits[t] predicts ids[t]. Without `entropy` None stands in its
-    place. It carries a gradient only with `entropy_grad`: it keeps two tensors of the logits' size
-    for the backward pass.
-    """
-    scaled = logits.float() / temperature
-    if stop_ids is not None and early is not None:
-        stops = scaled.index_select(-1, stop_ids)
-        stops = stops.masked_fill(early.unsqueeze(-1), EXCLUDED_LOGIT / temperature)
-        # In place: the backward pass of a division by a number needs no output.
-        scaled = scaled.index_copy_(-1, stop_ids, stops)
-    normalizer = scaled.logsumexp(dim=-1)
-    chosen = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    if not entropy:
-        return chosen - normalizer, None
-    with torch.set_grad_enabled(entropy_grad):
-        probs = (scaled - normalizer.unsqueeze(-1)).exp()
-        nats = normalizer - (probs * scaled).sum(dim=-1)
-    return chosen - normalizer, nats
-
-
 class Actor(nn.Module):
     """A causal language model seen as a policy over response tokens.
 
     In the first `min_new_tokens` tokens of a response `stop_ids` have probability 0, as in the
     sampling. Logits are made of `CHUNK_LOGITS` at a time, of response positions alone, and made
-    again in the backward pass: nothing of shape (B, T, V) ever exists.
+    again in the backward pass: nothing of shape (B, T, V) ever exists, but where it is small.
     """
 
     stop_ids: Tensor
@@ -76,16 +44,15 @@ class Actor(nn.Module):
         stop_ids: Sequence[int] = (),
         min_new_tokens: int = 0,
         entropy_grad: bool = False,
-        compiled: bool = False,
     ) -> None:
         super().__init__()
         check_body(plain_model(model))
         self.model = model
+        self.vocabulary: int = plain_model(model).config.get_text_config().vocab_size
         self.temperature = temperature
         self.register_buffer("stop_ids", torch.tensor(list(stop_ids)).long(), persistent=False)
         self.min_new_tokens = min_new_tokens
         self.entropy_grad = entropy_grad
-        self.token_logprobs = torch.compile(token_logprobs) if compiled else token_logprobs
 
     def forward(
         self,
@@ -110,11 +77,12 @@ class Actor(nn.Module):
         chosen = ids[:, -response_length:]
         columns = torch.arange(response_length, device=ids.device)
         early = (columns < self.min_new_tokens).expand_as(chosen).flatten()
-        parts = self._chunks(states.shape[0], ids.device)
+        logits = self._most(len(states), ids.device) * self.vocabulary
+        parts = max(1, -(-logits // CHUNK_LOGITS))
+        # Few are kept for the backward pass: they take little memory, and time to make again.
+        part_of = self._chunk if logits <= CHUNK_LOGITS // 8 else self._chunk_again
         found = [
-            checkpoint(
-                self._chunk, *part, plain, entropy, use_reentrant=False, preserve_rng_state=False
-            )
+            part_of(*part, plain, entropy)
             for part in zip(
                 states.tensor_split(parts),
                 chosen.flatten().tensor_split(parts),
@@ -127,14 +95,19 @@ class Actor(nn.Module):
             torch.cat(nats).view_as(chosen) if entropy else None
         )
 
+    def _chunk_again(self, *args: Any) -> tuple[Tensor, Tensor | None]:
+        """`_chunk`, which keeps nothing and is run again in the backward pass."""
+        return checkpoint(self._chunk, *args, use_reentrant=False, preserve_rng_state=False)
+
     def _chunk(
         self, states: Tensor, ids: Tensor, early: Tensor, plain: bool, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropy (N,) of ids (N,) from hidden states (N, d)."""
         logits = head_logits(plain_model(self.model), states)
+        logprobs_of = logprobs_on(logits.device)
         if plain:
-            return self.token_logprobs(logits, ids, temperature=1.0, entropy=entropy)
-        return self.token_logprobs(
+            return logprobs_of(logits, ids, temperature=1.0, entropy=entropy)
+        return logprobs_of(
             logits,
             ids,
             self.temperature,
@@ -144,13 +117,11 @@ class Actor(nn.Module):
             self.entropy_grad,
         )
 
-    def _chunks(self, tokens: int, device: torch.device) -> int:
-        """Number of parts of `tokens` tokens."""
-        config = plain_model(self.model).config.get_text_config()
-        parts = max(1, -(-tokens * config.vocab_size // CHUNK_LOGITS))
+    def _most(self, tokens: int, device: torch.device) -> int:
+        """`tokens`; of shards (ZeRO-3), which are put together for each part by all ranks or
+        never, the most that a rank has."""
         if not hasattr(next(self.model.parameters()), "ds_id"):
-            return parts
-        # Shards (ZeRO-3) are put together for each part, by all ranks or never.
-        most = torch.tensor(parts, device=device)
+            return tokens
+        most = torch.tensor(tokens, device=device)
         torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
         return int(most)

@@ -116,8 +116,7 @@ def build_roles(
         reward = ScalarModel(_held(load_scalar(parents["reward"].folder), launch))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     both = accelerators(config, launch)
-    compiled = ppo.passes == "compiled"
-    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0, compiled=compiled)
+    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
     actor_role = TrainedRole(ACTOR, actor, both[ACTOR], ppo)
     critic_role = critic and TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo)
     shared = StartOfCritic(critic_role) if critic_role and _shared(config) else None

@@ -59,10 +59,11 @@ def whole_way(policy: Actor, made: Any, width: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", [*FAMILIES, *SCALED])
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: str, minimum: int) -> None:
     """Invariant 6: log-probs, entropy and every gradient are those of whole logits, for chunks
-    that end within rows, whatever the architecture does behind its head."""
+    that end within rows, one that holds all, and one that is kept for the backward pass, whatever
+    the architecture does behind its head."""
     made, width = fixed_rollout(5), 6
     found = []
-    for tokens in (None, 1, 7, 1000):
+    for tokens in (None, 1, 7, 40, 1000):
         model = model_of(kind)
         policy = Actor(model, 0.7, [1, 9], minimum, entropy_grad=True)
         if tokens is None:
@@ -126,6 +127,36 @@ def test_a_model_without_a_body_is_refused() -> None:
     model.base_model_prefix = "nothing"
     with pytest.raises(UserError, match="GPT2LMHeadModel does not keep its head apart"):
         Actor(model, 1.0)
+
+
+@pytest.mark.parametrize(("tokens", "passes"), [(15, 4), (30, 2), (239, 2), (240, 1)])
+def test_few_logits_are_kept(monkeypatch: pytest.MonkeyPatch, tokens: int, passes: int) -> None:
+    """Logits of 30 tokens are made again in the backward pass, except where a chunk could hold
+    eight times as many."""
+    made, policy = fixed_rollout(5), Actor(policy_of("gpt2"), 1.0)
+    monkeypatch.setattr(actor, "CHUNK_LOGITS", tokens * ROWS)
+    done: list[int] = []
+    head: Any = actor.plain_model(policy.model).get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, args: done.append(args[0].shape[1]))
+    policy(made.ids, made.mask, 6)[0].sum().backward()
+    assert sum(done[:2] if passes == 4 else done[:1]) == 30
+    assert len(done) == passes
+
+
+@pytest.mark.parametrize(("tokens", "passes"), [(60, 10), (240, 4), (2400, 1)])
+def test_shards_are_put_together_as_often_everywhere(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, passes: int
+) -> None:
+    """Under ZeRO-3 a rank of 30 tokens makes the parts that one of 300 needs, again or not."""
+    made, policy = fixed_rollout(5), Actor(policy_of("gpt2"), 1.0)
+    monkeypatch.setattr(actor, "CHUNK_LOGITS", tokens * ROWS)
+    vars(next(policy.model.parameters()))["ds_id"] = 0
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda most, op: most.fill_(300))
+    done: list[int] = []
+    head: Any = actor.plain_model(policy.model).get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, args: done.append(args[0].shape[1]))
+    policy(made.ids, made.mask, 6)[0].sum().backward()
+    assert len(done) == passes
 
 
 class Memory(TorchDispatchMode):

@@ -19,7 +19,7 @@ LOGITS = 4096
 
 @triton.jit
 def _attend(  # type: ignore[no-untyped-def]
-    query, new_keys, new_values, keys, values, out, start, length,
+    query, new_keys, new_values, keys, values, out, start, position,
     q_row, q_head, k_row, k_head, v_row, v_head, c_row, c_head, o_row,
     scale, sharing: tl.constexpr, width: tl.constexpr, lanes: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -29,8 +29,8 @@ def _attend(  # type: ignore[no-untyped-def]
     group = head // sharing
     lane = tl.arange(0, lanes)
     inside = lane < width
-    filled = tl.load(length)
     first = tl.load(start + row)
+    filled = first + tl.load(position + row).to(tl.int32)
     q = tl.load(query + row * q_row + head * q_head + lane, mask=inside, other=0.0)
     k = tl.load(new_keys + row * k_row + group * k_head + lane, mask=inside, other=0.0)
     v = tl.load(new_values + row * v_row + group * v_head + lane, mask=inside, other=0.0)
@@ -71,18 +71,18 @@ def decode_attention(
     keys: Tensor,
     values: Tensor,
     start: Tensor,
-    length: Tensor,
+    position: Tensor,
     scale: float,
 ) -> Tensor:
-    """Attention (b, 1, H, D) of query (b, H, 1, D) to positions start .. length of its row.
+    """Attention (b, 1, H, D) of query (b, H, 1, D) to its row from `start` to its own column.
 
-    Writes new_keys, new_values (b, G, 1, D) at position `length` of keys, values (R, G, C, D).
-    start (R,) and length (0-d) are read on the device, so a captured graph follows them.
+    That is start + position (both (R,)), where new_keys, new_values (b, G, 1, D) are written into
+    keys, values (R, G, C, D). Both are read on the device, so a captured graph follows them.
     """
     rows, heads, _, width = query.shape
     out = torch.empty((rows, 1, heads, width), dtype=keys.dtype, device=query.device)
     _attend[(rows, heads)](
-        query, new_keys, new_values, keys, values, out, start, length,
+        query, new_keys, new_values, keys, values, out, start, position,
         query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
         new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
         scale, sharing=heads // keys.shape[1], width=width, lanes=triton.next_power_of_2(width),
@@ -93,12 +93,13 @@ def decode_attention(
 
 @triton.jit
 def _sample(  # type: ignore[no-untyped-def]
-    logits, uniform, tokens, logprobs, entropies, newest, places, count, vocabulary, stride,
+    logits, uniform, tokens, logprobs, entropies, newest, places, positions, vocabulary, stride,
     temperature, block: tl.constexpr,
 ):  # fmt: skip
-    """One program a row: normaliser and entropy in one pass, the token in a second."""
+    """One program a row: normaliser and entropy in one pass, the token in a second. The row's
+    counters go on here too: in kernels of their own they would take as long as a small layer."""
     row = tl.program_id(0).to(tl.int64)
-    place = tl.load(places + row) + tl.load(count)
+    place = tl.load(places + row)
     lane = tl.arange(0, block)
     top = float("-inf")
     total = 0.0
@@ -134,6 +135,8 @@ def _sample(  # type: ignore[no-untyped-def]
     tl.store(newest + row, token.to(tl.int64))
     tl.store(logprobs + place, chosen - normalizer)
     tl.store(entropies + place, normalizer - moment / total)
+    tl.store(places + row, place + 1)
+    tl.store(positions + row, tl.load(positions + row) + 1)
 
 
 def sample_into(steps: "Steps", logits: Tensor) -> None:
@@ -141,7 +144,7 @@ def sample_into(steps: "Steps", logits: Tensor) -> None:
     rows, vocabulary = logits.shape
     _sample[(rows,)](
         logits, steps.uniform, steps.tokens, steps.logprobs, steps.entropies, steps.token,
-        steps.place, steps.count, vocabulary, logits.stride(0), steps.temperature,
+        steps.place, steps.cache.position, vocabulary, logits.stride(0), steps.temperature,
         block=LOGITS, num_warps=8,
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ class Twin:
             torch._foreach_copy_(self.copies, self.sources)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Logits (b, V) behind the last of ids (b, T) at positions (b, T)."""
+        """Logits (b, V) behind the last of ids (b, T) at positions (b, T), or (1, T) of all."""
         states = self.model.base_model(
             input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state

@@ -2,6 +2,7 @@
 (TRITON_INTERPRET=1 in the environment); skipped where triton is missing."""
 
 import os
+from copy import deepcopy
 from types import SimpleNamespace
 
 import _engines as reference
@@ -39,7 +40,7 @@ def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, leng
     cache = torch.randn(2, rows + 2, groups, room, width, device=DEVICE).to(dtype)
     copy = cache.clone()
     start = torch.tensor([0, 5, 130, 0, 0], dtype=torch.int32, device=DEVICE).clamp(max=length)
-    now = torch.tensor(length, dtype=torch.int32, device=DEVICE)
+    now = length - start.long()
     found = kernels.decode_attention(
         query, new_keys, new_values, cache[0], cache[1], start, now, 0.3
     )
@@ -62,10 +63,11 @@ def state(rows: int, tokens: int) -> SimpleNamespace:
         logprobs=torch.zeros(shape),
         entropies=torch.zeros(shape),
         token=torch.zeros(rows, dtype=torch.long),
-        place=torch.randperm(rows) * tokens,
-        count=torch.tensor(3, dtype=torch.int32),
+        place=torch.randperm(rows) * tokens + 3,
     )
-    return SimpleNamespace(**{name: t.to(DEVICE) for name, t in vars(made).items()})
+    made = SimpleNamespace(**{name: t.to(DEVICE) for name, t in vars(made).items()})
+    made.cache = SimpleNamespace(position=torch.arange(rows, device=DEVICE))
+    return made
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,12 +80,13 @@ def test_sampling(dtype: torch.dtype, vocabulary: int, temperature: float) -> No
     logits[:, [0, 10, vocabulary - 1]] = EXCLUDED_LOGIT
     made = state(5, 7)
     made.temperature = temperature
-    wanted = SimpleNamespace(**{n: t.clone() for n, t in vars(made).items() if n != "temperature"})
-    wanted.temperature = temperature
+    wanted = deepcopy(made)
     kernels.sample_into(made, logits)
     reference.sample_into(wanted, logits)
     assert torch.equal(made.tokens, wanted.tokens)
     assert torch.equal(made.token, wanted.token)
+    assert torch.equal(made.place, wanted.place)
+    assert torch.equal(made.cache.position, wanted.cache.position)
     torch.testing.assert_close(made.logprobs, wanted.logprobs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(made.entropies, wanted.entropies, atol=1e-5, rtol=1e-5)
 

@@ -151,13 +151,17 @@ def sample_into(steps: "Steps", logits: Tensor) -> None:
 
 @triton.jit
 def _norm(  # type: ignore[no-untyped-def]
-    x, weight, bias, out, width, eps, rms: tl.constexpr, biased: tl.constexpr, lanes: tl.constexpr
-):
+    x, branch, total, weight, bias, out, width, eps,
+    rms: tl.constexpr, biased: tl.constexpr, adds: tl.constexpr, lanes: tl.constexpr,
+):  # fmt: skip
     """One program a row."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, lanes)
     inside = lane < width
     v = tl.load(x + row * width + lane, mask=inside, other=0.0).to(tl.float32)
+    if adds:
+        v += tl.load(branch + row * width + lane, mask=inside, other=0.0).to(tl.float32)
+        tl.store(total + row * width + lane, v, mask=inside)
     if not rms:
         v = tl.where(inside, v - tl.sum(v, axis=0) / width, 0.0)
     v = v * tl.rsqrt(tl.sum(v * v, axis=0) / width + eps)
@@ -167,13 +171,25 @@ def _norm(  # type: ignore[no-untyped-def]
     tl.store(out + row * width + lane, v.to(out.dtype.element_ty), mask=inside)
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
-    """LayerNorm or RMSNorm of x (..., d) over its last dimension, in float32, as bfloat16."""
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    branch: Tensor | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
+    """LayerNorm or RMSNorm of x (..., d) over its last dimension, in float32, as bfloat16.
+
+    With a branch (..., d): of x + branch, which is written into `total` (..., d), in float32.
+    """
     width = x.shape[-1]
     x = x.contiguous()
     out = torch.empty_like(x, dtype=torch.bfloat16)
     _norm[(x.numel() // width,)](
-        x, weight, bias, out, width, eps, rms=rms, biased=bias is not None,
+        x, branch, total, weight, bias, out, width, eps,
+        rms=rms, biased=bias is not None, adds=branch is not None,
         lanes=triton.next_power_of_2(width), num_warps=4,
     )  # fmt: skip
     return out

@@ -32,8 +32,10 @@ class Twin:
                     self._round(module)
             if model.device.type == "cuda" and getattr(model.config, "do_layer_norm_before", True):
                 from cores.rollout.norms import fuse_norms
+                from cores.rollout.residual import delay_sums
 
                 fuse_norms(self.model)
+                delay_sums(self.model)
 
     def _round(self, module: nn.Module) -> None:
         for name in ("weight", "bias"):

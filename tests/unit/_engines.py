@@ -87,8 +87,18 @@ def sample_into(steps: Steps, logits: Tensor) -> None:
     steps.cache.position[:rows] += 1
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    branch: Tensor | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
     """What the kernel of this name says it does."""
+    if branch is not None and total is not None:
+        x = torch.add(x, branch, out=total)
     x, shape = x.float(), (x.shape[-1],)
     out = rms_norm(x, shape, weight, eps) if rms else layer_norm(x, shape, weight, bias, eps)
     return out.bfloat16()

@@ -22,6 +22,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 from cores.rollout import kernels
 from cores.rollout.norms import fuse_norms
+from cores.rollout.residual import delay_sums
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -131,6 +132,19 @@ def test_norms(width: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("rms", [True, False])
+def test_norms_that_add(rms: bool) -> None:
+    """The norm of x + branch, and the sum itself, bit for bit."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 1, 100, device=DEVICE), torch.randn(100, device=DEVICE)
+    branch, total = 2 * torch.randn_like(x), torch.empty_like(x)
+    branch = branch.bfloat16()
+    bias = None if rms else torch.randn(100, device=DEVICE)
+    found = kernels.norm(x, weight, bias, 1e-3, rms, branch, total)
+    assert torch.equal(total, x + branch)
+    assert torch.equal(found, kernels.norm(total, weight, bias, 1e-3, rms))
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3"])
 def test_fused_norms(kind: str) -> None:
     """A model with its norms fused has the logits of one without, under autocast, and none of the
@@ -139,6 +153,7 @@ def test_fused_norms(kind: str) -> None:
     with torch.no_grad(), torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         expected = model(ids).logits[..., 1:60].float()
         fuse_norms(model)
+        delay_sums(model)
         found = model(ids).logits[..., 1:60].float()
     fused = [m for m in model.modules() if type(m).__name__ == "FusedNorm"]
     assert len(fused) == 5  # two a layer and the last

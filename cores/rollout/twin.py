@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cores.models.head import head_logits
 from cores.rollout.cache import ATTENTION
+from cores.rollout.layers import fuse_layers
 
 
 class Twin:
@@ -30,6 +31,8 @@ class Twin:
             for module in self.model.modules():
                 if isinstance(module, nn.Linear | Conv1D):
                     self._round(module)
+            if model.device.type == "cuda":
+                fuse_layers(self.model, self.copies)
             if model.device.type == "cuda" and getattr(model.config, "do_layer_norm_before", True):
                 from cores.rollout.norms import fuse_norms
                 from cores.rollout.residual import delay_sums
@@ -45,7 +48,7 @@ class Twin:
             copy = torch.empty_like(source, dtype=torch.bfloat16, requires_grad=False)
             setattr(module, name, nn.Parameter(copy, requires_grad=False))
             self.sources.append(source)
-            self.copies.append(copy)
+            self.copies.append(getattr(module, name))
 
     @torch.no_grad()
     def refresh(self) -> None:

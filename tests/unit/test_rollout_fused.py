@@ -7,11 +7,18 @@ from typing import Any
 import pytest
 import torch
 from _engines import plain_kernels
-from _models import policy_of
+from _models import LORA, policy_of
+from peft import TaskType
 from torch import Tensor, nn
 from torch.nn.functional import dropout
+from transformers.pytorch_utils import Conv1D
 
+from cores.models.lora import add_lora
+from cores.models.precision import hold_linears_in_bf16
+from cores.rollout.cache import StaticCache
+from cores.rollout.layers import Activated, Joint, Part, fuse_layers
 from cores.rollout.residual import Branch, Sum, delay_sums
+from cores.rollout.twin import Twin
 
 KINDS = ("gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3")
 IDS = torch.tensor([[5, 9, 13, 20], [7, 8, 9, 10]])
@@ -42,6 +49,14 @@ def logits_of(model: Any) -> Tensor:
     """Of IDS, without the excluded, under autocast."""
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         return model(IDS).logits[..., 1:60].float()
+
+
+def last_logits(twin: Twin) -> Tensor:
+    """Behind the last of IDS."""
+    cache = StaticCache(twin.model.config, 2, 8, torch.bfloat16, IDS.device)
+    cache.prefill(0, None)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        return twin(IDS, torch.arange(4)[None], cache)[..., 1:60].float()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,3 +129,65 @@ def test_dropout_of_a_branch() -> None:
     assert dropout(branch, 0.5, training=False) is branch
     assert nn.Dropout(0.5).eval()(branch) is branch
     assert type(dropout(branch, 0.5, training=True)) is Tensor
+
+
+@pytest.mark.parametrize(
+    ("kind", "joined", "activated"),
+    [("gpt2", 0, 2), ("opt", 6, 2), ("gpt_neox", 0, 0)]
+    + [(kind, 10, 0) for kind in ("llama", "qwen2", "qwen3")],
+)
+def test_fused_layers(kind: str, joined: int, activated: int) -> None:
+    """Invariant 29: the logits of a twin whose layers are joined are those of one whose are not,
+    and follow the weights when they change; no weight is held twice."""
+    model = policy_of(kind)
+    plain, twin = Twin(model, autocast=True), Twin(model, autocast=True)
+    fuse_layers(twin.model, twin.copies)
+    for name, wanted in (("Part", joined), ("Activated", activated)):
+        assert sum(type(m).__name__ == name for m in twin.model.modules()) == wanted
+    for _ in range(2):
+        plain.refresh()
+        twin.refresh()
+        found, expected = (last_logits(each) for each in (twin, plain))
+        assert (found - expected).abs().max() < 0.1
+        assert (found - expected).abs().mean() < 0.01
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+    joints = {id(m.joint): m.joint for m in twin.model.modules() if isinstance(m, Part)}
+    for joint in joints.values():
+        assert joint.input is None
+        assert joint.parts == [None] * len(joint.parts)
+    held = {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in twin.copies}
+    assert sum(held.values()) == sum(c.nbytes for c in twin.copies)
+
+
+def test_layers_of_others_are_not_joined() -> None:
+    """Not those with adapters, and not those whose weights are frozen and the trainer's own."""
+    adapted = add_lora(policy_of("llama"), LORA, TaskType.CAUSAL_LM, "ppo.lora").get_base_model()
+    frozen = hold_linears_in_bf16(policy_of("llama"))
+    for model in (adapted, frozen):
+        twin = Twin(model, autocast=True)
+        fuse_layers(twin.model, twin.copies)
+        assert not [m for m in twin.model.modules() if isinstance(m, Part)]
+
+
+def test_parts_in_any_order() -> None:
+    """Of each input its own, asked for once or again."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, wide) for wide in (4, 2, 6)]
+    joint = Joint(layers)
+    a, b = torch.randn(3, 8), torch.randn(3, 8)
+    for i, x in ((2, a), (0, a), (0, a), (1, b), (2, b), (0, a), (1, a), (2, a)):
+        torch.testing.assert_close(joint.take(i, x), layers[i](x))
+
+
+def test_activations_by_hand() -> None:
+    """Both kinds of layer; x in float32 is rounded as the layer would."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8)
+    for layer in (nn.Linear(8, 5).bfloat16(), Conv1D(5, 8).bfloat16()):
+        before = layer(x.bfloat16()).float()
+        for gelu, activation in ((True, nn.GELU(approximate="tanh")), (False, nn.ReLU())):
+            found = Activated(layer, gelu)(x)
+            assert found.shape == (2, 3, 5)
+            torch.testing.assert_close(found.float(), activation(before), atol=2e-2, rtol=1e-2)

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from cores.models.head import head_logits
 from cores.rollout.cache import ATTENTION
 from cores.rollout.layers import fuse_layers
+from cores.rollout.residual import delay_sums
 
 
 class Twin:
@@ -32,13 +33,16 @@ class Twin:
                 if isinstance(module, nn.Linear | Conv1D):
                     self._round(module)
             if model.device.type == "cuda":
-                fuse_layers(self.model, self.copies)
-            if model.device.type == "cuda" and getattr(model.config, "do_layer_norm_before", True):
-                from cores.rollout.norms import fuse_norms
-                from cores.rollout.residual import delay_sums
+                self.fuse()
 
-                fuse_norms(self.model)
-                delay_sums(self.model)
+    def fuse(self) -> None:
+        """Let its layers, which are rounded, do several layers' work in one kernel."""
+        fuse_layers(self.model, self.copies)
+        if getattr(self.model.config, "do_layer_norm_before", True):
+            from cores.rollout.norms import fuse_norms
+
+            fuse_norms(self.model)
+            delay_sums(self.model)
 
     def _round(self, module: nn.Module) -> None:
         for name in ("weight", "bias"):

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from _engines import plain_kernels
-from _models import LORA, policy_of
+from _engines import engine, plain_kernels, sample
+from _models import LORA, PROMPTS, policy_of
 from peft import TaskType
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
+from cores.models import Actor
 from cores.models.lora import add_lora
 from cores.models.precision import hold_linears_in_bf16
 from cores.rollout.cache import StaticCache
@@ -159,6 +160,21 @@ def test_fused_layers(kind: str, joined: int, activated: int) -> None:
         assert joint.parts == [None] * len(joint.parts)
     held = {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in twin.copies}
     assert sum(held.values()) == sum(c.nbytes for c in twin.copies)
+
+
+@pytest.mark.usefixtures("norms")
+@pytest.mark.parametrize("kind", KINDS)
+def test_rollouts_of_a_fused_twin(kind: str) -> None:
+    """Invariant 29: prefill and steps of every part at once; recorded log-probs are the actor's."""
+    model = policy_of(kind)
+    made = engine("graph", model, autocast=True)
+    made.twin.fuse()
+    rollout = sample(made, PROMPTS * 4)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logprobs, _ = Actor(model, 1.0)(rollout.ids, rollout.mask, rollout.logprobs.shape[1])
+    gap = (logprobs - rollout.logprobs)[rollout.response_mask].abs()
+    assert gap.mean() < 0.05
+    assert gap.max() < 0.5
 
 
 def test_layers_of_others_are_not_joined() -> None:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from cores.rollout.steps import Steps
 
 POSITIONS = 64
-"""Cached positions that a program reads at a time."""
+"""Cached positions that a program of `_attend` reads at a time."""
+WARPS = 1
+"""Warps of such a program."""
 LOGITS = 4096
 """Logits that a program reads at a time."""
 
@@ -86,7 +88,7 @@ def decode_attention(
         query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
         new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
         scale, sharing=heads // keys.shape[1], width=width, lanes=triton.next_power_of_2(width),
-        block=POSITIONS, num_warps=1,
+        block=POSITIONS, num_warps=WARPS,
     )  # fmt: skip
     return out
 

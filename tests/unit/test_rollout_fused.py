@@ -180,11 +180,11 @@ def test_rollouts_of_a_fused_twin(kind: str) -> None:
 def test_layers_of_others_are_not_joined() -> None:
     """Not those with adapters, and not those whose weights are frozen and the trainer's own."""
     adapted = add_lora(policy_of("llama"), LORA, TaskType.CAUSAL_LM, "ppo.lora").get_base_model()
-    frozen = hold_linears_in_bf16(policy_of("llama"))
+    frozen = hold_linears_in_bf16(policy_of("opt"))
     for model in (adapted, frozen):
         twin = Twin(model, autocast=True)
         fuse_layers(twin.model, twin.copies)
-        assert not [m for m in twin.model.modules() if isinstance(m, Part)]
+        assert not [m for m in twin.model.modules() if isinstance(m, Part | Activated)]
 
 
 def test_parts_in_any_order() -> None:

@@ -11,12 +11,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cores.rollout.steps import Steps
 
-POSITIONS = 64
-"""Cached positions that a program of `_attend` reads at a time."""
+TILE = 2048
+"""Numbers of keys, and as many of values, that a program of `_attend` reads at a time. Of twice as
+many a warp's registers are full, and an H100 holds 8 programs a multiprocessor in place of 16."""
 WARPS = 1
 """Warps of such a program."""
 LOGITS = 4096
-"""Logits that a program reads at a time."""
+"""Logits that a program of `_sample` reads at a time."""
+SAMPLER_WARPS = 8
+"""Warps of such a program."""
 
 
 @triton.jit
@@ -52,14 +55,14 @@ def _attend(  # type: ignore[no-untyped-def]
         there = place < filled
         offsets = base + place[:, None] * width + lane[None, :]
         both = there[:, None] & inside[None, :]
-        tile = tl.load(keys + offsets, mask=both, other=0.0).to(tl.float32)
-        scores = tl.sum(tile * q[None, :], axis=1)
+        old_k = tl.load(keys + offsets, mask=both, other=0.0)
+        old_v = tl.load(values + offsets, mask=both, other=0.0)  # on its way with the keys
+        scores = tl.sum(old_k.to(tl.float32) * q[None, :], axis=1)
         scores = tl.where(there, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=0))
         weights = tl.exp(scores - higher)
         shrink = tl.exp(top - higher)
-        tile = tl.load(values + offsets, mask=both, other=0.0).to(tl.float32)
-        acc = acc * shrink + tl.sum(weights[:, None] * tile, axis=0)
+        acc = acc * shrink + tl.sum(weights[:, None] * old_v.to(tl.float32), axis=0)
         total = total * shrink + tl.sum(weights, axis=0)
         top = higher
     target = out + row * o_row + head * width + lane
@@ -82,13 +85,14 @@ def decode_attention(
     keys, values (R, G, C, D). Both are read on the device, so a captured graph follows them.
     """
     rows, heads, _, width = query.shape
+    lanes = triton.next_power_of_2(width)
     out = torch.empty((rows, 1, heads, width), dtype=keys.dtype, device=query.device)
     _attend[(rows, heads)](
         query, new_keys, new_values, keys, values, out, start, position,
         query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
         new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
-        scale, sharing=heads // keys.shape[1], width=width, lanes=triton.next_power_of_2(width),
-        block=POSITIONS, num_warps=WARPS,
+        scale, sharing=heads // keys.shape[1], width=width, lanes=lanes,
+        block=max(1, TILE // lanes), num_warps=WARPS,
     )  # fmt: skip
     return out
 
@@ -98,10 +102,12 @@ def _sample(  # type: ignore[no-untyped-def]
     logits, uniform, tokens, logprobs, entropies, newest, places, positions, vocabulary, stride,
     temperature, block: tl.constexpr,
 ):  # fmt: skip
-    """One program a row: normaliser and entropy in one pass, the token in a second. The row's
-    counters go on here too: in kernels of their own they would take as long as a small layer."""
+    """One program a row: normaliser and entropy in one pass, the token in a second, which ends
+    where the token lies. The row's counters go on here too: kernels of their own would take as long
+    as a small layer."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.load(places + row)
+    position = tl.load(positions + row)
     lane = tl.arange(0, block)
     top = float("-inf")
     total = 0.0
@@ -121,15 +127,18 @@ def _sample(  # type: ignore[no-untyped-def]
     before = 0.0
     found = vocabulary
     last = 0
-    for begin in range(0, vocabulary, block):
+    begin = 0
+    while (begin < vocabulary) & (found == vocabulary):
         there = begin + lane < vocabulary
         x = tl.load(logits + row * stride + begin + lane, mask=there, other=float("-inf"))
         weights = tl.exp(x.to(tl.float32) / temperature - top)
-        cumulated = before + tl.cumsum(weights, axis=0)
-        hits = (cumulated > target) & (weights > 0)
-        found = tl.minimum(found, tl.min(tl.where(hits, begin + lane, vocabulary), axis=0))
+        mass = tl.sum(weights, axis=0)
+        if before + mass > target:  # it lies here: only now the single sums are needed
+            hits = (before + tl.cumsum(weights, axis=0) > target) & (weights > 0)
+            found = tl.min(tl.where(hits, begin + lane, vocabulary), axis=0)
         last = tl.maximum(last, tl.max(tl.where(weights > 0, begin + lane, 0), axis=0))
-        before += tl.sum(weights, axis=0)
+        before += mass
+        begin += block
     # Sums in another order can end a rounding below the target: then the last that can be drawn.
     token = tl.where(found < vocabulary, found, last)
     chosen = tl.load(logits + row * stride + token).to(tl.float32) / temperature
@@ -138,16 +147,16 @@ def _sample(  # type: ignore[no-untyped-def]
     tl.store(logprobs + place, chosen - normalizer)
     tl.store(entropies + place, normalizer - moment / total)
     tl.store(places + row, place + 1)
-    tl.store(positions + row, tl.load(positions + row) + 1)
+    tl.store(positions + row, position + 1)
 
 
 def sample_into(steps: "Steps", logits: Tensor) -> None:
-    """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) twice."""
+    """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) up to twice."""
     rows, vocabulary = logits.shape
     _sample[(rows,)](
         logits, steps.uniform, steps.tokens, steps.logprobs, steps.entropies, steps.token,
         steps.place, steps.cache.position, vocabulary, logits.stride(0), steps.temperature,
-        block=LOGITS, num_warps=8,
+        block=LOGITS, num_warps=SAMPLER_WARPS,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ class Late(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        first = args[0]
+        first = args[0] if args else None
         if func is dropout and isinstance(first, Branch) and not kwargs["training"]:
             return first
         if func in ADDS and len(args) == 2 and not kwargs:

@@ -2,6 +2,7 @@
 Plain torch stands in for the kernels."""
 
 import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -28,12 +29,11 @@ IDS = torch.tensor([[5, 9, 13, 20], [7, 8, 9, 10]])
 @pytest.fixture
 def norms(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module with the fused norm, over plain torch; the branches that were added by it."""
-    for name in ("cores.rollout.kernels", "cores.rollout.norms"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    kernels = plain_kernels()
+    kernels, name = plain_kernels(), "cores.rollout.norms"
     monkeypatch.setitem(sys.modules, "cores.rollout.kernels", kernels)
-    from cores.rollout import norms
-
+    monkeypatch.setitem(sys.modules, name, kernels)  # put back what was there, or nothing
+    del sys.modules[name]
+    norms = import_module(name)
     added: list[Tensor] = []
     plain = kernels.norm
 
@@ -92,6 +92,7 @@ def halves() -> tuple[Tensor, Branch, Tensor]:
         lambda x: x[0],
         lambda x: x.add_(1).sum(),
         lambda x: torch.cat([torch.ones(1, 1, 8), x]),
+        lambda x: torch.cat(tensors=[x, x]),
         lambda x: nn.functional.layer_norm(x, (8,)),
         lambda x: x.view(-1, 8).reshape(16)[3:],
         lambda x: x.reshape(-1, x.size(-1)) * x.shape[0],

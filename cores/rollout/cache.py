@@ -23,8 +23,8 @@ class StaticCache:
     """Keys and values of every layer, written in place; what transformers' models take for a
     cache, as far as they use one.
 
-    `filled` and `length` are the positions filled before the present call, for the host and, as a
-    tensor, for captured graphs. A row's positions begin at `start`.
+    `filled` columns hold something before the present call. On the device, for captured graphs,
+    the same number is start + position of any row.
     """
 
     is_compileable = False
@@ -38,7 +38,9 @@ class StaticCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.start = torch.zeros(rows, dtype=torch.int32, device=device)
-        self.length = torch.zeros((), dtype=torch.int32, device=device)
+        """(R,) column of the row's first token."""
+        self.position = torch.zeros(rows, dtype=torch.long, device=device)
+        """(R,) position id of the row's newest token."""
         self.filled = 0
         self.first_row = 0
         """Rows of a prefill begin here."""
@@ -64,19 +66,21 @@ class StaticCache:
         for buffer in (self.keys, self.values):
             for layer in buffer:  # a copy of one layer at a time
                 layer[: len(order)] = layer[order]
-        self.start[: len(order)] = self.start[order]
+        for column in (self.start, self.position):
+            column[: len(order)] = column[order]
 
-    def decode(self, mask: Tensor) -> None:
-        """From prefill to decode steps; mask (R, P) of the prompts."""
+    def prefill(self, first_row: int, mask: Tensor | None) -> None:
+        """From here on rows of prompts are read, the first of them `first_row`; mask (b, P), None
+        where none of them has padding."""
+        self.filled, self.first_row = 0, first_row
+        self.mask = None if mask is None else causal_mask(mask)
+
+    def decode(self, filled: int, padded: bool) -> None:
+        """From prefill to decode steps, behind `filled` columns; `padded`: whether any prompt is
+        shorter. The host knows without asking the device."""
         self.first_row = 0
-        self.filled = mask.shape[1]
-        self.length.fill_(self.filled)
-        self.padded = not bool(mask.all())
-
-    def advance(self) -> None:
-        """One more position is filled, in every row."""
-        self.filled += 1
-        self.length += 1
+        self.filled, self.padded = filled, padded
+        self.mask = None
 
     def seen(self, rows: int) -> Tensor | None:
         """What a decode step attends to, (b, 1, 1, positions); None for all that is filled."""
@@ -84,12 +88,6 @@ class StaticCache:
             return None
         places = torch.arange(self.filled + 1, device=self.start.device)
         return (places >= self.start[:rows, None])[:, None, None]
-
-    def left_mask(self, mask: Tensor) -> None:
-        """Take the mask (b, P) of left-padded prompts for their prefill."""
-        self.mask, self.padded = None, not bool(mask.all())
-        if self.padded:
-            self.mask = causal_mask(mask)
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def static_attention(
         from cores.rollout.kernels import decode_attention
 
         out = decode_attention(
-            query, key.keys, value, keys, values, cache.start, cache.length, scale
+            query, key.keys, value, keys, values, cache.start, cache.position, scale
         )
         return out, None
     end = cache.filled + count

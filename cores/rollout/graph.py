@@ -4,10 +4,13 @@ Shapes: B prompts in R rows (B rounded up), b rows still in use, P prompt tokens
 """
 
 from collections.abc import Callable
+from functools import partial
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import StopStringCriteria
 
 from cores.data import left_pad
@@ -19,20 +22,28 @@ from cores.rollout.twin import Twin
 
 LOOK = 16
 """Tokens between looks at which rows have ended: the only times that the host waits."""
+AHEAD = 1
+"""Steps that a GPU has yet to take when the host waits for a look, so that it does not wait too."""
+WIDTHS = 16
+"""Padded prompts are read as wide as a multiple of it, so that shapes come again on a GPU."""
 PREFILL_TOKENS = 32768
 """Prompt tokens in a forward pass, so that a large rollout's prefill does not decide the memory."""
 BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Numbers of rows that graphs are captured for."""
 ROUND = 64
 """Positions are rounded up to a multiple of it."""
+KEPT = 0.05
+"""Share of a GPU's memory up to which the cache and its graphs are kept from rollout to rollout. To
+make them anew takes about a second; larger ones are lent to the update, which has the peak."""
 
 
 class GraphEngine:
     """Samples as `HFEngine` does, from the same weights, without its cost a token.
 
-    The buffers of a rollout are used again by the next; a larger one replaces them. On CUDA a step
-    for each number of rows is captured once, and rows that ended make room when that allows a
-    smaller graph. Elsewhere the same step runs as it is.
+    The buffers of a rollout are used again by the next, unless they are large (see `KEPT`); a
+    larger one replaces them. On CUDA a step for each number of rows is captured once, and rows that
+    ended make room when that allows a smaller graph; so is the reading of prompts, of shapes that
+    come again. Elsewhere the same step runs as it is.
     """
 
     def __init__(
@@ -57,8 +68,12 @@ class GraphEngine:
         self.min_new_tokens = min_new_tokens
         self.text_matcher = text_matcher
         self.capture = self.device.type == "cuda"
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.keeps = inf
+        """Bytes of a cache that is kept from rollout to rollout."""
+        if self.capture:
+            self.keeps = KEPT * torch.cuda.get_device_properties(self.device).total_memory
         self.steps: Steps | None = None
+        self._release()
 
     @torch.no_grad()
     def generate(self, prompts: list[list[int]]) -> Rollout:
@@ -66,6 +81,9 @@ class GraphEngine:
         count = len(prompts)
         rows = bucket(count) if self.capture else count
         ids, mask = left_pad([*prompts, *prompts[:1] * (rows - count)], self.pad_id)
+        padded = not bool(mask.all())
+        more = -ids.shape[1] % WIDTHS if padded and self.capture else 0
+        ids, mask = pad(ids, (more, 0), value=self.pad_id), pad(mask, (more, 0))
         ids, mask = ids.to(self.device), mask.to(self.device)
         steps = self._room(rows, ids.shape[1])
         steps.begin(rows, count, mask)
@@ -73,9 +91,20 @@ class GraphEngine:
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False
         ):
-            self._prefill(steps, ids, mask)
+            self._prefill(steps, ids, mask if padded else None)
             self._decode(steps)
-        return self._rollout(steps, ids[:count], mask[:count])
+        rollout = self._rollout(steps, ids[:count, more:], mask[:count, more:])
+        if steps.cache.keys.nbytes + steps.cache.values.nbytes > self.keeps:
+            self._release()
+        return rollout
+
+    def _release(self) -> None:
+        """No buffers and no graphs, which hold on to them."""
+        from cores.ppo.captured import Captured  # here: it imports this package
+
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.prefills = Captured()
+        self.steps = None
 
     def _room(self, rows: int, wide: int) -> Steps:
         """Buffers for a rollout; the graphs of smaller ones are of no use any more."""
@@ -85,8 +114,8 @@ class GraphEngine:
             return have
         if have is not None:
             rows, needed = max(rows, have.cache.rows), max(needed, have.cache.positions)
-        self.graphs.clear()
-        self.steps = have = None  # freed before the larger ones are made
+        have = None
+        self._release()  # freed before the larger ones are made
         dtype = torch.bfloat16 if self.autocast else torch.float32
         cache = StaticCache(self.twin.model.config, rows, needed, dtype, self.device)
         self.steps = Steps(
@@ -99,25 +128,36 @@ class GraphEngine:
         )
         return self.steps
 
-    def _prefill(self, steps: Steps, ids: Tensor, mask: Tensor) -> None:
-        """Fill the cache from the prompts and sample the first tokens."""
-        cache = steps.cache
-        positions = position_ids(mask)
-        cache.filled = 0
+    def _prefill(self, steps: Steps, ids: Tensor, mask: Tensor | None) -> None:
+        """Fill the cache from the prompts and sample the first tokens; mask None: no padding."""
+        rows, wide = ids.shape
         logits = []
-        for part in torch.arange(len(ids)).split(max(1, PREFILL_TOKENS // ids.shape[1])):
-            here = slice(int(part[0]), int(part[-1]) + 1)
-            cache.first_row = here.start
-            cache.left_mask(mask[here])
-            logits.append(self.twin(ids[here], positions[here], cache))
-        cache.decode(mask)
+        size = max(1, PREFILL_TOKENS // wide)
+        for first in range(0, rows, size):
+            inputs = {"ids": ids[first : first + size]}
+            if mask is not None:
+                inputs["mask"] = mask[first : first + size]
+            work = partial(self._read, steps.cache, first)
+            found = self.prefills.run(first, inputs, work) if self.capture else work(inputs)
+            logits.append(found["logits"])
+        steps.cache.decode(wide, mask is not None)
         steps.emit(torch.cat(logits))
+
+    def _read(self, cache: StaticCache, first: int, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fill rows of the cache from `first` on; logits (b, V) behind ids (b, P), mask (b, P)."""
+        ids, mask = inputs["ids"], inputs.get("mask")
+        cache.prefill(first, mask)
+        positions = position_ids(torch.ones_like(ids[:1]) if mask is None else mask)
+        return {"logits": self.twin(ids, positions, cache)}
 
     def _decode(self, steps: Steps) -> None:
         step = self._step(steps)
+        ahead = AHEAD if self.capture else 0
         for taken in range(1, self.max_new_tokens):
             if taken % LOOK == 0:
-                alive = steps.look(taken)
+                steps.look(taken)
+            if taken > ahead and (taken - ahead) % LOOK == 0:
+                alive = steps.alive()
                 if alive == 0:
                     return
                 fewer = bucket(alive) if self.capture else alive
@@ -148,10 +188,9 @@ class GraphEngine:
 
     def _advance(self, steps: Steps, rows: int) -> None:
         """The next token of the first `rows` rows."""
-        ids, positions = steps.token[:rows, None], steps.position[:rows, None]
+        ids, positions = steps.token[:rows, None], steps.cache.position[:rows, None]
         logits = self.twin(ids, positions, steps.cache)
-        steps.cache.advance()
-        steps.position += 1
+        steps.cache.filled += 1
         steps.emit(logits)
 
     def _rollout(self, steps: Steps, ids: Tensor, mask: Tensor) -> Rollout:

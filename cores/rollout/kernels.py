@@ -11,15 +11,20 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cores.rollout.steps import Steps
 
-POSITIONS = 64
-"""Cached positions that a program reads at a time."""
+TILE = 2048
+"""Numbers of keys, and as many of values, that a program of `_attend` reads at a time. Of twice as
+many a warp's registers are full, and an H100 holds 8 programs a multiprocessor in place of 16."""
+WARPS = 1
+"""Warps of such a program."""
 LOGITS = 4096
-"""Logits that a program reads at a time."""
+"""Logits that a program of `_sample` reads at a time."""
+SAMPLER_WARPS = 8
+"""Warps of such a program."""
 
 
 @triton.jit
 def _attend(  # type: ignore[no-untyped-def]
-    query, new_keys, new_values, keys, values, out, start, length,
+    query, new_keys, new_values, keys, values, out, start, position,
     q_row, q_head, k_row, k_head, v_row, v_head, c_row, c_head, o_row,
     scale, sharing: tl.constexpr, width: tl.constexpr, lanes: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -29,8 +34,8 @@ def _attend(  # type: ignore[no-untyped-def]
     group = head // sharing
     lane = tl.arange(0, lanes)
     inside = lane < width
-    filled = tl.load(length)
     first = tl.load(start + row)
+    filled = first + tl.load(position + row).to(tl.int32)
     q = tl.load(query + row * q_row + head * q_head + lane, mask=inside, other=0.0)
     k = tl.load(new_keys + row * k_row + group * k_head + lane, mask=inside, other=0.0)
     v = tl.load(new_values + row * v_row + group * v_head + lane, mask=inside, other=0.0)
@@ -50,14 +55,14 @@ def _attend(  # type: ignore[no-untyped-def]
         there = place < filled
         offsets = base + place[:, None] * width + lane[None, :]
         both = there[:, None] & inside[None, :]
-        tile = tl.load(keys + offsets, mask=both, other=0.0).to(tl.float32)
-        scores = tl.sum(tile * q[None, :], axis=1)
+        old_k = tl.load(keys + offsets, mask=both, other=0.0)
+        old_v = tl.load(values + offsets, mask=both, other=0.0)  # on its way with the keys
+        scores = tl.sum(old_k.to(tl.float32) * q[None, :], axis=1)
         scores = tl.where(there, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=0))
         weights = tl.exp(scores - higher)
         shrink = tl.exp(top - higher)
-        tile = tl.load(values + offsets, mask=both, other=0.0).to(tl.float32)
-        acc = acc * shrink + tl.sum(weights[:, None] * tile, axis=0)
+        acc = acc * shrink + tl.sum(weights[:, None] * old_v.to(tl.float32), axis=0)
         total = total * shrink + tl.sum(weights, axis=0)
         top = higher
     target = out + row * o_row + head * width + lane
@@ -71,34 +76,38 @@ def decode_attention(
     keys: Tensor,
     values: Tensor,
     start: Tensor,
-    length: Tensor,
+    position: Tensor,
     scale: float,
 ) -> Tensor:
-    """Attention (b, 1, H, D) of query (b, H, 1, D) to positions start .. length of its row.
+    """Attention (b, 1, H, D) of query (b, H, 1, D) to its row from `start` to its own column.
 
-    Writes new_keys, new_values (b, G, 1, D) at position `length` of keys, values (R, G, C, D).
-    start (R,) and length (0-d) are read on the device, so a captured graph follows them.
+    That is start + position (both (R,)), where new_keys, new_values (b, G, 1, D) are written into
+    keys, values (R, G, C, D). Both are read on the device, so a captured graph follows them.
     """
     rows, heads, _, width = query.shape
+    lanes = triton.next_power_of_2(width)
     out = torch.empty((rows, 1, heads, width), dtype=keys.dtype, device=query.device)
     _attend[(rows, heads)](
-        query, new_keys, new_values, keys, values, out, start, length,
+        query, new_keys, new_values, keys, values, out, start, position,
         query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
         new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
-        scale, sharing=heads // keys.shape[1], width=width, lanes=triton.next_power_of_2(width),
-        block=POSITIONS, num_warps=1,
+        scale, sharing=heads // keys.shape[1], width=width, lanes=lanes,
+        block=max(1, TILE // lanes), num_warps=WARPS,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _sample(  # type: ignore[no-untyped-def]
-    logits, uniform, tokens, logprobs, entropies, newest, places, count, vocabulary, stride,
+    logits, uniform, tokens, logprobs, entropies, newest, places, positions, vocabulary, stride,
     temperature, block: tl.constexpr,
 ):  # fmt: skip
-    """One program a row: normaliser and entropy in one pass, the token in a second."""
+    """One program a row: normaliser and entropy in one pass, the token in a second, which ends
+    where the token lies. The row's counters go on here too: kernels of their own would take as long
+    as a small layer."""
     row = tl.program_id(0).to(tl.int64)
-    place = tl.load(places + row) + tl.load(count)
+    place = tl.load(places + row)
+    position = tl.load(positions + row)
     lane = tl.arange(0, block)
     top = float("-inf")
     total = 0.0
@@ -118,15 +127,18 @@ def _sample(  # type: ignore[no-untyped-def]
     before = 0.0
     found = vocabulary
     last = 0
-    for begin in range(0, vocabulary, block):
+    begin = 0
+    while (begin < vocabulary) & (found == vocabulary):
         there = begin + lane < vocabulary
         x = tl.load(logits + row * stride + begin + lane, mask=there, other=float("-inf"))
         weights = tl.exp(x.to(tl.float32) / temperature - top)
-        cumulated = before + tl.cumsum(weights, axis=0)
-        hits = (cumulated > target) & (weights > 0)
-        found = tl.minimum(found, tl.min(tl.where(hits, begin + lane, vocabulary), axis=0))
+        mass = tl.sum(weights, axis=0)
+        if before + mass > target:  # it lies here: only now the single sums are needed
+            hits = (before + tl.cumsum(weights, axis=0) > target) & (weights > 0)
+            found = tl.min(tl.where(hits, begin + lane, vocabulary), axis=0)
         last = tl.maximum(last, tl.max(tl.where(weights > 0, begin + lane, 0), axis=0))
-        before += tl.sum(weights, axis=0)
+        before += mass
+        begin += block
     # Sums in another order can end a rounding below the target: then the last that can be drawn.
     token = tl.where(found < vocabulary, found, last)
     chosen = tl.load(logits + row * stride + token).to(tl.float32) / temperature
@@ -134,27 +146,33 @@ def _sample(  # type: ignore[no-untyped-def]
     tl.store(newest + row, token.to(tl.int64))
     tl.store(logprobs + place, chosen - normalizer)
     tl.store(entropies + place, normalizer - moment / total)
+    tl.store(places + row, place + 1)
+    tl.store(positions + row, position + 1)
 
 
 def sample_into(steps: "Steps", logits: Tensor) -> None:
-    """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) twice."""
+    """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) up to twice."""
     rows, vocabulary = logits.shape
     _sample[(rows,)](
         logits, steps.uniform, steps.tokens, steps.logprobs, steps.entropies, steps.token,
-        steps.place, steps.count, vocabulary, logits.stride(0), steps.temperature,
-        block=LOGITS, num_warps=8,
+        steps.place, steps.cache.position, vocabulary, logits.stride(0), steps.temperature,
+        block=LOGITS, num_warps=SAMPLER_WARPS,
     )  # fmt: skip
 
 
 @triton.jit
 def _norm(  # type: ignore[no-untyped-def]
-    x, weight, bias, out, width, eps, rms: tl.constexpr, biased: tl.constexpr, lanes: tl.constexpr
-):
+    x, branch, total, weight, bias, out, width, eps,
+    rms: tl.constexpr, biased: tl.constexpr, adds: tl.constexpr, lanes: tl.constexpr,
+):  # fmt: skip
     """One program a row."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, lanes)
     inside = lane < width
     v = tl.load(x + row * width + lane, mask=inside, other=0.0).to(tl.float32)
+    if adds:
+        v += tl.load(branch + row * width + lane, mask=inside, other=0.0).to(tl.float32)
+        tl.store(total + row * width + lane, v, mask=inside)
     if not rms:
         v = tl.where(inside, v - tl.sum(v, axis=0) / width, 0.0)
     v = v * tl.rsqrt(tl.sum(v * v, axis=0) / width + eps)
@@ -164,13 +182,25 @@ def _norm(  # type: ignore[no-untyped-def]
     tl.store(out + row * width + lane, v.to(out.dtype.element_ty), mask=inside)
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
-    """LayerNorm or RMSNorm of x (..., d) over its last dimension, in float32, as bfloat16."""
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    branch: Tensor | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
+    """LayerNorm or RMSNorm of x (..., d) over its last dimension, in float32, as bfloat16.
+
+    With a branch (..., d): of x + branch, which is written into `total` (..., d), in float32.
+    """
     width = x.shape[-1]
     x = x.contiguous()
     out = torch.empty_like(x, dtype=torch.bfloat16)
     _norm[(x.numel() // width,)](
-        x, weight, bias, out, width, eps, rms=rms, biased=bias is not None,
+        x, branch, total, weight, bias, out, width, eps,
+        rms=rms, biased=bias is not None, adds=branch is not None,
         lanes=triton.next_power_of_2(width), num_warps=4,
     )  # fmt: skip
     return out

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cores.rollout.kernels import norm
+from cores.rollout.residual import Sum
 
 RMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
@@ -21,7 +22,11 @@ class FusedNorm(nn.Module):
         self.rms = rms
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) of x (..., d)."""
+        """(..., d) of x (..., d), which is written if it is a sum that waits."""
+        if isinstance(x, Sum) and x.waits:
+            x.waits = False
+            parts = (x.residual, x.branch, x.total)
+            return norm(parts[0], self.weight, self.bias, self.eps, self.rms, *parts[1:])
         return norm(x, self.weight, self.bias, self.eps, self.rms)
 
 

@@ -38,12 +38,8 @@ class Steps:
         self.text_matcher = text_matcher
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         """(R,) newest token."""
-        self.position = torch.zeros_like(self.token)
-        """(R,) its position id."""
         self.place = torch.zeros_like(self.token)
-        """(R,) where in the flattened (R, T) outputs the row begins."""
-        self.count = torch.zeros((), dtype=torch.int32, device=device)
-        """0-d: tokens sampled so far."""
+        """(R,) where in the flattened (R, T) outputs the row's next token goes."""
         self.uniform = torch.zeros((rows, tokens), device=device)
         self.tokens = torch.zeros((rows, tokens), dtype=torch.long, device=device)
         self.logprobs = torch.zeros((rows, tokens), device=device)
@@ -53,15 +49,18 @@ class Steps:
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.used = rows
         self.looked = 0
+        on_gpu = device.type == "cuda"
+        self.going = torch.zeros((), dtype=torch.long, pin_memory=on_gpu)
+        """0-d, on the host: rows that go on, as of the last look."""
+        self.arrived = torch.cuda.Event() if on_gpu else None
 
     def begin(self, rows: int, count: int, mask: Tensor) -> None:
         """A rollout of `count` prompts in `rows` rows; mask (rows, P) of the prompts."""
         lengths = mask.sum(dim=1)
         self.cache.start[:rows] = mask.shape[1] - lengths
-        self.position[:rows] = lengths
+        self.cache.position[:rows] = lengths - 1
         width = self.tokens.shape[1]
         self.place[:rows] = torch.arange(rows, device=mask.device) * width
-        self.count.zero_()
         # Drawn for the prompts alone: what fills the bucket changes no reply.
         self.uniform[:count] = torch.rand((count, width), device=mask.device)
         self.ended.fill_(True)
@@ -73,24 +72,27 @@ class Steps:
         rows = len(logits)
         if self.min_new_tokens:
             stops = logits[:, self.stop_ids]
-            early = self.count < self.min_new_tokens
+            sampled = self.place[:rows, None] % self.tokens.shape[1]
+            early = sampled < self.min_new_tokens
             logits[:, self.stop_ids] = torch.where(early, EXCLUDED_LOGIT, stops)
         if self.cache.kernel:
             from cores.rollout.kernels import sample_into
 
             sample_into(self, logits)
         else:
-            place = self.place[:rows] + self.count
+            place = self.place[:rows]
             uniform = self.uniform.view(-1)[place]
             token, logprob, entropy = sample(logits, uniform, self.temperature)
             self.tokens.view(-1)[place] = token
             self.logprobs.view(-1)[place] = logprob
             self.entropies.view(-1)[place] = entropy
             self.token[:rows] = token
-        self.count += 1
+            place += 1
+            self.cache.position[:rows] += 1
 
-    def look(self, taken: int) -> int:
-        """Rows that go on after the first `taken` tokens; the host waits for them."""
+    def look(self, taken: int) -> None:
+        """Find the rows that have ended with the first `taken` tokens; `alive` says how many have
+        not. Nothing is waited for."""
         new = self.tokens[:, self.looked : taken]
         self.ended |= torch.isin(new, self.stop_ids).any(dim=1)
         if self.text_matcher is not None:
@@ -100,13 +102,21 @@ class Steps:
                     self.texts[:, end - 1] = met
                     self.ended |= met
         self.looked = taken
-        return int((~self.ended).sum())
+        self.going.copy_((~self.ended).sum(), non_blocking=True)
+        if self.arrived is not None:
+            self.arrived.record()
+
+    def alive(self) -> int:
+        """Rows that go on, as of the last look, which is waited for."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return int(self.going)
 
     def keep(self, rows: int) -> None:
         """Move rows that go on to the front and use the first `rows` from now on."""
         rank = self.ended[self.place[: self.used] // self.tokens.shape[1]].long()
         order = rank.argsort(stable=True)[:rows]
-        for column in (self.token, self.position, self.place):
+        for column in (self.token, self.place):
             column[:rows] = column[order]
         self.cache.keep(order)
         self.used = rows
@@ -114,7 +124,7 @@ class Steps:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Undo what steps within it did to the state; what they wrote is written again."""
-        state = (self.token, self.position, self.count, self.cache.length)
+        state = (self.token, self.place, self.cache.position)
         before = [each.clone() for each in state]
         yield
         for each, value in zip(state, before, strict=True):

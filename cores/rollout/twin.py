@@ -9,6 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from cores.models.head import head_logits
 from cores.rollout.cache import ATTENTION
+from cores.rollout.layers import fuse_layers
+from cores.rollout.residual import delay_sums
 
 
 class Twin:
@@ -30,10 +32,17 @@ class Twin:
             for module in self.model.modules():
                 if isinstance(module, nn.Linear | Conv1D):
                     self._round(module)
-            if model.device.type == "cuda" and getattr(model.config, "do_layer_norm_before", True):
-                from cores.rollout.norms import fuse_norms
+            if model.device.type == "cuda":
+                self.fuse()
 
-                fuse_norms(self.model)
+    def fuse(self) -> None:
+        """Let its layers, which are rounded, do several layers' work in one kernel."""
+        fuse_layers(self.model, self.copies)
+        if getattr(self.model.config, "do_layer_norm_before", True):
+            from cores.rollout.norms import fuse_norms
+
+            fuse_norms(self.model)
+            delay_sums(self.model)
 
     def _round(self, module: nn.Module) -> None:
         for name in ("weight", "bias"):
@@ -43,7 +52,7 @@ class Twin:
             copy = torch.empty_like(source, dtype=torch.bfloat16, requires_grad=False)
             setattr(module, name, nn.Parameter(copy, requires_grad=False))
             self.sources.append(source)
-            self.copies.append(copy)
+            self.copies.append(getattr(module, name))
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -52,7 +61,7 @@ class Twin:
             torch._foreach_copy_(self.copies, self.sources)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Logits (b, V) behind the last of ids (b, T) at positions (b, T)."""
+        """Logits (b, V) behind the last of ids (b, T) at positions (b, T), or (1, T) of all."""
         states = self.model.base_model(
             input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state

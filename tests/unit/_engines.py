@@ -10,6 +10,8 @@ from _models import EOS, FAMILIES, KINDS, PAD
 from torch import Tensor
 from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
 
+from cores.ppo import captured
+from cores.ppo.captured import Captured, Graph
 from cores.rollout import GraphEngine, HFEngine, Rollout
 from cores.rollout.sampling import sample as invert
 from cores.rollout.steps import Steps
@@ -48,11 +50,12 @@ def decode_attention(
     keys: Tensor,
     values: Tensor,
     start: Tensor,
-    length: Tensor,
+    position: Tensor,
     scale: float,
 ) -> Tensor:
     """What the kernel of this name says it does."""
-    rows, at = len(query), int(length)
+    rows = len(query)
+    (at,) = set((start + position)[:rows].tolist())
     keys[:rows, :, at] = new_keys[:, :, 0]
     values[:rows, :, at] = new_values[:, :, 0]
     places = torch.arange(at + 1)
@@ -71,7 +74,7 @@ def decode_attention(
 def sample_into(steps: Steps, logits: Tensor) -> None:
     """What the kernel of this name says it does."""
     rows = len(logits)
-    place = steps.place[:rows] + steps.count
+    place = steps.place[:rows]
     token, logprob, entropy = invert(logits, steps.uniform.view(-1)[place], steps.temperature)
     steps.token[:rows] = token
     for buffer, new in (
@@ -80,10 +83,22 @@ def sample_into(steps: Steps, logits: Tensor) -> None:
         (steps.entropies, entropy),
     ):
         buffer.view(-1)[place] = new
+    place += 1
+    steps.cache.position[:rows] += 1
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    branch: Tensor | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
     """What the kernel of this name says it does."""
+    if branch is not None and total is not None:
+        x = torch.add(x, branch, out=total)
     x, shape = x.float(), (x.shape[-1],)
     out = rms_norm(x, shape, weight, eps) if rms else layer_norm(x, shape, weight, bias, eps)
     return out.bfloat16()
@@ -149,6 +164,17 @@ def as_on_cuda(
 
         def __exit__(self, *_: Any) -> None:
             made._advance = advance
+
+    class Prefills(Captured):
+        """Captures of prefills, which run again when replayed."""
+
+        def _capture(self, inputs: Any, work: Any) -> Graph:
+            own, outputs, graph = {n: t.clone() for n, t in inputs.items()}, {}, FakeGraph()
+            graph.run = lambda: outputs.update(work(own))
+            return Graph(graph, own, outputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(captured, "Captured", Prefills)
+    made._release()
 
     monkeypatch.setattr(made, "_room", with_kernels)
     monkeypatch.setattr(torch.cuda, "Stream", _Anything)

@@ -134,7 +134,7 @@ def test_no_step_is_taken_once_all_have_ended(ends: int, kept: list[int]) -> Non
     made = engine("graph", policy_of("gpt2"), 1e-6, 16, stop_ids=stops, min_new_tokens=ends - 1)
     rollout = sample(made, PROMPTS)
     assert rollout.lengths.tolist() == [ends] * 4
-    assert made.steps.count == 2
+    assert (made.steps.place % 16 == 2).all()
     assert kept == []
 
 
@@ -148,17 +148,52 @@ def test_buckets_graphs_and_kernels_change_nothing(
     plain = engine("graph", policy_of(kind), tokens=12)
     made = engine("graph", policy_of(kind), tokens=12)
     graphs = as_on_cuda(made, monkeypatch)
-    for seed in range(3):
-        prompts = MANY[: 21 - seed]
+    for seed in range(4):
+        prompts = MANY[seed : 21 + seed % 2]
         assert_same(sample(made, prompts, seed), sample(plain, prompts, seed))
     assert made.steps.cache.rows == 24
     assert set(kept) & {2, 4, 6, 12, 16}
-    assert len(graphs) == len(made.graphs) > 2
+    assert len(made.graphs) > 2
+    assert len(graphs) == len(made.graphs) + len(made.prefills.graphs)
     assert all(each.replays > 0 for each in graphs)
     longer = [*MANY[:4], [9] * 60]
     assert_same(sample(made, longer), sample(plain, longer))
     assert made.steps.cache.positions == 128
     assert len(graphs) > len(made.graphs)  # those of the smaller buffers are gone
+
+
+@pytest.mark.parametrize("tokens", [24, 1000])
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
+def test_captured_prefills(kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariants 4, 29: shapes that come again are read by graphs, whole or in parts, padded or
+    not: of prompts of several lengths one graph, of the next multiple of 16; the replies and their
+    prompts are those of plain steps."""
+    monkeypatch.setattr(graph, "PREFILL_TOKENS", tokens)
+    made, plain = (engine("graph", policy_of(kind)) for _ in range(2))
+    as_on_cuda(made, monkeypatch)
+    shapes = []
+    read = made._read
+    made._read = lambda cache, first, inputs: shapes.append(inputs) or read(cache, first, inputs)
+    even = [[5, 9, 13, 2], [7, 8, 9, 10], [20, 3, 4, 5]]
+    for prompts in ([MANY[:4], MANY[6:11], MANY[3:8], MANY[1:7]], [even, even[::-1]] * 2):
+        for chosen in prompts:
+            found, expected = sample(made, chosen), sample(plain, chosen)
+            assert_same(found, expected)
+            assert torch.equal(found.mask, expected.mask)
+    assert {(x["ids"].shape[1], "mask" in x) for x in shapes} == {(16, True), (4, False)}
+    parts = {16: 8, 4: 2} if tokens == 24 else {16: 1, 4: 1}
+    assert len(made.prefills.graphs) == sum(parts.values())
+
+
+def test_large_buffers_are_lent_to_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a rollout whose cache is larger than what is kept there are no buffers and no graphs;
+    the next one makes them anew."""
+    made, plain = (engine("graph", policy_of("llama")) for _ in range(2))
+    as_on_cuda(made, monkeypatch)
+    for keeps, there in ((1e9, True), (1.0, False), (1.0, False), (1e9, True)):
+        made.keeps = keeps
+        assert_same(sample(made, MANY), sample(plain, MANY))
+        assert (made.steps is not None) == bool(made.graphs) == there
 
 
 def test_prompts_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:

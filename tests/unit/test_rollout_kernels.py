@@ -2,6 +2,7 @@
 (TRITON_INTERPRET=1 in the environment); skipped where triton is missing."""
 
 import os
+from copy import deepcopy
 from types import SimpleNamespace
 
 import _engines as reference
@@ -21,6 +22,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 from cores.rollout import kernels
 from cores.rollout.norms import fuse_norms
+from cores.rollout.residual import delay_sums
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -39,7 +41,7 @@ def test_attention(dtype: torch.dtype, heads: int, groups: int, width: int, leng
     cache = torch.randn(2, rows + 2, groups, room, width, device=DEVICE).to(dtype)
     copy = cache.clone()
     start = torch.tensor([0, 5, 130, 0, 0], dtype=torch.int32, device=DEVICE).clamp(max=length)
-    now = torch.tensor(length, dtype=torch.int32, device=DEVICE)
+    now = length - start.long()
     found = kernels.decode_attention(
         query, new_keys, new_values, cache[0], cache[1], start, now, 0.3
     )
@@ -62,10 +64,11 @@ def state(rows: int, tokens: int) -> SimpleNamespace:
         logprobs=torch.zeros(shape),
         entropies=torch.zeros(shape),
         token=torch.zeros(rows, dtype=torch.long),
-        place=torch.randperm(rows) * tokens,
-        count=torch.tensor(3, dtype=torch.int32),
+        place=torch.randperm(rows) * tokens + 3,
     )
-    return SimpleNamespace(**{name: t.to(DEVICE) for name, t in vars(made).items()})
+    made = SimpleNamespace(**{name: t.to(DEVICE) for name, t in vars(made).items()})
+    made.cache = SimpleNamespace(position=torch.arange(rows, device=DEVICE))
+    return made
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,12 +81,13 @@ def test_sampling(dtype: torch.dtype, vocabulary: int, temperature: float) -> No
     logits[:, [0, 10, vocabulary - 1]] = EXCLUDED_LOGIT
     made = state(5, 7)
     made.temperature = temperature
-    wanted = SimpleNamespace(**{n: t.clone() for n, t in vars(made).items() if n != "temperature"})
-    wanted.temperature = temperature
+    wanted = deepcopy(made)
     kernels.sample_into(made, logits)
     reference.sample_into(wanted, logits)
     assert torch.equal(made.tokens, wanted.tokens)
     assert torch.equal(made.token, wanted.token)
+    assert torch.equal(made.place, wanted.place)
+    assert torch.equal(made.cache.position, wanted.cache.position)
     torch.testing.assert_close(made.logprobs, wanted.logprobs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(made.entropies, wanted.entropies, atol=1e-5, rtol=1e-5)
 
@@ -128,6 +132,19 @@ def test_norms(width: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("rms", [True, False])
+def test_norms_that_add(rms: bool) -> None:
+    """The norm of x + branch, and the sum itself, bit for bit."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 1, 100, device=DEVICE), torch.randn(100, device=DEVICE)
+    branch, total = 2 * torch.randn_like(x), torch.empty_like(x)
+    branch = branch.bfloat16()
+    bias = None if rms else torch.randn(100, device=DEVICE)
+    found = kernels.norm(x, weight, bias, 1e-3, rms, branch, total)
+    assert torch.equal(total, x + branch)
+    assert torch.equal(found, kernels.norm(total, weight, bias, 1e-3, rms))
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3"])
 def test_fused_norms(kind: str) -> None:
     """A model with its norms fused has the logits of one without, under autocast, and none of the
@@ -136,6 +153,7 @@ def test_fused_norms(kind: str) -> None:
     with torch.no_grad(), torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         expected = model(ids).logits[..., 1:60].float()
         fuse_norms(model)
+        delay_sums(model)
         found = model(ids).logits[..., 1:60].float()
     fused = [m for m in model.modules() if type(m).__name__ == "FusedNorm"]
     assert len(fused) == 5  # two a layer and the last

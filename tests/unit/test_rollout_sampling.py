@@ -80,7 +80,7 @@ def test_rows_on_the_move() -> None:
     steps = steps_of(6, 4)
     mask = torch.arange(5) >= torch.tensor([0, 4, 2, 0, 1, 3])[:, None]
     steps.begin(6, 5, mask)
-    assert steps.position.tolist() == [5, 1, 3, 5, 4, 2]
+    assert steps.cache.position.tolist() == [4, 0, 2, 4, 3, 1]  # of the newest token
     assert steps.cache.start.tolist() == [0, 4, 2, 0, 1, 3]
     assert steps.ended.tolist() == [False] * 5 + [True]  # the sixth only fills up
     steps.token.copy_(torch.arange(20, 26))
@@ -89,26 +89,27 @@ def test_rows_on_the_move() -> None:
 
     def first(rows: int) -> list[list[float]]:
         cache = steps.cache
-        columns = (steps.token, steps.position, steps.place, cache.start)
+        columns = (steps.token, cache.position, steps.place, cache.start)
         keys = (cache.keys[1, :, 1, 7, 3], cache.values[0, :, 0, 9, 1])
         return [column[:rows].tolist() for column in (*columns, *keys)]
 
     order = [1, 2, 4, 0]
     assert first(4) == [
-        [21, 22, 24, 20], [1, 3, 4, 5], [4, 8, 16, 0], [4, 2, 1, 0], order, order,
+        [21, 22, 24, 20], [0, 2, 3, 4], [4, 8, 16, 0], [4, 2, 1, 0], order, order,
     ]  # fmt: skip
     assert steps.used == 4
     steps.ended[1] = True  # the first of those in use
     steps.keep(2)
-    assert first(2) == [[22, 24], [3, 4], [8, 16], [2, 1], [2, 4], [2, 4]]
-    steps.count += 1
+    assert first(2) == [[22, 24], [2, 3], [8, 16], [2, 1], [2, 4], [2, 4]]
+    steps.place += 1
     steps.uniform.fill_(0.5)
     steps.emit(torch.tensor([[0.0, 0, 0, 50, 0], [0, 0, 0, 0, 50]]))
     written = torch.zeros(6, 4, dtype=torch.long)
     written[[2, 4], 1] = torch.tensor([3, 4])
     assert torch.equal(steps.tokens, written)
     assert steps.token[:2].tolist() == [3, 4]
-    assert int(steps.count) == 2
+    assert steps.place[:2].tolist() == [10, 18]
+    assert steps.cache.position[:2].tolist() == [3, 4]
 
 
 def test_each_row_has_its_own_number_for_each_token() -> None:

@@ -10,7 +10,6 @@ from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.plain import attention_problem, looks_for_outliers
-from cores.ppo.captured import Captured, KeptGradients, Tensors
 from cores.ppo.experience import Experience, columns, with_columns
 from cores.ppo.objective import (
     Terms,
@@ -22,6 +21,7 @@ from cores.ppo.objective import (
 from cores.ppo.roles import Roles
 from cores.ppo.trained import TrainedRole
 from cores.rl import masked_mean
+from cores.runtime.captured import Captured, KeptGradients, Tensors
 from cores.runtime.launch import Launch
 
 SMALL = 500_000_000

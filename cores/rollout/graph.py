@@ -19,6 +19,7 @@ from cores.rollout.cache import StaticCache
 from cores.rollout.engine import Rollout, response_mask
 from cores.rollout.steps import Steps
 from cores.rollout.twin import Twin
+from cores.runtime.captured import Captured
 
 LOOK = 16
 """Tokens between looks at which rows have ended: the only times that the host waits."""
@@ -100,8 +101,6 @@ class GraphEngine:
 
     def _release(self) -> None:
         """No buffers and no graphs, which hold on to them."""
-        from cores.ppo.captured import Captured  # here: it imports this package
-
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.prefills = Captured()
         self.steps = None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cores.models.head import head_logits
+from cores.rollout.adapted import fuse_adapters
 from cores.rollout.cache import ATTENTION
 from cores.rollout.layers import fuse_layers
 from cores.rollout.residual import delay_sums
@@ -38,6 +39,7 @@ class Twin:
     def fuse(self) -> None:
         """Let its layers, which are rounded, do several layers' work in one kernel."""
         fuse_layers(self.model, self.copies)
+        fuse_adapters(self.model)
         if getattr(self.model.config, "do_layer_norm_before", True):
             from cores.rollout.norms import fuse_norms
 

@@ -196,7 +196,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "seen | (itself & ~seen.any(dim=2, keepdim=True))", "seen"),
         ],
     ),
-    "cores/ppo/captured.py": (
+    "cores/runtime/captured.py": (
         ("tests/unit/test_ppo_captured.py",),
         [
             ("captured-stale", "a replay reads the rows it was captured with",

@@ -10,11 +10,10 @@ from _models import EOS, FAMILIES, KINDS, PAD
 from torch import Tensor
 from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
 
-from cores.ppo import captured
-from cores.ppo.captured import Captured, Graph
-from cores.rollout import GraphEngine, HFEngine, Rollout
+from cores.rollout import GraphEngine, HFEngine, Rollout, graph
 from cores.rollout.sampling import sample as invert
 from cores.rollout.steps import Steps
+from cores.runtime.captured import Captured, Graph
 
 ENGINES: dict[str, Any] = {"hf": HFEngine, "graph": GraphEngine}
 REFUSED = ("bloom", "gptj", "gemma2")
@@ -173,7 +172,7 @@ def as_on_cuda(
             graph.run = lambda: outputs.update(work(own))
             return Graph(graph, own, outputs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(captured, "Captured", Prefills)
+    monkeypatch.setattr(graph, "Captured", Prefills)
     made._release()
 
     monkeypatch.setattr(made, "_room", with_kernels)

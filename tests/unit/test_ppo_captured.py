@@ -10,8 +10,9 @@ from _models import adam, largest_difference, make_trainer, parameters
 from _ppo import experience_of
 
 from cores.errors import UserError
-from cores.ppo import captured, passes
-from cores.ppo.captured import Captured, Graph, Tensors
+from cores.ppo import passes
+from cores.runtime import captured
+from cores.runtime.captured import Captured, Graph, Tensors
 
 
 @dataclass

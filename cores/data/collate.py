@@ -17,10 +17,10 @@ def right_pad(rows: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, tor
 
 def _pad(rows: Sequence[list[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        here = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[i, here] = torch.tensor(row, dtype=torch.int64)
-        mask[i, here] = True
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)[:, None]
+    columns = torch.arange(longest)
+    mask = columns >= longest - lengths if left else columns < lengths
+    ids = torch.full(mask.shape, pad_id, dtype=torch.int64)
+    # All at once: a tensor a row takes milliseconds of which a rollout has few.
+    ids[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.int64)
     return ids, mask

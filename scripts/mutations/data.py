@@ -79,7 +79,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("pad-side", "left and right padding exchanged", "if left else", "if not left else"),
             ("mask-by-id", "mask by comparing ids with pad",
-             "mask[i, here] = True", "mask[i] = ids[i] != pad_id"),
+             "    return ids, mask\n", "    return ids, ids != pad_id\n"),
         ],
     ),
     "cores/data/split.py": (

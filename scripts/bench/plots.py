@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.steady import WARM_UP
 from scripts.bench.tables import engine_of, floor_of, label
 
 INK = "#333333"
@@ -161,8 +162,10 @@ def _steady(runs: list[Found], out: Path) -> str:
         across = range(1, len(memory) + 1)
         axes[0].plot(across, updates["seconds"], ".", markersize=2, color=colour, label=title)
         axes[1].plot(across, [n / 1e9 for n in memory], color=colour, label=title)
+    slowest = max(max(found["updates"]["seconds"][WARM_UP:]) for found in runs)
     for axis, what in zip(axes, ("seconds an update", "GB"), strict=True):
         axis.set_xlabel("update", fontsize=8, color=INK)
         axis.set_ylabel(what, fontsize=8, color=INK)
         axis.set_ylim(bottom=0)
+    axes[0].set_ylim(top=1.1 * slowest)  # compilation and captures take seconds, once
     return _save(figure, axes[1], out)

@@ -41,7 +41,8 @@ part() { # part NAME LIMIT COMMAND...: at most LIMIT seconds
         tail -n 5 "$out/$name.log"
         wrong=1
     else
-        echo "$name: $((SECONDS - begin)) s; $(grep -m 1 -E 'samples/s|tokens/s|ratio' "$out/$name.log")"
+        echo "$name: $((SECONDS - begin)) s;" \
+            "$(grep -m 1 -E 'samples/s|tokens/s|ratio' "$out/$name.log")"
     fi
 }
 

@@ -38,20 +38,22 @@ def token_logprobs(
     place. It carries a gradient only with `entropy_grad`: it keeps two tensors of the logits' size
     for the backward pass.
     """
-    scaled = logits.float() / temperature
+    scaled = logits.float()
+    if temperature != 1 or early is not None:
+        scaled = scaled / temperature
     if stop_ids is not None and early is not None:
         stops = scaled.index_select(-1, stop_ids)
         stops = stops.masked_fill(early.unsqueeze(-1), EXCLUDED_LOGIT / temperature)
         # In place: the backward pass of a division by a number needs no output.
         scaled = scaled.index_copy_(-1, stop_ids, stops)
-    normalizer = scaled.logsumexp(dim=-1)
-    chosen = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    # One pass over the logits, and one back; logsumexp and the logits' own gradient take several.
+    logprobs = scaled.log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     if not entropy:
-        return chosen - normalizer, None
+        return chosen, None
     with torch.set_grad_enabled(entropy_grad):
-        probs = (scaled - normalizer.unsqueeze(-1)).exp()
-        nats = normalizer - (probs * scaled).sum(dim=-1)
-    return chosen - normalizer, nats
+        nats = -(logprobs.exp() * logprobs).sum(dim=-1)
+    return chosen, nats
 
 
 def fused_logprobs(

@@ -41,7 +41,8 @@ part() { # part NAME LIMIT COMMAND...: at most LIMIT seconds
         tail -n 5 "$out/$name.log"
         wrong=1
     else
-        echo "$name: $((SECONDS - begin)) s; $(grep -m 1 -E 'samples/s|tokens/s' "$out/$name.log")"
+        echo "$name: $((SECONDS - begin)) s;" \
+            "$(grep -m 1 -E 'samples/s|tokens/s|ratio' "$out/$name.log")"
     fi
 }
 
@@ -61,6 +62,8 @@ elif [[ pair-W1 == $only ]]; then
     echo "pair-W1: skipped, PEER_PATH is not set"
     wrong=1
 fi
+part steady-W1 200 scripts/bench/steady.py --workload W1 --engine "$engine" --batch 32 \
+    --minibatch 16 --epochs 1 --lengths geometric
 part W1-hf 120 $step --workload W1 --engine hf --updates 5
 part W2-hf 150 $step --workload W2 --engine hf --updates 5
 part W2-checkpointing 150 $step --workload W2 --engine "$engine" --updates 5 \

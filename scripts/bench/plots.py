@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.steady import WARM_UP
 from scripts.bench.tables import engine_of, floor_of, label
 
 INK = "#333333"
@@ -40,6 +41,8 @@ def draw(measured: list[Found], folder: Path) -> list[str]:
         made.append(_rollouts(rollouts, folder / "rollouts.png"))
     if any(costs.values()):
         made.append(_costs(costs, folder / "costs.png"))
+    if runs := [f for f in measured if f["kind"] == "steady"]:
+        made.append(_steady(runs, folder / "steady.png"))
     return made
 
 
@@ -148,3 +151,21 @@ def _costs(costs: dict[str, dict[str, list[Found]]], out: Path) -> str:
         axis.set_ylabel("ms a sample (dashed: floor)", fontsize=8, color=INK)
         axis.legend(fontsize=7, frameon=False)
     return _save(figure, axes[0], out)
+
+
+def _steady(runs: list[Found], out: Path) -> str:
+    """Every update's seconds and memory (on a GPU what the allocator holds)."""
+    figure, axes = _panels(2, 4.6)
+    for found, colour in zip(runs, COLOURS * 3, strict=False):
+        updates, title = found["updates"], label(found).replace("`", "")
+        memory = updates.get("reserved", updates["resident"])
+        across = range(1, len(memory) + 1)
+        axes[0].plot(across, updates["seconds"], ".", markersize=2, color=colour, label=title)
+        axes[1].plot(across, [n / 1e9 for n in memory], color=colour, label=title)
+    slowest = max(max(found["updates"]["seconds"][WARM_UP:]) for found in runs)
+    for axis, what in zip(axes, ("seconds an update", "GB"), strict=True):
+        axis.set_xlabel("update", fontsize=8, color=INK)
+        axis.set_ylabel(what, fontsize=8, color=INK)
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylim(top=1.1 * slowest)  # compilation and captures take seconds, once
+    return _save(figure, axes[1], out)

@@ -1,8 +1,8 @@
 """Measure the PPO step of a fixed workload: seconds and memory by phase, beside their floors.
 
     python scripts/bench/ppo_step.py --workload W1 [--engine hf] [--updates 6] [--json out.json]
-        [--micro-tokens 16384] [--batch 512] [--response 256] [--lengths geometric --mean 64]
-        [--profile profile.txt] [--section.key value ...]
+        [--micro-tokens 16384] [--batch 512] [--epochs 1] [--response 256]
+        [--lengths geometric --mean 64] [--profile profile.txt] [--section.key value ...]
 
 Runs on the GPU where there is one. Two passes of --updates steps each, after --warm-up steps: the
 first as in training, which gives samples/s, the second with the device waited for around every
@@ -34,6 +34,7 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="replies a rollout")
     parser.add_argument("--minibatch", type=int, help="replies an optimizer step")
     parser.add_argument("--micro", type=int, help="replies a forward pass")
+    parser.add_argument("--epochs", type=int, help="passes over a rollout")
     parser.add_argument("--response", type=int, help="new tokens, with --lengths geometric at most")
     parser.add_argument("--lengths", choices=("fixed", "geometric"), default="fixed")
     parser.add_argument("--mean", type=float, help="of geometric lengths; a quarter of --response")
@@ -52,6 +53,7 @@ def workload_from(args: argparse.Namespace) -> Any:
         batch=args.batch,
         minibatch=args.minibatch,
         micro=args.micro,
+        epochs=args.epochs,
         response=args.response,
         mean_length=mean,
     )

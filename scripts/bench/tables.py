@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
+from scripts.bench.steady import FORMS, SETTLED, fifths, settled
 from scripts.pages import fill
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -174,6 +175,32 @@ def pairs(measured: list[Found]) -> str:
     return table(head.split(", "), rows)
 
 
+def steady(measured: list[Found]) -> str:
+    """A line a long run: the numbers that are to stay as they were."""
+    rows = []
+    for found in measured:
+        updates = found["updates"]
+        first, last = fifths(updates["seconds"])
+        kept = {name: settled(numbers) for name, numbers in updates.items()}
+        memory = [name for name in ("resident", "allocated", "reserved", "peak") if name in kept]
+        graphs = [sum(kept[name][end] for name in FORMS) for end in (0, 1)]
+        rows.append(
+            [
+                label(found),
+                str(len(updates["seconds"])),
+                f"{number(first)} / {number(last)}",
+                f"**{last / first:.2f}**",
+                *(" / ".join(f"{kept[name][end] / 1e9:.3f}" for name in memory) for end in (0, 1)),
+                f"{graphs[0]} / {graphs[1]}",
+            ]
+        )
+    head = ["run", "updates", "s an update, first / last fifth", "ratio"]
+    what = "GB (resident; on a GPU also allocated / reserved / peak)"
+    return table(
+        [*head, f"{what} at update {SETTLED}", "at the end", "graphs then / at the end"], rows
+    )
+
+
 def render(measured: list[Found], plots: list[str]) -> dict[str, str]:
     """The text of each marked place of the page."""
     kinds = {kind: [f for f in measured if f["kind"] == kind] for kind in KINDS}
@@ -186,11 +213,12 @@ def render(measured: list[Found], plots: list[str]) -> dict[str, str]:
         "costs": steps(others),
         "rollouts": rollouts(kinds["rollout"]),
         "pairs": pairs(kinds["pair"]),
+        "steady": steady(kinds["steady"]),
         "plots": "\n\n".join(f"![{text}]({text})" for text in plots) or NOTHING,
     }
 
 
-KINDS = ("ppo_step", "rollout", "pair")
+KINDS = ("ppo_step", "rollout", "pair", "steady")
 
 
 def load(folder: Path) -> list[Found]:

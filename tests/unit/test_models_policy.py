@@ -234,7 +234,7 @@ def test_the_hook_follows_the_head() -> None:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_fused_logprobs_are_plain_ones(temperature: float) -> None:
-    """Invariant 6: logit - logsumexp = log_softmax, in values and gradients; the entropy keeps
+    """Invariant 6: those of a log_softmax written out, in values and gradients; the entropy keeps
     nothing of the logits' size for the backward pass unless it has a gradient."""
     generator = torch.Generator().manual_seed(0)
     logits = 5 * torch.randn(3, 5, 11, generator=generator)

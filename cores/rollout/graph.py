@@ -97,6 +97,7 @@ class GraphEngine:
         rollout = self._rollout(steps, ids[:count, more:], mask[:count, more:])
         if steps.cache.keys.nbytes + steps.cache.values.nbytes > self.keeps:
             self._release()
+            self.twin.release()
         return rollout
 
     def _release(self) -> None:

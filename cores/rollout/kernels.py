@@ -11,15 +11,12 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cores.rollout.steps import Steps
 
-TILE = 2048
-"""Numbers of keys, and as many of values, that a program of `_attend` reads at a time. Of twice as
-many a warp's registers are full, and an H100 holds 8 programs a multiprocessor in place of 16."""
-WARPS = 1
-"""Warps of such a program."""
-LOGITS = 4096
-"""Logits that a program of `_sample` reads at a time."""
-SAMPLER_WARPS = 8
-"""Warps of such a program."""
+TILE = 4096
+"""Numbers of keys, and as many of values, that a program of `_attend` reads at a time."""
+FEW = 1024
+"""Programs below which each gets a second warp: there are not enough to hide the reads."""
+MANY_ROWS = 256
+"""Rows from which the sampler's programs are small: there are enough of them to fill the GPU."""
 
 
 @triton.jit
@@ -92,7 +89,7 @@ def decode_attention(
         query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
         new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
         scale, sharing=heads // keys.shape[1], width=width, lanes=lanes,
-        block=max(1, TILE // lanes), num_warps=WARPS,
+        block=max(1, TILE // lanes), num_warps=2 if rows * heads < FEW else 1,
     )  # fmt: skip
     return out
 
@@ -153,10 +150,11 @@ def _sample(  # type: ignore[no-untyped-def]
 def sample_into(steps: "Steps", logits: Tensor) -> None:
     """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) up to twice."""
     rows, vocabulary = logits.shape
+    block, warps = (4096, 4) if rows >= MANY_ROWS else (8192, 16)
     _sample[(rows,)](
         logits, steps.uniform, steps.tokens, steps.logprobs, steps.entropies, steps.token,
         steps.place, steps.cache.position, vocabulary, logits.stride(0), steps.temperature,
-        block=LOGITS, num_warps=SAMPLER_WARPS,
+        block=block, num_warps=warps,
     )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ class Twin:
         self.autocast = autocast
         self.sources: list[Tensor] = []
         self.copies: list[Tensor] = []
+        self.lent: list[tuple[Any, int]] = []
+        """Storages of copies that are empty now, and their bytes."""
         if autocast:
             for module in self.model.modules():
                 if isinstance(module, nn.Linear | Conv1D):
@@ -59,8 +61,19 @@ class Twin:
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the weights as they are now."""
+        for storage, size in self.lent:
+            storage.resize_(size)
+        self.lent = []
         if self.copies:
             torch._foreach_copy_(self.copies, self.sources)
+
+    def release(self) -> None:
+        """Give the memory of the copies back until the next `refresh`."""
+        for copy in self.copies:  # joined layers have one storage
+            storage = copy.untyped_storage()
+            if storage.nbytes():
+                self.lent.append((storage, storage.nbytes()))
+                storage.resize_(0)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Logits (b, V) behind the last of ids (b, T) at positions (b, T), or (1, T) of all."""

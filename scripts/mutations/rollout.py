@@ -315,10 +315,12 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/rollout/twin.py": (
-        ("tests/unit/test_rollout_twin.py",),
+        ("tests/unit/test_rollout_twin.py", "tests/unit/test_rollout_fused.py"),
         [
             ("twin-copies", "the twin has weights of its own",
              "deepcopy(model, _shared(model))", "deepcopy(model)"),
+            ("twin-never-lent", "rounded weights stay in the update's way",
+             "                storage.resize_(0)\n", "                pass\n"),
             ("twin-dropout", "dropout while sampling",
              "        self.model.eval()\n", "        self.model.train()\n"),
             ("twin-old-memory", "weights read where they were at the start",

@@ -159,8 +159,20 @@ def test_fused_layers(kind: str, joined: int, activated: int) -> None:
     for joint in joints.values():
         assert joint.input is None
         assert joint.parts == [None] * len(joint.parts)
-    held = {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in twin.copies}
-    assert sum(held.values()) == sum(c.nbytes for c in twin.copies)
+    assert held(twin) == sum(c.nbytes for c in twin.copies)
+    twin.release()
+    twin.release()
+    assert held(twin) == 0
+    for each in (plain, twin):
+        each.refresh()
+    assert held(twin) == sum(c.nbytes for c in twin.copies)
+    assert (last_logits(twin) - last_logits(plain)).abs().max() < 0.1
+
+
+def held(twin: Twin) -> int:
+    """Bytes of its own weights."""
+    storages = [c.untyped_storage() for c in twin.copies]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @pytest.mark.usefixtures("norms")

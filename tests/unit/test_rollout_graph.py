@@ -186,14 +186,16 @@ def test_captured_prefills(kind: str, tokens: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_large_buffers_are_lent_to_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a rollout whose cache is larger than what is kept there are no buffers and no graphs;
-    the next one makes them anew."""
-    made, plain = (engine("graph", policy_of("llama")) for _ in range(2))
+    """Behind a rollout whose cache is larger than what is kept there are no buffers, graphs and
+    rounded weights; the next one makes them anew."""
+    made = engine("graph", policy_of("llama"), autocast=True)
     as_on_cuda(made, monkeypatch)
+    expected = sample(made, MANY)
     for keeps, there in ((1e9, True), (1.0, False), (1.0, False), (1e9, True)):
         made.keeps = keeps
-        assert_same(sample(made, MANY), sample(plain, MANY))
+        assert_same(sample(made, MANY), expected)
         assert (made.steps is not None) == bool(made.graphs) == there
+        assert all(bool(c.untyped_storage().nbytes()) == there for c in made.twin.copies)
 
 
 def test_prompts_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:

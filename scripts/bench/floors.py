@@ -14,7 +14,7 @@ A phase is a series of such works. `overlapped`: bytes and operations of a work 
 the slower counts: no machine of these rates is faster. `in_turn`: one after the other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,11 +157,17 @@ def in_turn(works: Iterable[Work], rates: Rates) -> float:
 
 
 def step(
-    policy: Shape, critic: Shape, reward: Shape, workload: Any, lengths: Sequence[int], actor: bool
+    policy: Shape,
+    critic: Shape,
+    reward: Shape,
+    workload: Any,
+    lengths: Sequence[int],
+    actor: bool,
+    whole: Collection[str] = (),
 ) -> dict[str, list[Work]]:
     """Works of each phase of a `Workload` step; `actor`: whether it scores its own replies too.
 
-    The reference has the actor's shape.
+    The reference has the actor's shape. `whole`: roles whose passes take the optimizer's step too.
     """
     size = 2 if workload.precision == "bf16" else 4
     rows = (workload.prompt, lengths, size)
@@ -175,8 +181,11 @@ def step(
     trained = {
         "actor": training(policy, *rows, scalar=False, steps=parts) * workload.epochs,
         "critic": training(critic, *rows, scalar=True, steps=parts) * workload.epochs,
-        "optimizer": [w for s in (policy, critic) for w in optimizer(s, size, workload.steps)],
+        "optimizer": [],
     }
+    for name, shape in (("actor", policy), ("critic", critic)):
+        where = name if name in whole else "optimizer"
+        trained[where] = trained[where] + optimizer(shape, size, workload.steps)
     return {
         "rollout": rollout(policy, *rows),
         **{f"score/{name}": works for name, works in scored.items()},

@@ -103,7 +103,8 @@ def floors_of(trainer: Any, workload: Any, lengths: list[int], phases: dict[str,
     own = getattr(roles.reward, "model", None)  # none where it is the critic as it began
     reward = critic if own is None else floors.shape_of(own)
     scores_itself = "score/actor" in phases
-    return floors.step(policy, critic, reward, workload, lengths, scores_itself)
+    whole = trainer.passes.kept
+    return floors.step(policy, critic, reward, workload, lengths, scores_itself, whole)
 
 
 def measure(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 
 The engine is stage 3's own (`cores.rollout.build_engine`) on random weights: fp32 masters under
 bf16 autocast on a GPU, fp32 on a CPU; llama-7b is a frozen bf16 base with adapters of rank 16. A
-figure is the median of --repeats rollouts after a first one, whose seconds are kept apart: shapes
-that an engine has to prepare for are prepared there. Geometric lengths have a mean of a quarter of
+figure is the median of --repeats rollouts after --warm-up others, in which an engine prepares for
+their shape; the seconds of the very first are kept apart. Geometric lengths have a mean of a quarter of
 the response length, which is then the most. A cell that runs out of memory is written as such.
 Other options are stage 3's own, as in ppo_step.py.
 """
@@ -30,7 +30,9 @@ from scripts.bench.ppo_step import check_lengths, write
 MODELS = ("tiny", "gpt2", "opt-1.3b", "llama-7b")
 
 
-def cell(workload: Any, engine: str, repeats: int, options: list[str]) -> dict[str, Any]:
+def cell(
+    workload: Any, engine: str, warm_up: int, repeats: int, options: list[str]
+) -> dict[str, Any]:
     """One engine, batch and length."""
     import torch
 
@@ -45,7 +47,7 @@ def cell(workload: Any, engine: str, repeats: int, options: list[str]) -> dict[s
     prompts = prompts_of(workload, workload.batch, seed=0)
     machine.reset_peak(device)
     seconds, lengths = [], []
-    for _ in range(1 + repeats):
+    for _ in range(warm_up + repeats):
         machine.synchronize(device)
         start = time.perf_counter()
         rollout = generate(prompts)
@@ -55,21 +57,21 @@ def cell(workload: Any, engine: str, repeats: int, options: list[str]) -> dict[s
     check_lengths(workload, lengths)
     size = torch.finfo(torch.bfloat16 if workload.precision == "bf16" else torch.float32).bits // 8
     known, (rates, _) = floors.shape_of(model), machine.rates_of(device)
-    works = [floors.rollout(known, workload.prompt, row, size) for row in lengths[1:]]
+    works = [floors.rollout(known, workload.prompt, row, size) for row in lengths[warm_up:]]
     floor = {
         "overlapped": statistics.median(floors.overlapped(series, rates) for series in works),
         "in_turn": statistics.median(floors.in_turn(series, rates) for series in works),
     }
-    rate = [sum(row) / s for row, s in zip(lengths[1:], seconds[1:], strict=True)]
+    rate = [sum(row) / s for row, s in zip(lengths[warm_up:], seconds[warm_up:], strict=True)]
     return {
         "workload": asdict(workload),
         "engine": engine,
         "first_call_seconds": seconds[0],
-        "seconds": seconds[1:],
+        "seconds": seconds[warm_up:],
         "tokens_per_second": statistics.median(rate),
         "mean_length": statistics.mean(sum(row) / len(row) for row in lengths),
         "floors": floor,
-        "times_floor": statistics.median(seconds[1:]) / floor["overlapped"],
+        "times_floor": statistics.median(seconds[warm_up:]) / floor["overlapped"],
         "peak_bytes": machine.peak_bytes(device),
     }
 
@@ -132,7 +134,7 @@ def measure(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:
         kind = "fixed" if workload.mean_length is None else "geometric"
         label = f"{workload.name} {kind}, batch {workload.batch}, {engine}"
         try:
-            found = cell(workload, engine, args.repeats, options)
+            found = cell(workload, engine, args.warm_up, args.repeats, options)
             print(
                 f"{label}: {found['tokens_per_second']:.0f} tokens/s, "
                 f"{found['times_floor']:.1f} times the floor, "
@@ -164,7 +166,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--response", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--prompt", type=int, default=64, help="tokens of every prompt")
     parser.add_argument("--lengths", nargs="+", choices=("fixed", "geometric"), default=["fixed"])
-    parser.add_argument("--repeats", type=int, default=3, help="rollouts after the first")
+    parser.add_argument("--warm-up", type=int, default=3, help="rollouts before, 1 or more")
+    parser.add_argument("--repeats", type=int, default=5, help="rollouts that are measured")
     parser.add_argument("--json", type=Path, help="file to write")
     args, options = parser.parse_known_args(argv)
     write(measure(args, options), args.json)

@@ -112,8 +112,8 @@ WORKLOADS = {
     w.name: w
     for w in (
         Workload("W1", "gpt2", "gpt2", 128, 64, 128, epochs=4, minibatch=32, micro=32),
-        Workload("W2", "opt-1.3b", "opt-350m", 64, 256, 256, epochs=1, minibatch=16, micro=8),
-        Workload("W3", "llama-7b", "llama-7b", 16, 512, 256, 1, minibatch=4, micro=2, lora=16),
+        Workload("W2", "opt-1.3b", "opt-350m", 64, 256, 256, epochs=1, minibatch=16, micro=4),
+        Workload("W3", "llama-7b", "llama-7b", 16, 512, 256, 1, minibatch=4, micro=4, lora=16),
         Workload("W4", "tiny", "tiny", 64, 16, 32, 4, minibatch=16, micro=16, precision="fp32"),
     )
 }

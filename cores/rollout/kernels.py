@@ -11,10 +11,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cores.rollout.steps import Steps
 
-TILE = 4096
-"""Numbers of keys, and as many of values, that a program of `_attend` reads at a time."""
-FEW = 1024
-"""Programs below which each gets a second warp: there are not enough to hide the reads."""
+TILES = ((4096, 2048, 1), (1024, 4096, 1), (0, 4096, 2))
+"""From so many programs of `_attend` on: the numbers of keys, and as many of values, that one reads
+at a time, and its warps. The fewer there are, the more must each have on its way."""
 MANY_ROWS = 256
 """Rows from which the sampler's programs are small: there are enough of them to fill the GPU."""
 
@@ -52,8 +51,9 @@ def _attend(  # type: ignore[no-untyped-def]
         there = place < filled
         offsets = base + place[:, None] * width + lane[None, :]
         both = there[:, None] & inside[None, :]
-        old_k = tl.load(keys + offsets, mask=both, other=0.0)
-        old_v = tl.load(values + offsets, mask=both, other=0.0)  # on its way with the keys
+        old_k = tl.load(keys + offsets, mask=both, other=0.0, eviction_policy="evict_first")
+        # On its way with the keys.
+        old_v = tl.load(values + offsets, mask=both, other=0.0, eviction_policy="evict_first")
         scores = tl.sum(old_k.to(tl.float32) * q[None, :], axis=1)
         scores = tl.where(there, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=0))
@@ -83,13 +83,14 @@ def decode_attention(
     """
     rows, heads, _, width = query.shape
     lanes = triton.next_power_of_2(width)
+    tile, warps = next(shape for least, *shape in TILES if rows * heads >= least)
     out = torch.empty((rows, 1, heads, width), dtype=keys.dtype, device=query.device)
     _attend[(rows, heads)](
         query, new_keys, new_values, keys, values, out, start, position,
         query.stride(0), query.stride(1), new_keys.stride(0), new_keys.stride(1),
         new_values.stride(0), new_values.stride(1), keys.stride(0), keys.stride(1), out.stride(0),
         scale, sharing=heads // keys.shape[1], width=width, lanes=lanes,
-        block=max(1, TILE // lanes), num_warps=2 if rows * heads < FEW else 1,
+        block=max(1, tile // lanes), num_warps=warps,
     )  # fmt: skip
     return out
 

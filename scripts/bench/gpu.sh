@@ -48,37 +48,26 @@ part() { # part NAME LIMIT COMMAND...: at most LIMIT seconds
 
 step=scripts/bench/ppo_step.py
 rollout=scripts/bench/rollout.py
-profile=$out/profile
-part W1-$engine 200 $step --workload W1 --engine "$engine" --profile "$profile-W1.txt"
-part rollout-gpt2 300 $rollout --model gpt2 --engine hf "$engine" \
-    --batch 16 128 512 1024 --response 128 --lengths fixed geometric
-part W2-$engine 240 $step --workload W2 --engine "$engine" --profile "$profile-W2.txt"
-part W3-$engine 300 $step --workload W3 --engine "$engine" --profile "$profile-W3.txt" \
-    --warm-up 1 --updates 5
+part W1-$engine 100 $step --workload W1 --engine "$engine"
+part rollout-gpt2 100 $rollout --model gpt2 --engine "$engine" \
+    --batch 128 512 --response 128 --lengths fixed geometric
+part W2-$engine 120 $step --workload W2 --engine "$engine" --updates 5
+part W1-compiled 120 $step --workload W1 --engine "$engine" --ppo.passes compiled
+part W1-warm 120 $step --workload W1 --engine "$engine" --ppo.passes compiled # finds what that left
 if [ -n "${PEER_PATH:-}" ]; then
-    part pair-W1 400 scripts/bench/peers/pair.py --workload W1 --engine "$engine" \
-        --rounds 2 --peer-path "$PEER_PATH"
+    part pair-W1 300 scripts/bench/peers/pair.py --workload W1 --engine "$engine" \
+        --rounds 1 --peer-path "$PEER_PATH"
 elif [[ pair-W1 == $only ]]; then
     echo "pair-W1: skipped, PEER_PATH is not set"
     wrong=1
 fi
 part steady-W1 200 scripts/bench/steady.py --workload W1 --engine "$engine" --batch 32 \
     --minibatch 16 --epochs 1 --lengths geometric
-part W1-hf 120 $step --workload W1 --engine hf --updates 5
-part W2-hf 150 $step --workload W2 --engine hf --updates 5
-part W2-checkpointing 150 $step --workload W2 --engine "$engine" --updates 5 \
-    --model.gradient_checkpointing true
-for batch in 16 64 256 1024; do
-    part W1-batch$batch 90 $step --workload W1 --engine "$engine" --batch $batch --updates 5
-done
-for response in 64 256 512 1024; do
-    part W1-response$response 120 $step --workload W1 --engine "$engine" --batch 128 \
-        --response $response --micro-tokens 8192 --updates 5
-    part W1-stops$response 120 $step --workload W1 --engine "$engine" --batch 128 \
-        --response $response --lengths geometric --micro-tokens 8192 --updates 5
-done
-for model in opt-1.3b llama-7b; do
-    part rollout-$model 200 $rollout --model $model --engine "$engine" hf \
-        --batch 16 64 --response 128 --repeats 2
-done
+part rollout-gpt2-hf 100 $rollout --model gpt2 --engine hf --batch 128 512 --response 128 \
+    --warm-up 1 --repeats 3
+part W3-$engine 200 $step --workload W3 --engine "$engine" --warm-up 1 --updates 3
+if [[ costs == $only ]]; then
+    "$python" scripts/bench/costs.py "$out" --engine "$engine" --seconds $((deadline - SECONDS)) \
+        2>&1 | tee "$out/costs.log" || wrong=1
+fi
 exit $wrong

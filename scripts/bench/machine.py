@@ -38,6 +38,11 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def accelerator_memory() -> int:
+    """Bytes of tensors on the GPU now; 0 without one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
 def since_start() -> float:
     """Seconds since this process was started."""
     import psutil

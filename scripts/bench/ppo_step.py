@@ -203,8 +203,8 @@ def write(found: dict[str, Any], path: Path | None) -> None:
         print(f"wrote {path}")
 
 
-def main(argv: list[str]) -> None:
-    """Command line."""
+def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and what of it is stage 3's own."""
     parser = argparse.ArgumentParser(description="Measure a PPO step.")
     add_workload_options(parser)
     parser.add_argument("--engine", choices=ENGINES, default="hf")
@@ -213,7 +213,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--micro-tokens", type=int, help="tokens a forward pass at most")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--profile", type=Path, help="file for the longest operations by phase")
-    args, options = parser.parse_known_args(argv)
+    return parser.parse_known_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    args, options = arguments(argv)
     found = measure(args, options)
     print(report(found))
     write(found, args.json)

@@ -6,9 +6,9 @@
 The engine is stage 3's own (`cores.rollout.build_engine`) on random weights: fp32 masters under
 bf16 autocast on a GPU, fp32 on a CPU; llama-7b is a frozen bf16 base with adapters of rank 16. A
 figure is the median of --repeats rollouts after --warm-up others, in which an engine prepares for
-their shape; the seconds of the very first are kept apart. Geometric lengths have a mean of a quarter of
-the response length, which is then the most. A cell that runs out of memory is written as such.
-Other options are stage 3's own, as in ppo_step.py.
+their shape; the seconds of the very first are kept apart. Geometric lengths have a mean of a
+quarter of the response length, which is then the most. A cell that runs out of memory is written as
+such. Other options are stage 3's own, as in ppo_step.py.
 """
 
 import argparse

@@ -101,7 +101,7 @@ def steps(measured: list[Found]) -> str:
                 f"{number(floor)} / {number(in_turn)}",
                 f"{found['seconds'] / floor:.1f} / {found['seconds'] / in_turn:.1f}",
                 gigabytes(found["peak_bytes"]["step"]),
-                number(found["first_update_seconds"]),
+                number(found["first_update_seconds"]) if found["first_update_seconds"] else "",
             ]
         )
     head = "workload, s a step, samples/s, tokens/s, utilisation, floor (s), times the floor"

@@ -99,5 +99,8 @@ def test_a_whole_step_has_every_phase() -> None:
     rates = Rates(floors.GPU_BYTES, floors.GPU_OPERATIONS)
     total = sum(floors.in_turn(series, rates) for series in works.values())
     assert total == pytest.approx(0.45, rel=0.15)
+    captured = floors.step(gpt2, gpt2, gpt2, WORKLOADS["W1"], [128] * 128, True, ["critic"])
+    assert len(captured["update/optimizer"]) == len(captured["update/actor"]) == 16
+    assert captured["update/critic"] == works["update/critic"] + captured["update/optimizer"]
     alone = floors.step(gpt2, gpt2, gpt2, WORKLOADS["W1"], [128] * 128, actor=False)
     assert alone["score/actor"] == []

@@ -206,6 +206,7 @@ def render(measured: list[Found], plots: list[str]) -> dict[str, str]:
     kinds = {kind: [f for f in measured if f["kind"] == kind] for kind in KINDS}
     standard = [f for f in kinds["ppo_step"] if f["standard"]]
     others = [f for f in kinds["ppo_step"] if not f["standard"]]
+    others.sort(key=lambda f: [f["workload"][what] for what in ("name", "response", "batch")])
     return {
         "machines": machines(measured),
         "steps": steps(standard),
@@ -222,13 +223,20 @@ KINDS = ("ppo_step", "rollout", "pair", "steady")
 
 
 def load(folder: Path) -> list[Found]:
-    """Measurements by file name; UserError for a file that is none."""
-    measured = []
+    """Measurements by file name; UserError for a file that is none.
+
+    Rollouts of one model and machine are one measurement, whatever files hold the engines.
+    """
+    measured: list[Found] = []
     for file in sorted(folder.glob("*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("kind") not in (*KINDS, "peer"):
             raise UserError(f"{file}: not a measurement of scripts/bench; take it out of there.")
-        if found["kind"] in KINDS:
+        same = ("kind", "model", "options", "machine")
+        others = [f for f in measured if all(f.get(key) == found.get(key) for key in same)]
+        if found["kind"] == "rollout" and others:
+            others[0]["cells"] += found["cells"]
+        elif found["kind"] in KINDS:
             measured.append(found)
     return measured
 

@@ -59,10 +59,12 @@ class PPOSection:
     either."""
     passes: Literal["auto", "eager", "captured", "compiled"] = "auto"
     """How micro-batches go forward and back; no number changes beyond rounding. auto: as CUDA
-    graphs, one launch in place of thousands, for models of up to 500 million parameters on one
-    GPU, where they can be captured; eager elsewhere. captured: all of them so, or an error: not
-    with DeepSpeed, checkpointed layers, quantised bases or ptx rows, and for the architectures
-    of `rollout.engine: graph` alone. compiled: as auto, with layers by torch.compile, fewer and
+    graphs, one launch in place of thousands, for models of up to 500 million parameters in one
+    process on a GPU, where they can be captured; eager elsewhere. A shape of micro-batch is
+    captured when it comes the third time, the first 64 of them; they keep the memory of their
+    activations. captured: so for all models, or an error: not with DeepSpeed or several
+    processes, checkpointed layers, quantised bases or ptx rows, and for the architectures of
+    `rollout.engine: graph` alone. compiled: as auto, with layers by torch.compile, fewer and
     fused kernels; the first update takes longer, less so where torch finds what it compiled
     before."""
     epochs: int = 4

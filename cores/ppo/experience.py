@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cores.ppo.batches import on_device
+from cores.ppo.batches import on_device, widened
 from cores.runtime.launch import Launch
 
 S = TypeVar("S", bound="Scored")
@@ -84,8 +84,8 @@ class Scored:
             prompt = max(1, *(prompt for prompt, _ in lengths))
             response = max(1, *(response for _, response in lengths))
             if set(lengths) != {(prompt, response)}:
-                prompt = min(-(-prompt // widths) * widths, self.mask.shape[1] - width)
-                response = min(-(-response // widths) * widths, width)
+                most = (self.mask.shape[1] - width, width)
+                [(prompt, response)] = widened([(prompt, response)], widths, most)
             start = self.mask.shape[1] - width - prompt
             for name, value in taken.items():
                 if name in ("ids", "mask"):

@@ -36,7 +36,7 @@ def policy_objective(
     entropy: Tensor | None,
     totals: Totals,
     ppo: PPOSection,
-    kl_coef: float,
+    kl_coef: float | Tensor,
 ) -> tuple[Tensor, Terms]:
     """The actor's loss, 0-d, and its statistics: this micro-batch's share of the minibatch's.
 

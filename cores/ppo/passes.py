@@ -27,7 +27,7 @@ from cores.runtime.launch import Launch
 SMALL = 500_000_000
 """Parameters of a model up to which its passes are captured unasked: kernels of larger ones run
 for longer than their launches take, and a graph keeps the memory of its activations."""
-WIDTHS = 16
+WIDTHS = 32
 """Padded micro-batches of captured passes are as wide as a multiple of it: shapes come again."""
 
 
@@ -85,7 +85,7 @@ class Passes:
             return "its base is quantised"
         if model.is_gradient_checkpointing:
             return "layers are checkpointed (model.gradient_checkpointing)"
-        if self.config.ptx_coef:
+        if self.config.ptx_coef and role is self.roles.actor:
             return "ptx rows add to its gradients (ppo.ptx_coef)"
         return attention_problem(model.config)
 
@@ -151,7 +151,7 @@ class Passes:
             gradients.end(turn.first, turn.last)
             return {name: term.detach() for name, term in terms.items()}
 
-        price = torch.tensor(kl_coef).to(self.launch.device, non_blocking=True)
+        price = torch.full((), kl_coef, device=self.launch.device)
         inputs = columns(batch) | {"tokens": totals.tokens, "kl_coef": price}
         key = (role.name, whole, measured, totals.replies, turn)
         terms = self.captured.run(key, inputs, work)

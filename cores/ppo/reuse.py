@@ -1,6 +1,7 @@
 """Whether the engine's log-probs of a rollout serve as PPO's old ones, without a forward pass.
 
-The run's first rollout is scored by the trainer as well, and decides for all that follow.
+The run's first rollout is scored by the trainer as well, and decides for all that follow; with
+adapters the first one whose adapters have learned, as they add nothing before.
 """
 
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ class Reuse:
     def __init__(self, ppo: PPOSection, precision: str) -> None:
         corrected = ppo.rollout_correction != "none"  # weighs one against the other: needs both
         self.decided = ppo.old_logprobs == "recompute" or corrected
+        self.after = ppo.critic_warmup + 1 if ppo.lora.rank else 0
+        """Updates before the decision."""
         self.on = False
         """Whether rollouts from now on bring the old log-probs with them."""
         self.tolerance = TOLERANCES[precision]
 
     def decide(self, scored: Scored) -> str:
-        """Decide on the first rollout's rows, those of all ranks; return a line to print."""
+        """Decide on a rollout's rows, those of all ranks; return a line to print."""
         gap = torch.where(
             scored.response_mask, (scored.logprobs - scored.rollout_logprobs).abs(), 0.0
         )

@@ -93,7 +93,7 @@ class TrainedRole:
     def check_finite(self, norms: list[float]) -> None:
         """UserError if a gradient norm of the last steps was no number, rather than train on.
 
-        Looked at when an update ends. Until then such a step changes no weight: see `step`.
+        Looked at when an update ends. Until then such a step changes no weight: see `descend`.
         """
         for step, norm in enumerate(norms, start=self.steps - len(norms) + 1):
             if not math.isfinite(norm):

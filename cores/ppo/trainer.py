@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cores.config import PPOSection
 from cores.models.scalar import last_attended
-from cores.ppo.batches import for_scoring, in_parts, on_device, shared
+from cores.ppo.batches import for_scoring, in_parts, on_device, shared, widened
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.objective import Totals, lengths_read, reads_padding, response_values
@@ -75,7 +75,7 @@ class PPOTrainer:
         learning = self.roles.actor in self._trained_now()
         reused = self.reuse.on and learning  # an update of the critic alone would tell no entropy
         scored = gather_rows(self.score(rollout, told, reuse=reused), self.launch)
-        if not self.reuse.decided:
+        if not self.reuse.decided and self.updates >= self.reuse.after:
             self.launch.say(self.reuse.decide(scored))
         experience = self.estimate(scored)
         steps = self.update(experience)
@@ -259,6 +259,10 @@ class PPOTrainer:
 
     def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], Turn]]:
         c, lengths = self.config, lengths_read(scored, self.config)
+        if c.microbatch_tokens is not None:  # counted as wide as they will be
+            width = scored.response_mask.shape[1]
+            most = (scored.mask.shape[1] - width, width)
+            lengths = widened(lengths, self.passes.widths, most)
         ranks = shared(
             rows.tolist(), lengths, self.launch.world, c.microbatch_size, c.microbatch_tokens
         )

@@ -34,8 +34,9 @@ BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 ROUND = 64
 """Positions are rounded up to a multiple of it."""
 KEPT = 0.05
-"""Share of a GPU's memory up to which the cache and its graphs are kept from rollout to rollout. To
-make them anew takes about a second; larger ones are lent to the update, which has the peak."""
+"""Share of a GPU's memory up to which cache and rounded weights are kept from rollout to rollout,
+and the graphs with them. To make them anew takes about a second; more is lent to the update, which
+has the peak."""
 
 
 class GraphEngine:
@@ -70,7 +71,7 @@ class GraphEngine:
         self.text_matcher = text_matcher
         self.capture = self.device.type == "cuda"
         self.keeps = inf
-        """Bytes of a cache that is kept from rollout to rollout."""
+        """Bytes of cache and rounded weights that are kept from rollout to rollout."""
         if self.capture:
             self.keeps = KEPT * torch.cuda.get_device_properties(self.device).total_memory
         self.steps: Steps | None = None
@@ -95,7 +96,7 @@ class GraphEngine:
             self._prefill(steps, ids, mask if padded else None)
             self._decode(steps)
         rollout = self._rollout(steps, ids[:count, more:], mask[:count, more:])
-        if steps.cache.keys.nbytes + steps.cache.values.nbytes > self.keeps:
+        if steps.cache.keys.nbytes + steps.cache.values.nbytes + self.twin.nbytes > self.keeps:
             self._release()
             self.twin.release()
         return rollout
@@ -151,7 +152,7 @@ class GraphEngine:
         return {"logits": self.twin(ids, positions, cache)}
 
     def _decode(self, steps: Steps) -> None:
-        step = self._step(steps)
+        step = None  # made when a step is due: making one takes one
         ahead = AHEAD if self.capture else 0
         for taken in range(1, self.max_new_tokens):
             if taken % LOOK == 0:
@@ -163,7 +164,8 @@ class GraphEngine:
                 fewer = bucket(alive) if self.capture else alive
                 if fewer < steps.used:
                     steps.keep(fewer)
-                    step = self._step(steps)
+                    step = None
+            step = step or self._step(steps)
             step()
         steps.look(self.max_new_tokens)
 

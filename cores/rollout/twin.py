@@ -67,6 +67,11 @@ class Twin:
         if self.copies:
             torch._foreach_copy_(self.copies, self.sources)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copies."""
+        return sum(copy.nbytes for copy in self.copies)
+
     def release(self) -> None:
         """Give the memory of the copies back until the next `refresh`."""
         for copy in self.copies:  # joined layers have one storage

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cores.errors import UserError
+
 Tensors = dict[str, Tensor]
 
 SEEN = 2
@@ -60,8 +62,15 @@ class Captured:
         own = {name: value.clone() for name, value in inputs.items()}
         pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            outputs = work(own)
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                outputs = work(own)
+        except RuntimeError as error:
+            first = error.__context__ or error  # the end of a broken capture fails as well
+            raise UserError(
+                f"a CUDA graph could not be captured: {first}. Set ppo.passes to eager; in a "
+                "rollout set rollout.engine to hf. If memory ran out, smaller micro-batches may do."
+            ) from error
         return Graph(graph, own, outputs)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
+from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.bench.ppo_step import ENGINES, arguments, measure, report, write
 
@@ -50,8 +51,8 @@ def run(name: str, words: list[str], out: Path) -> bool:
     args, options = arguments([*words, "--json", str(out / f"{name}.json")])
     try:
         found = measure(args, options)
-    except torch.cuda.OutOfMemoryError as error:
-        print(f"{name}: out of memory: {error}", flush=True)
+    except (UserError, RuntimeError) as error:  # memory that runs out is a RuntimeError
+        print(f"{name}: {error}", flush=True)
         return False
     print(f"{name}, {before / 1e9:.2f} GB before it\n{report(found)}", flush=True)
     write(found | {"first_update_seconds": None}, args.json)

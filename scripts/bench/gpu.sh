@@ -66,7 +66,7 @@ part steady-W1 200 scripts/bench/steady.py --workload W1 --engine "$engine" --ba
 part rollout-gpt2-hf 100 $rollout --model gpt2 --engine hf --batch 128 512 --response 128 \
     --warm-up 1 --repeats 3
 part W3-$engine 200 $step --workload W3 --engine "$engine" --warm-up 1 --updates 3
-if [[ costs == $only ]]; then
+if [[ costs == $only ]]; then # ONLY=costs; single ones by costs.py itself
     "$python" scripts/bench/costs.py "$out" --engine "$engine" --seconds $((deadline - SECONDS)) \
         2>&1 | tee "$out/costs.log" || wrong=1
 fi

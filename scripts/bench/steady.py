@@ -58,10 +58,9 @@ def forms(trainer: Any) -> dict[str, int]:
     """How many of each of `FORMS` there are."""
     from torch._dynamo.utils import counters
 
-    captured = trainer.passes.captured
     counts = (
         len(getattr(trainer.engine, "graphs", ())),
-        0 if captured is None else len(captured.graphs),
+        len(trainer.passes.captured.graphs),
         counters["stats"]["unique_graphs"],
     )
     return dict(zip(FORMS, counts, strict=True))

@@ -7,7 +7,7 @@ tests/unit/test_mutations.py says when one does.
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.mutations import data, models, ppo, rl, roles, rollout, training
+from scripts.mutations import data, models, ppo, rl, roles, rollout, training, twin
 
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = {
@@ -16,6 +16,7 @@ AREAS = {
     "Roles and runs of PPO": roles,
     "Models": models,
     "Rollout": rollout,
+    "The model of rollouts": twin,
     "Data": data,
     "Stages 1 and 2": training,
 }

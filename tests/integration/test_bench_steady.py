@@ -62,7 +62,7 @@ def test_a_short_run_is_measured_and_drawn(tmp_path: Path) -> None:
     steady.main([*SMALL, "--updates", "100", "--json", str(tmp_path / "steady.json")])
     (found,) = tables.load(tmp_path)
     updates = found["updates"]
-    assert {"seconds", "tokens", "resident", *steady.FORMS} == set(updates)
+    assert {"seconds", "tokens", "resident", *steady.FORMS} <= set(updates)
     assert all(len(numbers) == 100 for numbers in updates.values())
     assert min(updates["seconds"]) > 0
     assert all(4 <= tokens <= 12 for tokens in updates["tokens"])

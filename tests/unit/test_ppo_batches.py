@@ -22,6 +22,7 @@ from cores.config import Config
 from cores.config.validate import check
 from cores.models import Actor, ScalarModel
 from cores.ppo.batches import by_length, cut, in_parts, shared
+from cores.ppo.passes import Passes
 from cores.runtime.launch import Launch
 
 LENGTHS = [(3, 5), (6, 2), (1, 1), (4, 4), (2, 6), (6, 6)]
@@ -100,6 +101,21 @@ def forward_sizes(trainer: Any) -> list[int]:
     hook = trainer.roles.actor.module.register_forward_pre_hook
     hook(lambda _, args: seen.append(args[0].numel()))
     return seen
+
+
+def test_a_budget_holds_for_rows_made_wider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where captured passes pad to multiples, the padding counts."""
+    trainer = make_trainer("gpt2", batch_size=8, minibatch_size=8, microbatch_tokens=24)
+    experience = trainer.estimate(trainer.score(fixed_rollout(8)))
+    for widths in (1, 4, 8):
+        monkeypatch.setattr(Passes, "widths", widths)
+        sizes = []
+        for micro, _ in trainer._micro_batches(experience, torch.arange(8)):
+            batch = experience.select(micro, widths=widths)
+            sizes.append(len(micro))
+            assert batch.ids.numel() <= 24 or len(micro) == 1
+        assert sum(sizes) == 8
+    assert max(sizes) < 8
 
 
 def test_scoring_takes_more_at_a_time() -> None:

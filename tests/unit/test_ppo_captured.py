@@ -9,6 +9,7 @@ import torch
 from _models import adam, largest_difference, make_trainer, parameters
 from _ppo import experience_of
 
+from cores.config import LoraSection
 from cores.errors import UserError
 from cores.ppo import passes
 from cores.runtime import captured
@@ -69,7 +70,7 @@ def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
     ],
 )
 def test_captured_passes_change_nothing(ppo: dict[str, Any]) -> None:
-    """Invariant 20: weights and statistics, over rows of all lengths, a changing price of KL and
+    """Invariant 21: weights and statistics, over rows of all lengths, a changing price of KL and
     learning rate, steps of one, two and four passes."""
     plain, expected = trained(**ppo, passes="eager")
     same, found = trained(**ppo)
@@ -78,6 +79,31 @@ def test_captured_passes_change_nothing(ppo: dict[str, Any]) -> None:
     for role in ("actor", "critic"):
         a, b = (parameters(getattr(t.roles, role).unwrapped) for t in (plain, same))
         assert largest_difference(a, b) < 1e-6
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("lora", [0, 4])
+def test_what_graphs_read_stays_where_it_is(lora: int) -> None:
+    """A graph knows addresses: of weights, optimizer state, learning rates, and of gradients where
+    a step has several passes."""
+    trainer, _ = trained(lora=LoraSection(rank=lora), lr_schedule="linear", updates=9)
+
+    def addresses() -> list[int]:
+        found = []
+        for role in trainer.roles.trained:
+            states = role.optimizer.state.values()
+            kept = trainer.passes.kept[role.name].tensors
+            tensors = [*role.parameters, *(t for state in states for t in state.values()), *kept]
+            rates = [group["lr"] for group in role.optimizer.param_groups]
+            found += [t.data_ptr() for t in [*tensors, *rates] if t is not None]
+        return found
+
+    before = addresses()
+    assert len(before) > 40
+    for _ in range(2):
+        trainer.update(experience_of(trainer))
+        assert addresses() == before
+    assert all(p.grad is None for role in trainer.roles.trained for p in role.parameters)
 
 
 def test_a_shape_is_captured_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,20 +65,33 @@ def test_an_exact_engine_saves_the_scoring(kind: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("lora", [0, 4])
 def test_the_update_is_the_same(lora: int) -> None:
-    """Invariant 9: with log-probs reused the second update is the recomputed one, to rounding, and
+    """Invariant 9: with log-probs reused the third update is the recomputed one, to rounding, and
     the entropy of its first pass is near the rollout's."""
     found = []
     for way in ("auto", "recompute"):
         trainer = make_trainer("gpt2", lora=replace(LORA, rank=lora), old_logprobs=way)
         torch.manual_seed(0)
-        stats = [trainer.step(PROMPTS)[1] for _ in range(2)]
+        stats = [trainer.step(PROMPTS)[1] for _ in range(3)]
         found.append((parameters(trainer.roles.actor.module), stats))
-    (weights, (_, ours)), (same, (_, theirs)) = found
+    (weights, (*_, ours)), (same, (*_, theirs)) = found
     assert largest_difference(weights, same) < 1e-4
     assert "rollout_kl" in theirs
     assert "rollout_kl" not in ours
     for name in ("kl", "entropy", "policy_loss", "score"):  # one minibatch: the policy is the same
         assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize(("warmup", "decides"), [(0, 1), (2, 3)])
+def test_adapters_are_proved_once_they_add_something(
+    warmup: int, decides: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before their first step they add nothing, whatever the engine makes of them."""
+    trainer = make_trainer("gpt2", lora=LORA, critic_warmup=warmup)
+    lines = said_by(trainer, monkeypatch)
+    for update in range(decides + 1):
+        assert len(lines) == 0, update
+        trainer.step(PROMPTS)
+    assert len(lines) == 1
 
 
 def test_the_entropy_is_that_of_the_first_pass() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from _engines import engine, plain_kernels, sample
 from _models import LORA, PROMPTS, policy_of
-from peft import TaskType
+from peft import LoraConfig, TaskType, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from cores.models import Actor
 from cores.models.lora import add_lora
 from cores.models.precision import hold_linears_in_bf16
+from cores.rollout.adapted import Adapted, fuse_adapters
 from cores.rollout.cache import StaticCache
 from cores.rollout.layers import Activated, Joint, Part, fuse_layers
 from cores.rollout.residual import Branch, Sum, delay_sums
@@ -173,6 +175,43 @@ def held(twin: Twin) -> int:
     """Bytes of its own weights."""
     storages = [c.untyped_storage() for c in twin.copies]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
+def test_fused_adapters(kind: str) -> None:
+    """Invariants 10, 29: the logits of peft's own layers, with weights of B that are not 0; none of
+    a model whose adapters are off, or that has two in use."""
+    model = get_peft_model(
+        policy_of(kind), LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")
+    )
+    plain, twin = (Twin(model.get_base_model(), autocast=True) for _ in range(2))
+    layers = sum(isinstance(m, LoraLayer) for m in model.modules())
+    fuse_adapters(twin.model)
+    assert count(twin) == layers > 0
+    for _ in range(2):
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if "lora_" in name:
+                    p.add_(0.2 * torch.randn_like(p))
+        for each in (plain, twin):
+            each.refresh()
+        found, expected = (last_logits(each) for each in (twin, plain))
+        assert (found - expected).abs().mean() < 0.05
+    with model.disable_adapter():
+        off = Twin(model.get_base_model(), autocast=True)
+        fuse_adapters(off.model)
+        off.refresh()
+        assert (last_logits(off) - last_logits(plain)).abs().mean() > 0.3
+    model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
+    model.base_model.set_adapter(["default", "other"])
+    several = Twin(model.get_base_model(), autocast=True)
+    fuse_adapters(several.model)
+    assert count(off) == count(several) == 0
+
+
+def count(twin: Twin) -> int:
+    """Fused adapters."""
+    return sum(isinstance(m, Adapted) for m in twin.model.modules())
 
 
 @pytest.mark.usefixtures("norms")

@@ -162,6 +162,14 @@ def test_buckets_graphs_and_kernels_change_nothing(
     assert len(graphs) > len(made.graphs)  # those of the smaller buffers are gone
 
 
+def test_replies_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefill samples it: there is no step to capture, and none is taken for a capture."""
+    plain, made = (engine("graph", policy_of("gpt2"), tokens=1) for _ in range(2))
+    as_on_cuda(made, monkeypatch)
+    assert_same(sample(made, MANY), sample(plain, MANY))
+    assert not made.graphs
+
+
 @pytest.mark.parametrize("tokens", [24, 1000])
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
 def test_captured_prefills(kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +244,7 @@ def test_prefill_in_parts(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
     twin = made.twin
     made.twin = lambda ids, *rest: parts.append(ids.shape) or twin(ids, *rest)
-    made.twin.refresh = twin.refresh
+    made.twin.refresh, made.twin.nbytes = twin.refresh, 0
     for prompts, wanted in zip((MANY, even), expected, strict=True):
         assert_same(sample(made, prompts), wanted)
     assert max(rows for rows, wide in parts if wide == 6) == max(1, tokens // 6)

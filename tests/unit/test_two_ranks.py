@@ -66,7 +66,7 @@ def test_a_minibatch_is_shared_by_the_ranks() -> None:
     for launch in RANKS:
         trainer.launch = launch
         parts = list(trainer._micro_batches(experience, rows))
-        assert [last for _, last in parts] == [False, False, True]
+        assert [tuple(turn) for _, turn in parts] == [(True, False), (False, False), (False, True)]
         seen += [row for part, _ in parts for row in part]
     assert sorted(seen) == sorted(rows.tolist())
 

@@ -15,6 +15,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/ppo/experience.py": (
         PPO,
         [
+            ("width-whole", "rows without padding get some",
+             "if set(lengths) != {(prompt, response)}:", "if True:"),
+            ("width-narrow", "padded rows are not made wider",
+             "if set(lengths) != {(prompt, response)}:", "if False:"),
             ("select-prompt", "first prompt token of the longest row cut off",
              "- width - prompt", "- width - prompt + 1"),
             ("mask-forgotten", "padding attended where some rows have none",

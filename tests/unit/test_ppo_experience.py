@@ -65,6 +65,20 @@ def test_select_takes_rows_and_drops_shared_padding() -> None:
         assert torch.equal(part.mask[:, prompt:], part.response_mask)
 
 
+def test_select_by_widths() -> None:
+    """Invariant 4: padded rows become as wide as a multiple, as far as there are columns; rows
+    without padding stay as they are, and no row's entries change."""
+    scored = numbered([(2, 3), (5, 1), (1, 4), (3, 2), (2, 3)])
+    whole = rows_of(scored)
+    for rows, widths, prompt, reply in (
+        ([0, 2], 4, 4, 4), ([0, 1], 4, 5, 4), ([3, 2], 2, 4, 4), ([0, 4], 4, 2, 3), ([0, 2], 1, 2, 4)
+    ):  # fmt: skip
+        part = scored.select(rows, widths=widths)
+        assert rows_of(part) == [whole[i] for i in rows]
+        assert part.response_mask.shape == (2, reply)
+        assert part.ids.shape == part.mask.shape == (2, prompt + reply)
+
+
 def test_select_keeps_the_type() -> None:
     """Invariant 4: an Experience stays one, with its own columns cut alike."""
     trainer = make_trainer("gpt2")

@@ -71,7 +71,8 @@ def test_select_by_widths() -> None:
     scored = numbered([(2, 3), (5, 1), (1, 4), (3, 2), (2, 3)])
     whole = rows_of(scored)
     for rows, widths, prompt, reply in (
-        ([0, 2], 4, 4, 4), ([0, 1], 4, 5, 4), ([3, 2], 2, 4, 4), ([0, 4], 4, 2, 3), ([0, 2], 1, 2, 4)
+        ([0, 2], 4, 4, 4), ([0, 1], 4, 5, 4), ([3, 2], 2, 4, 4), ([0, 4], 4, 2, 3),
+        ([0, 2], 1, 2, 4),
     ):  # fmt: skip
         part = scored.select(rows, widths=widths)
         assert rows_of(part) == [whole[i] for i in rows]

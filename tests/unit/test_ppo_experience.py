@@ -202,8 +202,9 @@ def test_evaluation_covers_each_prompt_once() -> None:
     at the start is 0."""
     trainer = make_trainer("gpt2", reward=CountReward(59), batch_size=3, minibatch_size=3)
     prompts = [[5, 6], [7], [8, 9, 10], [11], [12, 13], [14], [15]]
-    result = evaluate(trainer, prompts, seed=0)
+    result = evaluate(trainer, prompts, seed=8)
     assert len(result.scores) == len(result.rows) == 7
+    assert len(set(result.lengths)) > 1  # so that there is padding
     for prompt, row, reply, length, score, ended in zip(
         prompts, result.rows, result.replies, result.lengths, result.scores, result.ended,
         strict=True,

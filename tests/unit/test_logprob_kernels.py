@@ -71,26 +71,28 @@ def found_by(way: Any, logits: Tensor, ids: Tensor, temperature: float, *more: A
     return logprobs.detach(), entropy.detach(), gradient
 
 
-def check(
+def misfit(
     logits: Tensor,
     ids: Tensor,
     temperature: float,
     *more: Any,
     gradients: float = 5e-6,
     plain: bool = True,
-) -> Found:
-    """Kernels are as good as float32 is; `plain`: and torch, whose entropy has more roundings."""
+) -> float:
+    """The largest error over what float32 allows, NaN where one is NaN; `plain`: of torch as well,
+    whose entropy has more roundings."""
     expected = found_by(exact, logits, ids, temperature, *more)
-    made = found_by(fused_logprobs, logits, ids, temperature, *more)
-    ways = [(made, 1.0)]
+    ways = [(found_by(fused_logprobs, logits, ids, temperature, *more), 1.0)]
     if plain:
         ways.append((found_by(token_logprobs, logits, ids, temperature, *more), 10.0))
+    errors = []
     for found, gap in ways:
-        for ours, true in zip(found[:2], expected[:2], strict=True):
-            torch.testing.assert_close(ours.double(), true, atol=gap * 4e-6, rtol=gap * 1e-6)
-        atol = gap * gradients / temperature
-        torch.testing.assert_close(found[2], expected[2], atol=atol, rtol=gap * gradients)
-    return made
+        limits = [(4e-6, 1e-6), (4e-6, 1e-6), (gradients / temperature, gradients)]
+        for ours, true, (atol, rtol) in zip(found, expected, limits, strict=True):
+            assert ours.shape == true.shape
+            allowed = gap * (atol + rtol * true.double().abs())
+            errors.append(((ours.double() - true.double()).abs() / allowed).max())
+    return torch.stack(errors).max().item()
 
 
 def random_logits(rows: int, vocabulary: int, scale: float = 3.0) -> tuple[Tensor, Tensor]:
@@ -107,7 +109,7 @@ def random_logits(rows: int, vocabulary: int, scale: float = 3.0) -> tuple[Tenso
 def test_values_and_gradients(vocabulary: int, temperature: float) -> None:
     """Invariants 2, 6, 24: in float32, over one block, one that is full, and several."""
     logits, ids = random_logits(4, vocabulary)
-    check(logits, ids, temperature)
+    assert misfit(logits, ids, temperature) <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -115,7 +117,7 @@ def test_half_precision(kernels: Any, dtype: torch.dtype) -> None:
     """Invariant 2: read as float32, so that values differ by its rounding alone; the gradient is
     rounded once, and never made in float32."""
     logits, ids = random_logits(4, 5000)
-    check(logits.to(dtype), ids, 0.7, gradients=2**-7)
+    assert misfit(logits.to(dtype), ids, 0.7, gradients=2**-7) <= 1
     ones, logits = torch.ones(4, device=DEVICE), logits.to(dtype)
     saved = (logits, ids, None, None, *kernels.forward(logits, ids, 0.7, None, None)[1:])
     assert kernels.backward(ones, ones, 0.7, *saved).dtype == dtype
@@ -134,7 +136,7 @@ def test_views(slice_of: str) -> None:
     view = views[slice_of]
     view.copy_(logits)
     assert not view.is_contiguous()
-    check(view, ids, 0.7)
+    assert misfit(view, ids, 0.7) <= 1
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 5e3])
@@ -146,11 +148,12 @@ def test_early_stop_ids(temperature: float) -> None:
     early = torch.tensor([True, False, True, False, True, False], device=DEVICE)
     ids[1:3] = 4400
     before = logits.clone()
-    _, _, gradient = check(logits, ids, temperature, stop_ids, early)
+    assert misfit(logits, ids, temperature, stop_ids, early) <= 1
+    _, _, gradient = found_by(fused_logprobs, logits, ids, temperature, stop_ids, early)
     assert (gradient[early][:, stop_ids] == 0).all()
     assert (gradient[~early][:, stop_ids] != 0).all()
     assert torch.equal(logits, before)
-    check(logits, ids, temperature, stop_ids, None)
+    assert misfit(logits, ids, temperature, stop_ids, None) <= 1
 
 
 @pytest.mark.parametrize("excluded", [slice(0, 4200), slice(4000, 9001)])
@@ -159,7 +162,8 @@ def test_excluded_logits(excluded: slice) -> None:
     logits, ids = random_logits(4, 9001)
     ids[:] = 3999 if excluded.start else 4200
     logits[:, excluded] = EXCLUDED_LOGIT
-    _, _, gradient = check(logits, ids, 0.7)
+    assert misfit(logits, ids, 0.7) <= 1
+    _, _, gradient = found_by(fused_logprobs, logits, ids, 0.7)
     assert (gradient[:, excluded] == 0).all()
 
 
@@ -168,7 +172,8 @@ def test_large_logits() -> None:
     logits, ids = random_logits(4, 9001, scale=1e4)
     logits[:, 8500] = 5e5
     ids[1] = 8500
-    logprobs, entropy, gradient = check(logits, ids, 1.0, plain=False)
+    assert misfit(logits, ids, 1.0, plain=False) <= 1
+    logprobs, entropy, gradient = found_by(fused_logprobs, logits, ids, 1.0)
     assert logprobs[1] == 0
     assert (entropy == 0).all()
     assert torch.isfinite(gradient).all()

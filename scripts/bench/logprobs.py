@@ -16,7 +16,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,16 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 from cores.runtime.cli import guarded
 from scripts.bench.ppo_step import write
 
-Way = Callable[[Any, Any, int], Any]
+Call = Callable[[Any, Any, int], Any]
 """Log-probs (B, T) of an actor's ids (B, L) and their last T."""
+Way = Callable[[], AbstractContextManager[Call]]
+"""Within it the call, and its backward pass, go that way."""
 
 
 def _actor(logprobs_of: Any) -> Way:
-    def run(actor: Any, ids: Any, response: int) -> Any:
+    @contextmanager
+    def ready() -> Iterator[Call]:
         with patch("cores.models.actor.logprobs_on", lambda device: logprobs_of):
-            return actor(ids, None, response)[0]
+            yield lambda actor, ids, response: actor(ids, None, response)[0]
 
-    return run
+    return ready
 
 
 def _from_states(function: Callable[[Any, Any, Any], Any]) -> Way:
@@ -53,7 +57,7 @@ def _from_states(function: Callable[[Any, Any, Any], Any]) -> Way:
         found = function(states.to(dtype), model.lm_head.weight.to(dtype), chosen)
         return found.view(len(ids), response)
 
-    return run
+    return lambda: nullcontext(run)
 
 
 def _trl() -> Way:
@@ -118,7 +122,19 @@ def seconds_of(work: Callable[[], Any], device: Any, repeats: int) -> float:
     return statistics.median(found[3:])
 
 
-def cell(way: Way, actor: Any, ids: Any, response: int, repeats: int) -> dict[str, Any]:
+def kernel_seconds(work: Callable[[], Any]) -> float:
+    """Of a GPU's kernels alone, which is what is left where passes are captured."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
+        for _ in range(5):
+            work()
+        torch.cuda.synchronize()
+    return sum(each.self_device_time_total for each in seen.key_averages()) / 5e6
+
+
+def cell(way: Call, actor: Any, ids: Any, response: int, repeats: int) -> dict[str, Any]:
     """Seconds forward, and forward and back; bytes at the peak beyond what was there; the gap."""
     import torch
 
@@ -144,6 +160,8 @@ def cell(way: Way, actor: Any, ids: Any, response: int, repeats: int) -> dict[st
     found = {"gap": gap, "forward_seconds": seconds_of(forward, device, repeats)}
     found["both_seconds"] = seconds_of(both, device, repeats)
     if enabled:
+        found["forward_kernel_seconds"] = kernel_seconds(forward)
+        found["both_kernel_seconds"] = kernel_seconds(both)
         before = torch.cuda.memory_allocated()
         machine.reset_peak(device)
         both()
@@ -176,17 +194,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     cells = {}
     for name, way in ways(device).items():
         try:
-            found = cell(way, actor, ids, args.response, args.repeats)
+            with way() as call:
+                found = cell(call, actor, ids, args.response, args.repeats)
         except Exception as error:  # a peer's kernel may fail in any way; the others go on
             print(f"{name}: failed, {type(error).__name__}: {error}", flush=True)
             continue
         cells[name] = found
-        memory = f", {found['peak_bytes'] / 1e6:.0f} MB" if "peak_bytes" in found else ""
-        print(
-            f"{name}: forward {1e3 * found['forward_seconds']:.2f} ms, forward and back "
-            f"{1e3 * found['both_seconds']:.2f} ms{memory}, gap {found['gap']:.1e}",
-            flush=True,
-        )
+        times = [f"{key} {1e3 * value:.2f} ms" for key, value in found.items() if "seconds" in key]
+        memory = f"{found['peak_bytes'] / 1e6:.0f} MB, " if "peak_bytes" in found else ""
+        print(f"{name}: {', '.join(times)}, {memory}gap {found['gap']:.1e}", flush=True)
     return {
         "kind": "logprobs",
         "rows": args.rows * args.response,

@@ -17,8 +17,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the GPU."""
-    if device.type == "cuda":
+    """Wait for the GPU; not where a graph is captured, as nothing runs there."""
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         torch.cuda.synchronize(device)
 
 

@@ -207,7 +207,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command line, and what of it is stage 3's own."""
     parser = argparse.ArgumentParser(description="Measure a PPO step.")
     add_workload_options(parser)
-    parser.add_argument("--engine", choices=ENGINES, default="hf")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--updates", type=int, default=6, help="steps of each pass")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them, 1 or more")
     parser.add_argument("--micro-tokens", type=int, help="tokens a forward pass at most")

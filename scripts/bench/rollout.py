@@ -161,7 +161,7 @@ def main(argv: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure rollouts.")
     parser.add_argument("--model", choices=MODELS, required=True)
-    parser.add_argument("--engine", nargs="+", choices=("auto", "graph", "hf"), default=["hf"])
+    parser.add_argument("--engine", nargs="+", choices=("auto", "graph", "hf"), default=["auto"])
     parser.add_argument("--batch", nargs="+", type=int, default=[16, 128, 512, 1024])
     parser.add_argument("--response", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--prompt", type=int, default=64, help="tokens of every prompt")

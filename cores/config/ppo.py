@@ -64,9 +64,10 @@ class PPOSection:
     captured when it comes the third time, the first 64 of them; they keep the memory of their
     activations. captured: so for all models, or an error: not with DeepSpeed or several
     processes, checkpointed layers, quantised bases or ptx rows, and for the architectures of
-    `rollout.engine: graph` alone. compiled: as auto, with layers by torch.compile, fewer and
-    fused kernels; the first update takes longer, less so where torch finds what it compiled
-    before."""
+    `rollout.engine: graph` alone; of a large model, whose rollouts then keep their buffers too,
+    this is faster than eager and takes more memory. compiled: as auto, with layers by
+    torch.compile, fewer and fused kernels; the first update takes longer, less so where torch
+    finds what it compiled before."""
     epochs: int = 4
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = 256

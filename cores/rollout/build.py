@@ -1,6 +1,7 @@
 """Which engine samples."""
 
 from importlib.util import find_spec
+from math import inf
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def build_engine(
         launch.say(f"rollouts by Hugging Face generate, which is slow: {problem}")
     pad: Any = tokenizer.pad_token_id
     make = HFEngine if problem or wanted == "hf" else GraphEngine
-    return make(
+    engine = make(
         model,
         pad,
         stop_ids(ppo, tokenizer),
@@ -48,6 +49,9 @@ def build_engine(
         min_new_tokens=ppo.min_new_tokens,
         text_matcher=text_matcher(ppo, tokenizer),
     )
+    if ppo.passes == "captured" and isinstance(engine, GraphEngine):
+        engine.keeps = inf  # nobody to lend memory to: captured passes of any size hold their own
+    return engine
 
 
 def check_engine(config: Config, model: PretrainedConfig, device: torch.device) -> None:

@@ -52,6 +52,8 @@ part W1-$engine 100 $step --workload W1 --engine "$engine"
 part rollout-gpt2 100 $rollout --model gpt2 --engine "$engine" \
     --batch 128 512 --response 128 --lengths fixed geometric
 part W2-$engine 120 $step --workload W2 --engine "$engine" --updates 5
+part W2-captured 120 $step --workload W2 --engine "$engine" --updates 5 \
+    --ppo.passes captured --micro-tokens 8192
 part W1-compiled 120 $step --workload W1 --engine "$engine" --ppo.passes compiled
 part W1-warm 120 $step --workload W1 --engine "$engine" --ppo.passes compiled # finds what that left
 if [ -n "${PEER_PATH:-}" ]; then
@@ -65,6 +67,7 @@ part steady-W1 200 scripts/bench/steady.py --workload W1 --engine "$engine" --ba
     --minibatch 16 --epochs 1 --lengths geometric
 part rollout-gpt2-hf 100 $rollout --model gpt2 --engine hf --batch 128 512 --response 128 \
     --warm-up 1 --repeats 3
+part logprobs 100 scripts/bench/logprobs.py
 part W3-$engine 200 $step --workload W3 --engine "$engine" --warm-up 1 --updates 3
 if [[ costs == $only ]]; then # ONLY=costs; single ones by costs.py itself
     "$python" scripts/bench/costs.py "$out" --engine "$engine" --seconds $((deadline - SECONDS)) \

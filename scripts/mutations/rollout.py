@@ -69,6 +69,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'HFEngine if problem or wanted == "hf" else', "HFEngine if problem else"),
             ("slow-in-silence", "graph takes the slow engine instead of an error",
              'if problem and wanted == "graph":', 'if problem and wanted == "never":'),
+            ("captured-lends", "captured passes are lent memory that they do not use",
+             'ppo.passes == "captured" and', 'ppo.passes == "x" and'),
             ("eight-bits", "layers in 8 bits are captured",
              '"cuda" and looks_for_outliers(model)', '"cuda" and False'),
             ("refused-late", "an engine that cannot run is refused after the training",

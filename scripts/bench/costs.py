@@ -33,8 +33,6 @@ VARIANTS = {
     "W1-stops256": f"--workload W1 --response 256 --lengths geometric {TOKENS}",
     "W1-stops1024": f"--workload W1 --response 1024 --lengths geometric {TOKENS}",
     "W2-checkpointing": f"--workload W2 --model.gradient_checkpointing true {TOKENS}",
-    "W1-hf": "--workload W1 --engine hf",
-    "W2-hf": "--workload W2 --engine hf",
 }
 """Words of ppo_step.py's command line. Micro-batches by tokens where rows grow long: memory stays
 that of W1."""

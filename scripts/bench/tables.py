@@ -153,6 +153,19 @@ def _cell(c: Found) -> str:
     return f"**{number(c['tokens_per_second'])}** ({c['times_floor']:.1f}; {first})"
 
 
+def logprobs(measured: list[Found]) -> str:
+    """A line a way from hidden states to log-probs and back."""
+    rows = []
+    for found in measured:
+        for name, c in found["cells"].items():
+            times = ("forward_kernel_seconds", "both_kernel_seconds", "both_seconds")
+            milliseconds = [number(1e3 * c[time]) if time in c else "" for time in times]
+            memory = f"{c['peak_bytes'] / 1e6:,.0f}" if "peak_bytes" in c else ""
+            rows.append([name, *milliseconds, memory, f"{c['gap']:.3f}"])
+    head = "way, kernels forward (ms), forward and back (ms), waited for (ms), peak MB, gap (nats)"
+    return table(head.split(", "), rows)
+
+
 def pairs(measured: list[Found]) -> str:
     """Ours against the peer."""
     rows = []
@@ -213,13 +226,14 @@ def render(measured: list[Found], plots: list[str]) -> dict[str, str]:
         "phases": phases(standard),
         "costs": steps(others),
         "rollouts": rollouts(kinds["rollout"]),
+        "logprobs": logprobs(kinds["logprobs"]),
         "pairs": pairs(kinds["pair"]),
         "steady": steady(kinds["steady"]),
         "plots": "\n\n".join(f"![{text}]({text})" for text in plots) or NOTHING,
     }
 
 
-KINDS = ("ppo_step", "rollout", "pair", "steady")
+KINDS = ("ppo_step", "rollout", "logprobs", "pair", "steady")
 
 
 def load(folder: Path) -> list[Found]:

@@ -16,13 +16,12 @@ FORWARD_FACTOR = 4
 """Rows or tokens of a forward pass that keeps nothing for a backward one, to one that does."""
 
 
-def widened(lengths: Lengths, widths: int, most: tuple[int, int]) -> Lengths:
-    """Lengths rounded up to multiples of `widths`, of prompts and responses of `most` columns."""
-
-    def up(length: int, columns: int) -> int:
-        return min(-(-length // widths) * widths, columns)
-
-    return [(up(prompt, most[0]), up(response, most[1])) for prompt, response in lengths]
+def widened(lengths: Lengths, widths: int) -> Lengths:
+    """Lengths rounded up to multiples of `widths`."""
+    return [
+        (-(-prompt // widths) * widths, -(-response // widths) * widths)
+        for prompt, response in lengths
+    ]
 
 
 def by_length(rows: Sequence[int], lengths: Lengths) -> list[int]:

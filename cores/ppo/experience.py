@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cores.ppo.batches import on_device, widened
+from cores.ppo.batches import Lengths, on_device, widened
 from cores.runtime.launch import Launch
 
 S = TypeVar("S", bound="Scored")
@@ -50,48 +50,45 @@ class Scored:
     """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights."""
 
     @cached_property
-    def lengths(self) -> list[tuple[int, int]]:
+    def lengths(self) -> Lengths:
         """Prompt and response tokens of each row, on the host: the device is asked once."""
         width = self.response_mask.shape[1]
         prompts = self.mask[:, : self.mask.shape[1] - width].sum(dim=1)
         both = torch.stack([prompts, self.response_mask.sum(dim=1)], dim=1)
         return [(prompt, response) for prompt, response in both.tolist()]
 
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any row has padding."""
+        width = self.response_mask.shape[1]
+        return any(found != (self.mask.shape[1] - width, width) for found in self.lengths)
+
     @property
     def attended(self) -> Tensor | None:
         """The mask for a model, or None where no row has padding: models attend to all then."""
-        width = self.response_mask.shape[1]
-        whole = (self.mask.shape[1] - width, width)
-        return None if all(found == whole for found in self.lengths) else self.mask
+        return self.mask if self.padded else None
 
     def to(self: S, device: torch.device | str) -> S:
         """The same on another device."""
         moved = {name: column.to(device) for name, column in columns(self).items()}
         return with_columns(type(self), moved)
 
-    def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True, widths: int = 1) -> S:
-        """The given rows; with `trim` without the columns that are padding in all of them.
+    def widened(self, lengths: Lengths, widths: int) -> Lengths:
+        """`lengths` of some of the rows as `select` makes them: where there is any padding, they
+        are rounded up to multiples of `widths`."""
+        return widened(lengths, widths) if self.padded else lengths
 
-        Where some padding stays anyway, prompts and responses become as wide as a multiple of
-        `widths`, if there are so many columns.
-        """
+    def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True, widths: int = 1) -> S:
+        """The given rows; with `trim` as wide as their longest prompt and response, `widened`."""
         numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
         index = on_device(numbers, self.ids.device)
         taken = {name: column[index] for name, column in columns(self).items()}
         lengths = [self.lengths[i] for i in numbers]
         if trim:
+            prompts, responses = zip(*self.widened(lengths, widths), strict=True)
             width = self.response_mask.shape[1]
-            prompt = max(1, *(prompt for prompt, _ in lengths))
-            response = max(1, *(response for _, response in lengths))
-            if set(lengths) != {(prompt, response)}:
-                most = (self.mask.shape[1] - width, width)
-                [(prompt, response)] = widened([(prompt, response)], widths, most)
-            start = self.mask.shape[1] - width - prompt
-            for name, value in taken.items():
-                if name in ("ids", "mask"):
-                    taken[name] = value[:, start : start + prompt + response]
-                elif by_token(name, value):
-                    taken[name] = value[:, :response]
+            left = max(1, *prompts) - (self.mask.shape[1] - width)
+            taken = _fitted(taken, left, max(1, *responses) - width)
         result = with_columns(type(self), taken)
         vars(result)["lengths"] = lengths
         return result
@@ -121,6 +118,19 @@ def with_columns(cls: type[S], found: dict[str, Tensor]) -> S:
     return cls(**{**every, **found})
 
 
+def _fitted(found: dict[str, Tensor], left: int, right: int) -> dict[str, Tensor]:
+    """Columns with so many prompt positions more on the left, and response positions on the right;
+    fewer if negative."""
+
+    def fit(name: str, value: Tensor) -> Tensor:
+        # A padded id is never attended; 0 is in every vocabulary.
+        if name in ("ids", "mask"):
+            return pad(value, (left, right))
+        return pad(value, (0, right)) if by_token(name, value) else value
+
+    return {name: fit(name, value) for name, value in found.items()} if left or right else found
+
+
 def by_token(name: str, value: Tensor) -> bool:
     """Whether a column of `Scored` is (B, T)."""
     return value.dim() == 2 and name not in ("ids", "mask", "score_parts")
@@ -145,11 +155,7 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> Scored
     for part in parts:
         right = response - part["response_mask"].shape[1]
         left = prompt - (part["mask"].shape[1] - part["response_mask"].shape[1])
-        for name, value in part.items():
-            # A padded id is never attended; 0 is in every vocabulary.
-            if name in ("ids", "mask"):
-                collected[name].append(pad(value, (left, right)))
-            else:
-                collected[name].append(pad(value, (0, right)) if by_token(name, value) else value)
+        for name, value in _fitted(part, left, right).items():
+            collected[name].append(value)
     made = {name: torch.cat(values).to(device) for name, values in collected.items()}
     return with_columns(Scored, made)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cores.config import PPOSection
 from cores.models.scalar import last_attended
-from cores.ppo.batches import for_scoring, in_parts, on_device, shared, widened
+from cores.ppo.batches import for_scoring, in_parts, on_device, shared
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.objective import Totals, lengths_read, reads_padding, response_values
@@ -259,10 +259,8 @@ class PPOTrainer:
 
     def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], Turn]]:
         c, lengths = self.config, lengths_read(scored, self.config)
-        if c.microbatch_tokens is not None:  # counted as wide as they will be
-            width = scored.response_mask.shape[1]
-            most = (scored.mask.shape[1] - width, width)
-            lengths = widened(lengths, self.passes.widths, most)
+        if c.microbatch_tokens is not None and not reads_padding(c):  # as wide as they will be
+            lengths = scored.widened(lengths, self.passes.widths)
         ranks = shared(
             rows.tolist(), lengths, self.launch.world, c.microbatch_size, c.microbatch_tokens
         )

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from _engines import CAPTURABLE
 from _models import adam, largest_difference, make_trainer, parameters
 from _ppo import experience_of
 
 from cores.config import LoraSection
 from cores.errors import UserError
 from cores.ppo import passes
+from cores.ppo.objective import response_values
 from cores.runtime import captured
 from cores.runtime.captured import Captured, Graph, Tensors
 
@@ -104,6 +106,27 @@ def test_what_graphs_read_stays_where_it_is(lora: int) -> None:
         trainer.update(experience_of(trainer))
         assert addresses() == before
     assert all(p.grad is None for role in trainer.roles.trained for p in role.parameters)
+
+
+@pytest.mark.parametrize("kind", CAPTURABLE)
+def test_micro_batches_wider_than_the_models_positions(kind: str) -> None:
+    """Invariant 4: rows that fit keep their log-probs and values, however wide they are made."""
+    trainer = make_trainer(kind)
+    experience = experience_of(trainer)
+    most = trainer.roles.actor.unwrapped.model.config.max_position_embeddings
+    narrow, wide = (experience.select([0, 1, 3], widths=widths) for widths in (1, most + 8))
+    assert narrow.ids.shape[1] < most < wide.ids.shape[1]
+    with torch.no_grad():
+        for found in (
+            lambda e: trainer.roles.actor.module(e.ids, e.attended, e.response_mask.shape[1])[0],
+            lambda e: response_values(
+                trainer.roles.critic.module(e.ids, e.attended),
+                e.response_mask.shape[1],
+                trainer.config,
+            ),
+        ):
+            a, b = (found(e)[e.response_mask] for e in (narrow, wide))
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_a_shape_is_captured_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:

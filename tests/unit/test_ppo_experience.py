@@ -66,18 +66,19 @@ def test_select_takes_rows_and_drops_shared_padding() -> None:
 
 
 def test_select_by_widths() -> None:
-    """Invariant 4: padded rows become as wide as a multiple, as far as there are columns; rows
-    without padding stay as they are, and no row's entries change."""
-    scored = numbered([(2, 3), (5, 1), (1, 4), (3, 2), (2, 3)])
-    whole = rows_of(scored)
-    for rows, widths, prompt, reply in (
-        ([0, 2], 4, 4, 4), ([0, 1], 4, 5, 4), ([3, 2], 2, 4, 4), ([0, 4], 4, 2, 3),
-        ([0, 2], 1, 2, 4),
+    """Invariant 4: where a rollout has padding, parts of it become as wide as a multiple, whatever
+    columns there were; one without padding stays as it is, and no row's entries change."""
+    ragged, even = [(2, 3), (5, 1), (1, 4), (3, 2), (2, 3)], [(2, 3)] * 5
+    for lengths, rows, widths, prompt, reply in (
+        (ragged, [0, 2], 4, 4, 4), (ragged, [0, 1], 4, 8, 4), (ragged, [3, 2], 2, 4, 4),
+        (ragged, [0, 4], 4, 4, 4), (ragged, [0, 2], 1, 2, 4), (even, [0, 4], 4, 2, 3),
     ):  # fmt: skip
+        scored = numbered(lengths)
         part = scored.select(rows, widths=widths)
-        assert rows_of(part) == [whole[i] for i in rows]
+        assert rows_of(part) == [rows_of(scored)[i] for i in rows]
         assert part.response_mask.shape == (2, reply)
         assert part.ids.shape == part.mask.shape == (2, prompt + reply)
+        assert (part.ids[~part.mask] == 0).all()
 
 
 def test_select_keeps_the_type() -> None:

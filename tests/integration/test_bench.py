@@ -10,7 +10,7 @@ import torch
 
 from cores.errors import UserError
 from cores.runtime.launch import Launch
-from scripts.bench import machine, ppo_step, rollout, tables
+from scripts.bench import logprobs, machine, ppo_step, rollout, tables
 from scripts.bench.clock import Clock, instrumented
 from scripts.bench.floors import Rates
 from scripts.bench.peers.pair import ratio
@@ -215,13 +215,39 @@ def test_a_measurement_becomes_a_page(tmp_path: Path, monkeypatch: pytest.Monkey
     pair = {"kind": "pair", **ratio([step], [peer]), "rounds": {"ours": [step], "peer": [peer]}}
     places = tables.render([*measured, pair], ["performance/phases.png"])
     assert places["steps"].count("\n") == 2
-    assert "| W4, hf |" in places["steps"]
+    assert "| W4, graph |" in places["steps"]
     assert "| update/optimizer |" in places["phases"]
     assert "| 4 -> 3 | fixed | 2 | **" in places["rollouts"]
-    assert "| W4, hf, against TRL 1.12.0 |" in places["pairs"]
+    assert "| W4, graph, against TRL 1.12.0 |" in places["pairs"]
     assert "| **1.00** |" in places["pairs"]
     assert places["costs"] == tables.NOTHING
     assert places["machines"].count("\n") == 0  # one machine, said once
+
+
+def test_log_probs_by_every_way_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch's and TRL's agree, TRL's really is TRL's, and a way that fails is said and counted."""
+    words = "--rows 2 --response 8 --vocabulary 64 --width 16 --repeats 1".split()
+    file = tmp_path / "logprobs.json"
+    with pytest.raises(SystemExit) as end:
+        logprobs.main([*words, "--json", str(file)])
+    assert end.value.code == 0
+    places = tables.render(tables.load(tmp_path), [])
+    assert [row.split(" | ")[0] for row in places["logprobs"].splitlines()[2:]] == [
+        "| torch", "| trl",
+    ]  # fmt: skip
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    assert max(cell["gap"] for cell in cells.values()) < 1e-5
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("TRL was asked")
+
+    monkeypatch.setattr("trl.trainer.utils.selective_log_softmax_and_entropy", broken)
+    with pytest.raises(SystemExit) as end:
+        logprobs.main(words)
+    assert end.value.code == 1
+    assert "trl: failed, RuntimeError: TRL was asked" in capsys.readouterr().out
 
 
 def test_a_file_that_is_no_measurement_is_refused(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure our PPO step and TRL's in turn.")
     parser.add_argument("--workload", choices=("W1", "W4"), required=True)
-    parser.add_argument("--engine", choices=ENGINES, default="hf", help="of ours")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="of ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=5, help="measured steps a round and side")
     parser.add_argument("--peer-path", help="folder that holds trl==1.12.0")

@@ -73,19 +73,19 @@ class Scored:
         moved = {name: column.to(device) for name, column in columns(self).items()}
         return with_columns(type(self), moved)
 
-    def widened(self, lengths: Lengths, widths: int) -> Lengths:
+    def as_selected(self, lengths: Lengths, widths: int) -> Lengths:
         """`lengths` of some of the rows as `select` makes them: where there is any padding, they
         are rounded up to multiples of `widths`."""
         return widened(lengths, widths) if self.padded else lengths
 
     def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True, widths: int = 1) -> S:
-        """The given rows; with `trim` as wide as their longest prompt and response, `widened`."""
+        """The given rows; with `trim` as wide as the longest prompt and response `as_selected`."""
         numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
         index = on_device(numbers, self.ids.device)
         taken = {name: column[index] for name, column in columns(self).items()}
         lengths = [self.lengths[i] for i in numbers]
         if trim:
-            prompts, responses = zip(*self.widened(lengths, widths), strict=True)
+            prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
             width = self.response_mask.shape[1]
             left = max(1, *prompts) - (self.mask.shape[1] - width)
             taken = _fitted(taken, left, max(1, *responses) - width)
@@ -126,7 +126,7 @@ def _fitted(found: dict[str, Tensor], left: int, right: int) -> dict[str, Tensor
         # A padded id is never attended; 0 is in every vocabulary.
         if name in ("ids", "mask"):
             return pad(value, (left, right))
-        return pad(value, (0, right)) if by_token(name, value) else value
+        return pad(value, (0, right)) if right and by_token(name, value) else value
 
     return {name: fit(name, value) for name, value in found.items()} if left or right else found
 

@@ -260,7 +260,7 @@ class PPOTrainer:
     def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], Turn]]:
         c, lengths = self.config, lengths_read(scored, self.config)
         if c.microbatch_tokens is not None and not reads_padding(c):  # as wide as they will be
-            lengths = scored.widened(lengths, self.passes.widths)
+            lengths = scored.as_selected(lengths, self.passes.widths)
         ranks = shared(
             rows.tolist(), lengths, self.launch.world, c.microbatch_size, c.microbatch_tokens
         )

@@ -50,7 +50,9 @@ def build_engine(
         text_matcher=text_matcher(ppo, tokenizer),
     )
     if ppo.passes == "captured" and isinstance(engine, GraphEngine):
-        engine.keeps = inf  # nobody to lend memory to: captured passes of any size hold their own
+        engine.keeps = (
+            inf  # captured passes hold memory of their own, and would not take what is lent
+        )
     return engine
 
 

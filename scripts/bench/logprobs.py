@@ -9,8 +9,9 @@ own kernels (`ours`), with torch's operators (`torch`) and with TRL's kernel in 
 Liger's functions take hidden states and the head's weight themselves: cross-entropy a token
 (`liger-ce`, without the entropy, in its own chunks and in 16 times those) and, on a GPU of compute
 capability 9.0 with nvidia-cutlass-dsl, log-probs and entropy in one kernel (`liger-cute`). What is
-not installed is said and left out; what fails is said, and the exit status is 1. Gap: the largest
-difference from fp32 log-probs, in nats.
+not installed is said and left out; a peer that fails is said, and the exit status is 1. Gaps: the
+largest differences from torch's operators in fp32, of log-probs in nats and of the head's gradient
+relative to its largest entry.
 """
 
 import argparse
@@ -32,6 +33,8 @@ Call = Callable[[Any, Any, int], Any]
 """Log-probs (B, T) of an actor's ids (B, L) and their last T."""
 Way = Callable[[], AbstractContextManager[Call]]
 """Within it the call, and its backward pass, go that way."""
+OURS = ("torch", "ours")
+PEERS = ("triton", "liger-kernel", "nvidia-cutlass-dsl")
 
 
 def _actor(logprobs_of: Any) -> Way:
@@ -73,12 +76,14 @@ def _trl() -> Way:
 def _liger_ce(chunk: int) -> Way:
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Function
 
+    # No bias, class weights, smoothing or cap; -100 is no id; no loss of z; sums in bf16; the rest
+    # is what else it could return. autograd's apply takes no names.
+    options = (None, None, -100, 0.0, 0.0, "none", None, False, None, False, False, False)
     return _from_states(
-        lambda states, weight, ids: -Function.apply(
-            states, weight, ids, None, None, -100, 0.0, 0.0, "none", *[None, False, None],
-            *[False, False, False, None, None, chunk],
-        )[0]
-    )  # fmt: skip
+        lambda states, weight, ids: (
+            -Function.apply(states, weight, ids, *options, None, None, chunk)[0]
+        )
+    )
 
 
 def _liger_cute() -> Way:
@@ -135,8 +140,21 @@ def kernel_seconds(work: Callable[[], Any]) -> float:
     return sum(each.self_device_time_total for each in seen.key_averages()) / 5e6
 
 
-def cell(way: Call, actor: Any, ids: Any, response: int, repeats: int) -> dict[str, Any]:
-    """Seconds forward, and forward and back; bytes at the peak beyond what was there; the gap."""
+def there_and_back(call: Call, actor: Any, ids: Any, response: int, bf16: bool) -> tuple[Any, Any]:
+    """Log-probs (B, T), and the gradient (V, d) of their mean by the head."""
+    import torch
+
+    actor.zero_grad(set_to_none=True)
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        found = call(actor, ids, response)
+    found.mean().backward()
+    return found.detach().float(), actor.model.lm_head.weight.grad
+
+
+def cell(
+    way: Call, actor: Any, ids: Any, response: int, repeats: int, exact: tuple[Any, Any]
+) -> dict[str, Any]:
+    """Seconds forward, and forward and back; bytes at the peak beyond what was there; gaps."""
     import torch
 
     from scripts.bench import machine
@@ -144,25 +162,25 @@ def cell(way: Call, actor: Any, ids: Any, response: int, repeats: int) -> dict[s
     device = ids.device
     enabled = device.type == "cuda"
 
-    def logprobs() -> Any:
-        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            return way(actor, ids, response)
-
     def forward() -> None:
-        with torch.no_grad():
-            logprobs()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            way(actor, ids, response)
 
     def both() -> None:
-        logprobs().mean().backward()
-        actor.zero_grad(set_to_none=True)
+        there_and_back(way, actor, ids, response, enabled)
 
-    with torch.no_grad():
-        gap = (logprobs().float() - actor(ids, None, response)[0]).abs().max().item()
-    found = {"gap": gap, "forward_seconds": seconds_of(forward, device, repeats)}
+    ours, gradient = there_and_back(way, actor, ids, response, enabled)
+    found = {
+        "gap": (ours - exact[0]).abs().max().item(),
+        "gradient_gap": ((gradient - exact[1]).abs().max() / exact[1].abs().max()).item(),
+        "forward_seconds": seconds_of(forward, device, repeats),
+    }
     found["both_seconds"] = seconds_of(both, device, repeats)
     if enabled:
         found["forward_kernel_seconds"] = kernel_seconds(forward)
         found["both_kernel_seconds"] = kernel_seconds(both)
+        del gradient
+        actor.zero_grad(set_to_none=True)
         before = torch.cuda.memory_allocated()
         machine.reset_peak(device)
         both()
@@ -176,6 +194,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from cores.models import Actor
+    from cores.models.logprobs import token_logprobs
     from scripts.bench import machine
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -192,25 +211,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model: Any = GPT2LMHeadModel(config)
     actor = Actor(model.to(device), temperature=1.0)
     ids = torch.randint(args.vocabulary, (args.rows, 1 + args.response), device=device)
+    with _actor(token_logprobs)() as call:
+        exact = there_and_back(call, actor, ids, args.response, bf16=False)
     cells, failed = {}, []
     for name, way in ways(device).items():
         try:
             with way() as call:
-                found = cell(call, actor, ids, args.response, args.repeats)
-        except Exception as error:  # a peer's kernel may fail in any way; the others go on
+                found = cell(call, actor, ids, args.response, args.repeats, exact)
+        except Exception as error:
+            if name in OURS:
+                raise
+            # A peer's kernel may fail in any way; the others go on.
             print(f"{name}: failed, {type(error).__name__}: {error}", flush=True)
             failed.append(name)
             continue
         cells[name] = found
         times = [f"{key} {1e3 * value:.2f} ms" for key, value in found.items() if "seconds" in key]
         memory = f"{found['peak_bytes'] / 1e6:.0f} MB, " if "peak_bytes" in found else ""
-        print(f"{name}: {', '.join(times)}, {memory}gap {found['gap']:.1e}", flush=True)
+        gaps = f"gaps {found['gap']:.1e} and {found['gradient_gap']:.1e}"
+        print(f"{name}: {', '.join(times)}, {memory}{gaps}", flush=True)
     return {
         "kind": "logprobs",
         "rows": args.rows * args.response,
         "vocabulary": args.vocabulary,
         "width": args.width,
         "machine": machine.describe(device),
+        "peers": {package: machine.version_of(package) for package in PEERS},
         "cells": cells,
         "failed": failed,
     }

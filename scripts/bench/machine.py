@@ -54,7 +54,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Hardware and versions."""
     gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if gpu else _cpu()
-    found = {package: _version(package) for package in PACKAGES}
+    found = {package: version_of(package) for package in PACKAGES}
     return {
         "hardware": name,
         "threads": torch.get_num_threads(),
@@ -62,7 +62,8 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

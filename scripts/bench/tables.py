@@ -161,8 +161,8 @@ def logprobs(measured: list[Found]) -> str:
             times = ("forward_kernel_seconds", "both_kernel_seconds", "both_seconds")
             milliseconds = [number(1e3 * c[time]) if time in c else "" for time in times]
             memory = f"{c['peak_bytes'] / 1e6:,.0f}" if "peak_bytes" in c else ""
-            rows.append([name, *milliseconds, memory, f"{c['gap']:.3f}"])
-    head = "way, kernels forward (ms), forward and back (ms), waited for (ms), peak MB, gap (nats)"
+            rows.append([name, *milliseconds, memory])
+    head = "way, kernels forward (ms), forward and back (ms), waited for (ms), peak MB"
     return table(head.split(", "), rows)
 
 

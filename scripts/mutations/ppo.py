@@ -32,7 +32,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("gather-pad", "prompts of other ranks padded on the right",
              "return pad(value, (left, right))", "return pad(value, (0, left + right))"),
             ("gather-order", "response columns of other ranks padded on the left",
-             "pad(value, (0, right)) if", "pad(value, (right, 0)) if"),
+             "pad(value, (0, right)) if right", "pad(value, (right, 0)) if right"),
         ],
     ),
     "cores/ppo/trainer.py": (
@@ -64,7 +64,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("reuse-warm-up", "log-probs reused though only the critic learns",
              "reused = self.reuse.on and learning", "reused = self.reuse.on"),
             ("budget-narrow", "the budget counts rows as they were before they were made wider",
-             "lengths = scored.widened(lengths, self.passes.widths)", "pass"),
+             "lengths = scored.as_selected(lengths, self.passes.widths)", "pass"),
             ("reuse-late", "decided on every rollout anew",
              "if not self.reuse.decided and", "if"),
             ("entropy-later", "the entropy measured in every pass over the rows",

@@ -227,7 +227,8 @@ def test_a_measurement_becomes_a_page(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_log_probs_by_every_way_that_is_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """torch's and TRL's agree, TRL's really is TRL's, and a way that fails is said and counted."""
+    """torch's and TRL's agree in values and gradients with torch's, a wrong one has a gap, and a
+    way that fails is said and counted."""
     words = "--rows 2 --response 8 --vocabulary 64 --width 16 --repeats 1".split()
     file = tmp_path / "logprobs.json"
     with pytest.raises(SystemExit) as end:
@@ -239,11 +240,25 @@ def test_log_probs_by_every_way_that_is_here(
     ]  # fmt: skip
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     assert max(cell["gap"] for cell in cells.values()) < 1e-5
+    assert max(cell["gradient_gap"] for cell in cells.values()) < 1e-4
 
-    def broken(*_: Any, **__: Any) -> None:
+    def wrong(logits: Any, ids: Any, *_: Any) -> Any:
+        chosen = logits.gather(-1, ids[:, None]).squeeze(-1)
+        return chosen, chosen.detach()
+
+    theirs = "trl.trainer.utils.selective_log_softmax_and_entropy"
+    monkeypatch.setattr(theirs, wrong)
+    with pytest.raises(SystemExit):
+        logprobs.main([*words, "--json", str(file)])
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    assert cells["trl"]["gap"] > 1
+    assert cells["trl"]["gradient_gap"] > 0.1
+    assert cells["torch"]["gap"] < 1e-5
+
+    def broken(*_: Any) -> None:
         raise RuntimeError("TRL was asked")
 
-    monkeypatch.setattr("trl.trainer.utils.selective_log_softmax_and_entropy", broken)
+    monkeypatch.setattr(theirs, broken)
     with pytest.raises(SystemExit) as end:
         logprobs.main(words)
     assert end.value.code == 1

@@ -56,7 +56,7 @@ class PPOSection:
     """In place of microbatch_size: tokens of a forward pass of the update, padding included. Short
     replies then go many at a time; ptx rows still by microbatch_size. None: microbatch_size
     replies. Scoring, which keeps nothing for a backward pass, takes four times as much of
-    either."""
+    either. Where passes are captured, padded prompts and replies count as multiples of 32."""
     passes: Literal["auto", "eager", "captured", "compiled"] = "auto"
     """How micro-batches go forward and back; no number changes beyond rounding. auto: as CUDA
     graphs, one launch in place of thousands, for models of up to 500 million parameters in one

@@ -252,7 +252,7 @@ def test_log_probs_by_every_way_that_is_here(
         logprobs.main([*words, "--json", str(file)])
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     assert cells["trl"]["gap"] > 1
-    assert cells["trl"]["gradient_gap"] > 0.1
+    assert cells["trl"]["gradient_gap"] > 1e-2
     assert cells["torch"]["gap"] < 1e-5
 
     def broken(*_: Any) -> None:

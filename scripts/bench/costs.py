@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
-from scripts.bench.ppo_step import ENGINES, arguments, measure, report, write
+from scripts.bench.ppo_step import ENGINES, arguments, at_least, measure, report, write
 
 TOKENS = "--micro-tokens 8192"
 VARIANTS = {
@@ -62,10 +62,12 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Measure variants of a PPO step.")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--engine", choices=ENGINES, default="graph")
-    parser.add_argument("--updates", type=int, default=3, help="steps of each pass")
+    parser.add_argument("--updates", type=at_least(1), default=3, help="steps of each pass")
     parser.add_argument("--seconds", type=float, default=600, help="no variant begins after it")
     parser.add_argument("--only", default="", help="regular expression in the names")
     args = parser.parse_args(argv)
+    if not any(re.search(args.only, name) for name in VARIANTS):
+        raise UserError(f"--only {args.only}: no name has it. There are {', '.join(VARIANTS)}.")
     start, missing = time.perf_counter(), 0
     for name, words in VARIANTS.items():
         if not re.search(args.only, name) or (args.out / f"{name}.json").exists():

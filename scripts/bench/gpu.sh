@@ -55,7 +55,6 @@ part W2-$engine 120 $step --workload W2 --engine "$engine" --updates 5
 part W2-captured 120 $step --workload W2 --engine "$engine" --updates 5 \
     --ppo.passes captured --micro-tokens 8192
 part W1-compiled 120 $step --workload W1 --engine "$engine" --ppo.passes compiled
-part W1-warm 120 $step --workload W1 --engine "$engine" --ppo.passes compiled # finds what that left
 if [ -n "${PEER_PATH:-}" ]; then
     part pair-W1 300 scripts/bench/peers/pair.py --workload W1 --engine "$engine" \
         --rounds 1 --peer-path "$PEER_PATH"

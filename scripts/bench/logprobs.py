@@ -27,7 +27,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
 from cores.runtime.cli import guarded
-from scripts.bench.ppo_step import write
+from scripts.bench.ppo_step import at_least, json_file, write
 
 Call = Callable[[Any, Any, int], Any]
 """Log-probs (B, T) of an actor's ids (B, L) and their last T."""
@@ -106,6 +106,8 @@ def ways(device: Any) -> dict[str, Way]:
     if device.type == "cuda":
         makers |= {"liger-ce": lambda: _liger_ce(1), "liger-ce x16": lambda: _liger_ce(16)}
         makers["liger-cute"] = _liger_cute
+    else:
+        print("ours and Liger's: left out, their kernels need a GPU", flush=True)
     for name, make in makers.items():
         try:
             found[name] = make()
@@ -245,12 +247,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure log-probs and entropy.")
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--response", type=int, default=128, help="tokens of each row")
-    parser.add_argument("--vocabulary", type=int, default=50304)
-    parser.add_argument("--width", type=int, default=768, help="of hidden states")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="file to write")
+    count = at_least(1)
+    parser.add_argument("--rows", type=count, default=32)
+    parser.add_argument("--response", type=count, default=128, help="tokens of each row")
+    parser.add_argument("--vocabulary", type=count, default=50304)
+    parser.add_argument("--width", type=count, default=768, help="of hidden states")
+    parser.add_argument("--repeats", type=count, default=20)
+    parser.add_argument("--json", type=json_file, help="file to write")
     args = parser.parse_args(argv)
     found = measure(args)
     write(found, args.json)

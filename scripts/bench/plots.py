@@ -87,11 +87,14 @@ def _phases(steps: list[Found], out: Path) -> str:
             heights = [bar[name] for bar in bars.values()]
             axis.bar(list(bars), heights, bottom=bottom, color=colour, width=0.6, label=name)
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-        title = label(found).replace("`", "").replace(", --", ",\n--")
-        axis.set_title(title, fontsize=9, color=INK, loc="left")
+        title = label(found).replace("`", "").replace(", --", " --")
+        lines = [word.rpartition(".")[2] for word in title.split(" --")]  # --ppo.passes: passes
+        axis.set_title("\n".join(lines), fontsize=7, color=INK, loc="left")
         axis.set_ylabel("seconds", fontsize=8, color=INK)
-        axis.set_ylim(top=1.3 * max(bottom))  # room for the legend
-    return _save(figure, axes[-1], out)
+    handles, names = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=7, frameon=False, loc="outside right center")
+    figure.savefig(out, dpi=110)
+    return out.name
 
 
 def _rollouts(rollouts: list[Found], out: Path) -> str:
@@ -110,7 +113,7 @@ def _rollouts(rollouts: list[Found], out: Path) -> str:
             floor = lines.setdefault(f"floor, {c['lengths']}", [])
             floor.append((batch, c["mean_length"] * batch / c["floors"]["overlapped"]))
         for name, points in lines.items():
-            x, y = zip(*sorted(points), strict=True)
+            x, y = zip(*sorted(dict(points).items()), strict=True)  # engines have one floor
             axis.plot(x, y, "--" if name.startswith("floor") else "o-", markersize=3, label=name)
         _log(axis, {c["workload"]["batch"] for c in cells})
         axis.set_title(
@@ -167,7 +170,8 @@ def _steady(runs: list[Found], out: Path) -> str:
         axes[0].plot(across, updates["seconds"], ".", markersize=2, color=colour, label=title)
         axes[1].plot(across, [n / 1e9 for n in memory], color=colour, label=title)
     slowest = max(max(found["updates"]["seconds"][WARM_UP:]) for found in runs)
-    for axis, what in zip(axes, ("seconds an update", "GB"), strict=True):
+    memory_shown = "GB (on a GPU reserved, else resident)"
+    for axis, what in zip(axes, ("seconds an update", memory_shown), strict=True):
         axis.set_xlabel("update", fontsize=8, color=INK)
         axis.set_ylabel(what, fontsize=8, color=INK)
         axis.set_ylim(bottom=0)

@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,40 @@ from cores.runtime.cli import guarded
 ENGINES = ("auto", "graph", "hf")
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number on the command line, not below `least`."""
+
+    def number(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+        return int(text)
+
+    return number
+
+
+def json_file(text: str) -> Path:
+    """A file to write, whose folder is made before anything is measured."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder")
+    return path
+
+
 def add_workload_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose and change a workload."""
     parser.add_argument("--workload", required=True, choices=("W1", "W2", "W3", "W4"))
-    parser.add_argument("--batch", type=int, help="replies a rollout")
-    parser.add_argument("--minibatch", type=int, help="replies an optimizer step")
-    parser.add_argument("--micro", type=int, help="replies a forward pass")
-    parser.add_argument("--epochs", type=int, help="passes over a rollout")
-    parser.add_argument("--response", type=int, help="new tokens, with --lengths geometric at most")
+    count = at_least(1)
+    parser.add_argument("--batch", type=count, help="replies a rollout")
+    parser.add_argument("--minibatch", type=count, help="replies an optimizer step")
+    parser.add_argument("--micro", type=count, help="replies a forward pass")
+    parser.add_argument("--epochs", type=count, help="passes over a rollout")
+    parser.add_argument(
+        "--response", type=count, help="new tokens, with --lengths geometric at most"
+    )
     parser.add_argument("--lengths", choices=("fixed", "geometric"), default="fixed")
     parser.add_argument("--mean", type=float, help="of geometric lengths; a quarter of --response")
 
@@ -198,7 +225,6 @@ def report(found: dict[str, Any]) -> str:
 def write(found: dict[str, Any], path: Path | None) -> None:
     """The figures as JSON."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {path}")
 
@@ -208,10 +234,11 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description="Measure a PPO step.")
     add_workload_options(parser)
     parser.add_argument("--engine", choices=ENGINES, default="auto")
-    parser.add_argument("--updates", type=int, default=6, help="steps of each pass")
-    parser.add_argument("--warm-up", type=int, default=2, help="steps before them, 1 or more")
-    parser.add_argument("--micro-tokens", type=int, help="tokens a forward pass at most")
-    parser.add_argument("--json", type=Path, help="file to write")
+    count = at_least(1)
+    parser.add_argument("--updates", type=count, default=6, help="steps of each pass")
+    parser.add_argument("--warm-up", type=count, default=2, help="steps before them, 1 or more")
+    parser.add_argument("--micro-tokens", type=count, help="tokens a forward pass at most")
+    parser.add_argument("--json", type=json_file, help="file to write")
     parser.add_argument("--profile", type=Path, help="file for the longest operations by phase")
     return parser.parse_known_args(argv)
 

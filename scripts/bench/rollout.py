@@ -17,15 +17,15 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
+from cores.errors import UserError
 from cores.runtime.cli import guarded
-from scripts.bench.ppo_step import check_lengths, write
+from scripts.bench.ppo_step import at_least, check_lengths, json_file, write
 
 MODELS = ("tiny", "gpt2", "opt-1.3b", "llama-7b")
 
@@ -43,14 +43,14 @@ def cell(
     config = settings(workload, engine, options)
     at = launch(config)
     device = at.device
-    generate, model = engine_of(workload, config, at)
+    sampler, model = engine_of(workload, config, at)
     prompts = prompts_of(workload, workload.batch, seed=0)
     machine.reset_peak(device)
     seconds, lengths = [], []
     for _ in range(warm_up + repeats):
         machine.synchronize(device)
         start = time.perf_counter()
-        rollout = generate(prompts)
+        rollout = sampler.generate(prompts)
         machine.synchronize(device)
         seconds.append(time.perf_counter() - start)
         lengths.append(rollout.lengths.tolist())
@@ -65,7 +65,7 @@ def cell(
     rate = [sum(row) / s for row, s in zip(lengths[warm_up:], seconds[warm_up:], strict=True)]
     return {
         "workload": asdict(workload),
-        "engine": engine,
+        "engine": type(sampler).__name__.removesuffix("Engine").lower(),
         "first_call_seconds": seconds[0],
         "seconds": seconds[warm_up:],
         "tokens_per_second": statistics.median(rate),
@@ -76,8 +76,8 @@ def cell(
     }
 
 
-def engine_of(workload: Any, config: Any, at: Any) -> tuple[Callable[..., Any], Any]:
-    """The engine's `generate` and the plain model that it samples from."""
+def engine_of(workload: Any, config: Any, at: Any) -> tuple[Any, Any]:
+    """The engine and the plain model that it samples from."""
     from peft import TaskType
 
     from cores.models import add_lora
@@ -93,7 +93,7 @@ def engine_of(workload: Any, config: Any, at: Any) -> tuple[Callable[..., Any], 
         model = plain_model(add_lora(model, config.ppo.lora, TaskType.CAUSAL_LM, "ppo.lora"))
     model.to(at.device)
     engine = build_engine(config, model, tokenizer, workload.response, at)
-    return engine.generate, model
+    return engine, model
 
 
 def grid(args: argparse.Namespace, device_type: str) -> list[tuple[Any, str]]:
@@ -104,6 +104,8 @@ def grid(args: argparse.Namespace, device_type: str) -> list[tuple[Any, str]]:
     for length, response, batch, engine in itertools.product(
         args.lengths, args.response, args.batch, args.engine
     ):
+        if length == "geometric" and response <= 4:
+            raise UserError(f"--response {response}: geometric lengths need more than 4 tokens.")
         workload = Workload(
             name=f"{args.model} {args.prompt}->{response}",
             policy=args.model,
@@ -162,13 +164,14 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Measure rollouts.")
     parser.add_argument("--model", choices=MODELS, required=True)
     parser.add_argument("--engine", nargs="+", choices=("auto", "graph", "hf"), default=["auto"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[16, 128, 512, 1024])
-    parser.add_argument("--response", nargs="+", type=int, default=[64, 128, 256])
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of every prompt")
+    count = at_least(1)
+    parser.add_argument("--batch", nargs="+", type=count, default=[16, 128, 512, 1024])
+    parser.add_argument("--response", nargs="+", type=count, default=[64, 128, 256])
+    parser.add_argument("--prompt", type=count, default=64, help="tokens of every prompt")
     parser.add_argument("--lengths", nargs="+", choices=("fixed", "geometric"), default=["fixed"])
-    parser.add_argument("--warm-up", type=int, default=3, help="rollouts before, 1 or more")
-    parser.add_argument("--repeats", type=int, default=5, help="rollouts that are measured")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--warm-up", type=count, default=3, help="rollouts before, 1 or more")
+    parser.add_argument("--repeats", type=count, default=5, help="rollouts that are measured")
+    parser.add_argument("--json", type=json_file, help="file to write")
     args, options = parser.parse_known_args(argv)
     write(measure(args, options), args.json)
 

@@ -21,7 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
-from scripts.bench.ppo_step import ENGINES, add_workload_options, workload_from, write
+from scripts.bench.ppo_step import (
+    ENGINES,
+    add_workload_options,
+    at_least,
+    json_file,
+    workload_from,
+    write,
+)
 
 WARM_UP = 20
 """Updates whose seconds are not looked at: compilation, captures and the first buffers."""
@@ -137,8 +144,8 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Time and memory of many updates.")
     add_workload_options(parser)
     parser.add_argument("--engine", choices=ENGINES, default="graph")
-    parser.add_argument("--updates", type=int, default=500)
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--updates", type=at_least(1), default=500, help="100 or more")
+    parser.add_argument("--json", type=json_file, help="file to write")
     args, options = parser.parse_known_args(argv)
     found = measure(args, options)
     print(report(found))

@@ -9,6 +9,7 @@ are copied to docs/performance first. Needs matplotlib (`pip install -e .[plot]`
 import json
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -154,16 +155,20 @@ def _cell(c: Found) -> str:
 
 
 def logprobs(measured: list[Found]) -> str:
-    """A line a way from hidden states to log-probs and back."""
-    rows = []
+    """A table a measurement: a line a way from hidden states to log-probs and back."""
+    parts = []
     for found in measured:
+        rows = []
         for name, c in found["cells"].items():
             times = ("forward_kernel_seconds", "both_kernel_seconds", "both_seconds")
             milliseconds = [number(1e3 * c[time]) if time in c else "" for time in times]
             memory = f"{c['peak_bytes'] / 1e6:,.0f}" if "peak_bytes" in c else ""
             rows.append([name, *milliseconds, memory])
-    head = "way, kernels forward (ms), forward and back (ms), waited for (ms), peak MB"
-    return table(head.split(", "), rows)
+        head = "way, kernels forward (ms), forward and back (ms), waited for (ms), peak MB"
+        what = f"{found['rows']:,} tokens of {found['width']}, vocabulary {found['vocabulary']:,}"
+        on = found["machine"]["hardware"]
+        parts.append(f"{what}, {on}:\n\n{table(head.split(', '), rows)}")
+    return "\n\n".join(parts) or NOTHING
 
 
 def pairs(measured: list[Found]) -> str:
@@ -243,9 +248,7 @@ def load(folder: Path) -> list[Found]:
     """
     measured: list[Found] = []
     for file in sorted(folder.glob("*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("kind") not in (*KINDS, "peer"):
-            raise UserError(f"{file}: not a measurement of scripts/bench; take it out of there.")
+        found = _read(file)
         same = ("kind", "model", "options", "machine")
         others = [f for f in measured if all(f.get(key) == found.get(key) for key in same)]
         if found["kind"] == "rollout" and others:
@@ -253,6 +256,21 @@ def load(folder: Path) -> list[Found]:
         elif found["kind"] in KINDS:
             measured.append(found)
     return measured
+
+
+def _read(file: Path) -> Found:
+    """One measurement; UserError for what is none, or lacks what its table shows."""
+    why = ""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("kind") in (*KINDS, "peer"):
+            render([found], [])
+            return found
+    except json.JSONDecodeError as error:
+        why = f" (line {error.lineno}: {error.msg})"
+    except KeyError as error:
+        why = f" (it has no {error})"
+    raise UserError(f"{file}: not a measurement of scripts/bench{why}; take it out of there.")
 
 
 def main(argv: list[str]) -> None:
@@ -263,6 +281,9 @@ def main(argv: list[str]) -> None:
     source = Path(argv[0]) if argv else kept
     if len(argv) > 1 or not source.is_dir():
         raise UserError(f"usage: python scripts/bench/tables.py [FOLDER]; there is no {source}.")
+    if find_spec("matplotlib") is None:
+        raise UserError("matplotlib is not installed: pip install -e .[plot]")
+    load(source)  # before anything is copied
     kept.mkdir(exist_ok=True)
     if source.resolve() != kept.resolve():
         for file in source.glob("*.json"):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -193,6 +193,17 @@ def stop_geometrically(model: Any, mean_length: float) -> None:
     head.register_forward_hook(hook)
 
 
+OWN = {
+    "ppo.batch_size": "--batch",
+    "ppo.minibatch_size": "--minibatch",
+    "ppo.microbatch_size": "--micro",
+    "ppo.epochs": "--epochs",
+    "ppo.max_new_tokens": "--response",
+    "rollout.engine": "--engine",
+}
+"""The benchmarks' options for keys that a workload sets."""
+
+
 def settings(workload: Workload, engine: str, options: Sequence[str] = ()) -> Config:
     """Stage 3's configuration of the workload, all else at its default; `options` are more words of
     a stage's command line. UserError as there."""
@@ -209,10 +220,13 @@ def settings(workload: Workload, engine: str, options: Sequence[str] = ()) -> Co
     }
     if w.lora and w.precision == "bf16":
         words["model.quantization"] = "bf16"
-    if "rollout" in {field.name for field in fields(Config)}:
-        words["rollout.engine"] = engine
-    elif engine != "hf":
-        raise UserError(f"--engine {engine}: this version has the engine hf alone.")
+    words["rollout.engine"] = engine
+    for option in options:
+        key = option.removeprefix("--").partition("=")[0]
+        if key in words:
+            own = OWN.get(key)
+            instead = f"give {own} in its place" if own else "it is part of the workload"
+            raise UserError(f"--{key} would be measured as what it is not: {instead}.")
     given = [word for key, value in words.items() for word in (f"--{key}", str(value))]
     return parse_config([*given, *options], "scripts/bench", "")
 

@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
-from scripts.bench.ppo_step import ENGINES, write
+from scripts.bench.ppo_step import ENGINES, at_least, json_file, write
 
 BENCH = Path(__file__).resolve().parents[1]
+HOW = "Make it by `pip install --no-deps --target FOLDER trl==1.12.0`."
 
 
 def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -71,13 +72,16 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Measure our PPO step and TRL's in turn.")
     parser.add_argument("--workload", choices=("W1", "W4"), required=True)
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="of ours")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=5, help="measured steps a round and side")
+    count = at_least(1)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--updates", type=count, default=5, help="measured steps a round and side")
     parser.add_argument("--peer-path", help="folder that holds trl==1.12.0")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the peer")
     parser.add_argument("--ours", default="", help="more options of ppo_step.py, one text")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--json", type=json_file, help="file to write")
     args = parser.parse_args(argv)
+    if args.peer_path is not None and not Path(args.peer_path).is_dir():
+        raise UserError(f"--peer-path {args.peer_path}: there is no such folder. {HOW}")
     same = ["--workload", args.workload, "--updates", str(args.updates)]
     us = [sys.executable, str(BENCH / "ppo_step.py"), *same, "--engine", args.engine]
     them = [args.peer_python, str(BENCH / "peers" / "trl_ppo.py"), *same]

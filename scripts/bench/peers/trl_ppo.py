@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
-from scripts.bench.ppo_step import add_workload_options, workload_from, write
+from scripts.bench.ppo_step import add_workload_options, json_file, workload_from, write
 from scripts.experiments.peer_trl import check_release, optimizer_steps, settings
 
 
@@ -184,7 +184,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--updates", type=int, default=6, help="steps that are measured")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--forward-rows", type=int, help="rows TRL generates and scores at once")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--json", type=json_file, help="file to write")
     args = parser.parse_args(argv)
     check_release()
     found = measure(args)

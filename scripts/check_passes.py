@@ -10,6 +10,7 @@ ends with status 1 if it is above TOLERANCE anywhere. Without a GPU
 tests/unit/test_ppo_captured.py replays Python in place of graphs.
 """
 
+import math
 import sys
 from dataclasses import replace
 from itertools import product
@@ -74,12 +75,14 @@ def statistics(passes: str, case: Case) -> list[dict[str, float]]:
 
 
 def difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
-    """The largest of NAMES over the updates, relative to the value (at least 0.01)."""
-    return max(
+    """The largest of NAMES over the updates, relative to the value (at least 0.01); inf where one
+    is no number."""
+    found = [
         abs(x[name] - y[name]) / max(abs(x[name]), 0.01)
         for x, y in zip(a, b, strict=True)
         for name in NAMES
-    )
+    ]
+    return max(found) if all(map(math.isfinite, found)) else math.inf
 
 
 def main(argv: list[str]) -> None:

@@ -7,12 +7,14 @@ Needs matplotlib (`pip install -e .[plot]`).
 
 import argparse
 import json
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib as mpl
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain script
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from cores.errors import UserError
+from cores.runtime.cli import guarded
 
 PANELS = {
     "score": "score (calibrated reward)",
@@ -25,6 +27,11 @@ INK, LINE = "#333333", "#2a6f97"
 
 def draw(metrics: Path, out: Path, title: str) -> None:
     """Write a picture of the metrics file `metrics` to `out`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     steps = [row["step"] for row in rows]
     figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 2.9), constrained_layout=True)
@@ -39,15 +46,19 @@ def draw(metrics: Path, out: Path, title: str) -> None:
     figure.savefig(out, dpi=110)
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Draw a PPO run.")
     parser.add_argument("metrics", type=Path, help="metrics.jsonl of a ppo folder")
     parser.add_argument("out", type=Path, help="picture to write, .png or .svg")
     parser.add_argument("--title", default="PPO", help="line above the picture")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if not arguments.metrics.is_file():
+        raise UserError(f"{arguments.metrics}: there is no such file.")
+    if find_spec("matplotlib") is None:
+        raise UserError("matplotlib is not installed: pip install -e .[plot]")
     draw(arguments.metrics, arguments.out, arguments.title)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -57,11 +57,13 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_known_optimum_is_reached(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "engine"), [("gpt2", "graph"), ("llama", "graph"), ("gpt2", "hf")]
+)
+def test_a_known_optimum_is_reached(kind: str, engine: str) -> None:
     """Invariant 32: the reward is the number of times one token occurs; the best reply is nothing
     but that token, and training finds it."""
-    before, after = run(kind, CountReward(WANTED))
+    before, after = run(kind, CountReward(WANTED), engine=engine)
     assert mean(before.scores) < 0.4
     assert mean(after.scores) > 0.95 * LENGTH
 

@@ -22,6 +22,7 @@ from cores.ppo.stats import describe
 from cores.rl import kl_estimate
 
 ADAPTERS = [0, 4]
+ENGINES = ["auto", "hf"]
 
 
 def trainer_with(kind: str, rank: int, **ppo: Any) -> Any:
@@ -37,12 +38,14 @@ def base_bytes(model: Any) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("rank", ADAPTERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_first_minibatch_has_ratio_one(kind: str, rank: int) -> None:
+def test_the_first_minibatch_has_ratio_one(kind: str, rank: int, engine: str) -> None:
     """Invariant 9: ratio 1, clip fraction 0, approximate KL 0 in the first minibatch, whatever
     the micro-batches of scoring and updating are."""
-    trainer = trainer_with(kind, rank, microbatch_size=3, minibatch_size=2, batch_size=4)
+    sizes = {"microbatch_size": 3, "minibatch_size": 2, "batch_size": 4}
+    trainer = trainer_with(kind, rank, engine=engine, **sizes)
     torch.manual_seed(0)
     scored = trainer.score(trainer.rollout(PROMPTS))
     stats = trainer.optimize(trainer.estimate(scored), torch.tensor([3, 1]))
@@ -55,12 +58,12 @@ def test_the_first_minibatch_has_ratio_one(kind: str, rank: int) -> None:
     assert second["approx_kl"] > 1e-9  # the first step moved the policy
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_learning_rate_the_ratio_stays_one(kind: str) -> None:
+def test_without_a_learning_rate_the_ratio_stays_one(kind: str, engine: str) -> None:
     """Invariant 9: with lr = 0 it is 1 in all epochs, and no weight moves."""
-    trainer = make_trainer(
-        kind, actor_learning_rate=0.0, critic_learning_rate=0.0, epochs=3, minibatch_size=2
-    )
+    still = {"actor_learning_rate": 0.0, "critic_learning_rate": 0.0}
+    trainer = make_trainer(kind, engine=engine, epochs=3, minibatch_size=2, **still)
     before = parameters(trainer.roles.actor.module), parameters(trainer.roles.critic.module)
     torch.manual_seed(0)
     experience = trainer.estimate(trainer.score(trainer.rollout(PROMPTS)))

@@ -9,6 +9,7 @@ are copied to docs/performance first. Needs matplotlib (`pip install -e .[plot]`
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.bench.steady import FORMS, SETTLED, fifths, settled
+from scripts.bench.workloads import WORKLOADS
 from scripts.pages import fill
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOTHING = "Not measured yet."
+SIZES = ("minibatch", "micro", "epochs")
+"""Of a workload, named where they are not the usual ones."""
 Found = dict[str, Any]
 
 
@@ -56,7 +60,9 @@ def label(found: Found) -> str:
         lengths = f"~{found['mean_length']:.0f} of {w['response']}"
         response = w["response"] if w["mean_length"] is None else lengths
         name += f", {w['batch']} x {w['prompt']} -> {response}"
-    return ", ".join([name, engine_of(found), *_given(found)])
+    usual = asdict(WORKLOADS[w["name"]])
+    other = [f"{what} {w[what]}" for what in SIZES if w.get(what, usual[what]) != usual[what]]
+    return ", ".join([name, engine_of(found), *other, *_given(found)])
 
 
 def _given(found: Found) -> list[str]:

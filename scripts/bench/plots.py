@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.labels import engine_of, floor_of, label
 from scripts.bench.steady import WARM_UP
-from scripts.bench.tables import engine_of, floor_of, label
 
 INK = "#333333"
 COLOURS = ("#2a6f97", "#c8553d", "#588157", "#8d6a9f", "#d4a373", "#6c757d")

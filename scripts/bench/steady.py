@@ -124,7 +124,7 @@ def settled(numbers: list[int]) -> tuple[int, int]:
 
 def report(found: Found) -> str:
     """The figures on the screen."""
-    from scripts.bench.tables import label
+    from scripts.bench.labels import label
 
     updates = found["updates"]
     first, last = fifths(updates["seconds"])

@@ -9,7 +9,6 @@ are copied to docs/performance first. Needs matplotlib (`pip install -e .[plot]`
 import json
 import shutil
 import sys
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
+from scripts.bench.labels import Found, floor_of, given, label
 from scripts.bench.steady import FORMS, SETTLED, fifths, settled
-from scripts.bench.workloads import WORKLOADS
 from scripts.pages import fill
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOTHING = "Not measured yet."
-SIZES = ("minibatch", "micro", "epochs")
-"""Of a workload, named where they are not the usual ones."""
-Found = dict[str, Any]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -45,34 +41,6 @@ def number(value: float) -> str:
 def gigabytes(value: float) -> str:
     """10^9 bytes."""
     return f"{value / 1e9:.1f}"
-
-
-def floor_of(found: Found, kind: str = "overlapped") -> float:
-    """Seconds of the whole step's floor."""
-    return sum(floor[kind] for floor in found["floors"].values())
-
-
-def label(found: Found) -> str:
-    """W1, or what differs from it; the engine, and options beyond the workload's."""
-    w = found["workload"]
-    name = w["name"]
-    if not found["standard"]:
-        lengths = f"~{found['mean_length']:.0f} of {w['response']}"
-        response = w["response"] if w["mean_length"] is None else lengths
-        name += f", {w['batch']} x {w['prompt']} -> {response}"
-    usual = asdict(WORKLOADS[w["name"]])
-    other = [f"{what} {w[what]}" for what in SIZES if w.get(what, usual[what]) != usual[what]]
-    return ", ".join([name, engine_of(found), *other, *_given(found)])
-
-
-def _given(found: Found) -> list[str]:
-    """Options beyond the workload's own."""
-    return [f"`{' '.join(found['options'])}`"] if found["options"] else []
-
-
-def engine_of(found: Found) -> str:
-    """As `rollout.engine` names it; `auto` has chosen one."""
-    return str(found["engine"]).removesuffix("Engine").lower()
 
 
 def machines(measured: list[Found]) -> str:
@@ -148,7 +116,7 @@ def rollouts(measured: list[Found]) -> str:
             for key, cells in lines.items()
         ]
         heads = [f"{e}: tokens/s (times the floor; first call s)" for e in engines]
-        name = ", ".join([found["model"], *_given(found)])
+        name = ", ".join([found["model"], *given(found)])
         parts.append(f"{name}:\n\n{table(['tokens', 'lengths', 'batch', *heads], rows)}")
     return "\n\n".join(parts) or NOTHING
 

@@ -50,9 +50,8 @@ def build_engine(
         text_matcher=text_matcher(ppo, tokenizer),
     )
     if ppo.passes == "captured" and isinstance(engine, GraphEngine):
-        engine.keeps = (
-            inf  # captured passes hold memory of their own, and would not take what is lent
-        )
+        # Captured passes hold memory of their own, and would not take what is lent.
+        engine.keeps = inf
     return engine
 
 

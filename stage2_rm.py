@@ -20,8 +20,9 @@ def main(argv: list[str]) -> None:
     from cores.ppo.run import check_sampling
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
+    from cores.runtime.parents import load_parents, parent_facts
     from cores.runtime.sharding import zero_stage
-    from cores.runtime.stage import StageFolder, load_parents, parent_facts
+    from cores.runtime.stage import StageFolder
     from cores.training.calibration import calibration_prompts, policy_engine
     from cores.training.reward import accuracy, calibrate, init_head, train_reward
 

@@ -29,8 +29,9 @@ def main(argv: list[str]) -> None:
     )
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
+    from cores.runtime.parents import load_parents, parent_facts, stale_parents
     from cores.runtime.sharding import zero_stage
-    from cores.runtime.stage import StageFolder, load_parents, parent_facts, stale_parents
+    from cores.runtime.stage import StageFolder
 
     run = launch(config)
     check_batches(config.ppo, run, "ppo")

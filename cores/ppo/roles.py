@@ -21,8 +21,8 @@ from cores.ppo.accelerators import ACTOR, CRITIC, accelerators
 from cores.ppo.trained import TrainedRole
 from cores.rollout import stop_ids
 from cores.runtime.launch import Launch
+from cores.runtime.parents import Parent
 from cores.runtime.sharding import shard_frozen, zero_stage
-from cores.runtime.stage import Parent
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
 from cores.ppo.run import build_trainer
 from cores.runtime.launch import Launch
-from cores.runtime.stage import Parent
+from cores.runtime.parents import Parent
 
 Shapes = dict[str, PretrainedConfig]
 SHAPES: Shapes = {

@@ -16,7 +16,7 @@ from cores.ppo.prompts import share
 from cores.ppo.run import build_trainer, check_options, save_roles
 from cores.rollout import Rollout, response_mask
 from cores.runtime.launch import Launch
-from cores.runtime.stage import Parent
+from cores.runtime.parents import Parent
 
 WIDTH = 7
 PROMPTS = [[10 + i, 11 + 2 * i, *range(20, 21 + i % 3)] for i in range(8)]

@@ -34,7 +34,7 @@ from cores.models.quantization import check_quantization
 from cores.models.vocabulary import rounded
 from cores.ppo import build_roles
 from cores.ppo.run import build_trainer
-from cores.runtime.stage import Parent
+from cores.runtime.parents import Parent
 
 WAYS = ("8bit", "4bit")
 WIDE: dict[str, dict[str, int]] = {

@@ -31,7 +31,7 @@ from cores.ppo import PPOTrainer, Roles, Scored, build_roles
 from cores.ppo.run import build_trainer
 from cores.rollout import Rollout
 from cores.runtime.launch import Launch
-from cores.runtime.stage import Parent
+from cores.runtime.parents import Parent
 
 KINDS = ("gpt2", "llama")
 PAD, EOS, WORDS, ROWS = 0, 1, 60, 64

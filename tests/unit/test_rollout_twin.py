@@ -30,7 +30,7 @@ from cores.ppo.run import build_trainer
 from cores.rollout import Rollout
 from cores.rollout.cache import StaticCache
 from cores.rollout.twin import Twin
-from cores.runtime.stage import Parent
+from cores.runtime.parents import Parent
 
 
 def gap(trainer: Any) -> float:

@@ -1,44 +1,27 @@
-"""Stage folders, parents, fingerprints and metrics."""
+"""Stage folders, fingerprints and metrics."""
 
 import copy
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from _models import LAUNCH, causal, toy_tokenizer
+from _stages import config, facts, write
 from accelerate import PartialState
 
-from cores.config import Config, LoggingSection, RoleTemplate, TemplateSection
+from cores.config import Config, LoggingSection
 from cores.errors import UserError
 from cores.models import load_policy, load_tokenizer, save_model
 from cores.runtime.fingerprint import model_files, sha256_file, tokenizer_fingerprint
 from cores.runtime.launch import Launch
 from cores.runtime.metrics import Metrics
-from cores.runtime.stage import StageFolder, load_parents, parent_facts
+from cores.runtime.parents import load_parents
+from cores.runtime.stage import StageFolder
 
 OTHER_RANK = Launch(1, 2, torch.device("cpu"), "fp32")
-
-
-def config(root: Path, **changes: Any) -> Config:
-    return replace(Config(output_dir=str(root)), **changes)
-
-
-def facts(**changes: Any) -> dict[str, Any]:
-    return {"tokenizer": "t" * 64, "vocab_size": 64, "data": {}, "parents": {}, **changes}
-
-
-def write(root: Path, stage: str, text: str = "weights", **changes: Any) -> Path:
-    """A finished stage with one file of weights."""
-    folder = StageFolder(config(root, overwrite=True), stage, LAUNCH, 0.0)
-    with folder:
-        (folder.path / "model.safetensors").write_text(text)
-        (folder.path / "config.json").write_text("{}")
-        folder.finish(facts(**changes))
-    return root / stage
 
 
 def fail(made: Config, error: BaseException) -> None:
@@ -147,81 +130,6 @@ def test_home_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     written = write(Path("~/run"), "sft")
     assert written.expanduser().is_dir()
     assert load_parents(config(Path("~/run")), ["sft"])["sft"].folder == tmp_path / "run" / "sft"
-
-
-def test_all_missing_parents_are_named(tmp_path: Path) -> None:
-    """Invariant 30: both at once, with the scripts that make them; a folder without stage.json is
-    not finished."""
-    (tmp_path / "sft").mkdir()
-    with pytest.raises(UserError) as error:
-        load_parents(config(tmp_path), ["sft", "reward"])
-    for part in (tmp_path / "sft", tmp_path / "reward", "stage1_sft.py", "stage2_rm.py"):
-        assert str(part) in str(error.value)
-    write(tmp_path, "sft")
-    with pytest.raises(UserError) as error:
-        load_parents(config(tmp_path), ["sft", "reward"])
-    assert "stage1_sft.py" not in str(error.value)
-    assert "stage2_rm.py" in str(error.value)
-
-
-def test_parents_that_fit(tmp_path: Path) -> None:
-    """Invariant 30: what stage.json then keeps of them."""
-    for stage in ("sft", "reward"):
-        write(tmp_path, stage, stage)
-    found = load_parents(config(tmp_path), ["sft", "reward"])
-    kept = parent_facts(found)
-    for stage in ("sft", "reward"):
-        assert found[stage].folder == tmp_path / stage
-        assert kept[stage] == {
-            "folder": str(tmp_path / stage),
-            "files": model_files(tmp_path / stage),
-        }
-
-
-@pytest.mark.parametrize("damage", ["changed", "removed", "record", "no key", "no text"])
-def test_a_damaged_parent_is_refused(damage: str, tmp_path: Path) -> None:
-    """Invariant 30: an edited or missing file and a broken stage.json, each by its path."""
-    folder = write(tmp_path, "sft")
-    wrong, says = folder / "model.safetensors", "checkpoint is damaged"
-    if damage == "changed":
-        wrong.write_text("weightS")
-    elif damage == "removed":
-        wrong.unlink()
-    else:
-        wrong, says = folder / "stage.json", "damaged"
-        text = {"record": b'{"files":', "no key": b'{"files": {}}', "no text": b"\xff\xfe\x00"}
-        wrong.write_bytes(text[damage])
-    with pytest.raises(UserError) as error:
-        load_parents(config(tmp_path), ["sft"])
-    assert str(wrong) in str(error.value)
-    assert says in str(error.value)
-    assert "stage1_sft.py again with --overwrite" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [({"tokenizer": "u" * 64}, "tokenizer"), ({"vocab_size": 65}, "vocabulary size")],
-)
-def test_parents_that_do_not_fit_each_other(
-    change: dict[str, Any], says: str, tmp_path: Path
-) -> None:
-    """Invariant 30: a reward model with another tokenizer or vocabulary would score other text."""
-    write(tmp_path, "sft")
-    write(tmp_path, "reward", **change)
-    with pytest.raises(UserError, match=f"its {says} .* is not that of"):
-        load_parents(config(tmp_path), ["sft", "reward"])
-
-
-def test_a_parent_trained_with_another_template(tmp_path: Path) -> None:
-    """Invariant 30: the key that differs is named."""
-    write(tmp_path, "sft")
-    load_parents(config(tmp_path), ["sft"])
-    other = TemplateSection(kind="roles", user=RoleTemplate("User: ", "\n"))
-    with pytest.raises(UserError, match=r"template\.kind: 'roles' here"):
-        load_parents(config(tmp_path, template=other), ["sft"])
-    other = TemplateSection(system_prompt="Be kind.")
-    with pytest.raises(UserError, match=r"template\.system_prompt: 'Be kind\.' here"):
-        load_parents(config(tmp_path, template=other), ["sft"])
 
 
 def test_fingerprints_notice_what_matters(tmp_path: Path) -> None:

@@ -13,59 +13,52 @@ def main(argv: list[str]) -> None:
     config = parse_config(argv, "stage1_sft.py", "Stage 1: supervised fine-tuning.")
 
     # Heavy imports come after the arguments are known to be right.
-    from peft import TaskType
-
     from cores.data import sft_data, show
-    from cores.models import add_lora, load_tokenizer, save_model, settle_pad_token
-    from cores.models.loading import check_length, load_base, load_config, scalar_problem
+    from cores.models import load_tokenizer, save_model, settle_pad_token
+    from cores.models.loading import check_length, load_config, scalar_problem
     from cores.models.packing import check_packing
     from cores.models.quantization import check_quantization
     from cores.models.vocabulary import check_cap
+    from cores.run import StageRun
     from cores.runtime.fingerprint import base_facts, tokenizer_fingerprint
     from cores.runtime.hub import cache_if_unreachable
     from cores.runtime.launch import check_batches, launch
-    from cores.runtime.sharding import zero_stage
-    from cores.runtime.stage import StageFolder
-    from cores.training.sft import train_and_judge
+    from cores.training.sft import sft_model, train_and_judge
 
-    run = launch(config)
-    check_batches(config.sft, run, "sft")
-    folder = StageFolder(config, "sft", run, started)
-    if not config.data.inspect:
-        folder.check()
-    check_quantization(config.model, config.sft.lora, "sft.lora", zero_stage(), run.device)
-    cache_if_unreachable(config.model.path)
-    base = load_config(config.model.path)
-    check_length(base, config.sft.max_length, "sft.max_length")
-    check_cap(base)
-    tokenizer = load_tokenizer(config.model.path)
-    note = settle_pad_token(tokenizer, config.model.pad_token)
-    data = sft_data(config, tokenizer)
-    if config.data.inspect:
-        return run.once(show, data, tokenizer, config.data.inspect)
-    run.say("\n".join(data.report.lines() + ([note] if note else [])))
-    if problem := scalar_problem(base):
-        run.say(f"note: {problem}")
+    here = launch(config)
+    check_batches(config.sft, here, "sft")
+    with StageRun(config, "sft", here, started) as run:
+        if not config.data.inspect:
+            run.claim()
+        stage, lora = here.sharding.stage, config.sft.lora
+        check_quantization(config.model, lora, "sft.lora", stage, here.device)
+        cache_if_unreachable(config.model.path)
+        base = load_config(config.model.path)
+        check_length(base, config.sft.max_length, "sft.max_length")
+        check_cap(base)
+        tokenizer = load_tokenizer(config.model.path)
+        note = settle_pad_token(tokenizer, config.model.pad_token)
+        data = sft_data(config, tokenizer)
+        if config.data.inspect:
+            return here.once(show, data, tokenizer, config.data.inspect)
+        here.say("\n".join(data.report.lines() + ([note] if note else [])))
+        if problem := scalar_problem(base):
+            here.say(f"note: {problem}")
 
-    model: Any = load_base(config.model.path, tokenizer, frozen=config.model)
-    if config.sft.packing:
-        check_packing(model)
-    trained: Any = model
-    if config.sft.lora.rank:
-        trained = add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
-
-    with folder:
-        pad_id = tokenizer.pad_token_id
-        trained, metrics = train_and_judge(config, trained, data, pad_id, folder, run)
-        run.once(save_model, trained, tokenizer, folder.path, config.sft.lora.merge)
+        model: Any = sft_model(config, tokenizer)
+        if config.sft.packing:
+            check_packing(model)
+        parents = {"base": base_facts(config.model.path, model)}
+        run.begin({"parents": parents, "data": data.report.to_json()})
+        trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.vocab_size,
             "data": data.report.to_json(),
-            "parents": {"base": base_facts(config.model.path, model)},
+            "parents": parents,
             "metrics": metrics,
         }
-        folder.finish(facts)
+        run.finish(lambda to: here.once(save_model, trained, tokenizer, to, lora.merge), facts)
 
 
 if __name__ == "__main__":

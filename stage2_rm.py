@@ -18,47 +18,46 @@ def main(argv: list[str]) -> None:
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.quantization import check_quantization
     from cores.ppo.run import check_sampling
+    from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.parents import load_parents, parent_facts
-    from cores.runtime.sharding import zero_stage
-    from cores.runtime.stage import StageFolder
-    from cores.training.calibration import calibration_prompts, policy_engine
+    from cores.training.calibration import calibration_prompts, policy_engine, reply_tokens
     from cores.training.reward import accuracy, calibrate, init_head, train_reward
 
-    run = launch(config)
-    check_batches(config.reward, run, "reward")
-    folder = StageFolder(config, "reward", run, started)
-    if not config.data.inspect:
-        folder.check()
-    check_quantization(config.model, config.reward.lora, "reward.lora", zero_stage(), run.device)
-    parents = load_parents(config, ["sft"])
-    model_config = load_config(sft := parents["sft"].folder)
-    check_scalar(model_config)
-    check_length(model_config, config.reward.max_length, "reward.max_length")
-    tokenizer = load_tokenizer(sft)
-    check_sampling(config, tokenizer, model_config, run.device)  # calibration does as stage 3
-    data = preference_data(config, tokenizer)
-    if config.data.inspect:
-        return run.once(show, data, tokenizer, config.data.inspect)
-    run.say("\n".join(data.report.lines()))
-    prompts = calibration_prompts(config, data.train, model_config)
+    here = launch(config)
+    check_batches(config.reward, here, "reward")
+    with StageRun(config, "reward", here, started) as run:
+        if not config.data.inspect:
+            run.claim()
+        stage, lora = here.sharding.stage, config.reward.lora
+        check_quantization(config.model, lora, "reward.lora", stage, here.device)
+        parents = load_parents(config, ["sft"])
+        model_config = load_config(sft := parents["sft"].folder)
+        check_scalar(model_config)
+        check_length(model_config, config.reward.max_length, "reward.max_length")
+        tokenizer = load_tokenizer(sft)
+        check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
+        data = preference_data(config, tokenizer)
+        if config.data.inspect:
+            return here.once(show, data, tokenizer, config.data.inspect)
+        here.say("\n".join(data.report.lines()))
+        prompts = calibration_prompts(config, data.train, model_config)
 
-    model: Any = load_scalar(sft, frozen=config.model, num_labels=1)
-    init_head(model)
-    pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
-    with folder:
-        trained = train_reward(config, model, data.train, tokenizer, folder, run)
+        model: Any = load_scalar(sft, frozen=config.model, num_labels=1)
+        init_head(model, config.seed)
+        run.begin({"parents": parent_facts(parents), "data": data.report.to_json()})
+        trained = train_reward(config, model, data.train, tokenizer, run)
         reward = ScalarModel(trained)
-        result = accuracy(reward, data.test, pad_id, rows, run)
+        pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
+        result = accuracy(reward, data.test, pad_id, rows, here)
         if data.test:
-            run.say(
+            here.say(
                 f"held-out accuracy {result['accuracy']:.3f} on {result['pairs']} pairs "
                 f"(the longer reply wins: {result['accuracy_longer']:.3f})"
             )
-        engine = policy_engine(config, sft, tokenizer, run)
-        scale = calibrate(reward, engine, prompts, pad_id, rows, run)
-        run.once(save_model, trained, tokenizer, folder.path, config.reward.lora.merge)
+        engine, tokens = policy_engine(config, sft, tokenizer, here), reply_tokens(config)
+        scale = calibrate(reward, engine, prompts, pad_id, rows, here, config.seed, tokens)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.vocab_size,
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> None:
             "reward_mean": scale["reward_mean"],
             "metrics": {**result, "calibration": scale},
         }
-        folder.finish(facts)
+        run.finish(lambda to: here.once(save_model, trained, tokenizer, to, lora.merge), facts)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ def main(argv: list[str]) -> None:
     from cores.models.loading import load_config
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
-    from cores.ppo.rewards import function_files, load_functions
     from cores.ppo.run import (
         build_trainer,
         check_model,
@@ -27,46 +26,51 @@ def main(argv: list[str]) -> None:
         save_roles,
         train,
     )
+    from cores.rewards import load_functions
+    from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.parents import load_parents, parent_facts, stale_parents
-    from cores.runtime.sharding import zero_stage
-    from cores.runtime.stage import StageFolder
 
-    run = launch(config)
-    check_batches(config.ppo, run, "ppo")
-    folder = StageFolder(config, "ppo", run, started)
-    if not config.data.inspect:
-        folder.check()
-    check_quantization(config.model, config.ppo.lora, "ppo.lora", zero_stage(), run.device)
-    functions = load_functions(config.ppo.rewards)
-    parents = load_parents(config, needed_stages(config))
-    model_config = load_config(parents["sft"].folder)
-    check_model(config, model_config)
-    tokenizer = load_tokenizer(parents["sft"].folder)
-    check_sampling(config, tokenizer, model_config, run.device)
-    data = prompt_data(config, tokenizer)
-    if config.data.inspect:
-        return run.once(show, data, tokenizer, config.data.inspect)
-    ptx = ptx_data(config, tokenizer)
-    reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
-    lines = [line for report in reports.values() for line in report.lines()]
-    run.say("\n".join([*lines, *stale_parents(parents)]))
+    here = launch(config)
+    check_batches(config.ppo, here, "ppo")
+    with StageRun(config, "ppo", here, started) as run:
+        if not config.data.inspect:
+            run.claim()
+        stage, lora = here.sharding.stage, config.ppo.lora
+        check_quantization(config.model, lora, "ppo.lora", stage, here.device)
+        if config.faults.nonfinite == "skip":
+            here.sharding.check_skips()
+        parents = load_parents(config, needed_stages(config))
+        model_config = load_config(parents["sft"].folder)
+        check_model(config, model_config)
+        tokenizer = load_tokenizer(parents["sft"].folder)
+        check_sampling(config, tokenizer, model_config, here.device)
+        functions = load_functions(config.ppo.rewards)
+        data = prompt_data(config, tokenizer)
+        if config.data.inspect:
+            return here.once(show, data, tokenizer, config.data.inspect)
+        ptx = ptx_data(config, tokenizer)
+        reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
+        lines = [line for report in reports.values() for line in report.lines()]
+        here.say("\n".join([*lines, *stale_parents(parents)]))
 
-    roles = build_roles(config, tokenizer, parents, run)
-    with folder:
-        trainer = build_trainer(config, roles, tokenizer, run, functions, ptx.train if ptx else ())
-        metrics = train(config, trainer, data, tokenizer, folder)
-        save_roles(config, roles, tokenizer, folder.path, run)
+        depends = {
+            **{name: report.to_json() for name, report in reports.items()},
+            "reward_files": functions.files,
+            "parents": parent_facts(parents),
+        }
+        roles = build_roles(config, tokenizer, parents, here, run.resumed)
+        run.begin(depends)
+        rows = ptx.train if ptx else ()
+        trainer = build_trainer(config, roles, tokenizer, here, functions, rows)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model_config.vocab_size,
-            **{name: report.to_json() for name, report in reports.items()},
-            "reward_files": function_files(config.ppo.rewards),
-            "parents": parent_facts(parents),
-            "metrics": metrics,
+            **depends,
+            "metrics": train(config, trainer, data, tokenizer, run),
         }
-        folder.finish(facts)
+        run.finish(lambda to: save_roles(config, roles, tokenizer, to), facts)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ ones, and whoever seeds torch, numpy or `random` in between changes none. By cou
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -36,10 +37,11 @@ def uniforms(
     return torch.from_numpy(drawn[:, :width])
 
 
-def permutation(count: int, seed: int, purpose: str, *position: int) -> list[int]:
+@lru_cache(maxsize=8)
+def permutation(count: int, seed: int, purpose: str, *position: int) -> tuple[int, ...]:
     """0 .. count - 1 in a random order."""
     bits = np.random.Philox(key=key(seed, purpose, *position))
-    return np.random.Generator(bits).permutation(count).tolist()
+    return tuple(np.random.Generator(bits).permutation(count).tolist())
 
 
 def in_epochs(count: int, start: int, size: int, seed: int, purpose: str) -> list[int]:

@@ -1,5 +1,6 @@
 """Configuration of all three stages: one YAML file, one tree of frozen dataclasses."""
 
+from cores.config.checkpoint import CheckpointSection, FaultsSection
 from cores.config.lora import LoraSection
 from cores.config.parse import parse_config, plain
 from cores.config.ppo import AdamSection, CoatiSection, PPOSection
@@ -17,9 +18,11 @@ from cores.config.sources import DataSection, SourceSection
 
 __all__ = [
     "AdamSection",
+    "CheckpointSection",
     "CoatiSection",
     "Config",
     "DataSection",
+    "FaultsSection",
     "LoggingSection",
     "LoraSection",
     "ModelSection",

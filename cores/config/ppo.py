@@ -186,6 +186,12 @@ class PPOSection:
     eval_prompts: int = 128
     """Held-out prompts on which score and KL are measured before and after. 0: no
     evaluation."""
+    eval_every: int = 0
+    """Updates between evaluations on the held-out prompts, besides before and after; each is a row
+    of evaluations.jsonl. 0: none in between."""
+    keep_best: Optional[float] = None
+    """With eval_every: the policy with the best held-out score among those whose KL is at most this
+    (nats a reply) stays as ppo/weights/best. None: none is kept."""
     sample_every: int = 10
     """Updates between the sample replies written to samples.jsonl. 0: none."""
     lora: LoraSection = field(default_factory=LoraSection)

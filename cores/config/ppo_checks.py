@@ -154,6 +154,8 @@ def _unused(ppo: PPOSection) -> Iterator[Problem]:
         "kl_horizon": ppo.kl_target is not None,
         "ptx_mix": ppo.ptx_coef > 0,
         "rollout_cap": ppo.rollout_correction != "none",
+        "keep_best": ppo.eval_every > 0 and ppo.eval_prompts > 0,
+        "eval_every": ppo.eval_prompts > 0,
     }
     for key, has_effect in used.items():
         if not has_effect and getattr(ppo, key) != getattr(default, key):

@@ -6,6 +6,7 @@ Imports nothing heavy: `--help` and argument errors must answer before torch is 
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+from cores.config.checkpoint import CheckpointSection, FaultsSection
 from cores.config.lora import LoraSection
 from cores.config.ppo import PPOSection
 from cores.config.sources import DataSection
@@ -157,7 +158,11 @@ class Config:
     seed: int = 0
     """Seeds data order, dropout, heads and sampling."""
     overwrite: bool = False
-    """Replace the stage's folder if it exists; off, so that nothing trained is lost by mistake."""
+    """Replace the finished stage once the new one is whole; off, so that nothing trained is lost by
+    mistake."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on with an unfinished run of the stage, which needs the same options. never: remove
+    it and begin anew."""
     model: ModelSection = field(default_factory=ModelSection)
     """Base model."""
     template: TemplateSection = field(default_factory=TemplateSection)
@@ -174,3 +179,7 @@ class Config:
     """Sampling."""
     logging: LoggingSection = field(default_factory=LoggingSection)
     """Logging."""
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    """What an unfinished run keeps."""
+    faults: FaultsSection = field(default_factory=FaultsSection)
+    """What happens when numbers go bad."""

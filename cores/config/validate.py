@@ -16,17 +16,20 @@ sft.max_grad_norm reward.epochs reward.learning_rate reward.batch_size reward.mi
 reward.max_length reward.max_grad_norm ppo.updates ppo.batch_size ppo.minibatch_size
 ppo.microbatch_size ppo.epochs ppo.max_prompt_length ppo.max_new_tokens ppo.temperature
 ppo.actor_learning_rate ppo.critic_learning_rate ppo.max_grad_norm ppo.clip ppo.value_clip
-ppo.actor_adam.eps ppo.critic_adam.eps ppo.kl_horizon ppo.samples_per_prompt""".split()
+ppo.actor_adam.eps ppo.critic_adam.eps ppo.kl_horizon ppo.samples_per_prompt
+checkpoint.keep""".split()
 NOT_NEGATIVE = """seed data.inspect sft.weight_decay sft.lora.rank reward.weight_decay
 reward.center_coef reward.lora.rank ppo.actor_adam.weight_decay ppo.critic_adam.weight_decay
 ppo.min_new_tokens ppo.critic_warmup ppo.entropy_coef ppo.ptx_coef ppo.length_penalty
-ppo.kl_coef ppo.missing_eos_penalty ppo.reward_clip ppo.eval_prompts ppo.sample_every
-ppo.lora.rank""".split()
+ppo.kl_coef ppo.missing_eos_penalty ppo.reward_clip ppo.eval_prompts ppo.eval_every
+ppo.sample_every
+ppo.lora.rank checkpoint.keep_weights faults.max_skips""".split()
 SHARES = """sft.warmup_ratio sft.lora.dropout reward.warmup_ratio reward.lora.dropout
 ppo.warmup_ratio ppo.gamma ppo.lam""".split()
 POSITIVE_IF_SET = """data.sft.limit data.preference.limit data.prompts.limit sft.max_steps
-reward.calibration_tokens reward.max_steps ppo.kl_target ppo.early_stop_kl ppo.clip_high
-ppo.microbatch_tokens""".split()
+reward.calibration_tokens reward.max_steps ppo.keep_best ppo.kl_target ppo.early_stop_kl ppo.clip_high
+ppo.microbatch_tokens checkpoint.every_steps checkpoint.every_minutes
+checkpoint.stop_after_minutes""".split()
 
 
 def value_of(config: Config, key: str) -> Any:

@@ -1,20 +1,20 @@
 """Proximal policy optimization: what is trained, one type that travels, and the trainer."""
 
-from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.roles import Roles, build_roles
+from cores.ppo.score import Scorer
+from cores.ppo.state import PPOState
 from cores.ppo.trained import TrainedRole
 from cores.ppo.trainer import PPOTrainer
 
 __all__ = [
-    "Evaluation",
     "Experience",
+    "PPOState",
     "PPOTrainer",
     "Roles",
     "Scored",
+    "Scorer",
     "TrainedRole",
     "build_roles",
-    "evaluate",
     "gather_rows",
-    "sample_pairs",
 ]

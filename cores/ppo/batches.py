@@ -4,6 +4,7 @@ Decided on the host from lengths that are read once, so that the device is never
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,11 +51,21 @@ def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) ->
     return parts
 
 
-def for_scoring(lengths: Lengths, ppo: PPOSection) -> list[list[int]]:
+def room(ppo: PPOSection, halved: bool) -> tuple[int, int | None]:
+    """Rows and, where they decide, tokens of a micro-batch."""
+    size, tokens = ppo.microbatch_size, ppo.microbatch_tokens
+    if not halved:
+        return size, tokens
+    return max(1, size // 2), None if tokens is None else tokens // 2
+
+
+def for_scoring(lengths: Lengths, ppo: PPOSection, halved: bool = False) -> list[list[int]]:
     """All rows, the longest first, in parts for a forward pass without a backward one."""
-    tokens = None if ppo.microbatch_tokens is None else FORWARD_FACTOR * ppo.microbatch_tokens
+    size, tokens = room(ppo, halved)
     rows = by_length(range(len(lengths)), lengths)
-    return cut(rows, lengths, FORWARD_FACTOR * ppo.microbatch_size, tokens)
+    return cut(
+        rows, lengths, FORWARD_FACTOR * size, None if tokens is None else FORWARD_FACTOR * tokens
+    )
 
 
 def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
@@ -83,6 +94,12 @@ def shared(
     ranks = [cut(ordered[rank::world], lengths, size, tokens) for rank in range(world)]
     most = max(map(len, ranks))
     return [in_parts(parts, most) for parts in ranks]
+
+
+def share(batch: list[Any], rank: int, world: int) -> list[Any]:
+    """Rank `rank`'s consecutive part of `batch`, whose length `world` divides."""
+    size = len(batch) // world
+    return batch[rank * size : (rank + 1) * size]
 
 
 def on_device(rows: Sequence[int], device: torch.device) -> Tensor:

@@ -78,17 +78,16 @@ class Scored:
         are rounded up to multiples of `widths`."""
         return widened(lengths, widths) if self.padded else lengths
 
-    def select(self: S, rows: Sequence[int] | Tensor, trim: bool = True, widths: int = 1) -> S:
-        """The given rows; with `trim` as wide as the longest prompt and response `as_selected`."""
+    def select(self: S, rows: Sequence[int] | Tensor, widths: int = 1) -> S:
+        """The given rows, as wide as the longest prompt and response `as_selected`."""
         numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
         index = on_device(numbers, self.ids.device)
         taken = {name: column[index] for name, column in columns(self).items()}
         lengths = [self.lengths[i] for i in numbers]
-        if trim:
-            prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
-            width = self.response_mask.shape[1]
-            left = max(1, *prompts) - (self.mask.shape[1] - width)
-            taken = _fitted(taken, left, max(1, *responses) - width)
+        prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
+        width = self.response_mask.shape[1]
+        left = max(1, *prompts) - (self.mask.shape[1] - width)
+        taken = _fitted(taken, left, max(1, *responses) - width)
         result = with_columns(type(self), taken)
         vars(result)["lengths"] = lengths
         return result

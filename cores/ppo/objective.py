@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from cores.config import PPOSection
-from cores.ppo.batches import Lengths
 from cores.ppo.experience import Experience, Scored
 from cores.rl import (
     kl_estimate,
@@ -97,24 +96,14 @@ def critic_objective(
     return loss, {**stats, "value_loss": loss.detach()}
 
 
-def reads_padding(ppo: PPOSection) -> bool:
-    """Whether values and scores are means over padding too, which then must not be cut off: how
-    much of it a micro-batch has would decide them. Each process pads to its longest row."""
-    return ppo.estimator == "coati" and ppo.coati.mean_over_positions
-
-
-def lengths_read(scored: Scored, ppo: PPOSection) -> Lengths:
-    """Prompt and response tokens of each row as the models read it, padding on purpose included."""
-    if not reads_padding(ppo):
-        return scored.lengths
-    width = scored.response_mask.shape[1]
-    return [(scored.mask.shape[1] - width, width)] * scored.mask.shape[0]
-
-
-def response_values(values: Tensor, width: int, ppo: PPOSection) -> Tensor:
-    """Values (B, T) of the states before the `width` response tokens, from all (B, L)."""
+def response_values(values: Tensor, batch: Scored, ppo: PPOSection) -> Tensor:
+    """Values (B, T) of the states before the response tokens, from all (B, L)."""
+    width = batch.response_mask.shape[1]
     if ppo.estimator == "coati":
-        return read_values(values, width, ppo.coati.mean_over_positions, ppo.coati.r_minus_v)
+        switches = ppo.coati
+        return read_values(
+            values, batch.mask, width, switches.mean_over_positions, switches.r_minus_v
+        )
     return values[:, -width - 1 : -1]
 
 

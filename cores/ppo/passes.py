@@ -53,7 +53,7 @@ class Passes:
         for role in roles.trained:
             if self._captures(role):
                 role.make_capturable()
-                self.kept[role.name] = KeptGradients(role.parameters)
+                self.kept[role.name] = KeptGradients(role.trained.parameters)
 
     @property
     def widths(self) -> int:
@@ -77,7 +77,7 @@ class Passes:
         model = plain_model(role.unwrapped.model)
         if self.launch.device.type != "cuda":
             return "there is no GPU"
-        if self.launch.world > 1 or role.engine is not None:
+        if self.launch.world > 1 or self.roles.sharding.stage:
             return "processes exchange gradients within a pass"
         if looks_for_outliers(model):
             return "layers in 8 bits look for outliers"
@@ -111,8 +111,9 @@ class Passes:
         """The critic's statistics."""
 
         def loss_of(batch: Experience, totals: Totals, kl_coef: Any) -> tuple[Tensor, Terms]:
-            width = batch.response_mask.shape[1]
-            values = response_values(critic.module(batch.ids, batch.attended), width, self.config)
+            values = response_values(
+                critic.module(batch.ids, batch.attended), batch, self.config
+            )
             return critic_objective(batch, values, totals, self.config)
 
         return self._run(critic, loss_of, batch, totals, 0.0, False, turn)
@@ -128,7 +129,7 @@ class Passes:
         turn: Turn,
     ) -> Terms:
         if role.name not in self.kept:
-            with role.micro_batch(turn.last), self.autocast():
+            with role.trained.micro_batch(turn.last), self.launch.autocast():
                 loss, terms = loss_of(batch, totals, kl_coef)
                 role.accumulate(loss, turn.last)
             return terms
@@ -141,13 +142,13 @@ class Passes:
             own = with_columns(Experience, found)
             vars(own)["lengths"] = lengths  # read for padding alone, which `whole` tells
             gradients.begin(turn.first, turn.last)
-            with self.autocast():
+            with self.launch.autocast():
                 loss, terms = loss_of(
                     own, Totals(inputs["tokens"], totals.replies), inputs["kl_coef"]
                 )
                 loss.backward()
             if turn.last:
-                terms["grad_norm"] = role.descend()
+                terms["grad_norm"] = role.trained.descend()
             gradients.end(turn.first, turn.last)
             return {name: term.detach() for name, term in terms.items()}
 
@@ -158,8 +159,3 @@ class Passes:
         if turn.last:
             role.count(terms.pop("grad_norm"))
         return terms
-
-    def autocast(self) -> torch.autocast:
-        """bfloat16 compute where configured."""
-        enabled = self.launch.precision == "bf16"
-        return torch.autocast(self.launch.device.type, dtype=torch.bfloat16, enabled=enabled)

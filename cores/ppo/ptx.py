@@ -7,7 +7,8 @@ from torch import Tensor
 
 from cores.data import right_pad
 from cores.data.encode import IGNORED
-from cores.ppo.prompts import PromptSampler, share
+from cores.draws import in_epochs
+from cores.ppo.batches import share
 from cores.rl import masked_sum
 
 
@@ -24,7 +25,8 @@ class PtxBatch:
 
 
 class PtxRows:
-    """Draws `batch_size` rows a step, every row once an epoch, the same on all ranks."""
+    """`batch_size` rows for each step, every row once an epoch, the same on all ranks; in an order
+    of their own, whatever rows the prompts are."""
 
     def __init__(
         self,
@@ -37,11 +39,15 @@ class PtxRows:
         self.rows = rows
         self.pad_id = pad_id
         self.device = device
-        self.sampler = PromptSampler(len(rows), batch_size, seed)
+        self.batch_size = batch_size
+        self.seed = seed
 
-    def next(self, rank: int, world: int, micro: int) -> tuple[list[PtxBatch], int]:
-        """The micro-batches of this rank, and the trained tokens of all ranks' rows."""
-        chosen = [self.rows[i] for i in self.sampler.next()]
+    def at(self, step: int, rank: int, world: int, micro: int) -> tuple[list[PtxBatch], int]:
+        """The micro-batches of this rank at an optimizer step (from 0), and the trained tokens of
+        all ranks' rows."""
+        start, size = step * self.batch_size, self.batch_size
+        numbers = in_epochs(len(self.rows), start, size, self.seed, "ptx")
+        chosen = [self.rows[i] for i in numbers]
         total = sum(label != IGNORED for row in chosen for label in row["labels"][1:])
         mine = share(chosen, rank, world)
         parts = [mine[i : i + micro] for i in range(0, len(mine), micro)]

@@ -12,17 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cores.config import Config
 from cores.config.ppo_checks import WITH_CRITIC
+from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.compiled import compile_layers
 from cores.models.loading import exclude_from
 from cores.models.precision import hold_linears_in_bf16
-from cores.ppo.accelerators import ACTOR, CRITIC, accelerators
-from cores.ppo.trained import TrainedRole
+from cores.ppo.trained import ACTOR, CRITIC, TrainedRole
 from cores.rollout import stop_ids
+from cores.run.checkpoint import Checkpoint
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
-from cores.runtime.sharding import shard_frozen, zero_stage
+from cores.sharding import Whole
+from cores.sharding.whole import load_weights
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Roles:
     reward: nn.Module | StartOfCritic | None
     """The reward model, a `ScalarModel`, the engine of its shards, or the critic as it began:
     values (B, L) of ids, mask. None where functions alone give the score."""
+    sharding: Whole
+    """How all of them lie on the processes."""
 
     @property
     def trained(self) -> list[TrainedRole]:
@@ -69,26 +73,8 @@ class Roles:
     @contextmanager
     def policy(self) -> Iterator[PreTrainedModel]:
         """The actor's plain model with whole weights, for generation."""
-        with gathered(self.actor):
+        with self.actor.trained.gathered():
             yield plain_model(self.actor.unwrapped.model)
-
-
-@contextmanager
-def gathered(role: TrainedRole) -> Iterator[None]:
-    """Whole weights on every rank for as long as it is open (ZeRO-3 shards them).
-
-    Within it DeepSpeed's hooks are off: they would shard each layer again behind its forward.
-    """
-    if role.engine is None or role.module.zero_optimization_stage() < 3:
-        yield
-        return
-    import deepspeed
-    from trl.models.utils import add_hooks, remove_hooks
-
-    with deepspeed.zero.GatheredParameters(list(role.module.parameters())):
-        remove_hooks(role.module)
-        yield
-        add_hooks(role.module)
 
 
 def build_roles(
@@ -96,35 +82,44 @@ def build_roles(
     tokenizer: PreTrainedTokenizerBase,
     parents: dict[str, Parent],
     launch: Launch,
+    resumed: Checkpoint | None = None,
 ) -> Roles:
-    """Load the parents' models into the four roles and prepare the trained ones."""
-    ppo, sft = config.ppo, parents["sft"].folder
+    """Load the parents' models into the four roles and prepare the trained ones, with the weights
+    of a checkpoint where one is given."""
+    ppo, sft, sharding = config.ppo, parents["sft"].folder, launch.sharding
     policy: Any = load_policy(sft, dropout=False, frozen=config.model)
     exclude_from(policy, tokenizer)
-    policy = _trainable(policy, config, TaskType.CAUSAL_LM)
+    policy = _trainable(policy, config, TaskType.CAUSAL_LM, ACTOR)
     critic = None
     if ppo.estimator in WITH_CRITIC:
-        critic = _trainable(_critic(config, parents), config, TaskType.SEQ_CLS)
+        critic = _trainable(_critic(config, parents), config, TaskType.SEQ_CLS, CRITIC)
     sampling = (ppo.temperature, stop_ids(ppo, tokenizer), ppo.min_new_tokens)
     frozen = None
     if not ppo.lora.rank:
-        reference = _held(load_policy(sft, dropout=False), launch)
+        reference = _held(load_policy(sft, dropout=False), sharding)
         exclude_from(reference, tokenizer)
         frozen = Actor(reference, *sampling)
     reward = None
     if "reward" in parents and not _shared(config):
-        reward = ScalarModel(_held(load_scalar(parents["reward"].folder), launch))
+        reward = ScalarModel(_held(load_scalar(parents["reward"].folder), sharding))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
-    both = accelerators(config, launch)
     actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
-    actor_role = TrainedRole(ACTOR, actor, both[ACTOR], ppo)
-    critic_role = critic and TrainedRole(CRITIC, ScalarModel(critic), both[CRITIC], ppo)
+    models: dict[str, nn.Module] = {ACTOR: actor}
+    if critic is not None:
+        models[CRITIC] = ScalarModel(critic)
+    roles = {}
+    for name, model in models.items():
+        if resumed is not None:
+            load_weights(model, resumed.tensors(f"{name}.weights"))
+        roles[name] = TrainedRole(name, model, sharding, ppo)
+    critic_role = roles.get(CRITIC)
     shared = StartOfCritic(critic_role) if critic_role and _shared(config) else None
     return Roles(
-        actor=actor_role,
+        actor=roles[ACTOR],
         critic=critic_role,
-        frozen_actor=None if frozen is None else freeze(frozen, launch),
-        reward=shared if reward is None else freeze(reward, launch),
+        frozen_actor=None if frozen is None else freeze(frozen, launch, sharding),
+        reward=shared if reward is None else freeze(reward, launch, sharding),
+        sharding=sharding,
     )
 
 
@@ -144,31 +139,30 @@ def _critic(config: Config, parents: dict[str, Parent]) -> Any:
     return critic
 
 
-def _trainable(model: Any, config: Config, task: TaskType) -> Any:
+def _trainable(model: Any, config: Config, task: TaskType, name: str) -> Any:
     """With adapters and checkpointing as configured."""
     lora = config.ppo.lora
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if lora.rank:
-        model = add_lora(model, lora, task, "ppo.lora")
+        with seeded(config.seed, f"{name}'s adapters"):
+            model = add_lora(model, lora, task, "ppo.lora")
         if config.model.gradient_checkpointing:
             model.enable_input_require_grads()
     return compile_layers(model) if config.ppo.passes == "compiled" else model
 
 
-def _held(model: Any, launch: Launch) -> Any:
+def _held(model: Any, sharding: Whole) -> Any:
     """A frozen model's weights, in bf16 where autocast would round them so at each use.
 
     Shards (ZeRO-3) stay as they are.
     """
-    if launch.precision != "bf16" or zero_stage() == 3:
+    if sharding.precision != "bf16" or sharding.stage == 3:
         return model
     return hold_linears_in_bf16(model)
 
 
-def freeze(module: nn.Module, launch: Launch) -> nn.Module:
-    """`module` in evaluation mode, its weights out of every gradient; in shards under ZeRO-3."""
+def freeze(module: nn.Module, launch: Launch, sharding: Whole) -> nn.Module:
+    """`module` in evaluation mode, its weights out of every gradient, as the launch holds it."""
     module.requires_grad_(False).eval()
-    if zero_stage() == 3:
-        return shard_frozen(module, launch.precision)
-    return module.to(launch.device)
+    return sharding.frozen(module, launch.device)

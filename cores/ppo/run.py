@@ -1,6 +1,5 @@
-"""Stage 3 from first to last update: sampler, status lines, sample replies, saving."""
+"""Stage 3 from first to last update: prompts, status lines, sample replies, saving."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,26 +10,26 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
 from cores.data import StageData, readable, sft_data
+from cores.draws import in_epochs
 from cores.errors import UserError
+from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.models.loading import check_length, check_scalar
+from cores.ppo.batches import share
 from cores.ppo.estimate import has_critic
-from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience
-from cores.ppo.prompts import PromptSampler, share
 from cores.ppo.ptx import PtxRows
-from cores.ppo.rewards import RewardFunction, RewardFunctions
-from cores.ppo.roles import Roles, gathered
+from cores.ppo.roles import Roles
+from cores.ppo.score import Row
 from cores.ppo.stats import Stats
-from cores.ppo.trainer import PPOTrainer, Row
+from cores.ppo.trained import TrainedRole
+from cores.ppo.trainer import PPOTrainer
+from cores.rewards import RewardFunction, RewardFunctions
 from cores.rollout import build_engine, check_engine, text_matcher
-from cores.runtime.launch import Launch, seed_rank
-from cores.runtime.metrics import Metrics
-from cores.runtime.stage import StageFolder
+from cores.run import StageRun
+from cores.runtime.launch import Launch
 
-EVAL_SEED = 1_000_000
-"""Added to the seed for evaluation, so that its replies are not those of a training step."""
 SAMPLES = 4
 """Sample replies written each time."""
 
@@ -97,7 +96,7 @@ def build_trainer(
     if ppo.ptx_coef:
         size, pad_id = ppo.minibatch_size, tokenizer.pad_token_id
         ptx = PtxRows(list(ptx_rows), size, pad_id, config.seed, launch.device)
-    return PPOTrainer(ppo, roles, engine, launch, config.seed, called, ptx)
+    return PPOTrainer(ppo, roles, engine, launch, config.seed, called, ptx, config.faults)
 
 
 def train(
@@ -105,36 +104,76 @@ def train(
     trainer: PPOTrainer,
     data: StageData,
     tokenizer: PreTrainedTokenizerBase,
-    folder: StageFolder,
+    run: StageRun,
 ) -> dict[str, Any]:
-    """All updates, with an evaluation before and after; returns what stage.json keeps of them."""
-    ppo, launch = config.ppo, trainer.launch
+    """The updates that are left, with an evaluation before the first and behind the last; returns
+    what stage.json keeps of them."""
+    ppo, launch, state = config.ppo, trainer.launch, trainer.state
     held_out = data.test[: ppo.eval_prompts]
-    before = _evaluate(trainer, held_out, config.seed, "before")
-    sampler = _sampler(config, len(data.train))
-    seed_rank(config.seed, launch.rank)
-    with Metrics(folder) as metrics:
-        for update in range(1, ppo.updates + 1):
-            start = time.monotonic()
-            rows = [data.train[i] for i in share(sampler.next(), launch.rank, launch.world)]
-            experience, stats = trainer.step([row["input_ids"] for row in rows], rows)
-            tokens = int(experience.response_mask.sum())
-            stats["tokens_per_second"] = tokens / (time.monotonic() - start)
-            metrics.log(update, stats, status_line(update, ppo.updates, stats))
-            if launch.is_main and ppo.sample_every and update % ppo.sample_every == 0:
-                _write_samples(folder.path, tokenizer, experience, update)
-    after = _evaluate(trainer, held_out, config.seed, "after")
+    if run.resumed is not None:
+        trainer.load_state_dict(run.resumed)
+        state = trainer.state
+    elif (found := _evaluate(trainer, held_out, "before")) is not None:
+        state.before = vars(found)
+    size = ppo.batch_size // ppo.samples_per_prompt
+    run.going_on(ppo.updates)
+    while state.update < ppo.updates:
+        start, update = time.monotonic(), state.update + 1
+        first = 0 if ppo.estimator == "coati" and ppo.coati.same_prompts else state.update * size
+        numbers = in_epochs(len(data.train), first, size, config.seed, "prompts")
+        rows = [data.train[i] for i in share(numbers, launch.rank, launch.world)]
+        experience, stats = trainer.step([row["input_ids"] for row in rows], rows)
+        tokens = int(experience.response_mask.sum())
+        stats["tokens_per_second"] = tokens / (time.monotonic() - start)
+        run.log(update, stats, status_line(update, ppo.updates, stats))
+        if launch.is_main and ppo.sample_every and update % ppo.sample_every == 0:
+            run.append("samples.jsonl", _samples(tokenizer, experience, update))
+        if ppo.eval_every and update % ppo.eval_every == 0 and update < ppo.updates:
+            _look(config, trainer, held_out, tokenizer, run)
+        if (every := config.checkpoint.keep_weights) and update % every == 0:
+            save_role(trainer.roles.actor, tokenizer, run.path / f"weights/step-{update}", config)
+        save, stop = run.look(update, last=update == ppo.updates)
+        if save:
+            run.save(update, trainer.state_dict())
+        if stop:
+            run.leave(update, ppo.updates)
+    run.stepped()
+    after = run.optional("the evaluation", lambda: _evaluate(trainer, held_out, "after"))
     result: dict[str, Any] = {
-        "updates": ppo.updates,
+        "updates": state.update,
         "optimizer_steps": trainer.roles.actor.steps,
-        "last": {k: round(v, 6) for k, v in stats.items()},
+        "last": run.last_row(),
     }
-    if before and after:
-        result |= {"before": before.summary(), "after": after.summary()}
-        texts = [row["prompt"] for row in held_out]
-        pairs = sample_pairs(tokenizer, texts, before, after)
-        _write_jsonl(launch, folder.path / "held_out_samples.jsonl", pairs)
+    if state.before is not None:
+        before = Evaluation(**state.before)
+        result |= {"before": before.summary(), "after": after and after.summary()}
+        if after is not None:
+            texts = [row["prompt"] for row in held_out]
+            pairs = sample_pairs(tokenizer, texts, before, after)
+            run.rewrite("held_out_samples.jsonl", pairs)
+    if state.best:
+        result["best"] = state.best
     return result
+
+
+def _look(
+    config: Config,
+    trainer: PPOTrainer,
+    held_out: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    run: StageRun,
+) -> None:
+    """An evaluation in between; the best policy so far is kept if that is asked for."""
+    state, limit = trainer.state, config.ppo.keep_best
+    found = _evaluate(trainer, held_out, f"update {state.update}")
+    if found is None:
+        return
+    summary = found.summary()
+    run.append("evaluations.jsonl", [{"update": state.update, **summary}])
+    better = not state.best or summary["score"] > state.best["score"]
+    if limit is not None and summary["kl"] <= limit and better:
+        state.best = {"update": state.update, **summary}
+        save_role(trainer.roles.actor, tokenizer, run.path / "weights/best", config)
 
 
 def status_line(update: int, total: int, stats: Stats) -> str:
@@ -153,30 +192,27 @@ def status_line(update: int, total: int, stats: Stats) -> str:
 
 
 def save_roles(
-    config: Config,
-    roles: Roles,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    launch: Launch,
+    config: Config, roles: Roles, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """The actor in `folder`, the critic in `folder`/critic in the reward model's form."""
     for role in roles.trained:
         place = folder if role is roles.actor else folder / "critic"
-        with gathered(role):  # every rank takes part where weights are sharded
-            if launch.is_main:
-                save_model(role.unwrapped.model, tokenizer, place, config.ppo.lora.merge)
+        save_role(role, tokenizer, place, config)
 
 
-def _sampler(config: Config, prompts: int) -> PromptSampler:
-    ppo = config.ppo
-    repeat = ppo.estimator == "coati" and ppo.coati.same_prompts
-    return PromptSampler(prompts, ppo.batch_size // ppo.samples_per_prompt, config.seed, repeat)
+def save_role(
+    role: TrainedRole, tokenizer: PreTrainedTokenizerBase, folder: Path, config: Config
+) -> None:
+    """An ordinary folder of the role's model, written by the main process."""
+    with role.trained.gathered():  # every rank takes part where weights are sharded
+        if role.trained.accelerator.is_main_process:
+            save_model(role.unwrapped.model, tokenizer, folder, config.ppo.lora.merge)
 
 
-def _evaluate(trainer: PPOTrainer, rows: list[Row], seed: int, when: str) -> Evaluation | None:
-    if len(rows) < 2:  # one has no interval
+def _evaluate(trainer: PPOTrainer, rows: list[Row], when: str) -> Evaluation | None:
+    if not rows:
         return None
-    result = evaluate(trainer, [row["input_ids"] for row in rows], seed + EVAL_SEED, rows)
+    result = evaluate(trainer, [row["input_ids"] for row in rows], rows)
     s = result.summary()
     trainer.launch.say(
         f"{when}: score {s['score']:+.3f} +- {s['score_interval']:.3f}  "
@@ -186,25 +222,20 @@ def _evaluate(trainer: PPOTrainer, rows: list[Row], seed: int, when: str) -> Eva
     return result
 
 
-def _write_samples(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, experience: Experience, update: int
-) -> None:
-    width = experience.response_mask.shape[1]
-    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-        for i in range(min(SAMPLES, experience.ids.shape[0])):
-            prompt_mask = experience.mask[i, :-width]
-            prompt = experience.ids[i, :-width][prompt_mask]
-            reply = experience.ids[i, -width:][experience.response_mask[i]]
-            row = {
+def _samples(
+    tokenizer: PreTrainedTokenizerBase, experience: Experience, update: int
+) -> list[dict[str, Any]]:
+    width, rows = experience.response_mask.shape[1], []
+    for i in range(min(SAMPLES, experience.ids.shape[0])):
+        prompt_mask = experience.mask[i, :-width]
+        prompt = experience.ids[i, :-width][prompt_mask]
+        reply = experience.ids[i, -width:][experience.response_mask[i]]
+        rows.append(
+            {
                 "update": update,
                 "prompt": readable(tokenizer, prompt.tolist()),
                 "reply": readable(tokenizer, reply.tolist()),
                 "score": round(experience.scores[i].item(), 4),
             }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _write_jsonl(launch: Launch, path: Path, rows: list[dict[str, Any]]) -> None:
-    if launch.is_main:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        path.write_text("".join(lines), encoding="utf-8")
+        )
+    return rows

@@ -1,35 +1,36 @@
 """One PPO step: rollout -> score -> rewards -> advantages -> update."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
-from cores.config import PPOSection
-from cores.models.scalar import last_attended
-from cores.ppo.batches import for_scoring, in_parts, on_device, shared
+from cores.config import FaultsSection, PPOSection
+from cores.draws import permutation
+from cores.errors import UserError
+from cores.ppo.batches import on_device, room, shared
 from cores.ppo.estimate import estimate, has_critic
 from cores.ppo.experience import Experience, Scored, gather_rows
-from cores.ppo.objective import Totals, lengths_read, reads_padding, response_values
+from cores.ppo.objective import Totals
 from cores.ppo.passes import Passes, Turn
 from cores.ppo.ptx import PtxRows, ptx_loss
-from cores.ppo.reuse import Reuse
-from cores.ppo.rewards import RewardFunctions, weighted_sum
+from cores.ppo.reuse import decide, looks
 from cores.ppo.roles import Roles
+from cores.ppo.score import Row, Scorer, with_room
+from cores.ppo.state import PPOState
 from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
 from cores.ppo.trained import TrainedRole
+from cores.rewards import RewardFunctions
 from cores.rl import lr_factor, next_kl_coef
-from cores.rl.coati import mean_over_row
-from cores.rollout import Rollout, RolloutEngine
+from cores.rollout import RolloutEngine
+from cores.run.checkpoint import Checkpoint, State
 from cores.runtime.launch import Launch
 
-Row = dict[str, Any]
 
-
-class PPOTrainer:
-    """Holds the roles and everything that changes from step to step."""
+class PPOTrainer(Scorer):
+    """An update is a function of the state (here and in the roles) and the update's number."""
 
     def __init__(
         self,
@@ -40,28 +41,35 @@ class PPOTrainer:
         seed: int,
         functions: RewardFunctions | None = None,
         ptx: PtxRows | None = None,
+        faults: FaultsSection | None = None,
     ) -> None:
-        self.config = config
-        self.roles = roles
-        self.engine = engine
-        self.launch = launch
-        self.functions = functions
-        """Sources of the score beside the reward model."""
+        super().__init__(config, roles, engine, launch, seed, functions)
         self.ptx = ptx
         """Stage-1 rows to train on beside the rollouts."""
+        self.faults = faults or FaultsSection()
         self.passes = Passes(config, roles, launch)
         """How a micro-batch goes through a model and back."""
-        self.reuse = Reuse(config, launch.precision)
-        """Whether the engine's log-probs serve as the old ones."""
-        self.shuffle = torch.Generator().manual_seed(seed)
-        """Order of minibatches; the same on every rank."""
-        self.kl_coef = config.kl_coef
-        """Price of KL now."""
-        self.updates = 0
-        """Updates taken."""
         self.minibatch = 0
         """Optimizer steps of the present update so far."""
         self.minibatches = config.epochs * (config.batch_size // config.minibatch_size)
+
+    def state_dict(self) -> State:
+        """The state with the roles', whole, on the main process; every rank calls it."""
+        keep = self.launch.is_main
+        roles = [role.state(keep) for role in self.roles.trained]
+        steps = {role.name: role.steps for role in self.roles.trained}
+        numbers = {**vars(self.state), "optimizer_steps": steps}
+        return State({k: v for role in roles for k, v in role.items()}, numbers)
+
+    def load_state_dict(self, saved: Checkpoint) -> None:
+        """Go on from there. The trained weights were put in before the launch took the models."""
+        numbers = {k: v for k, v in saved.numbers.items() if k != "seconds"}
+        for role in self.roles.trained:
+            role.steps = numbers["optimizer_steps"][role.name]
+            if role.steps:
+                role.trained.load_moments(saved.tensors(f"{role.name}.adam"))
+        numbers.pop("optimizer_steps")
+        self.state = PPOState(**numbers)
 
     def step(self, prompts: list[list[int]], rows: Sequence[Row] = ()) -> tuple[Experience, Stats]:
         """One update from replies to this rank's `prompts`, in groups of `samples_per_prompt`.
@@ -69,101 +77,67 @@ class PPOTrainer:
         `rows`: what reward functions are told of each prompt. Returns the experience and the
         statistics of all ranks.
         """
-        group = self.config.samples_per_prompt
-        rollout = self.rollout([prompt for prompt in prompts for _ in range(group)])
-        told = [row for row in rows for _ in range(group)]
+        c, state, group = self.config, self.state, self.config.samples_per_prompt
+        # 1 rollout: a reply to each prompt, `group` of them
+        asked = [prompt for prompt in prompts for _ in range(group)]
+        rollout = self.rollout(asked, first=self.launch.rank * len(asked))
+        # 2 score: the models and functions on this rank's rows, then the rows of all ranks
         learning = self.roles.actor in self._trained_now()
-        reused = self.reuse.on and learning  # an update of the critic alone would tell no entropy
+        looked = looks(c, state.update)
+        # An update of the critic alone would tell no entropy.
+        reused = bool(state.reused) and learning and not looked
+        told = [row for row in rows for _ in range(group)]
         scored = gather_rows(self.score(rollout, told, reuse=reused), self.launch)
-        if not self.reuse.decided and self.updates >= self.reuse.after:
-            self.launch.say(self.reuse.decide(scored))
+        if looked:
+            found, line = decide(scored, self.launch.precision)
+            if found != state.reused:
+                self.launch.say(line)
+            state.reused = found
+        # 3 estimate: rewards a token, advantages, returns
         experience = self.estimate(scored)
+        # 4 update: epochs of minibatches, each one optimizer step of every trained role
         steps = self.update(experience)
-        stats = describe(experience, list(self.config.rewards), has_critic(self.config), reused)
-        stats |= {"kl_coef": self.kl_coef, "optimizer_steps": len(steps), **average(steps)}
-        if learning:
-            self._steer(stats["kl"])
+        # 5 steer the price of KL, which the statistics show as it was
+        stats = describe(experience, list(c.rewards), has_critic(c), reused)
+        stats |= {"kl_coef": state.kl_coef, "optimizer_steps": len(steps), **average(steps)}
+        if learning and c.kl_target is not None:
+            kl = stats["kl"]
+            state.kl_coef = next_kl_coef(
+                state.kl_coef, kl, c.kl_target, c.batch_size, c.kl_horizon
+            )
         return experience, stats
-
-    def rollout(self, prompts: list[list[int]]) -> Rollout:
-        """A reply to each prompt from the actor as it is now."""
-        with self.roles.policy():
-            return self.engine.generate(prompts)
-
-    @torch.no_grad()
-    def score(
-        self,
-        rollout: Rollout,
-        rows: Sequence[Row] = (),
-        last_token: bool = False,
-        reuse: bool = False,
-    ) -> Scored:
-        """What actor, reference, critic and the sources of the score say of each reply.
-
-        `last_token`: the reward model's score is that of the last token whatever the estimator
-        reads, so that evaluations compare. `reuse`: the actor's log-probs are the rollout's own.
-        """
-        names = list(self.config.rewards)
-        zeros = torch.zeros_like(rollout.logprobs)
-        scored = Scored(
-            ids=rollout.ids,
-            mask=rollout.mask,
-            response_mask=rollout.response_mask,
-            ended=rollout.ended,
-            rollout_logprobs=rollout.logprobs,
-            logprobs=rollout.logprobs.clone() if reuse else zeros,
-            ref_logprobs=zeros.clone(),
-            entropy=rollout.entropy if reuse else zeros.clone(),
-            values=zeros.clone(),
-            scores=zeros[:, 0].clone(),
-            score_parts=zeros.new_zeros(len(zeros), len(names)),
-        )
-        for part in self._forward_batches(scored):
-            self._score_rows(scored, part, last_token, reuse)
-        if self.functions is not None:
-            said = self.functions(rollout, list(rows)).to(zeros)
-            columns = [i for i, name in enumerate(names) if name != "model"]
-            scored.score_parts[:, columns] = said
-        weights = list(self.config.rewards.values())
-        scored.scores[:] = weighted_sum(scored.score_parts, weights)
-        return scored
-
-    def _forward_batches(self, scored: Scored) -> list[list[int]]:
-        """This rank's rows as they are scored: in as many parts on every rank."""
-        parts = for_scoring(lengths_read(scored, self.config), self.config)
-        return in_parts(parts, max(gather_object([len(parts)])))
-
-    def _score_rows(self, scored: Scored, part: list[int], last_token: bool, reuse: bool) -> None:
-        """Fill in the model-made columns of the rows `part` of `scored`."""
-        c, padded = self.config, reads_padding(self.config)
-        everywhere = padded and not last_token
-        batch = scored.select(part, trim=not padded)
-        rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
-        with self.passes.autocast():
-            if not reuse:
-                assert scored.entropy is not None
-                logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
-                scored.logprobs[rows, :width] = logprobs
-                scored.entropy[rows, :width] = entropy
-            with self.roles.reference() as reference:
-                ref_logprobs, _ = reference(batch.ids, batch.attended, width, entropy=False)
-            if self.roles.critic is not None:
-                values = self.roles.critic.module(batch.ids, batch.attended)
-                scored.values[rows, :width] = response_values(values, width, c)
-            if self.roles.reward is not None:
-                judged = self.roles.reward(batch.ids, batch.attended)
-                column = list(c.rewards).index("model")
-                score = mean_over_row(judged) if everywhere else last_attended(judged, batch.mask)
-                scored.score_parts[rows, column] = score
-        scored.ref_logprobs[rows, :width] = ref_logprobs
 
     def estimate(self, scored: Scored) -> Experience:
         """Rewards a token, advantages and returns, over the rows of all ranks.
 
         On the CPU: hundreds of operations on small tensors, each of which a GPU would be asked for.
+        UserError, on every rank, if anything in it is no number.
         """
-        found = estimate(scored.to("cpu"), self.config, self.kl_coef)
-        return found.to(self.launch.device)
+        scored = scored.to("cpu")
+        self._check(scored)
+        return estimate(scored, self.config, self.state.kl_coef).to(self.launch.device)
+
+    def _check(self, scored: Scored) -> None:
+        """Whose numbers are none, in which rows."""
+        mask, critic = scored.response_mask, self.roles.critic is not None
+        sources = [name for name, weight in self.config.rewards.items() if weight]
+        parts = scored.score_parts.isinf().any(dim=1)
+        columns = {
+            "the actor's log-probs": (~scored.logprobs.isfinite() & mask).any(dim=1),
+            "the reference's log-probs": (~scored.ref_logprobs.isfinite() & mask).any(dim=1),
+            "the critic's values": (~scored.values.isfinite() & mask).any(dim=1) & critic,
+            f"the scores ({', '.join(sources)})": ~scored.scores.isfinite() | parts,
+        }
+        for what, rows in columns.items():
+            if bool(rows.any()):
+                numbers = rows.nonzero().flatten().tolist()
+                raise UserError(
+                    f"ppo: {what} are not finite at update {self.state.update + 1}, in "
+                    f"{len(numbers)} of {len(rows)} replies (rows {numbers[:5]}). The models were "
+                    "sound when they were loaded: lower the learning rate of the one that is "
+                    "trained, look at the weights in ppo.rewards, or compute in fp32 "
+                    "(--model.precision fp32)."
+                )
 
     def update(self, experience: Experience) -> list[Stats]:
         """`epochs` passes of minibatches, each exactly one optimizer step of every trained role.
@@ -177,17 +151,39 @@ class PPOTrainer:
             steps.append(self.optimize(experience, rows))
             if limit is not None and float(steps[-1].get("approx_kl", 0.0)) > limit:
                 break
-        found = read(steps)
-        for role in self._trained_now():
-            role.check_finite([s[role.norm_name] for s in found if role.norm_name in s])
-        self.updates += 1
+        found = self._finite(read(steps))
+        self.state.update += 1
         self.minibatch = 0
         return found
 
     def _minibatches(self, count: int) -> Iterator[Tensor]:
-        for _ in range(self.config.epochs):
-            order = torch.randperm(count, generator=self.shuffle)
-            yield from order.split(self.config.minibatch_size)
+        for epoch in range(self.config.epochs):
+            order = permutation(count, self.seed, "minibatches", self.state.update, epoch)
+            yield from torch.tensor(order).split(self.config.minibatch_size)
+
+    def _finite(self, steps: list[Stats]) -> list[Stats]:
+        """The steps that were taken; UserError for a gradient that was no number, unless it may be
+        left out. Until here such a step has changed no weight: see `Trained.descend`."""
+        taken = []
+        for number, step in enumerate(steps, start=1):
+            bad = [name for name, value in step.items() if not math.isfinite(value)]
+            self.state.skipped = self.state.skipped + 1 if bad else 0
+            allowed = self.faults.max_skips if self.faults.nonfinite == "skip" else 0
+            if self.state.skipped > allowed:
+                raise UserError(
+                    f"ppo: {', '.join(bad)} not finite in optimizer step {number} of update "
+                    f"{self.state.update + 1} ({self.state.skipped} in a row); the step was not "
+                    "taken. Lower ppo.actor_learning_rate or ppo.critic_learning_rate, compute in "
+                    "fp32 (--model.precision fp32), or leave such steps out (--faults.nonfinite "
+                    "skip)."
+                )
+            if not bad:
+                taken.append(step)
+        skipped = len(steps) - len(taken)
+        if self.faults.nonfinite == "skip":
+            taken = taken or [{k: v for k, v in steps[0].items() if math.isfinite(v)}]
+            taken = [{**step, "skipped_steps": float(skipped)} for step in taken]
+        return taken
 
     def optimize(self, experience: Experience, rows: Tensor) -> Unread:
         """One optimizer step on the minibatch `rows` (of all ranks; this one takes its share).
@@ -203,18 +199,8 @@ class PPOTrainer:
         for role in trained:
             role.set_rate(factors[role.name])
         sums: dict[str, Tensor] = {}
-        if self.ptx is not None and self.roles.actor in trained:
-            self._train_ptx(self.ptx, sums)
-        for micro, turn in self._micro_batches(experience, rows):
-            trim = not reads_padding(self.config)
-            batch = experience.select(micro, trim, self.passes.widths)
-            if self.roles.actor in trained:
-                first = self.minibatch < self.minibatches // self.config.epochs
-                measured = batch.entropy is None and first  # in the first pass over the rows
-                terms = self.passes.actor(batch, totals, self.kl_coef, measured, turn)
-                accumulate(sums, terms)
-            if self.roles.critic is not None:
-                accumulate(sums, self.passes.critic(self.roles.critic, batch, totals, turn))
+        for role in trained:
+            sums |= with_room(self, lambda role=role: self._descend(role, experience, rows, totals))
         self.minibatch += 1
         return {
             **over_ranks(sums, self.launch.world),
@@ -222,12 +208,32 @@ class PPOTrainer:
             "learning_rate_factor": factors[trained[0].name],
         }
 
+    def _descend(
+        self, role: TrainedRole, experience: Experience, rows: Tensor, totals: Totals
+    ) -> dict[str, Tensor]:
+        """The role's part of the step: its micro-batches, the step behind the last of them."""
+        sums: dict[str, Tensor] = {}
+        role.optimizer.zero_grad(set_to_none=True)  # memory may have run out half-way
+        if self.ptx is not None and role is self.roles.actor:
+            self._train_ptx(self.ptx, sums)
+        for micro, turn in self._micro_batches(experience, rows):
+            batch = experience.select(micro, self.passes.widths)
+            if role is self.roles.critic:
+                accumulate(sums, self.passes.critic(role, batch, totals, turn))
+                continue
+            first = self.minibatch < self.minibatches // self.config.epochs
+            measured = batch.entropy is None and first  # in the first pass over the rows
+            terms = self.passes.actor(batch, totals, self.state.kl_coef, measured, turn)
+            accumulate(sums, terms)
+        return sums
+
     def _train_ptx(self, ptx: PtxRows, sums: dict[str, Tensor]) -> None:
         """The stage-1 loss, before the minibatch whose last micro-batch takes the step."""
         actor, launch = self.roles.actor, self.launch
-        batches, tokens = ptx.next(launch.rank, launch.world, self.config.microbatch_size)
+        micro = self.config.microbatch_size
+        batches, tokens = ptx.at(actor.steps, launch.rank, launch.world, micro)
         for batch in batches:
-            with actor.micro_batch(last=False), self.passes.autocast():
+            with actor.trained.micro_batch(last=False), launch.autocast():
                 width = batch.ids.shape[1] - 1
                 logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True, entropy=False)
                 loss = ptx_loss(logprobs, batch.trained, tokens)
@@ -236,7 +242,7 @@ class PPOTrainer:
 
     def _trained_now(self) -> list[TrainedRole]:
         """The critic alone in the first `critic_warmup` updates."""
-        if self.roles.critic is not None and self.updates < self.config.critic_warmup:
+        if self.roles.critic is not None and self.state.update < self.config.critic_warmup:
             return [self.roles.critic]
         return self.roles.trained
 
@@ -248,22 +254,14 @@ class PPOTrainer:
         waits = self.config.critic_warmup if role is self.roles.actor else 0
         total = (self.config.updates - waits) * self.minibatches
         warmup = round(self.config.warmup_ratio * total)
-        now = (self.updates - waits) * self.minibatches + self.minibatch
+        now = (self.state.update - waits) * self.minibatches + self.minibatch
         return lr_factor(now, total, warmup, self.config.lr_schedule)
 
-    def _steer(self, kl: float) -> None:
-        """Move the price of KL towards where `kl_target` holds; kl in nats a reply."""
-        c = self.config
-        if c.kl_target is not None:
-            self.kl_coef = next_kl_coef(self.kl_coef, kl, c.kl_target, c.batch_size, c.kl_horizon)
-
     def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], Turn]]:
-        c, lengths = self.config, lengths_read(scored, self.config)
-        if c.microbatch_tokens is not None and not reads_padding(c):  # as wide as they will be
+        c, lengths = self.config, scored.lengths
+        if c.microbatch_tokens is not None:  # as wide as they will be
             lengths = scored.as_selected(lengths, self.passes.widths)
-        ranks = shared(
-            rows.tolist(), lengths, self.launch.world, c.microbatch_size, c.microbatch_tokens
-        )
-        parts = ranks[self.launch.rank]
-        for i, part in enumerate(parts):
-            yield part, Turn(first=i == 0, last=i == len(parts) - 1)
+        size, tokens = room(c, self.state.halved)
+        mine = shared(rows.tolist(), lengths, self.launch.world, size, tokens)[self.launch.rank]
+        for i, part in enumerate(mine):
+            yield part, Turn(first=i == 0, last=i == len(mine) - 1)

@@ -12,21 +12,27 @@ from cores.rl.kl import kl_estimate
 from cores.rl.masked import full_precision, select
 
 
-def mean_over_row(values: Tensor) -> Tensor:
-    """Mean (B,) of values (B, L) over all positions but the last, prompt and padding included."""
-    return full_precision(values)[:, :-1].mean(dim=1)
+def mean_over_row(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean (B,) of values (B, L) over the row's tokens (mask (B, L)) but its last, the prompt's
+    included. (The original's mean took in padding as well, and so hung on the batch.)"""
+    remaining = mask.flip(1).cumsum(1).flip(1)
+    counted = mask & (remaining > 1)
+    (values,) = select(counted, values)
+    return values.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
 
-def read_values(values: Tensor, width: int, mean_over_positions: bool, r_minus_v: bool) -> Tensor:
+def read_values(
+    values: Tensor, mask: Tensor, width: int, mean_over_positions: bool, r_minus_v: bool
+) -> Tensor:
     """Values (B, T) of the T = `width` response tokens from the critic's values (B, L).
 
-    mean_over_positions: the mean over all positions but the last, prompt and padding included, at
-    every token. Else with r_minus_v the value of the state before the first token, at every token;
-    without, each token's own.
+    mean_over_positions: the mean over the row (mask (B, L)), prompt included, at every token. Else
+    with r_minus_v the value of the state before the first token, at every token; without, each
+    token's own.
     """
     tokens = values[:, -width - 1 : -1]
     if mean_over_positions:
-        return mean_over_row(values)[:, None].expand_as(tokens)
+        return mean_over_row(values, mask)[:, None].expand_as(tokens)
     return tokens[:, :1].expand_as(tokens) if r_minus_v else tokens
 
 

@@ -1,4 +1,5 @@
-"""How a stage script ends: a user's mistake is one paragraph on stderr and exit status 1.
+"""How a stage script ends: a user's mistake is one paragraph on stderr and exit status 1, a run that
+was stopped is a sentence and 75.
 
 Of several ranks one speaks: torch's launcher ends all of them when the first exits, and most other
 ranks fail only because that one did.
@@ -6,15 +7,16 @@ ranks fail only because that one did.
 
 import logging
 import os
-import signal
 import sys
 import textwrap
-import threading
 import time
 import traceback
 from collections.abc import Callable
 
-from cores.errors import UserError
+from cores.errors import ElsewhereError, UserError
+from cores.runtime.screen import show_everything
+from cores.runtime.stop import STOP, STOPPED, Stopped
+from cores.runtime.children import end_children
 from cores.runtime.ranks import Board
 
 RANK_0_SPEAKS_FIRST = 3.0
@@ -24,8 +26,6 @@ CAUSE_SPEAKS_FIRST = 1.0
 connection, and the launcher, who knows of it, then ends this rank."""
 SPEAKER_ENDS = 0.5
 """Seconds in which the speaking rank finishes its sentence."""
-ON_STOP: list[Callable[[], None]] = []
-"""What a rank clears away when it is told to end."""
 
 
 def guarded(main: Callable[[list[str]], None]) -> None:
@@ -34,70 +34,47 @@ def guarded(main: Callable[[list[str]], None]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch, not imported yet, then sees no GPU
     # Where it is installed, peft imports it, and it warns of a faster kernel that is not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if "RANK" in os.environ:
-        return _one_of_many(main, Board())
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(_paragraph("error: ", str(error)))
-        sys.exit(1)
-    except KeyboardInterrupt as stop:
-        sys.stderr.write("interrupted\n")
-        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """SIGTERM ends a stage as Ctrl-C does, so that no partial folder stays behind."""
-    raise KeyboardInterrupt(number)
-
-
-def _one_of_many(main: Callable[[list[str]], None], board: Board) -> None:
+    show_everything()
+    board = Board()
     board.arrive()
-    _obey(board)
-    rank = board.rank
+    STOP.leave = lambda text, status: _end(board, text, status)
+    STOP.watch(launched=board.folder is not None)
     try:
         main(sys.argv[1:])
+    except SystemExit as end:  # --help
+        _leave(board, end.code if isinstance(end.code, int) else int(end.code is not None))
+    except Stopped as stopped:
+        _end(board, _paragraph("", str(stopped)), STOPPED)
     except UserError as error:
-        who = f"error on rank {rank}: " if rank else "error: "
-        _fail(board, _paragraph(who, str(error)), RANK_0_SPEAKS_FIRST if rank else 0.0)
+        who = f"error on rank {board.rank}: " if board.rank else "error: "
+        first = isinstance(error, ElsewhereError) or board.rank
+        _end(board, _paragraph(who, str(error)), 1, RANK_0_SPEAKS_FIRST if first else 0.0)
+    except OSError as error:
+        _end(board, _paragraph("error: ", _disk(error)), 1, CAUSE_SPEAKS_FIRST)
     except Exception:  # whatever it is: shown, and the process ended without its destructors
-        text = f"error on rank {rank}:\n{traceback.format_exc()}"
-        _fail(board, text, RANK_0_SPEAKS_FIRST if rank else CAUSE_SPEAKS_FIRST)
-    board.leave()
+        text = f"error on rank {board.rank}:\n" if "RANK" in os.environ else ""
+        patience = RANK_0_SPEAKS_FIRST if board.rank else CAUSE_SPEAKS_FIRST
+        _end(board, text + traceback.format_exc(), 1, patience)
+    _leave(board, 0)
 
 
-def _fail(board: Board, text: str, patience: float) -> None:
+def _end(board: Board, text: str, status: int, patience: float = 0.0) -> None:
+    """Say why, if no other rank has, and end."""
+    killed = board.killed() if status == STOPPED else []
     if board.may_speak(patience):
-        sys.stderr.write(text)
+        sys.stderr.write(_killed(killed) if killed else text)
     else:
         time.sleep(SPEAKER_ENDS)
-    _leave(board, 1)
+    _leave(board, status)
 
 
-def _obey(board: Board) -> None:
-    """End this rank at SIGTERM or Ctrl-C even while it waits in C++ for another rank.
-
-    Python's own handlers would wait for that call to return; a thread need not.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer)
-    threading.Thread(target=_end_when_told, args=(board, reader), daemon=True).start()
-
-
-def _end_when_told(board: Board, reader: int) -> None:
-    number = 0
-    while number not in (signal.SIGTERM, signal.SIGINT):  # libraries may handle other signals
-        number = os.read(reader, 1)[0]
-    for action in ON_STOP:
-        action()
-    killed = board.killed()
-    if board.may_speak():
-        sys.stderr.write(_killed(killed) if killed else "interrupted\n")
-    _leave(board, 128 + number)
+def _disk(error: OSError) -> str:
+    """A file that could not be read or written."""
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror or error}. Mend this (space, permissions, the folder itself); the "
+        "same command then goes on from the last checkpoint, if there is one."
+    )
 
 
 def _killed(ranks: list[int]) -> str:
@@ -106,7 +83,7 @@ def _killed(ranks: list[int]) -> str:
         "error: ",
         f"{who} ended without a word: killed from outside, or crashed in a library. Most often "
         "the machine ran out of memory (then `dmesg` says so): lower microbatch_size or "
-        "max_length, or start fewer processes.",
+        "max_length, or start fewer processes. The same command goes on from the last checkpoint.",
     )
 
 
@@ -121,6 +98,7 @@ def _paragraph(who: str, text: str) -> str:
 def _leave(board: Board, status: int) -> None:
     """Exit without waiting for other ranks, who may be waiting for this one."""
     board.leave()
+    end_children()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -2,22 +2,35 @@
 
 import logging
 import os
-import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from huggingface_hub import constants
 
 from cores.config import Config, PPOSection, RewardSection, SFTSection
-from cores.errors import UserError
+from cores.errors import ElsewhereError, UserError
 from cores.runtime.checks import ASKED, check_clipping, check_launch, config_file
-from cores.runtime.sharding import deepspeed_asked, zero_stage
+from cores.sharding import Whole, sharding
+from cores.sharding.asked import deepspeed_asked
+
+
+T = TypeVar("T")
+
+
+@cache
+def _hosts(world: int) -> Any:
+    """The process group over which hosts talk, None where there is one process."""
+    distributed = torch.distributed
+    if world == 1 or not distributed.is_initialized():
+        return None
+    gloo = distributed.get_backend() == "gloo"
+    return distributed.group.WORLD if gloo else distributed.new_group(backend="gloo")
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,16 @@ class Launch:
         """Whether this process speaks and writes."""
         return self.rank == 0
 
+    @property
+    def sharding(self) -> Whole:
+        """How models lie on the processes; one a run, as it remembers what it has prepared."""
+        return sharding(self.precision, self.device.type == "cpu")
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 compute where configured."""
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
     def say(self, text: str) -> None:
         """Print a line once, however many processes there are."""
         if self.is_main:
@@ -43,6 +66,40 @@ class Launch:
         """Call `action` on the main process alone."""
         if self.is_main:
             action(*arguments)
+
+    def agree(self, *values: int) -> list[int]:
+        """The largest of each value over all ranks: every rank calls it, and every rank learns.
+
+        By way of the hosts, so that no device is waited for.
+        """
+        if (group := _hosts(self.world)) is None:
+            return list(values)
+        both = torch.tensor(values, dtype=torch.int64)
+        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=group)
+        return both.tolist()
+
+    def shared(self, value: Any) -> Any:
+        """The main process's value, on every rank."""
+        if (group := _hosts(self.world)) is None:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, group=group)
+        return box[0]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action` returns here. If it raises UserError on any rank, every rank ends, rather
+        than wait for the one that did."""
+        problem, result = None, None
+        try:
+            result = action()
+        except UserError as error:
+            problem = error
+        (failed,) = self.agree(0 if problem is None else self.rank + 1)
+        if problem is not None:
+            raise problem
+        if failed:
+            raise ElsewhereError(f"rank {failed - 1} failed.")
+        return cast(T, result)
 
     def share(self, batch_size: int, key: str) -> int:
         """Rows of one process of a batch over all; UserError if they do not divide."""
@@ -69,9 +126,9 @@ class Launch:
 
 
 def launch(config: Config) -> Launch:
-    """Join the process group, silence libraries and seed this process.
+    """Join the process group, silence libraries, and seed those that draw numbers of their own.
 
-    All ranks get one seed; sampling, which must differ between them, is seeded by `seed_rank`.
+    What we draw ourselves does not depend on that: see `cores.draws`.
     """
     quiet()
     check_launch(ASKED, torch.cuda.device_count(), config_file())
@@ -89,8 +146,7 @@ def launch(config: Config) -> Launch:
     run = Launch(state.process_index, state.num_processes, state.device, config.model.precision)
     if deepspeed_asked() or run.world > 1:
         where = "CPU" if run.device.type == "cpu" else "GPU"
-        how = f"DeepSpeed ZeRO-{zero_stage()}" if deepspeed_asked() else "DDP"
-        run.say(f"{run.world} process{'es' * (run.world > 1)} on {where}, {how}")
+        run.say(f"{run.world} process{'es' * (run.world > 1)} on {where}, {run.sharding.name}")
     return run
 
 
@@ -130,14 +186,6 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
-
-
-def seed_rank(seed: int, rank: int) -> None:
-    """Give each rank its own stream of random numbers for sampling (invariant 31)."""
-    mixed = (seed * 1_000_003 + rank) % 2**32
-    random.seed(mixed)
-    np.random.seed(mixed)
-    torch.manual_seed(mixed)
 
 
 def _need_bf16() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
+from cores.draws import in_epochs
 from cores.errors import UserError
 from cores.models import load_policy
 from cores.models.loading import exclude_from, max_length
-from cores.ppo.prompts import PromptSampler
 from cores.rollout import RolloutEngine, build_engine
-from cores.runtime.launch import Launch, seed_rank
+from cores.runtime.launch import Launch
 
 Row = list[int]
 
@@ -33,15 +33,14 @@ def calibration_prompts(config: Config, pairs: list[dict], model: PretrainedConf
             f"reward.calibration_tokens: {tokens} new tokens after any "
             f"prompt are more than the {max_length(model)} positions of the model. Lower it."
         )
-    sampler = PromptSampler(len(short), config.reward.calibration_samples, config.seed)
-    return [short[i] for i in sampler.next()]
+    size = config.reward.calibration_samples
+    return [short[i] for i in in_epochs(len(short), 0, size, config.seed, "calibration")]
 
 
 def policy_engine(
     config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase, launch: Launch
 ) -> RolloutEngine:
-    """An engine over the model in `folder`, sampling as stage 3 will; seeds this rank."""
+    """An engine over the model in `folder`, sampling as stage 3 will."""
     policy: Any = load_policy(folder, dropout=False)
     exclude_from(policy, tokenizer)
-    seed_rank(config.seed, launch.rank)
     return build_engine(config, policy.to(launch.device), tokenizer, reply_tokens(config), launch)

@@ -9,32 +9,33 @@ from datasets import Dataset
 from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
 from cores.config import Config
 from cores.data import right_pad
+from cores.draws import seeded, uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel
 from cores.models.actor import plain_model
 from cores.models.lora import add_lora
 from cores.rollout import RolloutEngine
+from cores.run import StageRun
 from cores.runtime.launch import Launch
-from cores.runtime.metrics import Metrics
-from cores.runtime.sharding import twin_for_whole_weights, whole
-from cores.runtime.stage import StageFolder
-from cores.training.trainer_args import StatusLines, common_arguments, one_gpu
+from cores.sharding.whole import load_weights
+from cores.training.lasting import Lasting
+from cores.training.trainer_args import common_arguments, one_gpu
 
 Pair = dict[str, Any]
 
 
-def init_head(model: Any) -> None:
+def init_head(model: Any, seed: int) -> None:
     """Head weights N(0, 1/sqrt(d + 1)), d the hidden size (Ziegler et al. 2019)."""
     weight = model.score.weight
-    nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
+    with seeded(seed, "head"):
+        nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
 
 
-class PairTrainer(RewardTrainer):
+class PairTrainer(Lasting, RewardTrainer):
     """TRL's trainer, with each pair of an optimizer step counting alike.
 
     The library averages the means of micro-batches: in an epoch's last, incomplete batch a pair of
@@ -67,45 +68,46 @@ def train_reward(
     model: PreTrainedModel,
     pairs: list[Pair],
     tokenizer: PreTrainedTokenizerBase,
-    folder: StageFolder,
-    launch: Launch,
+    run: StageRun,
 ) -> Any:
-    """Train `model` on `pairs`; return it, as a PeftModel if adapters are asked for."""
-    trained: PreTrainedModel | PeftModel = model
-    if config.reward.lora.rank:
-        trained = add_lora(model, config.reward.lora, TaskType.SEQ_CLS, "reward.lora")
-    twin = twin_for_whole_weights(trained)
+    """Train `model` on `pairs`, from the run's checkpoint if it has one; return it, as a PeftModel
+    if adapters are asked for."""
+    launch, held = run.launch, run.launch.sharding
+    trained = adapted(config, model)
+    if run.resumed is not None:
+        load_weights(trained, run.resumed.tensors("weights"))
+    stand_in = held.stand_in(trained)
     arguments = RewardConfig(
         **common_arguments(
-            config.reward, config.model, launch, config.seed, len(pairs), folder.path, "reward"
+            config.reward, config.model, launch, held, config.seed, len(pairs), run.path, "reward"
         ),
         center_rewards_coefficient=config.reward.center_coef or None,
         max_length=None,
     )
     one_gpu(arguments)
-    names = {
-        "loss": "loss",
-        "accuracy": "accuracy",
-        "margin": "margin",
-        "learning_rate": "learning_rate",
-    }
     rows = [{k: pair[k] for k in ("chosen_ids", "rejected_ids", "margin")} for pair in pairs]
-    with Metrics(folder) as metrics:
-        trainer = PairTrainer(
-            model=trained,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            callbacks=[StatusLines(metrics, "reward", names)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        for weight in trained.parameters():
-            if weight.requires_grad:  # TRL puts adapters and head on a quantised base in bf16
-                weight.data = weight.data.float()
-        trainer.train()
-        result = whole(trained, twin)
-        trainer.accelerator.free_memory()
+    trainer = PairTrainer(
+        model=trained,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    for weight in trained.parameters():
+        if weight.requires_grad:  # TRL puts adapters and head on a quantised base in bf16
+            weight.data = weight.data.float()
+    names = {name: name for name in ("loss", "accuracy", "margin", "learning_rate")}
+    trainer.lasts(config, run, held, names).go()
+    result = held.undone(trained, stand_in)
+    trainer.accelerator.free_memory()
     return result.to(launch.device)
+
+
+def adapted(config: Config, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
+    """`model` with the stage's adapters, if it has any."""
+    if not config.reward.lora.rank:
+        return model
+    with seeded(config.seed, "reward's adapters"):
+        return add_lora(model, config.reward.lora, TaskType.SEQ_CLS, "reward.lora")
 
 
 @torch.no_grad()
@@ -119,8 +121,7 @@ def score_rows(
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
         ids, mask = right_pad([rows[i] for i in indices], pad_id)
-        enabled = launch.precision == "bf16"
-        with torch.autocast(launch.device.type, dtype=torch.bfloat16, enabled=enabled):
+        with launch.autocast():
             scores = model.scores(ids.to(launch.device), mask.to(launch.device))
         own += list(zip(indices, scores.tolist(), strict=True))
     everyone = gather_object(own) if launch.world > 1 else own
@@ -161,6 +162,8 @@ def calibrate(
     pad_id: int,
     batch_size: int,
     launch: Launch,
+    seed: int,
+    tokens: int,
 ) -> dict[str, float]:
     """Make scores of the engine's replies to `prompts` mean 0 and standard deviation 1.
 
@@ -169,9 +172,11 @@ def calibrate(
     Ziegler et al. 2019, section 2. UserError if the scores do not vary, or are not numbers.
     """
     own = []
+    drawn = uniforms(len(prompts), tokens, seed, "calibration")[launch.rank :: launch.world]
     mine = prompts[launch.rank :: launch.world]
     for start in range(0, len(mine), batch_size):
-        rollout = engine.generate(mine[start : start + batch_size])
+        part = slice(start, start + batch_size)
+        rollout = engine.generate(mine[part], drawn[part])
         own += [rollout.row(i) for i in range(rollout.ids.shape[0])]
     rows = gather_object(own) if launch.world > 1 else own
     raw = torch.tensor(score_rows(model, rows, pad_id, batch_size, launch), dtype=torch.float64)

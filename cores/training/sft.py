@@ -4,6 +4,7 @@ Trainer rather than TRL's SFTTrainer: the latter computes the loss beside the mo
 the excluded ids would come back into the softmax.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -11,17 +12,21 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from peft import TaskType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from cores.config import Config
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.packing import pack
+from cores.draws import seeded
+from cores.errors import UserError
+from cores.models import add_lora
+from cores.models.loading import load_base
+from cores.run import StageRun
 from cores.runtime.launch import Launch
-from cores.runtime.metrics import Metrics
-from cores.runtime.sharding import twin_for_whole_weights, whole
-from cores.runtime.stage import StageFolder
-from cores.training.trainer_args import StatusLines, common_arguments, one_gpu
+from cores.sharding.whole import load_weights
+from cores.training.lasting import Lasting
+from cores.training.trainer_args import common_arguments, one_gpu
 
 IGNORED = -100
 
@@ -44,37 +49,50 @@ def collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
 
 
+def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The base, with a row for every id of `tokenizer`, and with adapters if there are any."""
+    model = load_base(config.model.path, tokenizer, frozen=config.model)
+    if not config.sft.lora.rank:
+        return model
+    with seeded(config.seed, "sft's adapters"):
+        return add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
+
+
+class SFTTrainer(Lasting, Trainer):
+    """Hugging Face's, that lasts."""
+
+
 def train_sft(
     config: Config,
     model: PreTrainedModel,
     rows: list[dict[str, list[int]]] | TextStream,
     pad_id: int,
-    folder: StageFolder,
-    launch: Launch,
+    run: StageRun,
 ) -> Any:
-    """Train `model`; return it with all its weights on every rank."""
+    """Train `model`, from the run's checkpoint if it has one; return it with all its weights on
+    every rank."""
+    launch, held = run.launch, run.launch.sharding
     dataset, count = _dataset(config, rows, launch)
-    twin = twin_for_whole_weights(model)
+    if run.resumed is not None:
+        load_weights(model, run.resumed.tensors("weights"))
+    stand_in = held.stand_in(model)
     arguments = TrainingArguments(
         **common_arguments(
-            config.sft, config.model, launch, config.seed, count, folder.path, "sft"
+            config.sft, config.model, launch, held, config.seed, count, run.path, "sft"
         ),
         remove_unused_columns=False,
     )
     one_gpu(arguments)
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=lambda batch: collate(batch, pad_id),
+    )
     names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
-    with Metrics(folder) as metrics:
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            data_collator=lambda batch: collate(batch, pad_id),
-            callbacks=[StatusLines(metrics, "sft", names)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        trained = whole(model, twin)
-        trainer.accelerator.free_memory()
+    trainer.lasts(config, run, held, names).go()
+    trained = held.undone(model, stand_in)
+    trainer.accelerator.free_memory()
     return trained.to(launch.device)
 
 
@@ -97,19 +115,25 @@ def train_and_judge(
     model: Any,
     data: StageData | StreamedData,
     pad_id: int,
-    folder: StageFolder,
-    launch: Launch,
+    run: StageRun,
 ) -> tuple[Any, dict[str, float | None]]:
     """The trained model, and its loss on held-out rows before and after, which is printed."""
-    size = config.sft.microbatch_size
+    size, launch = config.sft.microbatch_size, run.launch
     before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch)
-    trained = train_sft(config, model, data.train, pad_id, folder, launch)
+    _check_loss(before, "before training: the base's weights, or its config, are at fault")
+    trained = train_sft(config, model, data.train, pad_id, run)
     after = held_out_loss(trained, data.test, pad_id, size, launch)
+    _check_loss(after, "behind training: lower sft.learning_rate")
     if config.data.sft.streaming:  # the counts are known only now
         launch.say("\n".join(data.report.lines()))
     if before is not None and after is not None:
         launch.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
     return trained, {"test_loss_before": before, "test_loss": after}
+
+
+def _check_loss(loss: float | None, why: str) -> None:
+    if loss is not None and not math.isfinite(loss):
+        raise UserError(f"sft: the held-out loss is {loss} {why}.")
 
 
 @torch.no_grad()
@@ -126,8 +150,7 @@ def held_out_loss(
         batch = collate(own[start : start + batch_size], pad_id)
         batch = {name: tensor.to(launch.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
-        enabled = launch.precision == "bf16"
-        with torch.autocast(launch.device.type, dtype=torch.bfloat16, enabled=enabled):
+        with launch.autocast():
             logits = model(**batch).logits[:, :-1].float()
         total += cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from cores.config import Config, plain
+from cores.run.keys import flat
 
 
 class _QuietTrackio(TrackioTracker):
@@ -67,14 +67,3 @@ def finish_trackers(trackers: list[GeneralTracker]) -> list[str]:
             lines.append(f"wandb is offline; `wandb sync {place}` sends this run")
         tracker.finish()
     return lines
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted keys, as the command line names them; lists as JSON."""
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{name}.")
-        else:
-            result[prefix + name] = json.dumps(value) if isinstance(value, list) else value
-    return result

@@ -1,22 +1,18 @@
-"""Held-out prompts before and after: score, KL from the reference, length."""
+"""Held-out prompts before, in between and after: score, KL from the reference, length."""
 
 import math
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from cores.data import readable
+from cores.ppo.batches import share
 from cores.ppo.experience import Scored, gather_rows
-from cores.ppo.prompts import share
-from cores.ppo.trainer import PPOTrainer, Row
+from cores.ppo.score import Row, Scorer
 from cores.rl import kl_estimate
-from cores.runtime.launch import Launch, seed_rank
 
 Z95 = 1.96
 """Half-width of a 95% interval in standard errors."""
@@ -53,22 +49,23 @@ class Evaluation:
 
 
 def evaluate(
-    trainer: PPOTrainer, prompts: list[list[int]], seed: int, rows: Sequence[Row] = ()
+    scorer: Scorer, prompts: list[list[int]], rows: Sequence[Row] = ()
 ) -> Evaluation:
-    """Sample and judge a reply to each prompt, with a random stream of its own.
+    """Sample and judge a reply to each prompt, with the same random numbers at each evaluation.
 
     `rows`: what reward functions are told of each prompt.
     """
-    launch, result = trainer.launch, Evaluation([], [], [], [], [], [])
-    size = math.ceil(min(trainer.config.batch_size, len(prompts)) / launch.world) * launch.world
-    with _own_randomness(seed, launch):
-        for start in range(0, len(prompts), size):
-            chunk, told = prompts[start : start + size], list(rows[start : start + size])
-            lacking = -len(chunk) % launch.world
-            rollout = trainer.rollout(_mine(chunk + chunk[-1:] * lacking, launch))
-            told = _mine(told + told[-1:] * lacking, launch)
-            scored = trainer.score(rollout, told, last_token=True)
-            _add(result, gather_rows(scored, launch), len(chunk))
+    launch, result = scorer.launch, Evaluation([], [], [], [], [], [])
+    rank, world = launch.rank, launch.world
+    size = math.ceil(min(scorer.config.batch_size, len(prompts)) / world) * world
+    for start in range(0, len(prompts), size):
+        chunk, told = prompts[start : start + size], list(rows[start : start + size])
+        lacking = -len(chunk) % world
+        mine = share(chunk + chunk[-1:] * lacking, rank, world)
+        rollout = scorer.rollout(mine, start + rank * len(mine), "evaluation")
+        told = share(told + told[-1:] * lacking, rank, world)
+        scored = scorer.score(rollout, told, last_token=True)
+        _add(result, gather_rows(scored, launch), len(chunk))
     return result
 
 
@@ -94,10 +91,6 @@ def sample_pairs(
     ]
 
 
-def _mine(batch: list[Any], launch: Launch) -> list[Any]:
-    return share(batch, launch.rank, launch.world)
-
-
 def _add(result: Evaluation, scored: Scored, count: int) -> None:
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs, "k1", scored.response_mask).sum(dim=1)
     response = scored.ids[:, -scored.response_mask.shape[1] :]
@@ -108,23 +101,6 @@ def _add(result: Evaluation, scored: Scored, count: int) -> None:
     for i in range(count):
         result.rows.append(scored.ids[i][scored.mask[i]].tolist())
         result.replies.append(response[i][scored.response_mask[i]].tolist())
-
-
-@contextmanager
-def _own_randomness(seed: int, launch: Launch) -> Iterator[None]:
-    """Evaluation neither disturbs training's random numbers nor depends on them.
-
-    This process's device alone: by default every GPU of the host would get a CUDA context.
-    """
-    states = random.getstate(), np.random.get_state()
-    devices = [launch.device] if launch.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        seed_rank(seed, launch.rank)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 def _mean(values: list[float]) -> float:

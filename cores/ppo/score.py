@@ -1,0 +1,163 @@
+"""Replies sampled, and what the models and functions say of them: all that an evaluation needs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from cores.config import PPOSection
+from cores.draws import uniforms
+from cores.errors import UserError
+from cores.models.scalar import last_attended
+from cores.ppo.batches import for_scoring, in_parts, on_device
+from cores.ppo.experience import Scored
+from cores.ppo.objective import response_values
+from cores.ppo.roles import Roles
+from cores.ppo.state import PPOState
+from cores.rewards import RewardFunctions, weighted_sum
+from cores.rl.coati import mean_over_row
+from cores.rollout import Rollout, RolloutEngine
+from cores.runtime.launch import Launch
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+class Scorer:
+    """The roles, the engine and the sources of the score."""
+
+    def __init__(
+        self,
+        config: PPOSection,
+        roles: Roles,
+        engine: RolloutEngine,
+        launch: Launch,
+        seed: int,
+        functions: RewardFunctions | None = None,
+    ) -> None:
+        self.config = config
+        self.roles = roles
+        self.engine = engine
+        self.launch = launch
+        self.seed = seed
+        self.functions = functions
+        """Sources of the score beside the reward model."""
+        self.state = PPOState(config.kl_coef)
+
+    def rollout(
+        self, prompts: list[list[int]], first: int = 0, purpose: str = "replies"
+    ) -> Rollout:
+        """A reply to each prompt from the actor as it is now.
+
+        `first`: number of this rank's first reply among those of all ranks. The numbers that decide
+        a reply are drawn from (seed, purpose, update, its number), so it is the same however many
+        ranks there are; those of an evaluation whatever the update.
+        """
+        position = self.state.update if purpose == "replies" else 0
+        tokens = self.config.max_new_tokens
+        uniform = uniforms(len(prompts), tokens, self.seed, purpose, position, first=first)
+        with self.roles.policy():
+            return self.engine.generate(prompts, uniform)
+
+    @torch.no_grad()
+    def score(
+        self,
+        rollout: Rollout,
+        rows: Sequence[Row] = (),
+        last_token: bool = False,
+        reuse: bool = False,
+    ) -> Scored:
+        """What actor, reference, critic and the sources of the score say of each reply.
+
+        `last_token`: the reward model's score is that of the last token whatever the estimator
+        reads, so that evaluations compare. `reuse`: the actor's log-probs are the rollout's own.
+        UserError on every rank if the policy's numbers are none, or a function fails on any.
+        """
+        said = self.launch.together(lambda: self._ask(rollout, rows))
+        zeros = torch.zeros_like(rollout.logprobs)
+        scored = Scored(
+            ids=rollout.ids,
+            mask=rollout.mask,
+            response_mask=rollout.response_mask,
+            ended=rollout.ended,
+            rollout_logprobs=rollout.logprobs,
+            logprobs=rollout.logprobs.clone() if reuse else zeros,
+            ref_logprobs=zeros.clone(),
+            entropy=rollout.entropy if reuse else zeros.clone(),
+            values=zeros.clone(),
+            scores=zeros[:, 0].clone(),
+            score_parts=zeros.new_zeros(len(zeros), len(self.config.rewards)),
+        )
+        with_room(self, lambda: self._score_all(scored, last_token, reuse))
+        if said is not None:
+            columns = [i for i, name in enumerate(self.config.rewards) if name != "model"]
+            scored.score_parts[:, columns] = said.to(zeros)
+        scored.scores[:] = weighted_sum(scored.score_parts, list(self.config.rewards.values()))
+        return scored
+
+    def _ask(self, rollout: Rollout, rows: Sequence[Row]) -> Tensor | None:
+        """Scores (B, S) of the functions, where there are any."""
+        if not bool(rollout.logprobs.isfinite().all()):
+            raise UserError(
+                "ppo: the policy's logits are not finite: it has left what numbers can hold. Go on "
+                "from the last checkpoint with a lower ppo.actor_learning_rate, or compute in fp32 "
+                "(--model.precision fp32)."
+            )
+        return None if self.functions is None else self.functions(rollout, list(rows))
+
+    def _score_all(self, scored: Scored, last_token: bool, reuse: bool) -> None:
+        """This rank's rows, in as many parts on every rank."""
+        parts = for_scoring(scored.lengths, self.config, self.state.halved)
+        (count,) = self.launch.agree(len(parts))
+        for part in in_parts(parts, count):
+            self._score_rows(scored, part, last_token, reuse)
+
+    def _score_rows(self, scored: Scored, part: list[int], last_token: bool, reuse: bool) -> None:
+        """Fill in the model-made columns of the rows `part` of `scored`."""
+        c, batch = self.config, scored.select(part)
+        rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
+        with self.launch.autocast():
+            if not reuse:
+                assert scored.entropy is not None
+                logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
+                scored.logprobs[rows, :width] = logprobs
+                scored.entropy[rows, :width] = entropy
+            with self.roles.reference() as reference:
+                ref_logprobs, _ = reference(batch.ids, batch.attended, width, entropy=False)
+            if self.roles.critic is not None:
+                values = self.roles.critic.module(batch.ids, batch.attended)
+                scored.values[rows, :width] = response_values(values, batch, c)
+            if self.roles.reward is not None:
+                judged = self.roles.reward(batch.ids, batch.attended)
+                everywhere = c.estimator == "coati" and c.coati.mean_over_positions
+                mean = everywhere and not last_token
+                score = (mean_over_row if mean else last_attended)(judged, batch.mask)
+                scored.score_parts[rows, list(c.rewards).index("model")] = score
+        scored.ref_logprobs[rows, :width] = ref_logprobs
+
+
+def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
+    """What `work` returns. If memory runs out for the first time in a run, again with micro-batches
+    of half as many rows or tokens: the same numbers, within rounding.
+
+    Of one process alone: others would wait where this one turned back.
+    """
+    try:
+        return work()
+    except RuntimeError as error:
+        short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not short:
+            raise
+        if scorer.state.halved or scorer.launch.world > 1:
+            raise UserError(
+                f"ppo: memory ran out ({str(error).splitlines()[0]}). Lower ppo.microbatch_size or "
+                "ppo.microbatch_tokens (the result is the same), set model.gradient_checkpointing, "
+                "or launch with shards (docs/launching.md); the run goes on from its last "
+                "checkpoint only with the same options."
+            ) from None
+    scorer.state.halved = True
+    scorer.launch.say("note: memory ran out; from here on micro-batches are half as large")
+    if scorer.launch.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return work()

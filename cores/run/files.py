@@ -1,0 +1,52 @@
+"""Folders that are whole or absent, on the disk and under their name."""
+
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Linux: of the working directory; let two names change places in one step."""
+
+
+def sync(place: Path) -> None:
+    """Wait until a file or folder is on the disk, whatever happens to the machine."""
+    number = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sync_tree(folder: Path) -> None:
+    """Every file of a folder, and the folders."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(root, name))
+        sync(Path(root))
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Let the folders `new` and `old` change places, with no moment at which one is absent.
+
+    Where the file system cannot (NFS), by way of `old`.before: see `settle`.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(new), os.fsencode(old)
+    done = getattr(libc, "renameat2", lambda *_: -1)(
+        AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE
+    )
+    if done != 0:
+        before = old.with_name(old.name + ".before")
+        shutil.rmtree(before, ignore_errors=True)
+        old.rename(before)
+        new.rename(old)
+        before.rename(new)
+    sync(old.parent)
+
+
+def settle(old: Path) -> None:
+    """Put `old` back where a kill in the middle of `exchange` left it at its other name."""
+    before = old.with_name(old.name + ".before")
+    if before.exists() and not old.exists():
+        before.rename(old)

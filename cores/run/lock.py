@@ -1,0 +1,121 @@
+"""One run at a time on a stage of an output_dir, by a lock of the operating system.
+
+It ends with its process, however that ends, so none is ever stale; it is seen from other
+containers, by other users and, where the file system is shared and has locks, on other machines.
+"""
+
+import contextlib
+import errno
+import fcntl
+import getpass
+import json
+import os
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cores.errors import UserError
+
+HELD = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Lock:
+    """A file that this process holds. A record lock (fcntl): a forked child does not inherit it, so
+    a reward function's worker that outlives the run holds nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number: int | None = None
+        """Descriptor of the open file. Nothing else may open it here: closing would unlock."""
+        self.made: list[Path] = []
+        """Folders that had to be made for it, the innermost first."""
+
+    def take(self) -> str | None:
+        """Hold the lock; returns a note where the file system has none.
+
+        UserError while another run holds it, or if the folder cannot be written.
+        """
+        self.made = _missing(self.path.parent)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while self.number is None:
+                self.number = self._try()
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise UserError(
+                    f"output_dir: {self.path.parent} cannot be written: {error.strerror}. Give "
+                    "another --output_dir, or make it writable."
+                ) from None
+            return (
+                f"note: the file system of {self.path.parent} has no locks ({error.strerror}): a "
+                "second run on it would not be noticed"
+            )
+        os.truncate(self.number, 0)
+        os.write(self.number, json.dumps(_holder()).encode())
+        return None
+
+    def _try(self) -> int | None:
+        """The descriptor, locked; None where its holder removed the file meanwhile."""
+        number = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(number).st_ino == os.stat(self.path).st_ino:
+                return number
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            who = _who(number)
+            os.close(number)
+            if error.errno not in HELD:
+                raise
+            raise UserError(
+                f"{self.path.with_name(self.path.stem[1:])}: {who} is writing this stage now. "
+                "Wait for it, stop it, or give another --output_dir."
+            ) from None
+        os.close(number)
+        return None
+
+    def release(self) -> None:
+        """Let go, and leave no empty folder that was made for it."""
+        if self.number is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self.number)
+            self.number = None
+        for folder in self.made:
+            with contextlib.suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _holder() -> dict[str, str]:
+    with contextlib.suppress(KeyError, OSError):  # a user without a name
+        return _facts(getpass.getuser())
+    return _facts(str(os.getuid()))
+
+
+def _facts(user: str) -> dict[str, str]:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "process": str(os.getpid()),
+        "host": socket.gethostname(),
+        "user": user,
+        "since": started,
+        "command": " ".join(sys.argv[:1]),
+    }
+
+
+def _who(number: int) -> str:
+    """The holder as it says of itself; it may just be about to."""
+    try:
+        facts = json.loads(os.pread(number, 4096, 0))
+        return (
+            f"process {facts['process']} on {facts['host']} (user {facts['user']}, since "
+            f"{facts['since']})"
+        )
+    except (ValueError, KeyError, TypeError, OSError):
+        return "another run"

@@ -1,0 +1,67 @@
+"""What the screen says, kept in log.txt as well. No line ends a run because it cannot be shown."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class Screen:
+    """Stands in for stdout or stderr: a terminal that is closed, or cannot write a character, is
+    no reason to stop."""
+
+    def __init__(self, stream: TextIO, log: "Log") -> None:
+        self.stream = stream
+        self.log = log
+
+    def write(self, text: str) -> int:
+        """As a text stream's."""
+        self.log.add(text)
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone
+            encoding = getattr(self.stream, "encoding", None) or "utf-8"
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """As a text stream's."""
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class Log:
+    """Everything said, from before there is a file for it."""
+
+    def __init__(self) -> None:
+        self.waiting: list[str] = []
+        self.path: Path | None = None
+
+    def add(self, text: str) -> None:
+        """Keep a text. A log that cannot be written is left: the run's own files tell of a full
+        disk."""
+        if self.path is None:
+            self.waiting.append(text)
+            return
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+            file.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+    def attach(self, path: Path | None) -> None:
+        """From here on to `path`, what waited first; None: to nowhere."""
+        self.path = path
+        if path is not None:
+            self.add("".join(self.waiting))
+        self.waiting = []
+
+
+LOG = Log()
+
+
+def show_everything() -> None:
+    """Put screens before stdout and stderr, once."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(stream, Screen):
+            setattr(sys, name, Screen(stream, LOG))

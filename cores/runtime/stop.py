@@ -1,0 +1,75 @@
+"""How a run is told to end: by signals, by its launcher's death, by the clock.
+
+While steps are taken the first signal waits for the step's end, where the run saves and goes; a
+second one ends it at once. Before and behind the steps nothing would be lost: one is enough.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+STOPPED = 75
+"""Exit status of a run that can go on: EX_TEMPFAIL of BSD's sysexits.h, "try again"."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LOOK = 1.0
+"""Seconds between looks at whether the launcher still lives."""
+
+
+class Stopped(Exception):  # noqa: N818  # not an error: it ends as it should
+    """The run has saved and ends; the text says how to go on."""
+
+
+class Stop:
+    """What this process was told, and whether it is in the middle of something worth finishing."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.stepping = False
+        """Steps are being taken: what was told waits for the end of one."""
+        self.leave: Callable[[str, int], None] = _leave
+        """Ends the process: a word to say, and the exit status."""
+
+    def tell(self, reason: str, status: int = STOPPED) -> None:
+        """Ask for the end; called from a thread, whatever the main one waits for."""
+        if self.reason is not None:
+            self.leave(f"{reason}: ended at once\n", 128 + signal.SIGTERM)
+        self.reason = reason
+        if not self.stepping:
+            self.leave(f"{reason}: stopped; no step was under way, nothing is lost\n", status)
+        sys.stderr.write(f"{reason}: stopping behind this step (once more: at once)\n")
+
+    def watch(self, launched: bool) -> None:
+        """Obey signals even while the main thread waits in C++ for another rank; where a launcher
+        started this process, its death as well (nobody would end an orphan)."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a job behind &
+                signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(writer)
+        threading.Thread(target=self._signals, args=(reader,), daemon=True).start()
+        if launched:
+            threading.Thread(target=self._orphaned, args=(os.getppid(),), daemon=True).start()
+
+    def _signals(self, reader: int) -> None:
+        while True:
+            number = os.read(reader, 1)[0]
+            if number in SIGNALS:  # libraries may handle others
+                self.tell(signal.Signals(number).name)
+
+    def _orphaned(self, parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        if self.reason is None:
+            self.tell("the launcher is gone")
+
+
+def _leave(text: str, status: int) -> None:
+    sys.stderr.write(text)
+    os._exit(status)
+
+
+STOP = Stop()

@@ -1,0 +1,184 @@
+"""Whole weights on every process: one process, or several that exchange gradients (DDP)."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cores.errors import UserError
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW knows of a parameter."""
+
+
+class Trained:
+    """A model that is trained, as its launch holds it, with its optimizer."""
+
+    def __init__(
+        self, module: Any, optimizer: Any, accelerator: Accelerator, max_grad_norm: float
+    ) -> None:
+        self.module = module
+        """What is called: the model itself, or what wraps it."""
+        self.optimizer = optimizer
+        self.accelerator = accelerator
+        self.max_grad_norm = max_grad_norm
+
+    @property
+    def unwrapped(self) -> Any:
+        """The model itself."""
+        return self.accelerator.unwrap_model(self.module)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer changes."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """The same by name, each once."""
+        return {n: p for n, p in self.unwrapped.named_parameters() if p.requires_grad}
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and `backward`: ranks exchange gradients at the last one only."""
+        return nullcontext() if last else self.accelerator.no_sync(self.module)
+
+    def backward(self, loss: Tensor, last: bool) -> Tensor | None:
+        """Add the gradients of `loss`, this rank's part of a sum over all ranks; at the last
+        micro-batch clip, step and clear them, and return their norm, 0-d."""
+        (loss * self.accelerator.num_processes).backward()  # ranks' gradients are averaged
+        if not last:
+            return None
+        norm = self.descend()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def descend(self) -> Tensor:
+        """Clip and step; the norm before it, 0-d. The kernel leaves out a step that is no number.
+
+        It does so by `found_inf`, meant for gradient scalers (torch.optim.AdamW, fused), so that
+        nobody has to wait for the norm before the step.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).detach()
+        self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
+        self.optimizer.step()
+        return norm
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Whole weights on every rank for as long as it is open."""
+        yield
+
+    def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
+        """Copies of the trained weights and of what AdamW knows of them, whole, by name, on the
+        CPU; every rank calls it, and where `keep` is off nothing is kept."""
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.named().items():
+            found = self._whole(parameter)
+            if not keep:
+                continue
+            weights[name] = _copy(found.pop("weight"))
+            moments |= {f"{name}.{key}": _copy(value) for key, value in found.items()}
+        return {"weights": weights, "adam": moments}
+
+    def _whole(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        known = self.optimizer.optimizer.state.get(parameter, {})
+        return {"weight": parameter.data, **{key: known[key] for key in MOMENTS if key in known}}
+
+    def load_moments(self, moments: Any) -> None:
+        """What `state` said of AdamW, by name (a `Reader`), wherever it was written."""
+        optimizer = self.optimizer.optimizer
+        group = optimizer.param_groups[0]
+        on_device = group.get("fused") or group.get("capturable")
+        for name, parameter in self.named().items():
+            if f"{name}.step" not in moments.names:
+                continue  # it had no gradient yet
+            found = {key: moments[f"{name}.{key}"] for key in MOMENTS}
+            optimizer.state[parameter] = {
+                key: value if key == "step" and not on_device else value.to(parameter.device)
+                for key, value in found.items()
+            }
+
+
+class Whole:
+    """One process, or DDP."""
+
+    stage = 0
+    """ZeRO stage: 1 optimizer, 2 and gradients, 3 and weights are shards."""
+
+    def __init__(self, precision: str, cpu: bool) -> None:
+        self.precision = precision
+        self.cpu = cpu
+
+    @property
+    def name(self) -> str:
+        """For the screen."""
+        return "DDP"
+
+    @cached_property
+    def _accelerator(self) -> Accelerator:
+        return Accelerator(cpu=self.cpu, mixed_precision="no")
+
+    def prepare(
+        self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float
+    ) -> Trained:
+        """`model` and its optimizer as this launch trains them; `name` tells them from others."""
+        made = self._accelerator.prepare(model, optimizer)
+        return Trained(*made, self._accelerator, max_grad_norm)
+
+    @property
+    def fused(self) -> bool:
+        """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
+        return True
+
+    def frozen(self, module: nn.Module, device: torch.device) -> Any:
+        """`module`, which is never trained, as this launch holds it."""
+        return module.to(device)
+
+    def check_skips(self) -> None:
+        """UserError if a step that is no number could not be left out."""
+
+    def trainer_arguments(self, max_grad_norm: float, micro: int, passes: int) -> dict[str, Any]:
+        """Arguments for the trainers of stages 1 and 2."""
+        return {"bf16": self.precision == "bf16", "use_cpu": self.cpu}
+
+    def of_trainer(self, trainer: Any) -> Trained:
+        """What such a trainer has prepared."""
+        return Trained(
+            trainer.model_wrapped, trainer.optimizer, trainer.accelerator, 0.0
+        )
+
+    def stand_in(self, model: nn.Module) -> nn.Module | None:
+        """Something that `undone` fills after training, where weights are shards."""
+        return None
+
+    def undone(self, trained: nn.Module, stand_in: nn.Module | None) -> Any:
+        """The trained model with all its weights on every rank: what follows training (held-out
+        rows, calibration, merging, saving) is then as in one process."""
+        return trained
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def load_weights(model: nn.Module, weights: Any) -> None:
+    """Put trained weights, by name (a `Reader`), into `model`, which no launch holds yet.
+
+    UserError if one has another shape, or is not there.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            found = weights[name]
+            if found.shape != parameter.shape:
+                raise UserError(
+                    f"{weights.path}: {name} is {tuple(found.shape)}, the model's "
+                    f"{tuple(parameter.shape)}: it is of another model. Begin anew with --resume "
+                    "never."
+                )
+            parameter.copy_(found)

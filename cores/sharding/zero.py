@@ -1,0 +1,237 @@
+"""DeepSpeed's ZeRO: optimizer states, gradients and (stage 3) weights are shards."""
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import deepspeed
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_get_local_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from cores.errors import UserError
+from cores.sharding.whole import Trained, Whole
+
+SHARDED = ("exp_avg", "exp_avg_sq")
+
+
+class ZeroTrained(Trained):
+    """The engine clips and steps inside its backward pass; a step is the same."""
+
+    def __init__(self, module: Any, optimizer: Any, accelerator: Accelerator) -> None:
+        super().__init__(module, optimizer, accelerator, 0.0)
+        self.steps = 0
+        """Taken by us; the engine decides by its own count of micro-batches."""
+
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's."""
+        return self.accelerator.deepspeed_engine_wrapped
+
+    @property
+    def zero(self) -> Any:
+        """The optimizer of shards."""
+        return self.module.optimizer
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> Tensor | None:
+        self.engine.backward(loss * self.accelerator.num_processes, sync_gradients=last)
+        if not last:
+            return None
+        self.steps += 1
+        taken = self.module.global_steps
+        if taken != self.steps:
+            raise RuntimeError(f"DeepSpeed took {taken} optimizer steps, not {self.steps}.")
+        norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
+        return norm.detach().to(loss.device)  # offloaded: it is on the CPU
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within it DeepSpeed's hooks are off: they would shard each layer again behind its
+        forward."""
+        if self.module.zero_optimization_stage() < 3:
+            yield
+            return
+        from trl.models.utils import add_hooks, remove_hooks
+
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+            remove_hooks(self.module)
+            try:
+                yield
+            finally:
+                add_hooks(self.module)
+
+    def _whole(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        with deepspeed.zero.GatheredParameters([parameter]):
+            weight = parameter.data.clone()
+        found = {key: safe_get_full_optimizer_state(parameter, key) for key in SHARDED}
+        (flat, *_) = self.zero.optimizer.state.values()  # all step together
+        return {"weight": weight, **found, "step": flat["step"]}
+
+    def load_moments(self, moments: Any) -> None:
+        self._make_states(moments)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for name, parameter in self.named().items():
+            for key in SHARDED:
+                value = moments[f"{name}.{key}"].to(parameter.device)
+                if not hasattr(parameter, "ds_id"):
+                    safe_set_full_optimizer_state(parameter, value, key)
+                    continue
+                size = safe_get_local_optimizer_state(parameter, key).numel()
+                flat = value.flatten()
+                part = pad(flat, (0, size * world - flat.numel()))[rank * size : (rank + 1) * size]
+                safe_set_local_optimizer_state(parameter, part, key)
+
+    def _make_states(self, moments: Any) -> None:
+        """States of zeros for every shard, which AdamW would make at its first step."""
+        step = next(moments[name] for name in sorted(moments.names) if name.endswith(".step"))
+        two = hasattr(self.zero, "single_partition_of_fp32_groups")
+        shards = (
+            self.zero.single_partition_of_fp32_groups
+            if two
+            else self.zero.fp32_partitioned_groups_flat
+        )
+        for shard in shards:
+            self.zero.optimizer.state[shard] = {
+                "step": step.clone(),
+                **{key: torch.zeros_like(shard) for key in SHARDED},
+            }
+        if two:
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+
+class Zero(Whole):
+    """DeepSpeed as the accelerate file asks for it."""
+
+    @property
+    def stage(self) -> int:  # type: ignore[override]
+        """ZeRO stage."""
+        return launched_settings()["zero_optimization"]["stage"]
+
+    @property
+    def name(self) -> str:
+        return f"DeepSpeed ZeRO-{self.stage}"
+
+    @property
+    def fused(self) -> bool:
+        return False
+
+    @cached_property
+    def _accelerators(self) -> dict[str, Accelerator]:
+        """One for each trained model: DeepSpeed allows one engine an Accelerator, and reads its
+        settings (clipping among them) from the plugin selected at `prepare`."""
+        return {}
+
+    def prepare(
+        self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float
+    ) -> Trained:
+        accelerator = self._accelerators.get(name) or self._make(name, max_grad_norm)
+        accelerator.state.select_deepspeed_plugin(name)
+        return ZeroTrained(*accelerator.prepare(model, optimizer), accelerator)
+
+    def _make(self, name: str, max_grad_norm: float) -> Accelerator:
+        """The first names all plugins there will be; the others take one of them."""
+        if not self._accelerators:
+            # Micro-batches are ours to count: to DeepSpeed each minibatch is one accumulation.
+            config = settings(self.precision, max_grad_norm)
+            plugins = {each: DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config)) for each in ROLES}
+            kwargs: dict[str, Any] = {}
+            if self.cpu:
+                kwargs["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+            self._accelerators[name] = Accelerator(deepspeed_plugins=plugins, **kwargs)
+        else:
+            self._accelerators[name] = Accelerator()
+        return self._accelerators[name]
+
+    def frozen(self, module: nn.Module, device: torch.device) -> Any:
+        """Under ZeRO-3 an engine without an optimizer: a part of the weights a rank."""
+        if self.stage < 3:
+            return module.to(device)
+        config = settings(self.precision)
+        config["zero_optimization"].pop("offload_optimizer", None)
+        engine, *_ = deepspeed.initialize(model=module, config=config)
+        return engine
+
+    def check_skips(self) -> None:
+        raise UserError(
+            "faults.nonfinite: skip does not go with DeepSpeed, whose engine takes every step; set "
+            "it to stop, or launch without DeepSpeed."
+        )
+
+    def trainer_arguments(self, max_grad_norm: float, micro: int, passes: int) -> dict[str, Any]:
+        return {
+            # DeepSpeed's own bf16 mode rounds the weights; its settings ask for autocast instead.
+            "bf16": False,
+            "use_cpu": False,
+            "deepspeed": settings(self.precision, max_grad_norm, micro, passes),
+            "accelerator_config": {
+                "use_configured_state": True,  # or it forgets gloo
+                "dispatch_batches": False,
+            },
+        }
+
+    def of_trainer(self, trainer: Any) -> Trained:
+        return ZeroTrained(trainer.model_wrapped, trainer.optimizer, trainer.accelerator)
+
+    def stand_in(self, model: nn.Module) -> nn.Module | None:
+        return copy.deepcopy(model.cpu()) if self.stage == 3 else None
+
+    @torch.no_grad()
+    def undone(self, trained: nn.Module, stand_in: nn.Module | None) -> Any:
+        unset_hf_deepspeed_config()  # or models loaded from here on would be shards
+        if stand_in is None:
+            return trained
+        for ours, theirs in zip(stand_in.parameters(), trained.parameters(), strict=True):
+            with deepspeed.zero.GatheredParameters([theirs]):
+                ours.copy_(theirs)
+        return stand_in
+
+
+ROLES = ("actor", "critic")
+
+
+def launched_settings() -> dict[str, Any]:
+    """DeepSpeed's settings as the accelerate file gives them, inline or as a file of its own."""
+    return copy.deepcopy(DeepSpeedPlugin().deepspeed_config)
+
+
+def settings(
+    precision: str, max_grad_norm: float = 0.0, micro: int = 1, accumulation: int = 1
+) -> dict[str, Any]:
+    """The launch's settings with ours: batches, clipping and precision are the configuration's.
+
+    The weights stay in fp32 as in one process: bf16 is autocast, which the engine does itself (it
+    turns the caller's off inside it).
+    """
+    result = launched_settings()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    result.update(
+        train_micro_batch_size_per_gpu=micro,
+        gradient_accumulation_steps=accumulation,
+        train_batch_size=micro * accumulation * world,
+        gradient_clipping=max_grad_norm,
+        zero_allow_untested_optimizer=True,
+        zero_force_ds_cpu_optimizer=False,  # torch's AdamW needs no compiler
+        bf16={"enabled": False},
+        fp16={"enabled": False},
+        torch_autocast={
+            "enabled": precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],  # gradients are exchanged in fp32
+        },
+    )
+    return result

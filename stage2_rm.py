@@ -14,6 +14,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
+    from cores.draws import uniforms
     from cores.models import ScalarModel, load_scalar, load_tokenizer, save_model
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.quantization import check_quantization
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> None:
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.sharding import zero_stage
     from cores.runtime.stage import StageFolder, load_parents, parent_facts
-    from cores.training.calibration import calibration_prompts, policy_engine
+    from cores.training.calibration import calibration_prompts, policy_engine, reply_tokens
     from cores.training.reward import accuracy, calibrate, init_head, train_reward
 
     run = launch(config)
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> None:
                 f"(the longer reply wins: {result['accuracy_longer']:.3f})"
             )
         engine = policy_engine(config, sft, tokenizer, run)
-        scale = calibrate(reward, engine, prompts, pad_id, rows, run)
+        numbers = uniforms(len(prompts), reply_tokens(config), config.seed, "calibration")
+        scale = calibrate(reward, engine, prompts, numbers, pad_id, rows, run)
         run.once(save_model, trained, tokenizer, folder.path, config.reward.lora.merge)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),

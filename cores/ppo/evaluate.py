@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cores.data import readable
+from cores.draws import uniforms
 from cores.ppo.experience import Scored, gather_rows
 from cores.ppo.prompts import share
 from cores.ppo.trainer import PPOTrainer, Row
@@ -65,7 +66,11 @@ def evaluate(
         for start in range(0, len(prompts), size):
             chunk, told = prompts[start : start + size], list(rows[start : start + size])
             lacking = -len(chunk) % launch.world
-            rollout = trainer.rollout(_mine(chunk + chunk[-1:] * lacking, launch))
+            asked = _mine(chunk + chunk[-1:] * lacking, launch)
+            first = start + launch.rank * len(asked)
+            width = trainer.config.max_new_tokens
+            uniform = uniforms(len(asked), width, seed, "evaluation", first=first)
+            rollout = trainer.rollout(asked, uniform)
             told = _mine(told + told[-1:] * lacking, launch)
             scored = trainer.score(rollout, told, last_token=True)
             _add(result, gather_rows(scored, launch), len(chunk))

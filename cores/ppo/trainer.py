@@ -8,6 +8,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from cores.config import PPOSection
+from cores.draws import uniforms
 from cores.models.scalar import last_attended
 from cores.ppo.batches import for_scoring, in_parts, on_device, shared
 from cores.ppo.estimate import estimate, has_critic
@@ -53,6 +54,7 @@ class PPOTrainer:
         """How a micro-batch goes through a model and back."""
         self.reuse = Reuse(config, launch.precision)
         """Whether the engine's log-probs serve as the old ones."""
+        self.seed = seed
         self.shuffle = torch.Generator().manual_seed(seed)
         """Order of minibatches; the same on every rank."""
         self.kl_coef = config.kl_coef
@@ -85,10 +87,15 @@ class PPOTrainer:
             self._steer(stats["kl"])
         return experience, stats
 
-    def rollout(self, prompts: list[list[int]]) -> Rollout:
-        """A reply to each prompt from the actor as it is now."""
+    def rollout(self, prompts: list[list[int]], uniform: Tensor | None = None) -> Rollout:
+        """A reply to each prompt from the actor as it is now, by random numbers `uniform` (B, T):
+        those of the present update if not given."""
+        if uniform is None:
+            count, first = len(prompts), self.launch.rank * len(prompts)
+            place = (self.seed, "replies", self.updates)
+            uniform = uniforms(count, self.config.max_new_tokens, *place, first=first)
         with self.roles.policy():
-            return self.engine.generate(prompts)
+            return self.engine.generate(prompts, uniform)
 
     @torch.no_grad()
     def score(

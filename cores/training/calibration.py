@@ -12,7 +12,7 @@ from cores.models import load_policy
 from cores.models.loading import exclude_from, max_length
 from cores.ppo.prompts import PromptSampler
 from cores.rollout import RolloutEngine, build_engine
-from cores.runtime.launch import Launch, seed_rank
+from cores.runtime.launch import Launch
 
 Row = list[int]
 
@@ -40,8 +40,7 @@ def calibration_prompts(config: Config, pairs: list[dict], model: PretrainedConf
 def policy_engine(
     config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase, launch: Launch
 ) -> RolloutEngine:
-    """An engine over the model in `folder`, sampling as stage 3 will; seeds this rank."""
+    """An engine over the model in `folder`, sampling as stage 3 will."""
     policy: Any = load_policy(folder, dropout=False)
     exclude_from(policy, tokenizer)
-    seed_rank(config.seed, launch.rank)
     return build_engine(config, policy.to(launch.device), tokenizer, reply_tokens(config), launch)

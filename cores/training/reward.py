@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel, TaskType
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig, RewardTrainer
@@ -158,20 +158,23 @@ def calibrate(
     model: ScalarModel,
     engine: RolloutEngine,
     prompts: list[list[int]],
+    uniform: Tensor,
     pad_id: int,
     batch_size: int,
     launch: Launch,
 ) -> dict[str, float]:
     """Make scores of the engine's replies to `prompts` mean 0 and standard deviation 1.
 
+    uniform (N, T): random numbers for the replies to the N prompts of all ranks.
     1/std is folded into the head's weight, and the mean of the folded logits becomes
     `config.reward_mean`: score = stock logit - reward_mean, in this code and in any other.
     Ziegler et al. 2019, section 2. UserError if the scores do not vary, or are not numbers.
     """
     own = []
-    mine = prompts[launch.rank :: launch.world]
+    mine, numbers = prompts[launch.rank :: launch.world], uniform[launch.rank :: launch.world]
     for start in range(0, len(mine), batch_size):
-        rollout = engine.generate(mine[start : start + batch_size])
+        part = slice(start, start + batch_size)
+        rollout = engine.generate(mine[part], numbers[part])
         own += [rollout.row(i) for i in range(rollout.ids.shape[0])]
     rows = gather_object(own) if launch.world > 1 else own
     raw = torch.tensor(score_rows(model, rows, pad_id, batch_size, launch), dtype=torch.float64)

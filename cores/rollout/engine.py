@@ -48,8 +48,13 @@ class RolloutEngine(Protocol):
     model: Any
     """The policy."""
 
-    def generate(self, prompts: list[list[int]]) -> Rollout:
-        """One reply for each prompt."""
+    def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
+        """One reply for each prompt.
+
+        uniform (B, T) in [0, 1), float32, on the CPU, T at least the new tokens of the longest
+        reply: number t of row i decides token t of reply i, so a reply depends on its own row alone
+        and on no generator.
+        """
         ...
 
 

@@ -78,8 +78,8 @@ class GraphEngine:
         self._release()
 
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]]) -> Rollout:
-        """One reply for each prompt; see `Rollout` for shapes."""
+    def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
+        """One reply for each prompt; see `Rollout` and `RolloutEngine` for shapes."""
         count = len(prompts)
         rows = bucket(count) if self.capture else count
         ids, mask = left_pad([*prompts, *prompts[:1] * (rows - count)], self.pad_id)
@@ -88,7 +88,7 @@ class GraphEngine:
         ids, mask = pad(ids, (more, 0), value=self.pad_id), pad(mask, (more, 0))
         ids, mask = ids.to(self.device), mask.to(self.device)
         steps = self._room(rows, ids.shape[1])
-        steps.begin(rows, count, mask)
+        steps.begin(rows, mask, uniform)
         self.twin.refresh()
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False

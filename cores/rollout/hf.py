@@ -17,35 +17,34 @@ from transformers import (
 from cores.data import left_pad
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout.engine import Rollout, response_mask
+from cores.rollout.sampling import sample
 from cores.rollout.stops import TextStops
 
 
-class _Recorder(LogitsProcessor):
-    """Applies temperature and minimum length, and keeps the log-prob of each token then sampled.
+class _Sampler(LogitsProcessor):
+    """Draws each token itself, as `GraphEngine` does, and keeps its log-prob and the entropy.
 
-    `generate` calls it once a token with the ids so far, so the log-prob of a token is read at the
-    next call, out of the distribution kept from the call before: one (B, V) tensor at a time.
+    `generate` calls it once a token and takes the likeliest by what it returns: the token drawn.
     """
 
-    def __init__(self, temperature: float, stop_ids: list[int], min_new_tokens: int) -> None:
+    def __init__(
+        self, uniform: Tensor, temperature: float, stop_ids: list[int], min_new_tokens: int
+    ) -> None:
+        self.uniform = uniform
         self.temperature = temperature
         self.stop_ids = stop_ids
         self.min_new_tokens = min_new_tokens
         self.logprobs: list[Tensor] = []
-        self._last: Tensor | None = None
+        self.entropies: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.read(input_ids)
-        scaled = scores.float() / self.temperature
-        if len(self.logprobs) < self.min_new_tokens:
-            scaled[:, self.stop_ids] = EXCLUDED_LOGIT / self.temperature
-        self._last = scaled.log_softmax(dim=-1)
-        return scaled
-
-    def read(self, input_ids: Tensor) -> None:
-        """Record the log-prob of the newest token of `input_ids`."""
-        if self._last is not None:
-            self.logprobs.append(self._last.gather(1, input_ids[:, -1:]).squeeze(1))
+        taken = len(self.logprobs)
+        if taken < self.min_new_tokens:
+            scores[:, self.stop_ids] = EXCLUDED_LOGIT
+        tokens, logprobs, entropies = sample(scores, self.uniform[:, taken], self.temperature)
+        self.logprobs.append(logprobs)
+        self.entropies.append(entropies)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
 
 class HFEngine:
@@ -77,11 +76,11 @@ class HFEngine:
         self.text_matcher = text_matcher
 
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]]) -> Rollout:
-        """One reply for each prompt; see `Rollout` for shapes."""
+    def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
+        """One reply for each prompt; see `Rollout` and `RolloutEngine` for shapes."""
         device = self.model.device
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, self.pad_id))
-        recorder = _Recorder(self.temperature, self.stop_ids, self.min_new_tokens)
+        sampler = _Sampler(uniform.to(device), self.temperature, self.stop_ids, self.min_new_tokens)
         texts = None
         if self.text_matcher is not None:
             texts = TextStops(self.text_matcher, prompt_ids.shape[1], self.min_new_tokens)
@@ -90,30 +89,29 @@ class HFEngine:
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask.long(),
                 generation_config=self._settings(),
-                logits_processor=LogitsProcessorList([recorder]),
+                logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([texts] if texts else []),
                 synced_gpus=False,
             )
-        recorder.read(ids)
         response = ids[:, prompt_ids.shape[1] :]
         text_stops = torch.stack(texts.met, dim=1) if texts else None
         stops = torch.tensor(self.stop_ids, device=device)
         mask, ended = response_mask(response, stops, text_stops)
-        logprobs = torch.stack(recorder.logprobs, dim=1)
+        logprobs, entropies = (
+            torch.stack(each, dim=1) for each in (sampler.logprobs, sampler.entropies)
+        )
         return Rollout(
             ids=ids,
             mask=torch.cat([prompt_mask, mask], dim=1),
             response_mask=mask,
             logprobs=torch.where(mask, logprobs, 0.0),
             ended=ended,
+            entropy=torch.where(mask, entropies, 0.0),
         )
 
     def _settings(self) -> GenerationConfig:
         return GenerationConfig(
-            do_sample=True,
-            temperature=1.0,  # the recorder divides, so that what it records is what was sampled
-            top_k=0,
-            top_p=1.0,
+            do_sample=False,  # the sampler leaves one token
             max_new_tokens=self.max_new_tokens,
             eos_token_id=self.stop_ids,
             pad_token_id=self.pad_id,

@@ -1,7 +1,7 @@
 """One token a row out of its logits, by inversion of the distribution function.
 
-A uniform number a token is drawn before the rollout, so the same seed gives the same replies
-however rows are bucketed and moved. Shapes: b rows, V vocabulary.
+The uniform number of each token is given before the rollout, so a reply is the same whatever rows
+are beside it, however they are bucketed and moved. Shapes: b rows, V vocabulary.
 """
 
 import torch
@@ -13,13 +13,14 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor,
 
     The distribution is softmax(logits / temperature) of logits (b, V); the token of a row is the
     first at which the cumulated probability exceeds `uniform` (b,), in [0, 1). An id with
-    probability 0 is never drawn.
+    probability 0 is never drawn. A row with a logit of NaN or +inf has a log-prob of NaN.
     """
     logprobs = (logits.float() / temperature).log_softmax(dim=-1)
     probs = logprobs.exp()
     cumulated = probs.cumsum(dim=-1)
     # Below the total, though rounded: a float32 below 1 is at most 1 - 2^-24.
     target = uniform[:, None] * cumulated[:, -1:]
-    tokens = torch.searchsorted(cumulated, target, right=True)
+    # Of NaN it is behind the last: within the vocabulary, whose log-probs tell.
+    tokens = torch.searchsorted(cumulated, target, right=True).clamp(max=logits.shape[-1] - 1)
     chosen = logprobs.gather(1, tokens).squeeze(1)
     return tokens.squeeze(1), chosen, -(probs * logprobs).sum(dim=-1)

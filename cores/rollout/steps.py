@@ -54,15 +54,18 @@ class Steps:
         """0-d, on the host: rows that go on, as of the last look."""
         self.arrived = torch.cuda.Event() if on_gpu else None
 
-    def begin(self, rows: int, count: int, mask: Tensor) -> None:
-        """A rollout of `count` prompts in `rows` rows; mask (rows, P) of the prompts."""
+    def begin(self, rows: int, mask: Tensor, uniform: Tensor) -> None:
+        """A rollout of B prompts in `rows` rows, the rest of which only fill up; mask (rows, P) of
+        the prompts, uniform (B, T) on the CPU."""
         lengths = mask.sum(dim=1)
         self.cache.start[:rows] = mask.shape[1] - lengths
         self.cache.position[:rows] = lengths - 1
         width = self.tokens.shape[1]
         self.place[:rows] = torch.arange(rows, device=mask.device) * width
-        # Drawn for the prompts alone: what fills the bucket changes no reply.
-        self.uniform[:count] = torch.rand((count, width), device=mask.device)
+        numbers, count = uniform[:, :width].contiguous(), len(uniform)
+        if self.arrived is not None:
+            numbers = numbers.pin_memory()
+        self.uniform[:count].copy_(numbers, non_blocking=True)
         self.ended.fill_(True)
         self.ended[:count] = False
         self.used, self.looked = rows, 0

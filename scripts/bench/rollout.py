@@ -36,6 +36,7 @@ def cell(
     """One engine, batch and length."""
     import torch
 
+    from cores.draws import uniforms
     from cores.runtime.launch import launch
     from scripts.bench import floors, machine
     from scripts.bench.workloads import prompts_of, settings
@@ -47,10 +48,11 @@ def cell(
     prompts = prompts_of(workload, workload.batch, seed=0)
     machine.reset_peak(device)
     seconds, lengths = [], []
-    for _ in range(warm_up + repeats):
+    for turn in range(warm_up + repeats):
+        numbers = uniforms(len(prompts), workload.response, 0, "bench", turn)
         machine.synchronize(device)
         start = time.perf_counter()
-        rollout = sampler.generate(prompts)
+        rollout = sampler.generate(prompts, numbers)
         machine.synchronize(device)
         seconds.append(time.perf_counter() - start)
         lengths.append(rollout.lengths.tolist())

@@ -101,6 +101,7 @@ def judge(config: Config, policy: Path, reference: Path, reward: Path, n: int) -
     import torch
 
     from cores.data import prompt_data
+    from cores.draws import uniforms
     from cores.models import load_policy, load_scalar, load_tokenizer
     from cores.rl import adjust_scores
     from cores.runtime.launch import Launch, quiet
@@ -119,7 +120,9 @@ def judge(config: Config, policy: Path, reference: Path, reward: Path, n: int) -
     tokens = replace(config.reward, calibration_tokens=config.ppo.max_new_tokens)
     launch = Launch(0, 1, torch.device("cpu"), "fp32")
     engine = policy_engine(replace(config, reward=tokens), policy, tokenizer, launch)
-    rollouts = [engine.generate(ids[i : i + BATCH]) for i in range(0, len(ids), BATCH)]
+    numbers = uniforms(len(ids), config.ppo.max_new_tokens, config.seed, "judge")
+    parts = [slice(i, i + BATCH) for i in range(0, len(ids), BATCH)]
+    rollouts = [engine.generate(ids[part], numbers[part]) for part in parts]
     whole = [rollout.row(i) for rollout in rollouts for i in range(len(rollout.ended))]
     ended = torch.cat([rollout.ended for rollout in rollouts])
     lengths = torch.cat([rollout.lengths for rollout in rollouts]).tolist()
@@ -133,7 +136,8 @@ def judge(config: Config, policy: Path, reference: Path, reward: Path, n: int) -
         kl = [best_of_kl(n)] * len(rows)
     else:
         replies = report.Replies(whole, lengths, texts)
-        kl = report.kl(engine.model, load_policy(reference, dropout=False), task, replies)
+        models = [load_policy(folder, dropout=False) for folder in (policy, reference)]
+        kl = report.kl(models[0], models[1], task, replies)
     return Judged(
         prompts=[row["prompt"] for row in rows],
         texts=texts,

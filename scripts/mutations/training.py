@@ -49,6 +49,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "raw.std(correction=0)", "raw.std(correction=1)"),
             ("calibration-inverse", "the head multiplied by the deviation",
              "score.weight.mul_(scale)", "score.weight.mul_(std)"),
+            ("calibration-numbers", "the same random numbers on all ranks in calibration",
+             "uniform[launch.rank :: launch.world]", "uniform"),
             ("calibration-mean", "the mean before the scaling kept",
              "reward_mean = mean * scale", "reward_mean = mean"),
             ("calibration-live", "the model in memory keeps its old mean",
@@ -66,8 +68,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'pair["chosen_ids"][: pair["prompt_length"]]', 'pair["chosen_ids"]'),
             ("calibration-exclusion", "pad sampled in calibration",
              "    exclude_from(policy, tokenizer)\n", ""),
-            ("calibration-stream", "one random stream for all ranks in calibration",
-             "seed_rank(config.seed, launch.rank)", "seed_rank(config.seed, 0)"),
         ],
     ),
     "cores/training/trainer_args.py": (

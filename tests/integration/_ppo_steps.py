@@ -35,7 +35,7 @@ class FixedReplies:
     def __init__(self, pad_id: int, eos_id: int, device: torch.device) -> None:
         self.pad_id, self.eos_id, self.device = pad_id, eos_id, device
 
-    def generate(self, prompts: list[list[int]]) -> Rollout:
+    def generate(self, prompts: list[list[int]], uniform: torch.Tensor) -> Rollout:
         left = max(map(len, prompts))
         ids = torch.full((len(prompts), left + WIDTH), self.pad_id)
         for i, prompt in enumerate(prompts):

@@ -26,6 +26,7 @@ from transformers import AutoModelForSequenceClassification
 
 from cores.config import Config, LoraSection
 from cores.data import DataReport, SplitReport, StageData
+from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
@@ -206,9 +207,9 @@ class Remembering:
     engine: Any
     rows: list[list[int]]
 
-    def generate(self, prompts: list[list[int]]) -> Rollout:
+    def generate(self, prompts: list[list[int]], uniform: torch.Tensor) -> Rollout:
         """Like the engine inside."""
-        made = self.engine.generate(prompts)
+        made = self.engine.generate(prompts, uniform)
         self.rows += [made.row(i) for i in range(len(prompts))]
         return made
 
@@ -224,7 +225,8 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
     raw = ScalarModel(classifier(kind))
     for each in (model, raw):
         each.model.score.weight.data *= 3  # far from a deviation of 1
-    facts = calibrate(model, made, PROMPTS * 10, PAD, 8, LAUNCH)
+    numbers = uniforms(40, 6, 0, "calibration")
+    facts = calibrate(model, made, PROMPTS * 10, numbers, PAD, 8, LAUNCH)
     before = torch.tensor(score_rows(raw, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     after = torch.tensor(score_rows(model, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     assert len(made.rows) == facts["samples"] == 40
@@ -248,16 +250,17 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
 
 
 def test_calibration_samples_as_stage_3_will() -> None:
-    """Invariant 12: the same temperature, stop ids, length and exclusion; the seed decides."""
+    """Invariant 12: the same temperature, stop ids, length and exclusion; the numbers decide."""
     config = ppo_config(temperature=0.7, stop_token_ids=[9])
     config = replace(config, reward=replace(config.reward, calibration_tokens=5))
     made = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     assert (made.temperature, made.stop_ids, made.max_new_tokens) == (0.7, [1, 9], 5)
     probs = made.model(torch.tensor([[5, 6]])).logits.softmax(-1)
     assert (probs[..., [0, 60, 61, 62, 63]] == 0).all()
-    first = made.generate(PROMPTS).ids
-    again = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH).generate(PROMPTS)
-    assert torch.equal(first, again.ids)
+    numbers = uniforms(4, 5, 0, "calibration")
+    first = made.generate(PROMPTS, numbers).ids
+    again = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
+    assert torch.equal(first, again.generate(PROMPTS, numbers).ids)
 
 
 @pytest.mark.parametrize("weight", [0.0, float("nan")])
@@ -268,4 +271,4 @@ def test_a_reward_model_that_does_not_vary_is_refused(weight: float) -> None:
         model.score.weight.fill_(weight)
     made = policy_engine(short_replies(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     with pytest.raises(UserError, match="teaches nothing"):
-        calibrate(ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH)
+        calibrate(ScalarModel(model), made, PROMPTS, torch.zeros(4, 6), PAD, 4, LAUNCH)

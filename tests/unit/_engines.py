@@ -10,6 +10,7 @@ from _models import EOS, FAMILIES, KINDS, PAD
 from torch import Tensor
 from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
 
+from cores.draws import uniforms
 from cores.rollout import GraphEngine, HFEngine, Rollout, graph
 from cores.rollout.sampling import sample as invert
 from cores.rollout.steps import Steps
@@ -31,10 +32,14 @@ def engine(name: str, model: Any, temperature: float = 1.0, tokens: int = 8, **m
     return ENGINES[name](model, PAD, more.pop("stop_ids", STOPS), tokens, temperature, **more)
 
 
+def numbers(made: Any, rows: int, seed: int = 0, first: int = 0) -> Tensor:
+    """(rows, T) for one rollout of `made`, those of the rows from number `first` on."""
+    return uniforms(rows, made.max_new_tokens, seed, "replies", first=first)
+
+
 def sample(made: Any, prompts: list[list[int]], seed: int = 0) -> Rollout:
     """One rollout of `made` with the random numbers of `seed`."""
-    torch.manual_seed(seed)
-    return made.generate(prompts)
+    return made.generate(prompts, numbers(made, len(prompts), seed))
 
 
 def replies(rollout: Rollout) -> list[list[int]]:

@@ -135,9 +135,7 @@ def test_summary_has_a_half_width_for_every_figure_and_every_single_value() -> N
 class _Engine:
     """Two replies to each prompt: the first never ends, the second does."""
 
-    model = None
-
-    def generate(self, prompts: list[list[int]]) -> Rollout:
+    def generate(self, prompts: list[list[int]], uniform: torch.Tensor) -> Rollout:
         replies = [[21, 22] if i % 2 == 0 else [23, EOS] for i in range(len(prompts))]
         ids = torch.tensor([p + r for p, r in zip(prompts, replies, strict=True)])
         every = torch.ones_like(ids, dtype=torch.bool)

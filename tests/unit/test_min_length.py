@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from _engines import BOTH, ENGINES
+from _engines import BOTH, ENGINES, sample
 from _models import EOS, KINDS, LORA, PROMPTS, fixed_rollout, make_trainer, parameters, policy_of
 
 from cores.models import Actor, token_logprobs
@@ -20,9 +20,8 @@ def actor_of(model: Any, minimum: int, temperature: float = 1.0, **more: Any) ->
 
 
 def sampled(name: str, model: Any, minimum: int, temperature: float = 1.0) -> Rollout:
-    torch.manual_seed(0)
     made = ENGINES[name](model, 0, STOPS, 8, temperature, min_new_tokens=minimum)
-    return made.generate(PROMPTS * 6)
+    return sample(made, PROMPTS * 6)
 
 
 @pytest.mark.parametrize(("name", "kind"), BOTH)

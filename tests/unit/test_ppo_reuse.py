@@ -124,8 +124,8 @@ def wrong_engine(trainer: Any, off: float) -> None:
     """An engine whose log-probs are `off` nats off at every token."""
     generate = trainer.engine.generate
 
-    def shifted(prompts: list[list[int]]) -> Any:
-        rollout = generate(prompts)
+    def shifted(*asked: Any) -> Any:
+        rollout = generate(*asked)
         return replace(rollout, logprobs=rollout.logprobs + off)
 
     trainer.engine.generate = shifted

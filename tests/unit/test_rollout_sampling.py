@@ -65,6 +65,16 @@ def test_the_edges_of_large_vocabularies() -> None:
             assert (tokens == 100).all()
 
 
+def test_logits_that_are_not_finite() -> None:
+    """An id that there is, and NaN for its log-prob; the rows beside it are untouched."""
+    logits = torch.zeros(4, 6)
+    logits[0], logits[1, 2], logits[2, 3] = torch.nan, torch.nan, torch.inf
+    tokens, logprobs, _ = sample(logits, torch.full((4,), 0.5), 1.0)
+    assert ((tokens >= 0) & (tokens < 6)).all()
+    assert logprobs.isnan().tolist() == [True, True, True, False]
+    assert tokens[3] == 3
+
+
 def steps_of(rows: int, tokens: int, **changes: Any) -> Steps:
     """Steps over a cache whose first key in each row is the row's number."""
     cache = StaticCache(model_config("llama"), rows, 64, torch.float32, torch.device("cpu"))
@@ -79,7 +89,7 @@ def test_rows_on_the_move() -> None:
     start, keys and the place where it writes; one that ended fills up what is asked for."""
     steps = steps_of(6, 4)
     mask = torch.arange(5) >= torch.tensor([0, 4, 2, 0, 1, 3])[:, None]
-    steps.begin(6, 5, mask)
+    steps.begin(6, mask, torch.rand(5, 4))
     assert steps.cache.position.tolist() == [4, 0, 2, 4, 3, 1]  # of the newest token
     assert steps.cache.start.tolist() == [0, 4, 2, 0, 1, 3]
     assert steps.ended.tolist() == [False] * 5 + [True]  # the sixth only fills up
@@ -115,8 +125,8 @@ def test_rows_on_the_move() -> None:
 def test_each_row_has_its_own_number_for_each_token() -> None:
     """Invariant 31: of uniform (R, T) the row's own at the token's place, wherever the row is."""
     steps = steps_of(3, 2)
-    steps.begin(3, 3, torch.ones(3, 4, dtype=torch.bool))
-    steps.uniform.copy_(torch.tensor([[0.1, 0.9], [0.3, 0.7], [0.5, 0.1]]))
+    uniform = torch.tensor([[0.1, 0.9, 0.0], [0.3, 0.7, 0.0], [0.5, 0.1, 0.0]])
+    steps.begin(3, torch.ones(3, 4, dtype=torch.bool), uniform)
     even = torch.zeros(3, 10)
     steps.emit(even)
     steps.ended[0] = True
@@ -128,7 +138,7 @@ def test_each_row_has_its_own_number_for_each_token() -> None:
 def test_minimum_length_by_hand() -> None:
     """Invariant 3: a stop id has probability 0 in the first two tokens, its own in the third."""
     steps = steps_of(1, 3, min_new_tokens=2)
-    steps.begin(1, 1, torch.ones(1, 4, dtype=torch.bool))
+    steps.begin(1, torch.ones(1, 4, dtype=torch.bool), torch.rand(1, 3))
     for _ in range(3):
         logits = torch.zeros(1, 10)
         logits[0, 9] = 20.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _engines import ENGINES
+from _engines import ENGINES, sample
 from _models import EOS, LAUNCH, causal, make_trainer, ppo_config, sft_folder, toy_tokenizer
 from _tokenizers import gpt2_like, llama_like
 from torch import Tensor
@@ -70,8 +70,7 @@ def test_replies_end_where_their_text_does(name: str, make: Any, minimum: int) -
     tokenizer = settled(make)
     made = texts_engine(name, make, TEXTS, minimum)
     prompts = [tokenizer.encode(t) for t in ("Hello the", "A towel, please", "你好。", "er")]
-    torch.manual_seed(0)
-    rollout = made.generate(prompts * 50)
+    rollout = sample(made, prompts * 50)
     by_text = 0
     for i in range(200):
         reply = rollout.response_ids[i][rollout.response_mask[i]].tolist()
@@ -101,9 +100,8 @@ def test_texts_that_end_between_looks(minimum: int, monkeypatch: pytest.MonkeyPa
     found = []
     for look in (1, 2, 5, 16, 100):
         monkeypatch.setattr(graph, "LOOK", look)
-        torch.manual_seed(0)
-        found.append(made.generate(prompts))
-        made.generate([prompts[0]] * 60)  # other replies in the same buffers
+        found.append(sample(made, prompts))
+        sample(made, [prompts[0]] * 60, seed=1)  # other replies in the same buffers
     for rollout in found:
         assert torch.equal(rollout.ids, found[0].ids)
         assert torch.equal(rollout.ended, found[0].ended)

@@ -22,6 +22,7 @@ from _models import (
 )
 from _training import random_rows, sft_rows
 
+from cores.draws import uniforms
 from cores.models import ScalarModel, load_scalar
 from cores.ppo import evaluate, experience
 from cores.ppo.run import train
@@ -126,37 +127,57 @@ def test_ranks_see_other_prompts_and_other_numbers(tmp_path: Path) -> None:
 
 
 def test_evaluation_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invariants 24, 31: each rank samples its part from its own stream; a row that fills the last
-    part is not counted."""
+    """Invariants 24, 31: each rank samples its part by numbers of its own; a row that fills the
+    last part is not counted."""
     trainer = make_trainer("gpt2", reward=CountReward(59))
     prompts = PROMPTS[:3]
-    drawn: list[tuple[list[list[int]], float]] = []
+    drawn: list[tuple[list[list[int]], list[float]]] = []
     sent: list[Any] = []
     sample = trainer.rollout
 
-    def noted(own: list[list[int]]) -> Rollout:
-        drawn.append((own, torch.rand(1).item()))
-        return sample(own)
+    def noted(own: list[list[int]], uniform: torch.Tensor) -> Rollout:
+        drawn.append((own, uniform.flatten().tolist()))
+        return sample(own, uniform)
 
     monkeypatch.setattr(trainer, "rollout", noted)
     monkeypatch.setattr(experience, "gather_object", lambda own: (sent.extend(own), own * 2)[1])
     for trainer.launch in RANKS:
         evaluate(trainer, prompts, seed=3)
     assert [own for own, _ in drawn] == [prompts[:2], [prompts[2], prompts[2]]]
-    assert drawn[0][1] != drawn[1][1]
+    assert len(set(drawn[0][1] + drawn[1][1])) == 4 * trainer.config.max_new_tokens
     monkeypatch.setattr(experience, "gather_object", lambda _: sent)
     result = evaluate(trainer, prompts, seed=3)
     assert [row[: len(p)] for row, p in zip(result.rows, prompts, strict=True)] == prompts
     assert len(result.scores) == len(result.kl) == len(result.replies) == 3
 
 
-def test_calibration_samples_from_a_stream_a_rank() -> None:
-    """Invariants 12, 31: the ranks sample for other prompts, and from other random numbers."""
-    drawn = []
+def test_two_ranks_sample_the_replies_of_one() -> None:
+    """Invariants 4, 31: each the replies to its part of the prompts, by the rows' own numbers."""
+    trainer = make_trainer("gpt2")
+    alone = trainer.rollout(PROMPTS)
+    found = []
+    for trainer.launch in RANKS:
+        part = trainer.rollout(PROMPTS[2 * trainer.launch.rank :][:2])
+        found += [part.row(i) for i in range(2)]
+    assert found == [alone.row(i) for i in range(4)]
+
+
+def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariants 12, 31: they sample for other prompts the replies that one process would."""
+    engine = policy_engine(ppo_config(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
+    numbers = uniforms(4, 6, 0, "calibration")
+    alone = engine.generate(PROMPTS, numbers)
+    found: list[list[int]] = []
+
+    def sent(own: list[list[int]]) -> None:
+        found.extend(own)
+        raise InterruptedError  # what follows is the same on all ranks
+
+    monkeypatch.setattr(reward, "gather_object", sent)
     for launch in RANKS:
-        policy_engine(ppo_config(), sft_folder("gpt2"), toy_tokenizer(), launch)
-        drawn.append(torch.rand(1).item())
-    assert drawn[0] != drawn[1]
+        with pytest.raises(InterruptedError):
+            reward.calibrate(None, engine, PROMPTS, numbers, PAD, 2, launch)  # type: ignore[arg-type]
+    assert found == [alone.row(i) for i in (0, 2, 1, 3)]
 
 
 def test_scores_of_two_ranks_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

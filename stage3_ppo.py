@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         roles = build_roles(config, tokenizer, parents, here, run.resumed)
         run.begin(depends)
         rows = ptx.train if ptx else ()
-        trainer = build_trainer(config, roles, tokenizer, here, functions, rows)
+        trainer = build_trainer(config, roles, tokenizer, here, functions.functions, rows)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model_config.vocab_size,

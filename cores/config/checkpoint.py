@@ -12,7 +12,7 @@ class CheckpointSection:
     """Steps between checkpoints: optimizer steps in stages 1 and 2, updates in stage 3. None:
     by time alone."""
     every_minutes: Optional[float] = 15.0
-    """Minutes between checkpoints; a run that is killed loses at most that. None: by steps alone."""
+    """Minutes between checkpoints: what a killed run loses at most. None: by steps alone."""
     keep: int = 2
     """Checkpoints kept, the newest ones; an older one goes when a newer one is whole."""
     keep_weights: int = 0

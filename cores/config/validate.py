@@ -27,8 +27,8 @@ ppo.lora.rank checkpoint.keep_weights faults.max_skips""".split()
 SHARES = """sft.warmup_ratio sft.lora.dropout reward.warmup_ratio reward.lora.dropout
 ppo.warmup_ratio ppo.gamma ppo.lam""".split()
 POSITIVE_IF_SET = """data.sft.limit data.preference.limit data.prompts.limit sft.max_steps
-reward.calibration_tokens reward.max_steps ppo.keep_best ppo.kl_target ppo.early_stop_kl ppo.clip_high
-ppo.microbatch_tokens checkpoint.every_steps checkpoint.every_minutes
+reward.calibration_tokens reward.max_steps ppo.keep_best ppo.kl_target ppo.early_stop_kl
+ppo.clip_high ppo.microbatch_tokens checkpoint.every_steps checkpoint.every_minutes
 checkpoint.stop_after_minutes""".split()
 
 

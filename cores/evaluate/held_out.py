@@ -48,9 +48,7 @@ class Evaluation:
         }
 
 
-def evaluate(
-    scorer: Scorer, prompts: list[list[int]], rows: Sequence[Row] = ()
-) -> Evaluation:
+def evaluate(scorer: Scorer, prompts: list[list[int]], rows: Sequence[Row] = ()) -> Evaluation:
     """Sample and judge a reply to each prompt, with the same random numbers at each evaluation.
 
     `rows`: what reward functions are told of each prompt.

@@ -111,9 +111,7 @@ class Passes:
         """The critic's statistics."""
 
         def loss_of(batch: Experience, totals: Totals, kl_coef: Any) -> tuple[Tensor, Terms]:
-            values = response_values(
-                critic.module(batch.ids, batch.attended), batch, self.config
-            )
+            values = response_values(critic.module(batch.ids, batch.attended), batch, self.config)
             return critic_objective(batch, values, totals, self.config)
 
         return self._run(critic, loss_of, batch, totals, 0.0, False, turn)

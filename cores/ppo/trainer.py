@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -102,9 +102,7 @@ class PPOTrainer(Scorer):
         stats |= {"kl_coef": state.kl_coef, "optimizer_steps": len(steps), **average(steps)}
         if learning and c.kl_target is not None:
             kl = stats["kl"]
-            state.kl_coef = next_kl_coef(
-                state.kl_coef, kl, c.kl_target, c.batch_size, c.kl_horizon
-            )
+            state.kl_coef = next_kl_coef(state.kl_coef, kl, c.kl_target, c.batch_size, c.kl_horizon)
         return experience, stats
 
     def estimate(self, scored: Scored) -> Experience:
@@ -200,7 +198,7 @@ class PPOTrainer(Scorer):
             role.set_rate(factors[role.name])
         sums: dict[str, Tensor] = {}
         for role in trained:
-            sums |= with_room(self, lambda role=role: self._descend(role, experience, rows, totals))
+            sums |= with_room(self, partial(self._descend, role, experience, rows, totals))
         self.minibatch += 1
         return {
             **over_ranks(sums, self.launch.world),
@@ -213,7 +211,7 @@ class PPOTrainer(Scorer):
     ) -> dict[str, Tensor]:
         """The role's part of the step: its micro-batches, the step behind the last of them."""
         sums: dict[str, Tensor] = {}
-        role.optimizer.zero_grad(set_to_none=True)  # memory may have run out half-way
+        role.trained.clear()  # memory may have run out half-way
         if self.ptx is not None and role is self.roles.actor:
             self._train_ptx(self.ptx, sums)
         for micro, turn in self._micro_batches(experience, rows):

@@ -115,7 +115,7 @@ def rotate(root: Path, keep: int) -> None:
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint, and a line for each damaged one passed over."""
-    notes = []
+    notes: list[str] = []
     for step, folder in _found(root):
         problem = damage(folder, step)
         if problem is None:

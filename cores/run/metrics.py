@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Metrics:
         append(self.path, {"step": step, **values})
         self.last = {"step": step, **values}
         for tracker in self.trackers:
-            self._try("log", lambda tracker=tracker: tracker.log(dict(values), step=step))
+            self._try("log", partial(tracker.log, dict(values), step=step))
         self.launch.say(line)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@
 `<output_dir>/<stage>`: metrics, samples, what the screen said, and checkpoints to go on from.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -25,11 +26,11 @@ from cores.run.files import exchange, settle, sync_tree
 from cores.run.keys import differing
 from cores.run.lock import Lock
 from cores.run.metrics import Metrics, append, cut
-from cores.runtime.screen import LOG, show_everything
-from cores.runtime.stop import STOP, Stopped
 from cores.runtime.files import read_json, write_json
 from cores.runtime.fingerprint import model_files, versions
 from cores.runtime.launch import Launch
+from cores.runtime.screen import LOG, show_everything
+from cores.runtime.stop import STOP, Stopped
 
 T = TypeVar("T")
 STATE, RECORD, CHECKPOINTS = "state.json", "stage.json", "checkpoints"
@@ -167,7 +168,7 @@ class StageRun:
         if limit is not None and now - self.started >= 60 * limit and STOP.reason is None:
             STOP.reason = f"checkpoint.stop_after_minutes {limit:g}"
         due, told = self.launch.agree(by_steps or by_time or last, STOP.reason is not None)
-        return due or told, told
+        return bool(due or told), bool(told)
 
     @property
     def seconds(self) -> float:
@@ -281,10 +282,8 @@ class StageRun:
             return
         LOG.attach(None)
         if error is not None and (self.path / STATE).exists() and self.lock.number is not None:
-            try:
+            with contextlib.suppress(OSError):  # the disk is full: the folder stays as it is
                 self._write_state(f"{kind.__name__ if kind else ''}: {error}"[:2000])
-            except OSError:  # the disk is full: the folder stays as it is
-                pass
         self.lock.release()
 
 
@@ -298,8 +297,6 @@ def command() -> str:
     """What was typed to start this run, its launcher included."""
     words = [Path(sys.executable).name, *sys.argv]
     if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
-        try:
+        with contextlib.suppress(psutil.Error):  # it is gone
             words = psutil.Process(os.getppid()).cmdline() or words
-        except psutil.Error:  # it is gone
-            pass
     return shlex.join(words)

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 

@@ -1,5 +1,5 @@
-"""How a stage script ends: a user's mistake is one paragraph on stderr and exit status 1, a run that
-was stopped is a sentence and 75.
+"""How a stage script ends: a user's mistake is one paragraph on stderr and exit status 1, a stopped
+run a sentence and 75.
 
 Of several ranks one speaks: torch's launcher ends all of them when the first exits, and most other
 ranks fail only because that one did.
@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Callable
 
 from cores.errors import ElsewhereError, UserError
-from cores.runtime.screen import show_everything
-from cores.runtime.stop import STOP, STOPPED, Stopped
 from cores.runtime.children import end_children
 from cores.runtime.ranks import Board
+from cores.runtime.screen import show_everything
+from cores.runtime.stop import STOP, STOPPED, Stopped
 
 RANK_0_SPEAKS_FIRST = 3.0
 """Seconds that another rank leaves to rank 0, which nearly always sees the same mistake."""

@@ -19,7 +19,6 @@ from cores.runtime.checks import ASKED, check_clipping, check_launch, config_fil
 from cores.sharding import Whole, sharding
 from cores.sharding.asked import deepspeed_asked
 
-
 T = TypeVar("T")
 
 

@@ -52,8 +52,13 @@ class Trained:
         if not last:
             return None
         norm = self.descend()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear()
         return norm
+
+    def clear(self) -> None:
+        """Let go of gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def descend(self) -> Tensor:
         """Clip and step; the norm before it, 0-d. The kernel leaves out a step that is no number.
@@ -62,8 +67,10 @@ class Trained:
         nobody has to wait for the norm before the step.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).detach()
-        self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
-        self.optimizer.step()
+        # Torch's own: accelerate's around it counts micro-batches by itself, and might not step.
+        optimizer = self.optimizer.optimizer
+        optimizer.found_inf = (~norm.isfinite()).float()
+        optimizer.step()
         return norm
 
     @contextmanager
@@ -122,12 +129,10 @@ class Whole:
     def _accelerator(self) -> Accelerator:
         return Accelerator(cpu=self.cpu, mixed_precision="no")
 
-    def prepare(
-        self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float
-    ) -> Trained:
+    def prepare(self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float) -> Trained:
         """`model` and its optimizer as this launch trains them; `name` tells them from others."""
         made = self._accelerator.prepare(model, optimizer)
-        return Trained(*made, self._accelerator, max_grad_norm)
+        return Trained(made[0], made[1], self._accelerator, max_grad_norm)
 
     @property
     def fused(self) -> bool:
@@ -147,9 +152,7 @@ class Whole:
 
     def of_trainer(self, trainer: Any) -> Trained:
         """What such a trainer has prepared."""
-        return Trained(
-            trainer.model_wrapped, trainer.optimizer, trainer.accelerator, 0.0
-        )
+        return Trained(trainer.model_wrapped, trainer.optimizer, trainer.accelerator, 0.0)
 
     def stand_in(self, model: nn.Module) -> nn.Module | None:
         """Something that `undone` fills after training, where weights are shards."""

@@ -59,6 +59,9 @@ class ZeroTrained(Trained):
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
         return norm.detach().to(loss.device)  # offloaded: it is on the CPU
 
+    def clear(self) -> None:
+        """The engine's own affair."""
+
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Within it DeepSpeed's hooks are off: they would shard each layer again behind its
@@ -136,12 +139,11 @@ class Zero(Whole):
         settings (clipping among them) from the plugin selected at `prepare`."""
         return {}
 
-    def prepare(
-        self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float
-    ) -> Trained:
+    def prepare(self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float) -> Trained:
         accelerator = self._accelerators.get(name) or self._make(name, max_grad_norm)
         accelerator.state.select_deepspeed_plugin(name)
-        return ZeroTrained(*accelerator.prepare(model, optimizer), accelerator)
+        made = accelerator.prepare(model, optimizer)
+        return ZeroTrained(made[0], made[1], accelerator)
 
     def _make(self, name: str, max_grad_norm: float) -> Accelerator:
         """The first names all plugins there will be; the others take one of them."""

@@ -93,12 +93,13 @@ class Lasting:
         named = list(model.named_parameters())
         bad = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
         weights = [n for n, p in named if not p.isfinite().all()]
-        what = f"weights that are none ({', '.join(weights[:SHOWN])})" if weights else "sound weights"
+        what = f"bad weights ({', '.join(weights[:SHOWN])})" if weights else "sound weights"
         where = f", in the gradients of {', '.join(bad[:SHOWN])}" if bad else ""
         return (
-            f"{stage}: the gradient is not finite at step {step}{where} ({len(bad)} of {len(named)} "
-            f"tensors), from {what}; the step was not taken. Lower {stage}.learning_rate, compute in "
-            "fp32 (--model.precision fp32), or leave such steps out (--faults.nonfinite skip)."
+            f"{stage}: the gradient is not finite at step {step}{where} ({len(bad)} of "
+            f"{len(named)} tensors), from {what}; the step was not taken. Lower "
+            f"{stage}.learning_rate, compute in fp32 (--model.precision fp32), or leave such steps "
+            "out (--faults.nonfinite skip)."
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

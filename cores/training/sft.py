@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from peft import TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from cores.config import Config

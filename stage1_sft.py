@@ -17,10 +17,15 @@ def main(argv: list[str]) -> None:
 
     from cores.data import sft_data, show
     from cores.models import add_lora, load_tokenizer, save_model, settle_pad_token
-    from cores.models.loading import check_length, load_base, load_config, scalar_problem
+    from cores.models.loading import (
+        check_base,
+        check_length,
+        load_base,
+        load_config,
+        scalar_problem,
+    )
     from cores.models.packing import check_packing
     from cores.models.quantization import check_quantization
-    from cores.models.vocabulary import check_cap
     from cores.runtime.fingerprint import base_facts, tokenizer_fingerprint
     from cores.runtime.hub import cache_if_unreachable
     from cores.runtime.launch import check_batches, launch
@@ -37,9 +42,10 @@ def main(argv: list[str]) -> None:
     cache_if_unreachable(config.model.path)
     base = load_config(config.model.path)
     check_length(base, config.sft.max_length, "sft.max_length")
-    check_cap(base)
     tokenizer = load_tokenizer(config.model.path)
     note = settle_pad_token(tokenizer, config.model.pad_token)
+    if not config.data.inspect:
+        check_base(config.model.path, base, tokenizer)
     data = sft_data(config, tokenizer)
     if config.data.inspect:
         return run.once(show, data, tokenizer, config.data.inspect)
@@ -60,7 +66,7 @@ def main(argv: list[str]) -> None:
         run.once(save_model, trained, tokenizer, folder.path, config.sft.lora.merge)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model.config.vocab_size,
+            "vocab_size": model.config.get_text_config().vocab_size,
             "data": data.report.to_json(),
             "parents": {"base": base_facts(config.model.path, model)},
             "metrics": metrics,

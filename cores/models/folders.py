@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from cores.errors import UserError
-from cores.runtime.files import read_json
+from cores.runtime.files import impostor, read_json
 
 READ = (".json", ".safetensors", ".bin", ".model")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -17,6 +17,7 @@ OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", *IN
 """Files that hold a JSON object. A broken generation_config.json transformers would pass over."""
 MOST = {"layer": 1000, "position": 2**24}
 """More of them no model has, and building such a one would take all time or memory."""
+HEADS = ("n_head", "num_heads", "num_attention_heads", "num_key_value_heads")
 WHOLE = (
     "Give a whole model in Hugging Face form (config.json, *.safetensors, tokenizer.json); if this "
     "one should be whole, download or copy it again."
@@ -67,11 +68,16 @@ def check_config(path: str | Path, raw: dict[str, Any]) -> None:
             "cannot be trained. Give the model that it was made from; model.quantization holds it "
             "in few bits."
         )
+    names = raw.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{path}: architectures in config.json is no list of names. {WHOLE}")
     inner = [part for part in raw.values() if isinstance(part, dict)]
     for key, value in (item for part in (raw, *inner) for item in part.items()):
         most = next((most for word, most in MOST.items() if word in key), None)
         if most is not None and isinstance(value, int) and value > most:
             raise UserError(f"{path}: {key} in config.json is beyond {most}. {WHOLE}")
+        if key in HEADS and isinstance(value, int) and value < 1:
+            raise UserError(f"{path}: {key} in config.json is {value}. {WHOLE}")
 
 
 @contextmanager
@@ -89,7 +95,7 @@ def reading(path: str | Path, what: str, done: str = "loaded") -> Iterator[None]
 
 
 def _unloadable(path: str | Path, what: str, done: str, error: Exception) -> str:
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    first = " ".join(" ".join(str(error).split("\n")[:2]).split())[:300]
     folder = Path(path).expanduser()
     if isinstance(error, (OSError, ConnectionError)) and not folder.is_dir():
         return (
@@ -112,14 +118,8 @@ def _unloadable(path: str | Path, what: str, done: str, error: Exception) -> str
 def _culprit(folder: Path) -> str | None:
     """The first file that is no file of a model, and what it is instead."""
     for file in sorted(f for f in folder.iterdir() if f.suffix in READ):
-        with file.open("rb") as opened:
-            head = opened.read(64).lstrip()
-        if not head:
-            return f"{file.name} is empty"
-        if head.startswith(b"version https://git-lfs"):
-            return f"{file.name} is a git-lfs pointer, not the file: run `git lfs pull` there"
-        if head.startswith(b"<"):
-            return f"{file.name} is a web page"
+        if other := impostor(file):
+            return f"{file.name} is {other}"
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, "pt"):

@@ -57,11 +57,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{path}: a fast tokenizer (tokenizer.json) is needed for character offsets."
         )
-    if not ids or max(ids) >= len(tokenizer):
+    if not tokenizer.vocab_size or max(ids) >= len(tokenizer):
         raise UserError(
-            f"{path}: its tokenizer has {len(tokenizer)} tokens and ids up to {max(ids, default=0)}"
-            f", so one of them is no token of its own. {WHOLE}"
+            f"{path}: its tokenizer has {tokenizer.vocab_size} tokens beside those that were added "
+            f"to it, and {len(tokenizer)} in all for ids up to {max(ids, default=0)}. {WHOLE}"
         )
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise UserError(f"{path}: the chat_template of its tokenizer is no text. {WHOLE}")
     return tokenizer
 
 
@@ -268,6 +270,8 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 def _with(first: int, others: int | list[int] | None) -> int | list[int]:
     """Stop ids of the generation config: the tokenizer's eos and those the parent had."""
     listed = others if isinstance(others, list) else [others] if others is not None else []
+    if not all(isinstance(i, int) for i in listed):
+        raise UserError(f"model.path: eos_token_id in its generation_config.json is {others!r}.")
     rest = [i for i in listed if i != first]
     return [first, *rest] if rest else first
 
@@ -281,10 +285,11 @@ def _load(
     **kwargs: Any,
 ) -> PreTrainedModel:
     config = load_config(path)
+    text = config.get_text_config()
     kept = {
-        k: v for k, v in config.to_dict().items() if k.endswith(DROPOUTS) and isinstance(v, float)
+        k: v for k, v in text.to_dict().items() if k.endswith(DROPOUTS) and isinstance(v, float)
     }
-    config.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
+    text.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
     for key, value in kwargs.items():
         setattr(config, key, value)
     if frozen is not None and needs_whole_blocks(frozen):
@@ -297,7 +302,7 @@ def _load(
     if frozen is not None:
         model = quantize(model, frozen)  # a new one in few bits
     model = fuse_activations(model)
-    model.config.update(kept)
+    model.config.get_text_config().update(kept)
     where = place(path)
     model.name_or_path = str(Path(where).resolve()) if Path(where).is_dir() else where
     return model

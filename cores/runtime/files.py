@@ -48,6 +48,8 @@ def read_json(path: Path, remedy: str = "", finite: bool = True) -> dict[str, An
             raise ValueError("no regular file" if path.exists() else "no such file")
         if path.stat().st_size > LARGEST:
             raise ValueError(f"more than {LARGEST >> 20} MiB")
+        if other := impostor(path):
+            raise ValueError(other)
         text = path.read_text(encoding="utf-8-sig")
         hooks = (_refuse, _finite) if finite else (None, None)
         value = json.loads(text, parse_constant=hooks[0], parse_float=hooks[1])
@@ -57,6 +59,15 @@ def read_json(path: Path, remedy: str = "", finite: bool = True) -> dict[str, An
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: damaged ({reason}). {remedy}".rstrip()) from None
     return value
+
+
+def impostor(path: Path) -> str:
+    """What stands in the place of a file that was not fetched; empty where it may be the file."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file: run `git lfs pull` there"
+    return "a web page" if head.startswith(b"<") else "" if head else "empty"
 
 
 def _refuse(word: str) -> NoReturn:

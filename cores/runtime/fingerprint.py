@@ -16,11 +16,21 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_files(folder: Path) -> dict[str, str]:
-    """sha256 of the files of a stage's models, by their path inside `folder`: weights, configs,
-    tokenizers."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".jinja"))
-    return {str(p.relative_to(folder)): sha256_file(p) for p in paths if p.name != "stage.json"}
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja")
+NO_MODELS = {"stage.json", "state.json", "checkpoints", "weights"}
+"""What a stage folder has at its top beside its models."""
+
+
+def model_files(folder: Path, hashed: bool = True) -> dict[str, str]:
+    """sha256 (empty unless `hashed`) of the files of a stage's models, by their path inside
+    `folder`: weights, configs, tokenizers."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in MODEL_FILES and p.is_file())
+    names = {p: p.relative_to(folder) for p in paths}
+    return {
+        str(name): sha256_file(path) if hashed else ""
+        for path, name in names.items()
+        if name.parts[0] not in NO_MODELS
+    }
 
 
 def base_facts(path: str, model: Any) -> dict[str, Any]:

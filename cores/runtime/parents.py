@@ -1,6 +1,5 @@
 """Finished stages that a stage starts from: checked for damage and fit before they are used."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,23 @@ from typing import Any
 from cores.config import Config, plain
 from cores.errors import UserError
 from cores.models.lora import base_of, lone_adapter
+from cores.runtime.files import read_json
 from cores.runtime.fingerprint import model_files
 
 BASES = {"sft": "base", "reward": "sft"}
 """The parent whose weights a stage's adapter goes on."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
+
+VERSION = 1
+"""Of stage.json's form; 0 where it has none."""
+FORM = {
+    "stage": str,
+    "files": dict,
+    "tokenizer": str,
+    "vocab_size": int,
+    "parents": dict,
+    "config": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -24,10 +35,11 @@ class Parent:
     record: dict[str, Any]
 
 
-def load_parents(config: Config, stages: list[str]) -> dict[str, Parent]:
+def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict[str, Parent]:
     """The finished stages named, checked for damage, fit and one template.
 
-    UserError names every one that is missing.
+    UserError names every one that is missing. `hashed`: files are compared by their sha256, which
+    one rank does for all.
     """
     root = Path(config.output_dir).expanduser()
     missing = [s for s in stages if not (root / s / "stage.json").is_file()]
@@ -40,37 +52,66 @@ def load_parents(config: Config, stages: list[str]) -> dict[str, Parent]:
         )
     parents = {s: Parent(s, root / s, _record(root / s)) for s in stages}
     for parent in parents.values():
-        _check_files(parent)
-        _check_base(parent)
+        _check_files(parent, hashed)
+        if hashed:
+            _check_base(parent)
         _check_template(config, parent)
     _check_fit(parents)
     return parents
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-        record["files"], record["tokenizer"], record["vocab_size"], record["config"]["template"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+    """stage.json of a finished stage; UserError if it is of another form than stages write."""
+    path, remedy = folder / "stage.json", _again(folder.name)
+    record = read_json(path, remedy)
+    version = record.get("version", 0)
+    if type(version) is int and version > VERSION:
         raise UserError(
-            f"{folder / 'stage.json'}: damaged ({reason}). Run {SCRIPTS[folder.name]} again with "
-            "--overwrite."
-        ) from None
+            f"{path}: written by a newer version of this program (form {version}; this one knows "
+            f"{VERSION}). Update the program, or give another --output_dir."
+        )
+    wrong = [key for key, kind in FORM.items() if type(record.get(key)) is not kind]
+    if not wrong:
+        parents = record["parents"]
+        needed = {"template": record["config"].get("template"), "files": record["files"]}
+        parts = {**needed, **{f"parents.{name}": facts for name, facts in parents.items()}}
+        parts |= {f"{k}.files": v["files"] for k, v in parents.items() if _has_files(v)}
+        wrong = [key for key, part in parts.items() if not isinstance(part, dict)]
+        names = [str(name) for name in record["files"]]
+        outside = any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
+        if outside or not any(name.endswith(".safetensors") for name in names):
+            wrong.append("files")
+        if record["stage"] != folder.name or type(version) is not int or version < 0:
+            wrong.append("stage or version")
+    if wrong:
+        raise UserError(f"{path}: damaged (not as a stage writes it: {', '.join(wrong)}). {remedy}")
     return record
 
 
-def _check_files(parent: Parent) -> None:
-    remedy = f"Run {SCRIPTS[parent.stage]} again with --overwrite."
-    found = model_files(parent.folder)
+def _has_files(facts: Any) -> bool:
+    return isinstance(facts, dict) and "files" in facts
+
+
+def _again(stage: str) -> str:
+    return f"Run {SCRIPTS[stage]} again with --overwrite."
+
+
+def _check_files(parent: Parent, hashed: bool) -> None:
+    remedy, folder = _again(parent.stage), parent.folder
+    found = model_files(folder, hashed)
     for name, digest in parent.record["files"].items():
-        path = parent.folder / name
         if name not in found:
-            raise UserError(f"{path}: missing; the checkpoint is damaged. {remedy}")
-        if found[name] != digest:
+            raise UserError(f"{folder / name}: missing; the checkpoint is damaged. {remedy}")
+        if hashed and found[name] != digest:
             raise UserError(
-                f"{path}: not the file that the stage wrote (its sha256 is not stage.json's); the "
-                f"checkpoint is damaged or was edited. {remedy}"
+                f"{folder / name}: not the file that the stage wrote (its sha256 is not "
+                f"stage.json's); the checkpoint is damaged or was edited. {remedy}"
+            )
+    for name in found.keys() - parent.record["files"].keys():
+        if name.endswith((".safetensors", ".bin", "adapter_config.json")):
+            raise UserError(
+                f"{folder / name}: the stage did not write it, and it would be loaded with what "
+                f"it wrote. Take it away. {remedy}"
             )
 
 
@@ -80,7 +121,7 @@ def _check_base(parent: Parent) -> None:
     if adapter is None:
         return
     base = base_of(parent.folder, adapter)
-    trained_on = parent.record["parents"][BASES[parent.stage]]
+    trained_on = parent.record["parents"].get(BASES[parent.stage], {})
     if "files" not in trained_on:  # on the hub
         return
     found = model_files(Path(base))

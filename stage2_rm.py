@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         run.once(save_model, trained, tokenizer, folder.path, config.reward.lora.merge)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model.config.vocab_size,
+            "vocab_size": model.config.get_text_config().vocab_size,
             "data": data.report.to_json(),
             "parents": parent_facts(parents),
             "reward_mean": scale["reward_mean"],

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         save_roles(config, roles, tokenizer, folder.path, run)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model_config.vocab_size,
+            "vocab_size": model_config.get_text_config().vocab_size,
             **{name: report.to_json() for name, report in reports.items()},
             "reward_files": function_files(config.ppo.rewards),
             "parents": parent_facts(parents),

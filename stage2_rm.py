@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     if not config.data.inspect:
         folder.check()
     check_quantization(config.model, config.reward.lora, "reward.lora", zero_stage(), run.device)
-    parents = load_parents(config, ["sft"])
+    parents = load_parents(config, ["sft"], hashed=run.is_main)
     model_config = load_config(sft := parents["sft"].folder)
     check_scalar(model_config)
     check_length(model_config, config.reward.max_length, "reward.max_length")

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         folder.check()
     check_quantization(config.model, config.ppo.lora, "ppo.lora", zero_stage(), run.device)
     functions = load_functions(config.ppo.rewards)
-    parents = load_parents(config, needed_stages(config))
+    parents = load_parents(config, needed_stages(config), hashed=run.is_main)
     model_config = load_config(parents["sft"].folder)
     check_model(config, model_config)
     tokenizer = load_tokenizer(parents["sft"].folder)

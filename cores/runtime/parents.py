@@ -13,17 +13,8 @@ from cores.runtime.fingerprint import model_files
 BASES = {"sft": "base", "reward": "sft"}
 """The parent whose weights a stage's adapter goes on."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
-
 VERSION = 1
-"""Of stage.json's form; 0 where it has none."""
-FORM = {
-    "stage": str,
-    "files": dict,
-    "tokenizer": str,
-    "vocab_size": int,
-    "parents": dict,
-    "config": dict,
-}
+"""Of stage.json's form; 0 where it names none."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
     one rank does for all.
     """
     root = Path(config.output_dir).expanduser()
-    missing = [s for s in stages if not (root / s / "stage.json").is_file()]
+    missing = [s for s in stages if not (root / s / "stage.json").exists()]
     if missing:
         folders = " and ".join(str(root / s) for s in missing)
         scripts = " and then ".join(SCRIPTS[s] for s in missing)
@@ -61,7 +52,7 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """stage.json of a finished stage; UserError if it is of another form than stages write."""
+    """stage.json of a finished stage; UserError unless it is of the form that stages write."""
     path, remedy = folder / "stage.json", _again(folder.name)
     record = read_json(path, remedy)
     version = record.get("version", 0)
@@ -70,26 +61,25 @@ def _record(folder: Path) -> dict[str, Any]:
             f"{path}: written by a newer version of this program (form {version}; this one knows "
             f"{VERSION}). Update the program, or give another --output_dir."
         )
-    wrong = [key for key, kind in FORM.items() if type(record.get(key)) is not kind]
-    if not wrong:
-        parents = record["parents"]
-        needed = {"template": record["config"].get("template"), "files": record["files"]}
-        parts = {**needed, **{f"parents.{name}": facts for name, facts in parents.items()}}
-        parts |= {f"{k}.files": v["files"] for k, v in parents.items() if _has_files(v)}
-        wrong = [key for key, part in parts.items() if not isinstance(part, dict)]
-        names = [str(name) for name in record["files"]]
-        outside = any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
-        if outside or not any(name.endswith(".safetensors") for name in names):
-            wrong.append("files")
-        if record["stage"] != folder.name or type(version) is not int or version < 0:
-            wrong.append("stage or version")
-    if wrong:
-        raise UserError(f"{path}: damaged (not as a stage writes it: {', '.join(wrong)}). {remedy}")
+    try:
+        files, parents = record["files"], record["parents"].values()
+        objects = [files, record["config"]["template"], *(p.get("files", {}) for p in parents)]
+        names = [Path(name) for name in files]
+        fits = {
+            "stage": record["stage"] == folder.name,
+            "version": type(version) is int and version >= 0,
+            "tokenizer": isinstance(record["tokenizer"], str),
+            "vocab_size": type(record["vocab_size"]) is int,
+            "objects": all(isinstance(value, dict) for value in objects),
+            "files": any(name.suffix == ".safetensors" for name in names)
+            and not any(name.is_absolute() or ".." in name.parts for name in names),
+        }
+        reason = ", ".join(f"unlike {key}" for key, good in fits.items() if not good)
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+    if reason:
+        raise UserError(f"{path}: damaged ({reason}). {remedy}")
     return record
-
-
-def _has_files(facts: Any) -> bool:
-    return isinstance(facts, dict) and "files" in facts
 
 
 def _again(stage: str) -> str:
@@ -121,7 +111,7 @@ def _check_base(parent: Parent) -> None:
     if adapter is None:
         return
     base = base_of(parent.folder, adapter)
-    trained_on = parent.record["parents"].get(BASES[parent.stage], {})
+    trained_on = parent.record["parents"].get(BASES[parent.stage], {"files": {"": ""}})
     if "files" not in trained_on:  # on the hub
         return
     found = model_files(Path(base))
@@ -162,7 +152,7 @@ def stale_parents(parents: dict[str, Parent]) -> list[str]:
     lines = []
     for parent in parents.values():
         for name, facts in parent.record["parents"].items():
-            if name in parents and facts["files"] != parents[name].record["files"]:
+            if name in parents and facts.get("files") != parents[name].record["files"]:
                 lines.append(
                     f"note: {parent.folder} was trained from an earlier {parents[name].folder}; "
                     f"run {SCRIPTS[parent.stage]} again if that was not meant"

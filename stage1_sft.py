@@ -15,10 +15,9 @@ def main(argv: list[str]) -> None:
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
     from cores.models import load_tokenizer, save_model, settle_pad_token
-    from cores.models.loading import check_length, load_config, scalar_problem
+    from cores.models.loading import check_base, check_length, load_config, scalar_problem
     from cores.models.packing import check_packing
     from cores.models.quantization import check_quantization
-    from cores.models.vocabulary import check_cap
     from cores.run import StageRun
     from cores.runtime.fingerprint import base_facts, tokenizer_fingerprint
     from cores.runtime.hub import cache_if_unreachable
@@ -35,9 +34,10 @@ def main(argv: list[str]) -> None:
         cache_if_unreachable(config.model.path)
         base = load_config(config.model.path)
         check_length(base, config.sft.max_length, "sft.max_length")
-        check_cap(base)
         tokenizer = load_tokenizer(config.model.path)
         note = settle_pad_token(tokenizer, config.model.pad_token)
+        if not config.data.inspect:
+            check_base(config.model.path, base, tokenizer)
         data = sft_data(config, tokenizer)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model.config.vocab_size,
+            "vocab_size": model.config.get_text_config().vocab_size,
             "data": data.report.to_json(),
             "parents": parents,
             "metrics": metrics,

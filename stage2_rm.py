@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
             run.claim()
         stage, lora = here.sharding.stage, config.reward.lora
         check_quantization(config.model, lora, "reward.lora", stage, here.device)
-        parents = load_parents(config, ["sft"])
+        parents = load_parents(config, ["sft"], hashed=here.is_main)
         model_config = load_config(sft := parents["sft"].folder)
         check_scalar(model_config)
         check_length(model_config, config.reward.max_length, "reward.max_length")
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         scale = calibrate(reward, engine, prompts, pad_id, rows, here, config.seed, tokens)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model.config.vocab_size,
+            "vocab_size": model.config.get_text_config().vocab_size,
             "data": data.report.to_json(),
             "parents": parent_facts(parents),
             "reward_mean": scale["reward_mean"],

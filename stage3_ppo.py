@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         check_quantization(config.model, lora, "ppo.lora", stage, here.device)
         if config.faults.nonfinite == "skip":
             here.sharding.check_skips()
-        parents = load_parents(config, needed_stages(config))
+        parents = load_parents(config, needed_stages(config), hashed=here.is_main)
         model_config = load_config(parents["sft"].folder)
         check_model(config, model_config)
         tokenizer = load_tokenizer(parents["sft"].folder)
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
         trainer = build_trainer(config, roles, tokenizer, here, functions.functions, rows)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model_config.vocab_size,
+            "vocab_size": model_config.get_text_config().vocab_size,
             **depends,
             "metrics": train(config, trainer, data, tokenizer, run),
         }

@@ -2,11 +2,14 @@
 
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,10 +26,14 @@ from cores.config import ModelSection
 from cores.errors import UserError
 from cores.models.activations import fuse_activations
 from cores.models.actor import plain_model
+from cores.models.folders import WHOLE, check_config, place, reading
+from cores.models.health import check_finite, check_tensors
 from cores.models.lora import base_of, lone_adapter, merged, save_adapter
 from cores.models.quantization import check_widths, needs_whole_blocks, quantize
 from cores.models.vocabulary import (
+    ROWS,
     architecture,
+    check_cap,
     embedding,
     exclude_tokens,
     excluded_ids,
@@ -42,25 +49,60 @@ SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cut
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id; UserError says how to give a local path."""
-    place = _place(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise UserError(_unloadable(path, "tokenizer", error)) from None
+    where = place(path)
+    with reading(path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        ids = tokenizer.get_vocab().values()
     if not tokenizer.is_fast:
         raise UserError(
             f"{path}: a fast tokenizer (tokenizer.json) is needed for character offsets."
         )
+    if not tokenizer.vocab_size or max(ids) >= len(tokenizer):
+        raise UserError(
+            f"{path}: its tokenizer has {tokenizer.vocab_size} tokens beside those that were added "
+            f"to it, and {len(tokenizer)} in all for ids up to {max(ids, default=0)}. {WHOLE}"
+        )
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise UserError(f"{path}: the chat_template of its tokenizer is no text. {WHOLE}")
     return tokenizer
 
 
 def load_config(path: str | Path) -> PretrainedConfig:
     """config.json of a folder or hub id."""
-    place = _place(path)
-    try:
-        return AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise UserError(_unloadable(path, "model configuration", error)) from None
+    where, what = place(path), "model configuration"
+    with reading(path, what):
+        raw, _ = PretrainedConfig.get_config_dict(where)
+    check_config(path, raw)
+    with reading(path, what):
+        return AutoConfig.from_pretrained(where, trust_remote_code=False)
+
+
+def check_base(
+    path: str | Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """UserError if stage 1 cannot start from `path`: whatever is wrong but the weights' values.
+
+    The weights are loaded onto the meta device, which reads names and shapes alone.
+    """
+    masked = architecture(config).endswith("MaskedLM")
+    if config.is_encoder_decoder or masked or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"model.path: {architecture(config)} is no causal language model, which reads a text "
+            f"from left to right. Set model.path to one, of these families: {SCALAR_FAMILIES}."
+        )
+    check_cap(config)
+    adapter = lone_adapter(place(path))
+    if adapter is not None:
+        base_of(path, adapter)
+        return
+    with torch.random.fork_rng(devices=[]):
+        model = _read(AutoModelForCausalLM, path, config, device_map="meta")
+    rows = embedding(model).shape[0]
+    if len(tokenizer) > rows + max(ROWS, rows // 10):
+        raise UserError(
+            f"{path}: its tokenizer has {len(tokenizer)} tokens and its model {rows} rows: they "
+            f"do not belong together. {WHOLE}"
+        )
 
 
 def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
@@ -77,7 +119,9 @@ def scalar_problem(config: PretrainedConfig) -> str | None:
     """What keeps this architecture from being a reward model, if anything; reads no weights."""
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         with torch.device("meta"):  # shapes alone: no memory, no time
-            model = AutoModelForSequenceClassification.from_config(deepcopy(config))
+            model = AutoModelForSequenceClassification.from_config(
+                deepcopy(config), trust_remote_code=False
+            )
         if hasattr(model, "score"):
             return None
     return (
@@ -96,7 +140,7 @@ def check_scalar(config: PretrainedConfig) -> None:
 
 def max_length(config: PretrainedConfig) -> int | None:
     """Positions of the model; None where they are not bounded (ALiBi)."""
-    found = [getattr(config, name, None) for name in LENGTHS]
+    found = [getattr(config.get_text_config(), name, None) for name in LENGTHS]
     return next((n for n in found if n), None)
 
 
@@ -153,13 +197,38 @@ def save_model(
     """
     _settle_generation(plain_model(model), tokenizer)
     tokenizer.save_pretrained(folder)
-    if not isinstance(model, PeftModel):
+    if isinstance(model, PeftModel):
+        save_adapter(model, folder)
+        _save_configs(plain_model(model), folder)
+        if merge:
+            merge_adapter(folder, folder)
+    else:
         model.save_pretrained(str(folder))
-        return
-    save_adapter(model, folder)
-    _save_configs(plain_model(model), folder)
-    if merge:
-        merge_adapter(folder, folder)
+    mode = (folder / "config.json").stat().st_mode
+    for weights in folder.rglob("*.safetensors"):  # written for their owner alone
+        weights.chmod(mode)
+
+
+def check_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """UserError if `save_model` would fail after the training: all is tried now, the weights by
+    their names, in a temporary folder."""
+    inner: Any = plain_model(model)
+    generation = inner.generation_config if inner.can_generate() else None
+    _settle_generation(inner, tokenizer)
+    one: dict[int, torch.Tensor] = {}  # tied tensors stay one
+    names = {k: one.setdefault(id(t), torch.zeros(1)) for k, t in _tensors(inner).items()}
+    with TemporaryDirectory() as folder, reading(inner.name_or_path, "model", "saved"):
+        tokenizer.save_pretrained(folder)
+        if isinstance(model, PeftModel):
+            _save_configs(inner, Path(folder))
+        else:
+            inner.save_pretrained(folder, state_dict=names, save_original_format=False)
+    if generation is not None:
+        inner.generation_config = generation
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return model.state_dict(keep_vars=True)
 
 
 def merge_adapter(folder: Path, out: Path) -> None:
@@ -187,7 +256,9 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         generation = GenerationConfig.from_dict(model.generation_config.to_dict())
         generation.pad_token_id = tokenizer.pad_token_id
         generation.eos_token_id = _with(tokenizer.eos_token_id, generation.eos_token_id)
-        generation.suppress_tokens = excluded_ids(tokenizer, model.config.vocab_size)
+        generation.suppress_tokens = excluded_ids(
+            tokenizer, model.config.get_text_config().vocab_size
+        )
         if not generation.do_sample:
             # Some parents have sampling settings beside greedy decoding. They mean nothing there,
             # and the library refuses to save them.
@@ -199,6 +270,8 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 def _with(first: int, others: int | list[int] | None) -> int | list[int]:
     """Stop ids of the generation config: the tokenizer's eos and those the parent had."""
     listed = others if isinstance(others, list) else [others] if others is not None else []
+    if not all(isinstance(i, int) for i in listed):
+        raise UserError(f"model.path: eos_token_id in its generation_config.json is {others!r}.")
     rest = [i for i in listed if i != first]
     return [first, *rest] if rest else first
 
@@ -212,73 +285,64 @@ def _load(
     **kwargs: Any,
 ) -> PreTrainedModel:
     config = load_config(path)
+    text = config.get_text_config()
     kept = {
-        k: v for k, v in config.to_dict().items() if k.endswith(DROPOUTS) and isinstance(v, float)
+        k: v for k, v in text.to_dict().items() if k.endswith(DROPOUTS) and isinstance(v, float)
     }
-    config.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
+    text.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
     for key, value in kwargs.items():
         setattr(config, key, value)
     if frozen is not None and needs_whole_blocks(frozen):
-        check_widths(_shapes(auto, path, config))
+        with torch.device("meta"), reading(path, "model"):  # no memory, no time
+            shapes = auto.from_config(deepcopy(config), trust_remote_code=False)
+        check_widths(shapes)
     model = _weights(auto, path, config)
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer)
     if frozen is not None:
         model = quantize(model, frozen)  # a new one in few bits
     model = fuse_activations(model)
-    model.config.update(kept)
-    place = _place(path)
-    model.name_or_path = str(Path(place).resolve()) if Path(place).is_dir() else place
+    model.config.get_text_config().update(kept)
+    where = place(path)
+    model.name_or_path = str(Path(where).resolve()) if Path(where).is_dir() else where
     return model
 
 
-def _shapes(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
-    """The model without weights, on the meta device: no memory, no time."""
-    try:
-        with torch.device("meta"):
-            return auto.from_config(deepcopy(config))
-    except ValueError as error:
-        raise UserError(_unloadable(path, "model", error)) from None
+def _read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) -> PreTrainedModel:
+    """The model of `path` in fp32, all of its weights the checkpoint's own, but a new head."""
+    folder = place(path)
+    with reading(path, "model"):
+        model, info = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # named below, with the rest
+            output_loading_info=True,
+            **where,
+        )
+    check_tensors(path, type(model), info, config.architectures or [])
+    check_finite(path, model)
+    return model
 
 
 def _weights(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
     """The model of `path` in fp32: its own weights, or where it has an adapter alone, those of the
     adapter's base, which may be an adapter itself, with the adapter merged into them."""
-    place = _place(path)
-    adapter = lone_adapter(place)
+    folder = place(path)
+    adapter = lone_adapter(folder)
     if adapter is None:
-        try:
-            return auto.from_pretrained(place, config=config, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise UserError(_unloadable(path, "model", error)) from None
-    base = base_of(place, adapter)
+        return _read(auto, path, config)
+    base = base_of(folder, adapter)
     theirs = load_config(base)  # the vocabulary grew on the way, by what the tokenizer tells
-    config.update({key: getattr(theirs, key) for key in ("vocab_size", "pad_token_id")})
+    for key in ("vocab_size", "pad_token_id"):
+        setattr(config.get_text_config(), key, getattr(theirs.get_text_config(), key))
+    config.architectures = theirs.architectures
     # Random numbers are forked off where a merged parent would draw none: the runs are then alike.
     with torch.random.fork_rng(devices=[], enabled=bool(adapter.modules_to_save)):  # its own head
         model = _weights(auto, base, config)
     with torch.random.fork_rng(devices=[]):
-        fit_vocabulary(model, load_tokenizer(place))
-        return merged(model, place)
-
-
-def _place(path: str | Path) -> str:
-    """The folder, `~` written out, or the hub id; UserError if it is neither."""
-    looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise UserError(
-            f"model.path: there is no folder {path}. Give a folder in Hugging Face form, or a "
-            "hub id."
-        )
-    return str(Path(path).expanduser())
-
-
-def _unloadable(path: str | Path, what: str, error: Exception) -> str:
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if Path(path).is_dir():
-        return f"{path}: its {what} cannot be loaded: {first}"
-    return (
-        f"model.path: {path!r} is no local folder, and its {what} could not be fetched from the "
-        "Hugging Face hub. Check the name and the network, or download the model elsewhere and "
-        "give its folder: --model.path FOLDER."
-    )
+        fit_vocabulary(model, load_tokenizer(folder))
+        model = merged(model, folder)
+    check_finite(path, model)
+    return model

@@ -7,14 +7,17 @@ beside it. Without that the adapter's base, which adapter_config.json names, is 
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cores.config import LoraSection
 from cores.errors import UserError
+from cores.models.folders import WHOLE, reading
 
 ADAPTER = "adapter"
+MOST_RANK = 2**14
 
 
 def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: str) -> PeftModel:
@@ -57,7 +60,11 @@ def lone_adapter(folder: str | Path) -> LoraConfig | None:
     place = Path(folder) / ADAPTER
     if not (place / "adapter_config.json").is_file() or any(Path(folder).glob("*.safetensors")):
         return None
-    return LoraConfig.from_pretrained(str(place))
+    with reading(place, "adapter"):
+        config = LoraConfig.from_pretrained(str(place))
+    if not isinstance(config, LoraConfig) or not 0 < config.r <= MOST_RANK:
+        raise UserError(f"{place}: no LoRA adapter of a rank from 1 to {MOST_RANK}. {WHOLE}")
+    return config
 
 
 def base_of(folder: str | Path, adapter: LoraConfig) -> str:
@@ -78,7 +85,12 @@ def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     An adapter of a causal model goes onto a classification model too: layers have the same names.
     """
     place = str(Path(folder) / ADAPTER)
-    config = LoraConfig.from_pretrained(place)
-    config.task_type = None  # or peft wants the class it was trained on
-    whole = PeftModel.from_pretrained(model, place, config=config).merge_and_unload()
-    return whole.requires_grad_(True)  # peft froze it
+    with reading(place, "adapter"):
+        config = LoraConfig.from_pretrained(place)
+        config.task_type = None  # or peft wants the class it was trained on
+        both = PeftModel.from_pretrained(model, place, config=config)
+        theirs = load_peft_weights(place, device="cpu").keys()
+        ours = get_peft_model_state_dict(both, save_embedding_layers=False).keys()
+    if theirs ^ ours:  # peft would start what is missing at random
+        raise UserError(f"{place}: its weights are not those of its adapter_config.json. {WHOLE}")
+    return both.merge_and_unload().requires_grad_(True)  # peft froze it

@@ -94,7 +94,7 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         with torch.no_grad():
             for table in tables:
                 table[old:] = table[:old].mean(dim=0)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def excluded_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
@@ -104,7 +104,7 @@ def excluded_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[in
 
 def check_cap(config: PretrainedConfig) -> None:
     """UserError if the model caps its logits so low that excluded ids would come back."""
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
     if cap is not None and cap < LOWEST_CAP:
         raise UserError(
             f"model.path: final_logit_softcapping of {architecture(config)} is {cap}, so low that "

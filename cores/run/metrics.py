@@ -8,7 +8,8 @@ from typing import Any
 
 from cores.config import Config
 from cores.run.trackers import finish_trackers, start_trackers
-from cores.runtime.files import strict_json
+from cores.errors import UserError
+from cores.runtime.files import not_finite
 from cores.runtime.launch import Launch
 
 
@@ -60,7 +61,12 @@ class Metrics:
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a file of JSON lines."""
-    line = strict_json(row, path) + "\n"
+    for key in not_finite(row):
+        raise UserError(
+            f"{path}: {key} is no finite number at step {row.get('step', row.get('update'))}: "
+            "something has gone wrong before. Look at the rows before it."
+        )
+    line = json.dumps(row, ensure_ascii=False) + "\n"
     with path.open("a", encoding="utf-8") as file:
         file.write(line)
 

@@ -1,51 +1,80 @@
-"""JSON that every reader takes, written whole or not at all."""
+"""JSON files: read strictly and within bounds, written whole or not at all."""
 
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cores.errors import UserError
 
-
-def strict_json(value: Any, path: Path, indent: int | None = None) -> str:
-    """`value` as JSON that every reader takes. UserError naming a number that is none."""
-    for key, number in _numbers(value):
-        if not math.isfinite(number):
-            raise UserError(
-                f"{path}: {key} is {number}, which is no number: something in this run has gone "
-                "wrong before. Look at the last lines of metrics.jsonl beside it."
-            )
-    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    if isinstance(value, float):
-        yield key, value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _numbers(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from _numbers(inner, f"{key}[{i}]")
+LARGEST = 64 * 2**20
+"""Bytes of a record or configuration; a file beyond it is something else."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Put `value` into `path` at once: whoever reads finds the old text or the new."""
-    text = strict_json(value, path, indent=2) + "\n"
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
+    """Write `value` to `path` in one step: a reader finds the old file or the whole new one.
+
+    UserError names a number that JSON has no form for (NaN, infinity).
+    """
+    for key in not_finite(value, ""):
+        raise UserError(f"{path}: {key} is no finite number, so the record would be no JSON.")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))  # \udc80, JSON's own form of it
         file.flush()
         os.fsync(file.fileno())
-    aside.rename(path)
+    partial.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """The value in `path`. UserError with the reason where there is none."""
+def not_finite(value: Any, key: str = "") -> Iterator[str]:
+    """Numbers in a JSON value that JSON has no form for, each by its key."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{key} ({value})"
+    elif isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in items:
+            yield from not_finite(part, f"{key}.{name}" if key else str(name))
+
+
+def read_json(path: Path, remedy: str = "", finite: bool = True) -> dict[str, Any]:
+    """The JSON object in `path`; UserError with the reason and `remedy` if it holds none.
+
+    `finite`: NaN and Infinity, which are no JSON, are refused.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise ValueError("no regular file" if path.exists() else "no such file")
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"more than {LARGEST >> 20} MiB")
+        if other := impostor(path):
+            raise ValueError(other)
+        text = path.read_text(encoding="utf-8-sig")
+        hooks = (_refuse, _finite) if finite else (None, None)
+        value = json.loads(text, parse_constant=hooks[0], parse_float=hooks[1])
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}).") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: damaged ({reason}). {remedy}".rstrip()) from None
+    return value
+
+
+def impostor(path: Path) -> str:
+    """What stands in the place of a file that was not fetched; empty where it may be the file."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file: run `git lfs pull` there"
+    return "a web page" if head.startswith(b"<") else "" if head else "empty"
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)

@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from cores.errors import UserError
+
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hex sha256 of a file's bytes; UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja")

@@ -1,6 +1,5 @@
 """Finished stages that a stage starts from: checked for damage and fit before they are used."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,14 @@ from typing import Any
 from cores.config import Config, plain
 from cores.errors import UserError
 from cores.models.lora import base_of, lone_adapter
+from cores.runtime.files import read_json
 from cores.runtime.fingerprint import model_files
 
 BASES = {"sft": "base", "reward": "sft"}
 """The parent whose weights a stage's adapter goes on."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
+VERSION = 1
+"""Of stage.json's form; 0 where it names none."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,14 @@ class Parent:
     record: dict[str, Any]
 
 
-def load_parents(config: Config, stages: list[str]) -> dict[str, Parent]:
+def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict[str, Parent]:
     """The finished stages named, checked for damage, fit and one template.
 
-    UserError names every one that is missing.
+    UserError names every one that is missing. `hashed`: files are compared by their sha256, which
+    one rank does for all.
     """
     root = Path(config.output_dir).expanduser()
-    missing = [s for s in stages if not (root / s / "stage.json").is_file()]
+    missing = [s for s in stages if not (root / s / "stage.json").exists()]
     if missing:
         folders = " and ".join(str(root / s) for s in missing)
         scripts = " and then ".join(SCRIPTS[s] for s in missing)
@@ -40,37 +43,65 @@ def load_parents(config: Config, stages: list[str]) -> dict[str, Parent]:
         )
     parents = {s: Parent(s, root / s, _record(root / s)) for s in stages}
     for parent in parents.values():
-        _check_files(parent)
-        _check_base(parent)
+        _check_files(parent, hashed)
+        if hashed:
+            _check_base(parent)
         _check_template(config, parent)
     _check_fit(parents)
     return parents
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-        record["files"], record["tokenizer"], record["vocab_size"], record["config"]["template"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+    """stage.json of a finished stage; UserError unless it is of the form that stages write."""
+    path, remedy = folder / "stage.json", _again(folder.name)
+    record = read_json(path, remedy)
+    version = record.get("version", 0)
+    if type(version) is int and version > VERSION:
         raise UserError(
-            f"{folder / 'stage.json'}: damaged ({reason}). Run {SCRIPTS[folder.name]} again with "
-            "--overwrite."
-        ) from None
+            f"{path}: written by a newer version of this program (form {version}; this one knows "
+            f"{VERSION}). Update the program, or give another --output_dir."
+        )
+    try:
+        files, parents = record["files"], record["parents"].values()
+        objects = [files, record["config"]["template"], *(p.get("files", {}) for p in parents)]
+        names = [Path(name) for name in files]
+        fits = {
+            "stage": record["stage"] == folder.name,
+            "version": type(version) is int and version >= 0,
+            "tokenizer": isinstance(record["tokenizer"], str),
+            "vocab_size": type(record["vocab_size"]) is int,
+            "objects": all(isinstance(value, dict) for value in objects),
+            "files": any(name.suffix == ".safetensors" for name in names)
+            and not any(name.is_absolute() or ".." in name.parts for name in names),
+        }
+        reason = ", ".join(f"unlike {key}" for key, good in fits.items() if not good)
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+    if reason:
+        raise UserError(f"{path}: damaged ({reason}). {remedy}")
     return record
 
 
-def _check_files(parent: Parent) -> None:
-    remedy = f"Run {SCRIPTS[parent.stage]} again with --overwrite."
-    found = model_files(parent.folder)
+def _again(stage: str) -> str:
+    return f"Run {SCRIPTS[stage]} again with --overwrite."
+
+
+def _check_files(parent: Parent, hashed: bool) -> None:
+    remedy, folder = _again(parent.stage), parent.folder
+    found = model_files(folder, hashed)
     for name, digest in parent.record["files"].items():
-        path = parent.folder / name
         if name not in found:
-            raise UserError(f"{path}: missing; the checkpoint is damaged. {remedy}")
-        if found[name] != digest:
+            raise UserError(f"{folder / name}: missing; the checkpoint is damaged. {remedy}")
+        if hashed and found[name] != digest:
             raise UserError(
-                f"{path}: not the file that the stage wrote (its sha256 is not stage.json's); the "
-                f"checkpoint is damaged or was edited. {remedy}"
+                f"{folder / name}: not the file that the stage wrote (its sha256 is not "
+                f"stage.json's); the checkpoint is damaged or was edited. {remedy}"
+            )
+    for name in found.keys() - parent.record["files"].keys():
+        if name.endswith((".safetensors", ".bin", "adapter_config.json")):
+            raise UserError(
+                f"{folder / name}: the stage did not write it, and it would be loaded with what "
+                f"it wrote. Take it away. {remedy}"
             )
 
 
@@ -80,7 +111,7 @@ def _check_base(parent: Parent) -> None:
     if adapter is None:
         return
     base = base_of(parent.folder, adapter)
-    trained_on = parent.record["parents"][BASES[parent.stage]]
+    trained_on = parent.record["parents"].get(BASES[parent.stage], {"files": {"": ""}})
     if "files" not in trained_on:  # on the hub
         return
     found = model_files(Path(base))
@@ -121,7 +152,7 @@ def stale_parents(parents: dict[str, Parent]) -> list[str]:
     lines = []
     for parent in parents.values():
         for name, facts in parent.record["parents"].items():
-            if name in parents and facts["files"] != parents[name].record["files"]:
+            if name in parents and facts.get("files") != parents[name].record["files"]:
                 lines.append(
                     f"note: {parent.folder} was trained from an earlier {parents[name].folder}; "
                     f"run {SCRIPTS[parent.stage]} again if that was not meant"

@@ -142,7 +142,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("dropout-kept", "dropout stays on where none is asked for",
              "if not dropout or k.endswith(LAYERDROP)", "if k.endswith(LAYERDROP)"),
             ("dropout-saved", "the dropout taken out for training is lost in the saved config",
-             "    model.config.update(kept)\n", ""),
+             "    model.config.get_text_config().update(kept)\n", ""),
             ("suppress-forgotten", "other tools may sample pad",
              "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
         ],

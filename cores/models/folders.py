@@ -1,0 +1,129 @@
+"""Folders and hub ids of models: judged before a library reads them, its errors put in words."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from cores.errors import UserError
+from cores.runtime.files import impostor, read_json
+
+READ = (".json", ".safetensors", ".bin", ".model")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", *INDEXES)
+"""Files that hold a JSON object. A broken generation_config.json transformers would pass over."""
+MOST = {"layer": 1000, "position": 2**24}
+"""More of them no model has, and building such a one would take all time or memory."""
+HEADS = ("n_head", "num_heads", "num_attention_heads", "num_key_value_heads")
+WHOLE = (
+    "Give a whole model in Hugging Face form (config.json, *.safetensors, tokenizer.json); if this "
+    "one should be whole, download or copy it again."
+)
+
+
+def place(path: str | Path) -> str:
+    """The folder, `~` written out, or the hub id; UserError if it is neither, or if its files are
+    none that a library should be let read."""
+    looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+    folder = Path(path).expanduser()
+    try:
+        if folder.is_dir():
+            _check_files(folder)
+        elif looks_local or folder.exists():
+            raise UserError(
+                f"model.path: there is no folder {path}. Give a folder in Hugging Face form, or a "
+                "hub id."
+            )
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). {WHOLE}") from None
+    return str(folder)
+
+
+def _check_files(folder: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        if file.suffix in READ and not (file.is_file() and os.access(file, os.R_OK)):
+            raise UserError(f"{file}: no file that can be read. {WHOLE}")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder}: has an adapter (adapter_config.json), and stages start from whole models. "
+            "Merge it into its base first (peft's merge_and_unload) and give that folder."
+        )
+    found = {n: read_json(folder / n, WHOLE, False) for n in OBJECTS if (folder / n).exists()}
+    for index in found.keys() & set(INDEXES):
+        shards = found[index].get("weight_map")
+        names = set(map(str, shards.values())) if isinstance(shards, dict) else {""}
+        for name in sorted(names):
+            if Path(name).name != name or not (folder / name).is_file():
+                raise UserError(f"{folder / index}: there is no file {name!r} beside it. {WHOLE}")
+
+
+def check_config(path: str | Path, raw: dict[str, Any]) -> None:
+    """UserError for a config.json that must not be built, however well it might load."""
+    if raw.get("quantization_config"):
+        raise UserError(
+            f"{path}: its weights are quantised (quantization_config in config.json), and those "
+            "cannot be trained. Give the model that it was made from; model.quantization holds it "
+            "in few bits."
+        )
+    names = raw.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{path}: architectures in config.json is no list of names. {WHOLE}")
+    inner = [part for part in raw.values() if isinstance(part, dict)]
+    for key, value in (item for part in (raw, *inner) for item in part.items()):
+        most = next((most for word, most in MOST.items() if word in key), None)
+        if most is not None and isinstance(value, int) and value > most:
+            raise UserError(f"{path}: {key} in config.json is beyond {most}. {WHOLE}")
+        if key in HEADS and isinstance(value, int) and value < 1:
+            raise UserError(f"{path}: {key} in config.json is {value}. {WHOLE}")
+
+
+@contextmanager
+def reading(path: str | Path, what: str, done: str = "loaded") -> Iterator[None]:
+    """A library's own work on the folder or hub id `path`: whatever it raises becomes a UserError.
+
+    Only calls of libraries belong inside: an error of ours must keep its traceback.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # by file and library anything from KeyError to RecursionError
+        raise UserError(_unloadable(path, what, done, error)) from None
+
+
+def _unloadable(path: str | Path, what: str, done: str, error: Exception) -> str:
+    first = " ".join(" ".join(str(error).split("\n")[:2]).split())[:300]
+    folder = Path(path).expanduser()
+    if isinstance(error, (OSError, ConnectionError)) and not folder.is_dir():
+        return (
+            f"model.path: {str(path)!r} is no local folder, and its {what} could not be fetched "
+            "from the Hugging Face hub. Check the name and the network, or download the model "
+            "elsewhere and give its folder: --model.path FOLDER."
+        )
+    reason = (folder.is_dir() and _culprit(folder)) or f"{type(error).__name__}: {first}"
+    if isinstance(error, ImportError):
+        remedy = "Install what it names, or take out of config.json what asks for it."
+    elif "custom code" in str(error):
+        remedy = "No code of a folder is run: take a model that transformers has a class of."
+    elif "weights_only" in str(error) or "Weights only" in str(error):
+        remedy = "Its .bin holds more than weights, and is not run: convert it to safetensors."
+    else:
+        remedy = WHOLE
+    return f"{path}: its {what} cannot be {done}: {reason.rstrip('. ')}. {remedy}"
+
+
+def _culprit(folder: Path) -> str | None:
+    """The first file that is no file of a model, and what it is instead."""
+    for file in sorted(f for f in folder.iterdir() if f.suffix in READ):
+        if other := impostor(file):
+            return f"{file.name} is {other}"
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as error:
+                return f"{file.name} is cut off or no safetensors file ({error})"
+    return None

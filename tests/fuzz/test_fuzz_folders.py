@@ -1,0 +1,386 @@
+"""Folders of models and of finished stages, damaged by hand and at random.
+
+What comes of each is a whole model, a whole parent, or a UserError: never another exception, and
+never a model that has random weights in it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _models import sft_folder
+from _stages import config, facts
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from cores.config import plain
+from cores.errors import UserError
+from cores.models import load_tokenizer, settle_pad_token
+from cores.models.loading import check_base, check_saving, load_base, load_config, scalar_problem
+from cores.runtime.fingerprint import model_files
+from cores.runtime.parents import load_parents, parent_facts, stale_parents
+
+ORDINARY = 100
+EXAMPLES = settings.default.max_examples if settings.default.max_examples > ORDINARY else 50
+"""A longer profile says how many; hypothesis's own number would take too long here."""
+RANDOMLY = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+GENERATION = "generation_config.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
+Damage = Callable[[Path], Any]
+VALUES: list[Any] = [None, True, -1, 0, 2.5, 10**9, 10**19, "2", "x", [], [1], {}, {"a": []}]
+
+
+def read_base(folder: Path) -> Any:
+    """What stage 1 does with a base before it trains."""
+    base = load_config(folder)
+    tokenizer = load_tokenizer(folder)
+    settle_pad_token(tokenizer, None)
+    check_base(folder, base, tokenizer)
+    scalar_problem(base)
+    model = load_base(folder, tokenizer)
+    check_saving(model, tokenizer)
+    return model
+
+
+def same_weights(model: Any) -> bool:
+    """Whether all is as in the file that was saved, but rows that were added."""
+    source = load_file(sft_folder("gpt2") / WEIGHTS)
+    state = model.state_dict()
+    return all(torch.equal(state[k][: len(v)], v) for k, v in source.items())
+
+
+def to(name: str, data: bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def without(*names: str) -> Damage:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def instead(name: str, make: Callable[[Path], Any]) -> Damage:
+    return lambda folder: ((folder / name).unlink(), make(folder / name))
+
+
+def cut(name: str, size: int) -> Damage:
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def keys(name: str, **values: Any) -> Damage:
+    def damage(folder: Path) -> None:
+        facts = json.loads((folder / name).read_text("utf-8"))
+        (folder / name).write_text(json.dumps({**facts, **values}), "utf-8")
+
+    return damage
+
+
+def sharded(change: Callable[[Path, dict[str, Any]], Any]) -> Damage:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        (folder / WEIGHTS).unlink()
+        names = sorted(tensors)
+        place = {name: SHARDS[i % 2] for i, name in enumerate(names)}
+        for shard in SHARDS:
+            save_file({n: tensors[n] for n in names if place[n] == shard}, folder / shard)
+        index: dict[str, Any] = {"metadata": {}, "weight_map": place}
+        change(folder, index)
+        (folder / INDEX).write_text(json.dumps(index), "utf-8")
+
+    return damage
+
+
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'touch " + b"RAN'\ntR.")
+
+
+def adapter_only(text: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_config.json").write_text(text, "utf-8")
+
+    return damage
+
+
+def lora(base: Path | str, **values: Any) -> str:
+    known = {"peft_type": "LORA", "r": 2, "target_modules": ["c_attn"]}
+    return json.dumps({**known, "base_model_name_or_path": str(base), **values})
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 92536\n"
+REFUSED: dict[str, tuple[Damage, str]] = {
+    **{f"{n} a pointer": (to(n, POINTER), "git lfs pull") for n in (WEIGHTS, CONFIG, TOKENIZER)},
+    **{f"{n} a page": (to(n, b"<html>"), "a web page") for n in (WEIGHTS, CONFIG, TOKENIZER)},
+    **{f"{n} empty": (to(n, b""), "empty") for n in (WEIGHTS, CONFIG, TOKENIZER, GENERATION)},
+    **{f"no {n}": (without(n), "cannot be loaded") for n in (WEIGHTS, CONFIG, TOKENIZER)},
+    **{
+        f"{n} a {make.__name__}": (instead(n, make), f"{n}: no file that can be read")
+        for n in (WEIGHTS, CONFIG, TOKENIZER, GENERATION)
+        for make in (Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path))
+    },
+    "weights cut in the header": (cut(WEIGHTS, 300), f"{WEIGHTS} is cut off"),
+    "weights cut in the data": (cut(WEIGHTS, 100_000), f"{WEIGHTS} is cut off"),
+    "a list": (to(CONFIG, b"[]"), "a list, not an object"),
+    "generation cut": (cut(GENERATION, 50), f"{GENERATION}: damaged"),
+    "layers": (keys(CONFIG, n_layer=10**9), "n_layer in config.json is beyond 1000"),
+    "positions": (keys(CONFIG, n_positions=10**12), "n_positions in config.json is beyond"),
+    "one layer more": (keys(CONFIG, n_layer=3), "without transformer.h.2."),
+    "one layer less": (keys(CONFIG, n_layer=1), "with transformer.h.1."),
+    "width": (keys(CONFIG, n_embd=64), "([96], not [192])"),
+    "text for a number": (keys(CONFIG, n_embd="32"), "n_embd"),
+    "heads": (keys(CONFIG, n_head=-4), "n_head in config.json is -4"),
+    "another model type": (keys(CONFIG, model_type="opt"), "do not fit the OPTForCausalLM"),
+    "unknown type": (keys(CONFIG, model_type="nope"), "nope"),
+    "encoder-decoder": (keys(CONFIG, model_type="t5"), "no causal language model"),
+    "both directions": (keys(CONFIG, architectures=["BertForMaskedLM"]), "no causal"),
+    "architectures": (keys(CONFIG, architectures=3), "no list of names"),
+    "gptq": (keys(CONFIG, quantization_config={"quant_method": "gptq"}), "are quantised"),
+    "flash": (keys(CONFIG, _attn_implementation="flash_attention_2"), "Install what it names"),
+    "code of its own": (
+        keys(CONFIG, model_type="own", auto_map={"AutoConfig": "own.Config"}),
+        "No code of a folder is run",
+    ),
+    "a pickle with code": (pickled, "convert it to safetensors"),
+    "shard gone": (sharded(lambda f, i: (f / SHARDS[1]).unlink()), f"no file '{SHARDS[1]}'"),
+    "shard outside": (
+        sharded(lambda f, i: i.update(weight_map=dict.fromkeys(i["weight_map"], "../x"))),
+        "no file '../x'",
+    ),
+    "no weight map": (sharded(lambda f, i: i.update(weight_map=[])), "no file ''"),
+    "shard twice": (sharded(lambda f, i: shutil.copy(f / SHARDS[0], f / SHARDS[1])), "without"),
+    "adapter beside": (to("adapter_config.json", lora("x").encode()), "Merge it into its base"),
+    "adapter without a base": (adapter_only(lora("/nowhere")), "there is no such folder"),
+    "adapter cut": (adapter_only('{"r": 2'), "adapter cannot be loaded"),
+    "adapter of another kind": (adapter_only(lora("/nowhere", peft_type="IA3")), "no LoRA"),
+    "adapter of a huge rank": (adapter_only(lora("/nowhere", r=10**9)), "a rank from 1 to"),
+    "adapter without weights": (adapter_only(lora(sft_folder("gpt2"))), "adapter cannot be"),
+    "vocabulary empty": (
+        keys(TOKENIZER, model={"type": "BPE", "vocab": {}, "merges": []}),
+        "has 0 tokens beside those",
+    ),
+    "stop ids": (keys(GENERATION, eos_token_id="x"), "eos_token_id"),
+    "template a list": (keys("tokenizer_config.json", chat_template=[1]), ""),
+}
+WHOLE: dict[str, Damage] = {
+    "as it was": lambda folder: None,
+    "shards": sharded(lambda f, i: None),
+    "no generation config": without(GENERATION),
+    "other keys": keys(CONFIG, something=1),
+    "other files": to("README.md", b""),
+}
+
+
+def copied(folder: Path) -> Path:
+    if folder.exists():
+        shutil.rmtree(folder)
+    shutil.copytree(sft_folder("gpt2"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_damaged_base_is_refused(kind: str, tmp_path: Path) -> None:
+    """One paragraph that names the folder or file and what is wrong with it; nothing is run."""
+    damage, says = REFUSED[kind]
+    folder = copied(tmp_path / "base")
+    damage(folder)
+    with pytest.raises(UserError) as error:
+        read_base(folder)
+    said = str(error.value)
+    assert says in said
+    assert said.startswith((str(folder), "model.path: ")), said
+    assert "\n" not in said
+    assert not Path("RAN").exists()
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_base_is_read(kind: str, tmp_path: Path) -> None:
+    """What other tools leave beside a model, or do without, is no damage."""
+    folder = copied(tmp_path / "base")
+    WHOLE[kind](folder)
+    assert same_weights(read_base(folder))
+
+
+@RANDOMLY
+@given(data=st.data())
+def test_any_damage_to_a_base(data: st.DataObject, tmp_path: Path) -> None:
+    """A key of another value, bytes flipped or cut off, files swapped or gone."""
+    folder = copied(tmp_path / "base")
+    damaged = damage_at_random(data, folder)
+    model = one_paragraph(read_base, folder)
+    assert model is None or damaged == WEIGHTS or same_weights(model)
+
+
+def one_paragraph(read: Callable[[Path], Any], folder: Path) -> Any:
+    """What `read` gives, or None where it refuses the folder."""
+    try:
+        return read(folder)
+    except UserError as error:
+        said = str(error)
+    assert said
+    assert "\n" not in said
+    return None
+
+
+def damage_at_random(data: st.DataObject, folder: Path) -> str:
+    """Damage one file; gives its name."""
+    names = sorted(p.name for p in folder.iterdir())
+    name = data.draw(st.sampled_from(names))
+    path = folder / name
+    how = data.draw(st.sampled_from(["key", "byte", "cut", "swap", "gone"]))
+    if how == "key" and path.suffix == ".json":
+        record = json.loads(path.read_text("utf-8"))
+        key = data.draw(st.sampled_from([*sorted(record), "new"]))
+        if data.draw(st.booleans()):
+            record.pop(key, None)
+        else:
+            record[key] = data.draw(st.sampled_from(VALUES))
+        path.write_text(json.dumps(record), "utf-8")
+    elif how == "swap":
+        other = folder / data.draw(st.sampled_from(names))
+        mine, theirs = path.read_bytes(), other.read_bytes()
+        path.write_bytes(theirs)
+        other.write_bytes(mine)
+    elif how == "gone":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, min(len(content) - 1, 3000)))
+        if how == "cut":
+            del content[place:]
+        else:
+            content[place] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+    return name
+
+
+PARTS = ("stage", "version", "files", "tokenizer", "vocab_size", "parents", "config")
+RECORDS: dict[str, bytes | dict[str, Any]] = {
+    **{f"{part} is {value!r}": {part: value} for part in PARTS for value in (None, [], 2.5)},
+    **{f"{part} is text": {part: "x"} for part in PARTS if part != "tokenizer"},
+    "template a list": {"config": {"template": []}},
+    "template none": {"config": {"template": None}},
+    "no template": {"config": {}},
+    "no files": {"files": {}},
+    "files without weights": {"files": {"config.json": "0"}},
+    "a file outside": {"files": {"../model.safetensors": "0"}},
+    "an absolute file": {"files": {"/etc/model.safetensors": "0"}},
+    "parents of text": {"parents": {"base": "x"}},
+    "parents' files a list": {"parents": {"base": {"files": []}}},
+    "another stage's": {"stage": "reward"},
+    "version below": {"version": -1},
+    "NaN": b'{"stage": NaN}',
+    "cut": b'{"stage": "sft", "files"',
+    "a list": b"[]",
+    "deep": b'{"a":' * 100_000,
+    "digits": b'{"vocab_size": 1' + b"0" * 5000 + b"}",
+    "not UTF-8": b"\xff\xfe\x00",
+    "empty": b"",
+}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output_dir with a finished stage, whose weights are no weights."""
+    root = tmp_path_factory.mktemp("run")
+    folder = root / "sft"
+    folder.mkdir()
+    for name in (WEIGHTS, CONFIG, "adapter/adapter_model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    base = {"base": {"folder": "x", "files": {WEIGHTS: "0"}}}
+    record = {"stage": "sft", **facts(parents=base), "files": model_files(folder)}
+    record["config"] = plain(config(root))
+    (folder / "stage.json").write_text(json.dumps(record), "utf-8")
+    return root
+
+
+def read_parent(root: Path) -> None:
+    parents = load_parents(config(root), ["sft"])
+    stale_parents(parents)
+    parent_facts(parents)
+
+
+def said_of(root: Path) -> str:
+    with pytest.raises(UserError) as error:
+        read_parent(root)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_record_of_another_form_is_damaged(kind: str, stage: Path, tmp_path: Path) -> None:
+    """By its path, with the remedy."""
+    root = Path(shutil.copytree(stage, tmp_path / "run"))
+    path, damage = root / "sft" / "stage.json", RECORDS[kind]
+    if isinstance(damage, bytes):
+        path.write_bytes(damage)
+    else:
+        keys("stage.json", **damage)(root / "sft")
+    said = said_of(root)
+    assert said.startswith(f"{path}: damaged ("), said
+    assert said.endswith("Run stage1_sft.py again with --overwrite.")
+
+
+def test_records_of_other_versions(stage: Path, tmp_path: Path) -> None:
+    """None and the present one are read, as are keys that others added; a newer one is not."""
+    root = Path(shutil.copytree(stage, tmp_path / "run"))
+    read_parent(root)
+    keys("stage.json", version=1, more={"a": [1]})(root / "sft")
+    read_parent(root)
+    keys("stage.json", version=2)(root / "sft")
+    assert "written by a newer version of this program" in said_of(root)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_a_record_that_is_no_file(make: Callable[[Path], Any], stage: Path, tmp_path: Path) -> None:
+    """A pipe would be waited for."""
+    root = Path(shutil.copytree(stage, tmp_path / "run"))
+    instead("stage.json", make)(root / "sft")
+    assert "stage.json: damaged (no regular file)" in said_of(root)
+
+
+def test_weights_that_the_stage_did_not_write(stage: Path, tmp_path: Path) -> None:
+    """They would be loaded in the place of its own, or with them; notes beside them may be."""
+    root = Path(shutil.copytree(stage, tmp_path / "run"))
+    for name in ("notes.json", "state.json", "checkpoints/1/model.safetensors", "weights/a.bin"):
+        (root / "sft" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sft" / name).write_text("{}")
+    read_parent(root)
+    (root / "sft" / "more.safetensors").write_text("x")
+    assert "more.safetensors: the stage did not write it" in said_of(root)
+
+
+def test_only_one_rank_need_hash(stage: Path, tmp_path: Path) -> None:
+    """The others see that the files are there."""
+    root = Path(shutil.copytree(stage, tmp_path / "run"))
+    (root / "sft" / WEIGHTS).write_text("other")
+    load_parents(config(root), ["sft"], hashed=False)
+    assert "not the file that the stage wrote" in said_of(root)
+    (root / "sft" / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="missing; the checkpoint is damaged"):
+        load_parents(config(root), ["sft"], hashed=False)
+
+
+@RANDOMLY
+@given(data=st.data())
+def test_any_damage_to_a_stage(data: st.DataObject, stage: Path, tmp_path: Path) -> None:
+    """stage.json or a file that it lists."""
+    root = tmp_path / "run"
+    if root.exists():
+        shutil.rmtree(root)
+    shutil.copytree(stage, root)
+    shutil.rmtree(root / "sft" / "adapter")
+    damage_at_random(data, root / "sft")
+    one_paragraph(read_parent, root)

@@ -17,7 +17,6 @@ def main(argv: list[str]) -> None:
     from cores.models.loading import load_config
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
-    from cores.ppo.rewards import function_files, load_functions
     from cores.ppo.run import (
         build_trainer,
         check_model,
@@ -27,6 +26,7 @@ def main(argv: list[str]) -> None:
         save_roles,
         train,
     )
+    from cores.rewards.load import load_functions
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.sharding import zero_stage
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     if not config.data.inspect:
         folder.check()
     check_quantization(config.model, config.ppo.lora, "ppo.lora", zero_stage(), run.device)
-    functions = load_functions(config.ppo.rewards)
+    functions, reward_files = load_functions(config.ppo.rewards, config.ppo.reward_timeout)
     parents = load_parents(config, needed_stages(config))
     model_config = load_config(parents["sft"].folder)
     check_model(config, model_config)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model_config.vocab_size,
             **{name: report.to_json() for name, report in reports.items()},
-            "reward_files": function_files(config.ppo.rewards),
+            "reward_files": reward_files,
             "parents": parent_facts(parents),
             "metrics": metrics,
         }

@@ -26,7 +26,7 @@ SHARES = """sft.warmup_ratio sft.lora.dropout reward.warmup_ratio reward.lora.dr
 ppo.warmup_ratio ppo.gamma ppo.lam""".split()
 POSITIVE_IF_SET = """data.sft.limit data.preference.limit data.prompts.limit sft.max_steps
 reward.calibration_tokens reward.max_steps ppo.kl_target ppo.early_stop_kl ppo.clip_high
-ppo.microbatch_tokens""".split()
+ppo.microbatch_tokens ppo.reward_timeout""".split()
 
 
 def value_of(config: Config, key: str) -> Any:

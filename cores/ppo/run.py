@@ -20,10 +20,11 @@ from cores.ppo.evaluate import Evaluation, evaluate, sample_pairs
 from cores.ppo.experience import Experience
 from cores.ppo.prompts import PromptSampler, share
 from cores.ppo.ptx import PtxRows
-from cores.ppo.rewards import RewardFunction, RewardFunctions
 from cores.ppo.roles import Roles, gathered
 from cores.ppo.stats import Stats
 from cores.ppo.trainer import PPOTrainer, Row
+from cores.rewards.call import RewardFunctions
+from cores.rewards.load import RewardFunction
 from cores.rollout import build_engine, check_engine, text_matcher
 from cores.runtime.launch import Launch, seed_rank
 from cores.runtime.metrics import Metrics

@@ -8,18 +8,19 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from cores.config import PPOSection
+from cores.errors import UserError
 from cores.models.scalar import last_attended
 from cores.ppo.batches import for_scoring, in_parts, on_device, shared
-from cores.ppo.estimate import estimate, has_critic
+from cores.ppo.estimate import estimate, has_critic, weighted_sum
 from cores.ppo.experience import Experience, Scored, gather_rows
 from cores.ppo.objective import Totals, lengths_read, reads_padding, response_values
 from cores.ppo.passes import Passes, Turn
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.reuse import Reuse
-from cores.ppo.rewards import RewardFunctions, weighted_sum
 from cores.ppo.roles import Roles
 from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
 from cores.ppo.trained import TrainedRole
+from cores.rewards.call import RewardFunctions
 from cores.rl import lr_factor, next_kl_coef
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
@@ -120,6 +121,11 @@ class PPOTrainer:
         )
         for part in self._forward_batches(scored):
             self._score_rows(scored, part, last_token, reuse)
+        if scored.score_parts.isnan().any():
+            raise UserError(
+                "ppo.rewards: the reward model scores a reply NaN; its weights or its reward_mean "
+                "are broken: run stage 2 again."
+            )
         if self.functions is not None:
             said = self.functions(rollout, list(rows)).to(zeros)
             columns = [i for i, name in enumerate(names) if name != "model"]

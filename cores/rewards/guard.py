@@ -1,9 +1,11 @@
 """The user's code run: it leaves the process as it was, ends in time, and fails in a sentence."""
 
+import faulthandler
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,8 @@ INTERRUPT = signal.SIGVTALRM
 TRIES = 5
 """Interruptions, one a second, before the process is ended: code may catch what they raise, and C
 may not come back to Python."""
+LONGEST = 1e9
+"""Seconds: more are none."""
 SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -81,10 +85,13 @@ def _limited(
 ) -> T:
     """`call()`, in the main thread, with OutOfTime raised in it after `limit` seconds.
 
-    Another thread watches, as an alarm could neither end code that stays in C nor be shared with
-    code that sets its own. What handlers of signals raise is kept in `stops`: a Ctrl-C is so told
-    from the code's own KeyboardInterrupt. Handlers, alarm and wakeup descriptor are put back.
+    Another thread wakes code that waits, and ends the process if it stays in C. A regular expression
+    keeps that thread waiting, but not the timer of this process's own work; C that does not even
+    look for signals is left to faulthandler. What handlers raise is kept in `stops`: so Ctrl-C is
+    told from the code's own KeyboardInterrupt. Handlers, alarm and wakeup descriptor are put back.
     """
+    seconds = min(limit or LONGEST, LONGEST)
+    due = time.monotonic() + seconds
     before: dict[int, Any] = {number: signal.getsignal(number) for number in signal.valid_signals()}
     alarm, wakeup = signal.getitimer(signal.ITIMER_REAL), signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
@@ -92,7 +99,7 @@ def _limited(
 
     def handle(number: int, frame: FrameType | None) -> None:
         try:
-            if number == INTERRUPT and armed:
+            if number == INTERRUPT and armed and time.monotonic() >= due:
                 raise OutOfTime(late(frame))
             if number != INTERRUPT:
                 before[number](number, frame)
@@ -101,7 +108,7 @@ def _limited(
             raise
 
     def watch() -> None:
-        for wait in (limit, *[1.0] * TRIES):
+        for wait in (seconds, *[1.0] * TRIES):
             if done.wait(wait):
                 return
             signal.pthread_kill(main, INTERRUPT)
@@ -112,6 +119,8 @@ def _limited(
             signal.signal(number, handle)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
+    faulthandler.dump_traceback_later(seconds + 2 * TRIES + 1, exit=True, file=2)
     try:
         armed = True
         return call()
@@ -119,6 +128,8 @@ def _limited(
         armed = False  # first of all: nothing interrupts what follows
         done.set()
         watcher.join()
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_REAL, *alarm)
         signal.set_wakeup_fd(wakeup)
         for number, was in before.items():

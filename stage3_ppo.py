@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         save_roles,
         train,
     )
-    from cores.rewards import load_functions
+    from cores.rewards.load import load_functions
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         check_model(config, model_config)
         tokenizer = load_tokenizer(parents["sft"].folder)
         check_sampling(config, tokenizer, model_config, here.device)
-        functions = load_functions(config.ppo.rewards)
+        functions = load_functions(config.ppo.rewards, config.ppo.reward_timeout)
         data = prompt_data(config, tokenizer)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)

@@ -6,6 +6,7 @@ ones, and whoever seeds torch, numpy or `random` in between changes none. By cou
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -57,9 +58,16 @@ def in_epochs(count: int, start: int, size: int, seed: int, purpose: str) -> lis
 
 @contextmanager
 def seeded(seed: int, purpose: str, *position: int) -> Iterator[None]:
-    """Within it torch's own generators draw from here (dropout, fresh weights); afterwards they go
-    on where they were."""
+    """Within it the generators of torch (dropout, fresh weights), numpy and `random` draw from
+    here; afterwards they go on where they were."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    number, states = key(seed, purpose, *position), (random.getstate(), np.random.get_state())
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(key(seed, purpose, *position) % 2**63)
-        yield
+        torch.manual_seed(number % 2**63)
+        np.random.seed(number % 2**32)
+        random.seed(number)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -87,6 +87,9 @@ class PPOSection:
     """Sources of the score and their weights: `model` is stage 2's reward model,
     `file.py:function` calls function(prompts, responses, rows) -> list of float. Each is logged
     apart, with weight 0 only that. Without `model` stage 2 is not needed."""
+    reward_timeout: Optional[float] = 600.0
+    """Seconds a function of `rewards` may take for a rollout, and its file to be imported. None: no
+    limit."""
     estimator: Literal["gae", "coati", "grpo", "rloo", "reinforce_pp"] = "gae"
     """Advantages. gae: of a critic's values (Schulman et al. 2016). grpo: score less the
     prompt's mean, over its deviation (Shao et al. 2024). rloo: score less the mean of the

@@ -153,6 +153,7 @@ def _unused(ppo: PPOSection) -> Iterator[Problem]:
         "kl_kind": name != "coati",  # always k3
         "kl_horizon": ppo.kl_target is not None,
         "ptx_mix": ppo.ptx_coef > 0,
+        "reward_timeout": any(source != "model" for source in ppo.rewards),
         "rollout_cap": ppo.rollout_correction != "none",
         "keep_best": ppo.eval_every > 0 and ppo.eval_prompts > 0,
         "eval_every": ppo.eval_prompts > 0,

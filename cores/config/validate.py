@@ -29,7 +29,7 @@ ppo.warmup_ratio ppo.gamma ppo.lam""".split()
 POSITIVE_IF_SET = """data.sft.limit data.preference.limit data.prompts.limit sft.max_steps
 reward.calibration_tokens reward.max_steps ppo.keep_best ppo.kl_target ppo.early_stop_kl
 ppo.clip_high ppo.microbatch_tokens checkpoint.every_steps checkpoint.every_minutes
-checkpoint.stop_after_minutes""".split()
+checkpoint.stop_after_minutes ppo.reward_timeout""".split()
 
 
 def value_of(config: Config, key: str) -> Any:

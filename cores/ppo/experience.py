@@ -47,7 +47,8 @@ class Scored:
     scores: Tensor
     """(B,) score units: the weighted sum of the sources'."""
     score_parts: Tensor
-    """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights."""
+    """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights;
+    NaN where a function says None."""
 
     @cached_property
     def lengths(self) -> Lengths:

@@ -25,7 +25,8 @@ from cores.ppo.score import Row
 from cores.ppo.stats import Stats
 from cores.ppo.trained import TrainedRole
 from cores.ppo.trainer import PPOTrainer
-from cores.rewards import RewardFunction, RewardFunctions
+from cores.rewards.call import RewardFunctions
+from cores.rewards.load import RewardFunction
 from cores.rollout import build_engine, check_engine, text_matcher
 from cores.run import StageRun
 from cores.runtime.launch import Launch

@@ -11,11 +11,12 @@ from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models.scalar import last_attended
 from cores.ppo.batches import for_scoring, in_parts, on_device
+from cores.ppo.estimate import weighted_sum
 from cores.ppo.experience import Scored
 from cores.ppo.objective import response_values
 from cores.ppo.roles import Roles
 from cores.ppo.state import PPOState
-from cores.rewards import RewardFunctions, weighted_sum
+from cores.rewards.call import RewardFunctions
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
@@ -90,6 +91,7 @@ class Scorer:
             score_parts=zeros.new_zeros(len(zeros), len(self.config.rewards)),
         )
         with_room(self, lambda: self._score_all(scored, last_token, reuse))
+        self.launch.together(lambda: self._judged(scored))
         if said is not None:
             columns = [i for i, name in enumerate(self.config.rewards) if name != "model"]
             scored.score_parts[:, columns] = said.to(zeros)
@@ -105,6 +107,13 @@ class Scorer:
                 "(--model.precision fp32)."
             )
         return None if self.functions is None else self.functions(rollout, list(rows))
+
+    def _judged(self, scored: Scored) -> None:
+        if not bool(scored.score_parts.isfinite().all()):
+            raise UserError(
+                "ppo: the reward model scores a reply NaN or infinite. Its weights were sound when "
+                "they were loaded: compute in fp32 (--model.precision fp32), or run stage 2 again."
+            )
 
     def _score_all(self, scored: Scored, last_token: bool, reuse: bool) -> None:
         """This rank's rows, in as many parts on every rank."""

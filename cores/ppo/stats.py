@@ -80,8 +80,14 @@ def describe(
         stats |= {"rollout_logprob_gap": gap.max(), "rollout_kl": masked_mean(k3, mask)}
     if critic:
         stats["explained_variance"] = explained_variance(e.values, e.returns, mask)
-    if len(sources) > 1:
-        names = [source.rpartition(":")[2] for source in sources]
-        means = e.score_parts.mean(dim=0).unbind()
-        stats |= {f"score_{name}": mean for name, mean in zip(names, means, strict=True)}
-    return read([stats])[0]
+    names = [source.rpartition(":")[2] for source in sources] if len(sources) > 1 else []
+    for name, part in zip(names, e.score_parts.unbind(dim=1), strict=bool(names)):
+        stats[f"score_{name}"] = part.nanmean()
+        stats[f"unscored_{name}"] = part.isnan().float().sum()
+    found = read([stats])[0]
+    for name in names:  # told only where there is something to tell
+        if not found[f"unscored_{name}"]:
+            del found[f"unscored_{name}"]
+        elif found[f"unscored_{name}"] == len(e.scores):
+            del found[f"score_{name}"]
+    return found

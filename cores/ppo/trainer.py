@@ -22,7 +22,7 @@ from cores.ppo.score import Row, Scorer, with_room
 from cores.ppo.state import PPOState
 from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
 from cores.ppo.trained import TrainedRole
-from cores.rewards import RewardFunctions
+from cores.rewards.call import RewardFunctions
 from cores.rl import lr_factor, next_kl_coef
 from cores.rollout import RolloutEngine
 from cores.run.checkpoint import Checkpoint, State
@@ -118,13 +118,11 @@ class PPOTrainer(Scorer):
     def _check(self, scored: Scored) -> None:
         """Whose numbers are none, in which rows."""
         mask, critic = scored.response_mask, self.roles.critic is not None
-        sources = [name for name, weight in self.config.rewards.items() if weight]
-        parts = scored.score_parts.isinf().any(dim=1)
         columns = {
             "the actor's log-probs": (~scored.logprobs.isfinite() & mask).any(dim=1),
             "the reference's log-probs": (~scored.ref_logprobs.isfinite() & mask).any(dim=1),
             "the critic's values": (~scored.values.isfinite() & mask).any(dim=1) & critic,
-            f"the scores ({', '.join(sources)})": ~scored.scores.isfinite() | parts,
+            "the weighted scores": ~scored.scores.isfinite(),
         }
         for what, rows in columns.items():
             if bool(rows.any()):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cores.config import Config
-from cores.run.trackers import finish_trackers, start_trackers
 from cores.errors import UserError
+from cores.run.trackers import finish_trackers, start_trackers
 from cores.runtime.files import not_finite
 from cores.runtime.launch import Launch
 

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 
 from cores.errors import ElsewhereError, UserError
-from cores.runtime.children import end_children
+from cores.runtime.children import end_children, free_children
 from cores.runtime.ranks import Board
 from cores.runtime.screen import show_everything
 from cores.runtime.stop import STOP, STOPPED, Stopped
@@ -39,6 +39,7 @@ def guarded(main: Callable[[list[str]], None]) -> None:
     board.arrive()
     STOP.leave = lambda text, status: _end(board, text, status)
     STOP.watch(launched=board.folder is not None)
+    free_children()
     try:
         main(sys.argv[1:])
     except SystemExit as end:  # --help

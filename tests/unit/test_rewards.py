@@ -1,6 +1,6 @@
 """Python functions as rewards: what they are given, what they may return, how mistakes are told."""
 
-import json
+import hashlib
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -12,32 +12,13 @@ import numpy as np
 import pytest
 import torch
 from _models import EOS, PPO, toy_tokenizer
+from _rewards import ROWS, TWO, rollout
 from _tokenizers import chat_like
 
 from cores.errors import UserError
-from cores.ppo.rewards import RewardFunctions, load_functions, weighted_sum
-from cores.rollout import Rollout
-
-PROMPTS = [[5, 9, 13], [20]]
-ROWS = [
-    {"input_ids": [5, 9, 13], "prompt": "w5 w9 w13", "row": {"prompt": "w5 w9 w13", "answer": 7}},
-    {"input_ids": [20], "prompt": "w20", "row": {"prompt": "w20", "answer": 8, "tags": ["a"]}},
-]
-
-
-def rollout(replies: list[list[int]], ended: list[bool]) -> Rollout:
-    """These replies to PROMPTS, padded on both sides."""
-    left, width = max(map(len, PROMPTS)), max(map(len, replies))
-    ids = torch.full((len(replies), left + width), 6)  # what stands at padding is never read
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for i, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
-        row = slice(left - len(prompt), left + len(reply))
-        ids[i, row], mask[i, row] = torch.tensor(prompt + reply), True
-    response = mask[:, left:]
-    return Rollout(ids, mask, response, torch.zeros(response.shape), torch.tensor(ended))
-
-
-TWO = rollout([[7, 8, EOS], [9]], [True, False])
+from cores.ppo.estimate import weighted_sum
+from cores.rewards.call import RewardFunctions
+from cores.rewards.load import load_functions
 
 
 def scorer(*functions: Callable[..., Any], **ppo: Any) -> RewardFunctions:
@@ -118,7 +99,7 @@ def test_numbers_of_every_kind(returned: Any) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [None, "1.0", float("nan"), -float("inf"), 1e39, 10**400, [1.0], torch.ones(1), 1j],
+    ["1.0", float("nan"), -float("inf"), 1e39, 10**400, [1.0], torch.ones(1), 1j],
 )
 def test_values_that_are_no_finite_number(bad: Any) -> None:
     message = refused([0.5, bad])
@@ -189,33 +170,59 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_functions_by_name(folder: Path) -> None:
     """In the order of the configuration, `model` left out, each file run once."""
     named = ["sub/good.py:nested", "model", "sub/good.py:scaled", f"{folder}/sub/good.py:scaled"]
-    functions = load_functions(dict.fromkeys(named, 1.0))
+    functions, files = load_functions(dict.fromkeys(named, 1.0))
+    digest = hashlib.sha256(GOOD.encode()).hexdigest()
+    assert files == {"sub/good.py": digest, f"{folder}/sub/good.py": digest}
     assert list(functions) == [named[0], named[2], named[3]]
-    assert functions[named[2]] is functions[named[3]]
     assert functions[named[2]]([], [], [{"answer": 4}]) == [8.0]
-    assert load_functions({"model": 1.0}) == {}
+    assert load_functions({"model": 1.0}) == ({}, {})
 
 
-def test_files_of_one_name(folder: Path) -> None:
-    """Neither each other's nor the standard library's module of that name."""
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["json.py"], "json/__init__.py; rename the file"),
+        (["math.py"], "Python finds "),  # built in, or a library of C
+        (["torch.py"], "torch/__init__.py; rename the file"),
+        (["__main__.py"], "Python finds "),
+        (["rules.v2.py"], "Python finds nothing; rename the file"),
+        (["a/rules.py", "b/rules.py"], "a/rules.py; rename the file"),
+    ],
+)
+def test_names_of_other_modules(folder: Path, files: list[str], found: str) -> None:
+    """Worker processes would import the other by this name."""
+    before = dict(sys.modules)
+    for i, file in enumerate(files):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(f"def f{i}(prompts, responses, rows): return []\n")
+    with pytest.raises(UserError, match=f"as the module '{Path(files[0]).stem}', which") as info:
+        load_functions({f"{file}:f{i}": 1.0 for i, file in enumerate(files)})
+    assert found in str(info.value)
+    assert all(sys.modules[name] is module for name, module in before.items())
+
+
+def test_a_file_of_another_run_is_not_in_the_way(folder: Path) -> None:
+    """Nor is the bytecode of an earlier text of the same length and second."""
     for name in ("a", "b"):
         (folder / name).mkdir()
         text = f"def f(prompts, responses, rows):\n    return '{name}'\n"
-        (folder / name / "json.py").write_text(text, encoding="utf-8")
-    functions = load_functions({"a/json.py:f": 1.0, "b/json.py:f": 1.0})
-    assert [function([], [], []) for function in functions.values()] == ["a", "b"]
-    assert sys.modules["json"] is json
+        (folder / name / "rules.py").write_text(text, encoding="utf-8")
+        loaded = load_functions({f"{name}/rules.py:f": 1.0})
+        assert loaded.functions[f"{name}/rules.py:f"]([], [], []) == name
+        assert sys.modules["rules"].__file__ == str(folder / name / "rules.py")
+    (folder / "b" / "rules.py").write_text(text.replace("'b'", "'c'"), encoding="utf-8")
+    assert load_functions({"b/rules.py:f": 1.0}).functions["b/rules.py:f"]([], [], []) == "c"
 
 
 def test_a_function_that_fails_names_its_line(folder: Path) -> None:
     """The last line of the user's own file, though a neighbour's failed; the cause is kept."""
     source = "sub/good.py:nested"
-    made = RewardFunctions(PPO, toy_tokenizer(), load_functions({source: 1.0}))
+    made = RewardFunctions(PPO, toy_tokenizer(), load_functions({source: 1.0}).functions)
     with pytest.raises(UserError) as info:
         made(TWO, ROWS)
     assert str(info.value) == f"ppo.rewards: {source} failed at sub/good.py:16: KeyError: 'missing'"
     assert isinstance(info.value.__cause__, KeyError)
-    leaves = load_functions({"sub/good.py:leaves": 1.0})
+    leaves = load_functions({"sub/good.py:leaves": 1.0}).functions
     with pytest.raises(UserError, match=r"failed at sub/good\.py:19: SystemExit: 0"):
         RewardFunctions(PPO, toy_tokenizer(), leaves)(TWO, ROWS)
 
@@ -227,21 +234,42 @@ def test_a_function_that_fails_names_its_line(folder: Path) -> None:
         ("x = 1\ny = 1 / 0\n", "bad.py:2: ZeroDivisionError: division by zero"),
         ("x = 1\n\ndef f(:\n", "bad.py:3: SyntaxError: invalid syntax"),
         ("raise SystemExit(0)\n", "bad.py:1: SystemExit: 0"),
+        ("x = '\xff'\n", "SyntaxError: (unicode error) 'utf-8' codec can't decode"),
+        ("x = 1\0\n", "null bytes"),
+        ("import neighbour\nneighbour.first([])\n", "at bad.py:2: IndexError"),
+        ("from neighbour import nothing_like_it\n", "bad.py:1: ImportError: cannot import name"),
+        ("import bad_too\n", "bad_too.py:2: IndentationError: "),
+        ("def __getattr__(name):\n    raise KeyError(name)\n", "at bad.py:2: KeyError: 'f'"),
+        (
+            "class E(Exception):\n  __str__ = None\nraise E\n",
+            "at bad.py:3: E: (it cannot be shown)",
+        ),
+        (
+            "raise BaseExceptionGroup('two', [KeyboardInterrupt(), ValueError()])\n",
+            "bad.py:1: Base",
+        ),
+        ("raise KeyboardInterrupt\n", "at bad.py:1: KeyboardInterrupt"),
+        ("def g(): g()\ng()\n", "at bad.py:1: RecursionError: maximum"),
+        ("import time\ntime.sleep(60)\n", "at bad.py:2: it takes longer than ppo.reward_timeout"),
     ],
 )
 def test_files_that_cannot_be_imported(folder: Path, text: str, said: str) -> None:
-    (folder / "bad.py").write_text(text, encoding="utf-8")
+    (folder / "bad.py").write_bytes(text.encode("latin-1"))
+    (folder / "bad_too.py").write_text("if True:\nx = 1\n", encoding="utf-8")
+    sys.path.append(str(folder / "sub"))
     with pytest.raises(UserError, match=r"^ppo\.rewards: 'bad\.py:f' cannot be imported") as info:
-        load_functions({"model": 1.0, "bad.py:f": 1.0})
+        load_functions({"model": 1.0, "bad.py:f": 1.0}, timeout=0.2)
     assert said in str(info.value)
-    assert info.value.__cause__ is not None
+    assert "\n" not in str(info.value)
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ("sub/gone.py:scaled", "the file 'sub/gone.py' does not exist (looked in "),
-        ("sub.py:scaled", "the file 'sub.py' does not exist"),
+        ("sub.py:scaled", "the file 'sub.py' is a folder"),
+        ("a\0/a.py:f", "cannot be looked for: embedded null byte"),
+        ("~nobody-like-it/a.py:f", "cannot be looked for: Could not determine home directory"),
         ("sub/good.py:scales", "'scales' does not exist in 'sub/good.py'; define it as scales("),
         ("sub/good.py:number", "'number' is no function in 'sub/good.py'"),
     ],

@@ -1,0 +1,1 @@
+"""Rewards from the user's Python functions: `file.py:function` in `ppo.rewards`."""

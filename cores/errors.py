@@ -1,5 +1,20 @@
 """The one exception whose text is shown to users without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Something the user gave is wrong: the message says what, where, and what to do about it."""
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Within it the operating system's refusals become a UserError that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be read: {error.strerror or error}. See that it is there, that you may "
+            "read it, and that its disk answers."
+        ) from error

@@ -1,0 +1,143 @@
+"""YAML's nodes to values of a key's type: nothing is constructed but what the types name.
+
+So no tag, no timestamp and no octal number has a meaning here, and no text is anything but text.
+"""
+
+import re
+import types
+import typing
+from typing import Any
+
+import yaml
+
+from cores.errors import UserError
+
+TAG = "tag:yaml.org,2002:"
+DIGITS = 30
+"""Of a whole number at most: Python refuses to read thousands, and no key needs more."""
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+NUMBER = re.compile(
+    r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d{1,9})?|[-+]?\.(inf|nan)", re.I
+)
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def compose(text: str, source: str) -> yaml.Node | None:
+    """The root of a YAML text; UserError with `source` and the line, also if it nests for ever."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{source}{line}: not valid YAML: {_said(error)}.") from None
+    except yaml.reader.ReaderError as error:
+        line = f":{text.count(chr(10), 0, error.position) + 1}"
+        raise UserError(
+            f"{source}{line}: not valid YAML: the character U+{ord(text[error.position]):04X} may "
+            "not stand in it; remove it."
+        ) from None
+    except RecursionError:
+        raise UserError(
+            f"{source}: not valid YAML for a configuration: brackets or indents nest too deeply."
+        ) from None
+
+
+def _said(error: yaml.MarkedYAMLError) -> str:
+    return " ".join(f"{error.context or ''} {error.problem or ''}".split())
+
+
+def optional(kind: Any) -> tuple[Any, bool]:
+    """The type without None, and whether None was part of it."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        (inner,) = (a for a in typing.get_args(kind) if a is not type(None))
+        return inner, True
+    return kind, False
+
+
+def words(kind: Any) -> str:
+    """A type as a user knows it."""
+    kind, null = optional(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        text = f"one of {', '.join(typing.get_args(kind))}"
+    elif typing.get_origin(kind) is list:
+        text = "a list"
+    elif typing.get_origin(kind) is dict:
+        text = f"names with {words(typing.get_args(kind)[1])} each"
+    else:
+        text = WORDS.get(kind, "a section")
+    return f"{text}, or null" if null else text
+
+
+def value_of(node: yaml.Node, kind: Any, place: str) -> Any:
+    """The value of `node` as a `kind` without dataclasses; UserError names `place`."""
+    kind, null = optional(kind)
+    tag = node.tag.removeprefix(TAG)
+    if tag == "null" and null:
+        return None
+    if tag == "null":
+        raise UserError(f"{place}: has no value; give {words(kind)}, or leave it out.")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list and isinstance(node, yaml.SequenceNode):
+        return [value_of(item, arguments[0], place) for item in node.value]
+    if origin is dict and isinstance(node, yaml.MappingNode):
+        return _by_name(node, arguments[1], place)
+    if origin is typing.Literal and isinstance(node, yaml.ScalarNode) and node.value in arguments:
+        return node.value
+    if isinstance(node, yaml.ScalarNode):
+        value = _scalar(node.value, tag, kind, place)
+        if value is not None:
+            return value
+    hint = " Put quotes around what is meant as text." if kind is str else ""
+    raise UserError(f"{place}: must be {words(kind)}, but is {shown(node)}.{hint}")
+
+
+def _by_name(node: yaml.MappingNode, kind: Any, place: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in node.value:
+        text = value_of(name, str, f"{place}: a name in it")
+        if text in found:
+            raise UserError(f"{place} names {text} twice; remove one.")
+        found[text] = value_of(value, kind, f"{place}: {text}")
+    return found
+
+
+def _scalar(text: str, tag: str, kind: Any, place: str) -> Any:
+    """The value, or None if `text` is none of this kind."""
+    if kind is str and tag == "str":
+        return checked(text, place)
+    if kind is bool and tag == "bool":
+        return BOOLEANS[text.lower()]
+    if kind is int and tag == "int" and INTEGER.fullmatch(text):
+        if len(text) > DIGITS:
+            raise UserError(f"{place}: a number of {len(text)} digits is too large to be one.")
+        return int(text)
+    if kind is float and tag in ("int", "float", "str") and NUMBER.fullmatch(text):
+        plain = text.replace("_", "").lower()
+        return float(re.sub(r"\.(inf|nan)", r"\1", plain))
+    return None
+
+
+def checked(text: str, place: str) -> str:
+    """`text`, if it can be written into files and be part of a path."""
+    bad = next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+    if bad is None:
+        return text
+    what = "the character NUL" if bad == "\0" else f"byte 0x{ord(bad) & 0xFF:02x}, no UTF-8,"
+    raise UserError(
+        f"{place}: holds {what} which cannot be part of a text or a path here: rename the file or "
+        "folder, or correct the text."
+    )
+
+
+def printable(text: str) -> str:
+    """A text of the user's in an error: short, on one line, of characters that can be printed."""
+    text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shown(node: yaml.Node) -> str:
+    """A node in an error."""
+    if isinstance(node, yaml.ScalarNode):
+        return printable(node.value) or "nothing"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "keys with values"

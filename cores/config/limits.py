@@ -76,11 +76,13 @@ def range_problems(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _problem(value: float, allowed: Range) -> str | None:
-    shown = f"{value}" if abs(value) < 1e15 or isinstance(value, float) else f"{value:.3e}"
-    if not allowed.holds(value) or math.isinf(value):
-        return f"{shown} must be {allowed}{' and finite' if math.isinf(value) else ''}."
+    shown = f"{value:.3e}" if isinstance(value, int) and abs(value) > 1e15 else f"{value}"
+    if math.isinf(value):
+        return f"{shown} must be finite and {allowed}."
+    if not allowed.holds(value):
+        return f"{shown} must be {allowed}."
     if isinstance(value, int) and value > MOST and allowed.most is None:
         return f"{shown} must be at most {MOST}."
     if value and not SMALLEST <= abs(value) <= LARGEST:
-        return f"{shown} must be within {SMALLEST:g} and {LARGEST:g}, where fp32 can compute."
+        return f"{shown} must be 0 or within {SMALLEST:g} and {LARGEST:g}, as fp32 computes."
     return None

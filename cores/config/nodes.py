@@ -19,6 +19,7 @@ INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 NUMBER = re.compile(
     r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d{1,9})?|[-+]?\.(inf|nan)", re.I
 )
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -118,15 +119,17 @@ def _scalar(text: str, tag: str, kind: Any, place: str) -> Any:
 
 
 def checked(text: str, place: str) -> str:
-    """`text`, if it can be written into files and be part of a path."""
-    bad = next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+    """`text`, if it can be encoded, written into files and be part of a path."""
+    bad = UNWRITABLE.search(text)
     if bad is None:
         return text
-    what = "the character NUL" if bad == "\0" else f"byte 0x{ord(bad) & 0xFF:02x}, no UTF-8,"
-    raise UserError(
-        f"{place}: holds {what} which cannot be part of a text or a path here: rename the file or "
-        "folder, or correct the text."
-    )
+    code = ord(bad[0])
+    what = f"half a surrogate pair (\\u{code:04x}), which is no character"
+    if not code:
+        what = "the character NUL, which ends texts and paths for other programs"
+    elif 0xDC80 <= code <= 0xDCFF:  # so Python reads such bytes of the command line and file names
+        what = f"the byte 0x{code & 0xFF:02x} (\\u{code:04x}), which is not UTF-8"
+    raise UserError(f"{place}: holds {what}; rename the file or correct the text.")
 
 
 def printable(text: str) -> str:

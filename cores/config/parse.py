@@ -166,11 +166,13 @@ class Given:
             if f"{parent}[]" in KEYS:
                 raise UserError(
                     f"{place}: items of a list have no flags of their own. Give the whole list, "
-                    f'--{parent} \'[{{"path": ..., "{last}": ...}}]\', or write it in the YAML file.'
+                    f'--{parent} \'[{{"path": ..., "{last}": ...}}]\', or a YAML file.'
                 )
             raise UserError(f"{COMMAND_LINE}: {_unknown_key(key)}")
         inner, null = optional(kind)
-        if (inner is str or typing.get_origin(inner) is typing.Literal) and text != "null" * null:
+        if (inner is str or typing.get_origin(inner) is typing.Literal) and not (
+            null and text == "null"
+        ):
             node: yaml.Node | None = yaml.ScalarNode(f"{TAG}str", text)
         else:
             node = compose(checked(text, place), place)

@@ -1,8 +1,10 @@
 """Values that parse but cannot work: ranges and combinations, before anything heavy is imported."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
+from typing import Any
 
 from cores.config.limits import range_problems
 from cores.config.lora import LoraSection
@@ -14,25 +16,31 @@ from cores.config.sources import OneSource, SourceSection, WeightedSource
 def check(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, what is wrong and what to do) for each impossible value."""
     yield from range_problems(config)
+    yield from _paths(config)
     yield from _combinations(config)
 
 
+def _paths(config: Config) -> Iterator[tuple[str, str]]:
+    found: list[tuple[str, Any]] = [("output_dir", config), ("model.path", config.model)]
+    for stage in ("sft", "preference", "prompts"):
+        section = getattr(config.data, stage)
+        for place, source in [(f"data.{stage}", section), *_items(section, f"data.{stage}")]:
+            found += [(f"{place}.path", source), (f"{place}.test_path", source)]
+    for key, holder in found:
+        path = getattr(holder, key.rpartition(".")[2])
+        if path is not None and not path.strip():
+            yield key, "is empty; give a path."
+        elif path is not None and os.path.expanduser(path).startswith("~"):
+            yield key, f"{path}: there is no such user's home; write the whole path, or ./~."
+
+
 def _combinations(config: Config) -> Iterator[tuple[str, str]]:
-    if not config.output_dir.strip() or not config.model.path.strip():
-        key = "model.path" if config.output_dir.strip() else "output_dir"
-        yield key, "is empty; give the path of a folder."
     yield from ppo_problems(config.ppo)
-    for key, lora in (
-        ("sft", config.sft.lora),
-        ("reward", config.reward.lora),
-        ("ppo", config.ppo.lora),
-    ):
+    for stage in ("sft", "reward", "ppo"):
+        lora, key = getattr(config, stage).lora, f"{stage}.lora"
         for name in ("alpha", "dropout", "target_modules", "merge"):
-            if not lora.rank and getattr(lora, name) != getattr(LoraSection, name):
-                yield (
-                    f"{key}.lora.{name}",
-                    f"has no effect with {key}.lora.rank 0, which trains all weights; set a rank, or remove it.",
-                )
+            if not lora.rank and getattr(lora, name) != getattr(LoraSection(), name):
+                yield f"{key}.{name}", f"has no effect with {key}.rank 0; set a rank, or remove it."
     tokens = config.reward.calibration_tokens
     if tokens is not None and tokens <= config.ppo.min_new_tokens:
         yield (

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 
 from cores.errors import UserError
+from cores.runtime.environment import environment_problem
 from cores.runtime.ranks import Board
 
 RANK_0_SPEAKS_FIRST = 3.0
@@ -34,6 +35,9 @@ def guarded(main: Callable[[list[str]], None]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch, not imported yet, then sees no GPU
     # Where it is installed, peft imports it, and it warns of a faster kernel that is not.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if problem := environment_problem(os.environ):
+        sys.stderr.write(_paragraph("error: ", problem))
+        sys.exit(1)
     if "RANK" in os.environ:
         return _one_of_many(main, Board())
     signal.signal(signal.SIGTERM, _interrupt)

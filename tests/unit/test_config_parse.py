@@ -32,7 +32,7 @@ def test_file_over_default_and_command_line_over_file(write) -> None:
     config = parse("--config", name, "--sft.epochs", "5")
     assert (config.seed, config.sft.epochs, config.sft.learning_rate) == (3, 5.0, 2e-5)
     assert (config.ppo.lora.rank, config.ppo.lora.alpha, config.reward.lora.rank) == (4, 16.0, 0)
-    assert parse("--seed=8", f"--config={name}").seed in (3, 8)
+    assert parse("--seed=8", f"--config={name}").seed == 8
     assert parse(f"--config={name}", "--seed=8").seed == 8
 
 
@@ -86,16 +86,20 @@ def test_overwrite_given_in_the_file(write) -> None:
         ("seed: 1\nsft:\n  learning_rat: 1\n", "c.yaml:3: ", "Did you mean sft.learning_rate?"),
         ("sedd: 1\n", "c.yaml:1: ", "there is no key sedd. Did you mean seed?"),
         ("xyzzy: 1\n", "c.yaml:1: ", "there is no key xyzzy. docs/configuration.md"),
-        ("seed: 1\n\nsft:\n  epochs: many\n", "c.yaml:4: key sft.epochs: ", "Expected a float"),
-        ("seed: 1.5\n", "c.yaml:1: key seed: ", "Expected a int. Got value: 1.5"),
-        ("seed: true\n", "c.yaml:1: key seed: ", "Expected a int"),
-        ("model:\n  path: 3\n", "c.yaml:2: key model.path: ", "Expected a str"),
-        ("ppo:\n  kl_kind: k4\n", "c.yaml:2: key ppo.kl_kind: ", "'k1', 'k2', 'k3'"),
-        ("seed:\n", "c.yaml:1: key seed ", "has no value"),
-        ("sft:\n  epochs: null\n", "c.yaml:2: key sft.epochs ", "has no value"),
-        ("sft:\n", "c.yaml:1: sft ", "is a section"),
-        ("sft: 3\n", "c.yaml:1: sft ", "is a section"),
-        ("data:\n  sft:\n    - a.jsonl\n", "c.yaml:2: data.sft ", "is a section"),
+        (
+            "seed: 1\n\nsft:\n  epochs: many\n",
+            "c.yaml:4: key sft.epochs: ",
+            "must be a number, but is many",
+        ),
+        ("seed: 1.5\n", "c.yaml:1: key seed: ", "must be a whole number, but is 1.5"),
+        ("seed: true\n", "c.yaml:1: key seed: ", "a whole number, but is true"),
+        ("model:\n  path: 3\n", "c.yaml:2: key model.path: ", "must be text, but is 3. Put quotes"),
+        ("ppo:\n  kl_kind: k4\n", "c.yaml:2: key ppo.kl_kind: ", "one of k1, k2, k3"),
+        ("seed:\n", "c.yaml:1: key seed: ", "has no value"),
+        ("sft:\n  epochs: null\n", "c.yaml:2: key sft.epochs: ", "has no value"),
+        ("sft:\n", "c.yaml:1: key sft: ", "is a section"),
+        ("sft: 3\n", "c.yaml:1: key sft: ", "is a section"),
+        ("data:\n  sft:\n    - a.jsonl\n", "c.yaml:2: key data.sft: ", "is a section"),
         ("seed: 1\nseed: 2\n", "c.yaml:2: key seed ", "stands in line 1 already"),
         ("", "c.yaml: ", "must hold keys and values"),
         ("- 1\n", "c.yaml: ", "must hold keys and values"),
@@ -117,11 +121,11 @@ def test_mistakes_in_the_file(write, text: str, place: str, said: str) -> None:
         (["--sedd", "1"], "command line: ", "Did you mean seed?"),
         (["--se", "1"], "command line: ", "there is no key se."),
         (["--sft.epoch=1"], "command line: ", "Did you mean sft.epochs?"),
-        (["--seed", "x"], "command line: --seed: ", "Expected a int"),
+        (["--seed", "x"], "command line: --seed: ", "a whole number, but is x"),
         (["--seed"], "command line: ", "--seed: expected one argument"),
-        (["--seed", "null"], "command line: --seed: ", "Expected a int"),
-        (["--sft", "3"], "command line: --sft: ", "Unable to load"),
-        (["--ppo.stop_token_ids", "1"], "command line: --ppo.stop_token_ids: ", "Expected a list"),
+        (["--seed", "null"], "command line: --seed: ", "has no value"),
+        (["--sft", "3"], "command line: --sft: ", "is a section"),
+        (["--ppo.stop_token_ids", "1"], "command line: --ppo.stop_token_ids: ", "must be a list"),
         (["--ppo.batch_size", "40"], "c.yaml:2: key ppo.minibatch_size: ", "32 does not divide"),
         (["--ppo.minibatch_size=9"], "command line: --ppo.minibatch_size: ", "9 does not divide"),
         (["--template", '{"kind": "roles"}'], "command line: --template.kind: ", "needs a prefix"),

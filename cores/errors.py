@@ -5,7 +5,16 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong: the message says what, where, and what to do about it."""
+    """Something the user gave is wrong: the message says what, where, and what to do about it.
+
+    It is one paragraph, whatever the names in it hold: what cannot be printed is escaped.
+    """
+
+    def __init__(self, text: str) -> None:
+        text = text.replace("\n", " ")
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        super().__init__(text)
 
 
 @contextmanager

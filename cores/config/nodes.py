@@ -13,6 +13,8 @@ import yaml
 from cores.errors import UserError
 
 TAG = "tag:yaml.org,2002:"
+DEEPEST = 20
+"""Sections in sections; ours are six deep."""
 DIGITS = 30
 """Of a whole number at most: Python refuses to read thousands, and no key needs more."""
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
@@ -24,27 +26,36 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses to go deeper than any configuration does, before it takes minutes."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """PyYAML's step from events to a node."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "brackets or indents nest too deep", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def compose(text: str, source: str) -> yaml.Node | None:
-    """The root of a YAML text; UserError with `source` and the line, also if it nests for ever."""
+    """The root of a YAML text; UserError with `source` and the line."""
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{source}{line}: not valid YAML: {_said(error)}.") from None
+        reason = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+        raise UserError(f"{source}{line}: not valid YAML: {reason}.") from None
     except yaml.reader.ReaderError as error:
         line = f":{text.count(chr(10), 0, error.position) + 1}"
         raise UserError(
             f"{source}{line}: not valid YAML: the character U+{ord(text[error.position]):04X} may "
             "not stand in it; remove it."
         ) from None
-    except RecursionError:
-        raise UserError(
-            f"{source}: not valid YAML for a configuration: brackets or indents nest too deeply."
-        ) from None
-
-
-def _said(error: yaml.MarkedYAMLError) -> str:
-    return " ".join(f"{error.context or ''} {error.problem or ''}".split())
 
 
 def optional(kind: Any) -> tuple[Any, bool]:
@@ -133,9 +144,8 @@ def checked(text: str, place: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text of the user's in an error: short, on one line, of characters that can be printed."""
-    text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    """A text of the user's in an error: short and on one line."""
+    text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -115,9 +115,9 @@ def read_parquet(path: Path) -> Rows:
                 for columns in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", columns
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, UserError) or getattr(error, "errno", None):
+            raise  # ours, or the disk's
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(f"{path}: not a readable Parquet file: {reason}.") from error
 

@@ -52,7 +52,7 @@ def launched() -> bool:
         words = [word for parent in psutil.Process().parents() for word in parent.cmdline()]
     except psutil.Error:
         return False
-    names = {part for word in words for part in os.path.basename(word).split(".")}
+    names = {part for word in words for part in re.split(r"\W+", os.path.basename(word))}
     return "torch.distributed.run" in words or any(map(LAUNCHERS.fullmatch, names))
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain s
 
 from cores.config import Config
 from cores.config.help import descriptions
-from cores.config.limits import NOT_NEGATIVE, RANGE
+from cores.config.limits import in_words
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEAD = """\
@@ -72,8 +72,8 @@ def type_name(kind: Any) -> str:
 
 def kind_of(field: dataclasses.Field[Any]) -> str:
     """A field's type and, of numbers, the range."""
-    allowed = field.metadata.get(RANGE, NOT_NEGATIVE)
-    return type_name(field.type) + (f", {allowed}" if allowed != NOT_NEGATIVE else "")
+    bounds = field.metadata.get("bounds")
+    return type_name(field.type) + (f", {in_words(bounds)}" if bounds else "")
 
 
 def default(field: dataclasses.Field[Any]) -> str:

@@ -160,7 +160,7 @@ class Given:
     def read_option(self, name: str, text: str) -> None:
         """Take over an option: a key, a section as JSON, or `key+` with an item for a list."""
         key, place = name.removesuffix("+"), _at(COMMAND_LINE, 0, name)
-        kind = KEYS.get(key)
+        kind = None if "[" in key else KEYS.get(key)
         if kind is None:
             parent, _, last = key.rpartition(".")
             if f"{parent}[]" in KEYS:
@@ -193,8 +193,9 @@ class Given:
         for name, value in node.value:
             line = name.start_mark.line + 1
             where = COMMAND_LINE if source == COMMAND_LINE else f"{source}:{line}"
-            key = prefix + (name.value if isinstance(name, yaml.ScalarNode) else shown(name))
-            kind = KEYS.get(_any_item(key))
+            text = name.value if isinstance(name, yaml.ScalarNode) else shown(name)
+            key = prefix + text
+            kind = None if "[" in text else KEYS.get(_any_item(key))
             if kind is None:
                 raise UserError(f"{where}: {_unknown_key(key)}")
             if key in self.lines:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from cores.config.estimators import GROUPED, OPTIONS, WITH_CRITIC, options_read
+from cores.config.estimators import ESTIMATORS, OPTIONS
 from cores.config.limits import LARGEST
 from cores.config.ppo import PPOSection
 
@@ -92,7 +92,7 @@ def _sampling(ppo: PPOSection) -> Iterator[Problem]:
 
 def _estimator(ppo: PPOSection) -> Iterator[Problem]:
     name = ppo.estimator
-    if name in GROUPED and ppo.samples_per_prompt < 2:
+    if ESTIMATORS[name].grouped and ppo.samples_per_prompt < 2:
         yield (
             "ppo.samples_per_prompt",
             f"{ppo.samples_per_prompt}: {name} compares the replies to one prompt and needs at "
@@ -122,7 +122,8 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
         yield "ppo.rewards", "two functions have one name, and each is logged by it; rename one."
     if "std" in names:
         yield "ppo.rewards", "score_std is the scores' deviation; give the function another name."
-    if "model" not in ppo.rewards and ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward":
+    critic = ESTIMATORS[ppo.estimator].critic
+    if "model" not in ppo.rewards and critic and ppo.critic_init == "reward":
         yield (
             "ppo.critic_init",
             "the critic cannot start from a reward model that ppo.rewards does not name; set it to "
@@ -133,7 +134,8 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
 def _unused(ppo: PPOSection) -> Iterator[Problem]:
     """Options that were set and would do nothing."""
     name, default = ppo.estimator, PPOSection()
-    reads = options_read(name, ppo.coati.r_minus_v)
+    gae = {"gamma", "lam"} if name == "coati" and not ppo.coati.r_minus_v else set()
+    reads = ESTIMATORS[name].reads | gae
     used = {
         **{key: key in reads for key in OPTIONS},
         "kl_horizon": ppo.kl_target is not None,
@@ -145,5 +147,5 @@ def _unused(ppo: PPOSection) -> Iterator[Problem]:
             yield (
                 f"ppo.{key}",
                 f"has no effect with ppo.estimator {name} and the other options as they are; "
-                "remove it, or set what it belongs to (docs/configuration.md).",
+                f"remove it, set it back to {getattr(default, key)}, or set what it belongs to.",
             )

@@ -19,12 +19,6 @@ LONGEST = 10_000_000
 """Characters of one text: tokenizing them takes seconds, and no model reads as many."""
 DIGITS = 600
 """Of a whole number at most: where Python's own limit may be set lowest."""
-BEGINNINGS = {
-    b"PAR1": "a .parquet file", b"\x1f\x8b": "a compressed file (gzip)", b"PK": "a zip archive",
-    b"[": "a list, a .json file,", b"\xff\xfe": "text in UTF-16", b"\xfe\xff": "text in UTF-16",
-    b"\x28\xb5\x2f\xfd": "a compressed file (zstd)", b"BZh": "a compressed file (bzip2)",
-}  # fmt: skip
-"""First bytes of files of other kinds than their names say."""
 
 
 def read_jsonl(path: Path) -> Rows:
@@ -32,14 +26,11 @@ def read_jsonl(path: Path) -> Rows:
     for number, line in enumerate(_lines(path, "\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
-            try:
-                value, end = _decode(line, _skip(line, 0), where)
-            except UserError as error:
-                raise UserError(f"{error}{_other_kind(path)}") from error
+            value, end = _decode(line, _skip(line, 0), where)
             if line[end:].strip():
                 raise UserError(
                     f"{where}: more than one JSON value (text follows the first); put one object a "
-                    f"line and nothing else.{_other_kind(path)}"
+                    "line and nothing else."
                 )
             yield where, _object(value, where)
 
@@ -159,26 +150,15 @@ def _lines(path: Path, newline: str) -> Iterator[str]:
                 if "\0" in line:
                     raise UserError(
                         f"{path}:{number}: holds NUL bytes, as a copy does that was cut short or "
-                        f"text in UTF-16; copy or convert the file again.{_other_kind(path)}"
+                        "text in UTF-16; copy or convert the file again."
                     )
                 yield line
     except UnicodeDecodeError as error:
         number, byte = _undecodable(path)
-        other = _other_kind(path)
         raise UserError(
-            f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); "
-            + (other.strip() or "convert the file, e.g. with iconv -f latin1 -t utf-8.")
+            f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); convert the file, e.g. with iconv -f "
+            "latin1 -t utf-8; unpack it if it is compressed, and name a Parquet file .parquet."
         ) from error
-
-
-def _other_kind(path: Path) -> str:
-    """A sentence on what the file's first bytes say it is, where its name says otherwise."""
-    with path.open("rb") as file:
-        begin = file.read(64)
-    for mark, what in BEGINNINGS.items():
-        if begin.startswith(mark) and path.suffix.lower() not in what:
-            return f" It begins as {what} does."
-    return ""
 
 
 def _undecodable(path: Path) -> tuple[int, int]:
@@ -205,7 +185,8 @@ def _decode(text: str, position: int, where: str) -> tuple[Any, int]:
         return DECODER.raw_decode(text, position)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{where}: bad JSON: {error.msg} (character {error.pos - position + 1} of the row)."
+            f"{where}: bad JSON: {error.msg} (character {error.pos - position + 1} of the row); "
+            "one object a line is a .jsonl file, a list of objects a .json file."
         ) from error
     except RecursionError as error:
         raise UserError(f"{where}: bad JSON: nested too deeply.") from error
@@ -239,6 +220,6 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(
             f"{where}: a row must be a JSON object {{column: value}}, not {type(value).__name__}; "
-            "objects one a line make a .jsonl file, a list of them a .json file."
+            "one object a line is a .jsonl file, a list of objects a .json file."
         )
     return value

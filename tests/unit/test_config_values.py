@@ -65,7 +65,7 @@ def test_every_number_has_a_range(key: str) -> None:
         ("sft.lora.alpha", -3.0, "-3.0 must be above 0."),
         ("sft.lora.rank", 10**9, "1000000000 must be at least 0 and at most 16384."),
         ("seed", 2**32, "4294967296 must be at least 0 and at most 4294967295."),
-        ("data.sft.limit", 2**63, "9.223e+18 must be at most 2147483647."),
+        ("data.sft.limit", 2**63, "9.223372036854776e+18 must be at most 2147483647."),
         ("ppo.kl_coef", 1e-40, "1e-40 must be 0 or within 1e-30 and 1e+30, as fp32 computes."),
         ("reward.calibration_samples", 1, "1 must be at least 2."),
     ],

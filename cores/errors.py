@@ -1,9 +1,33 @@
 """The one exception whose text is shown to users without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
-    """Something the user gave is wrong: the message says what, where, and what to do about it."""
+    """Something the user gave is wrong: the message says what, where, and what to do about it.
+
+    It is one paragraph, whatever the names in it hold: what cannot be printed is escaped.
+    """
+
+    def __init__(self, text: str) -> None:
+        text = text.replace("\n", " ")
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        super().__init__(text)
 
 
 class ElsewhereError(UserError):
     """Another rank has something to say; this one only ends."""
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Within it the operating system's refusals become a UserError that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be read: {error.strerror or error}. See that it is there, that you may "
+            "read it, and that its disk answers."
+        ) from error

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docstring_parser import parse_from_object
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain script
 
 from cores.config import Config
+from cores.config.help import descriptions
+from cores.config.limits import in_words
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEAD = """\
@@ -30,7 +30,9 @@ defaults below. Several `--config` are read in order, and `--section.key value` 
 overrides them all, `--output_dir`, `--seed` and `--overwrite` included; `--print_config` prints the
 result and stops. In YAML, `ppo.kl_coef` is the key `kl_coef` inside `ppo:`. A `*` stands for any of
 the sections named in the heading, `[]` for an item of a list. `null` is YAML's word for "not set",
-the "None" of the descriptions.
+the "None" of the descriptions. Numbers are 0 or above where no other range is given; whole numbers
+are at most 2147483647, others 0 or within 1e-30 and 1e30. An option that has no effect beside the
+others is an error.
 """
 NONE = type(None)
 
@@ -44,12 +46,6 @@ def sections(cls: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             key, kind = key + "[]", typing.get_args(kind)[0]
         if dataclasses.is_dataclass(kind):
             yield from sections(kind, key)
-
-
-def descriptions(cls: Any) -> dict[str, str]:
-    """Field name to its docstring, on one line; fields without one are missing."""
-    params = [param for base in cls.__mro__[-2::-1] for param in parse_from_object(base).params]
-    return {p.arg_name: " ".join((p.description or "").split()) for p in params if p.description}
 
 
 def type_name(kind: Any) -> str:
@@ -74,6 +70,12 @@ def type_name(kind: Any) -> str:
     return names[kind]
 
 
+def kind_of(field: dataclasses.Field[Any]) -> str:
+    """A field's type and, of numbers, the range."""
+    bounds = field.metadata.get("bounds")
+    return type_name(field.type) + (f", {in_words(bounds)}" if bounds else "")
+
+
 def default(field: dataclasses.Field[Any]) -> str:
     """The default as it would stand in YAML."""
     factory = field.default_factory
@@ -94,7 +96,7 @@ def table(cls: Any, keys: list[str]) -> list[str]:
     for field in dataclasses.fields(cls):
         if not dataclasses.is_dataclass(field.type):
             key = f"{prefix}.{field.name}".lstrip(".")
-            cells = [f"`{key}`", type_name(field.type), default(field), said[field.name]]
+            cells = [f"`{key}`", kind_of(field), default(field), said[field.name]]
             lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return lines if len(lines) > 2 else []
 

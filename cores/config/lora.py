@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 from typing import Optional
 
+from cores.config.limits import number
+
 
 @dataclass(frozen=True)
 class LoraSection:
     """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning."""
 
-    rank: int = 0
+    rank: int = number(0, most=16384)
     """Rank of the adapters. 0: train all weights."""
-    alpha: float = 16.0
+    alpha: float = number(16.0, above=0)
     """Adapters are scaled by alpha / rank."""
-    dropout: float = 0.0
+    dropout: float = number(0.0, below=1)
     """Dropout before the adapters, 0 to 1; stage 3 needs 0 (old and new log-probs must agree)."""
     target_modules: Optional[list[str]] = None
     """Names of the layers adapted. None: every linear layer but the head."""

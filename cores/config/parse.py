@@ -2,44 +2,54 @@
 
 import dataclasses
 import difflib
+import os
 import re
 import typing
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jsonargparse
 import yaml
 
+from cores.config.help import help_text
+from cores.config.nodes import TAG, checked, compose, optional, printable, shown, value_of
 from cores.config.schema import Config
 from cores.config.validate import check
-from cores.errors import UserError
+from cores.errors import UserError, readable
 
 COMMAND_LINE = "command line"
-YAML_NULL = "tag:yaml.org,2002:null"
-ITEM = "each item must hold keys of its own, such as {path: FILE, weight: 2}."
+LARGEST = 1_000_000
+"""Bytes of a configuration file at most: a hundred times what one needs."""
+SECTION = (
+    "is a section: it must hold keys of its own, in a file indented below it; leave it out for the "
+    "defaults of all"
+)
+ITEM = "must hold keys of its own, such as {path: FILE, weight: 2}"
 
 
 def parse_config(argv: list[str], prog: str, description: str) -> Config:
     """Parse `argv` (without the program's name) into a checked `Config`.
 
-    `--help` and `--print_config` print and raise SystemExit(0). Raises UserError naming the file
-    (or "command line") and the key of the first mistake.
+    Files are read in their order, then the command line; the last to set a key wins. `--help` and
+    `--print_config` print and raise SystemExit(0). Raises UserError naming the file (or "command
+    line") and the key of the first mistake.
     """
-    parser = _parser(prog, description)
-    argv = _bare_flags(argv)
-    _check_item_flags(argv)
-    files = _config_files(argv)
-    for file in files:
-        _check_keys(file)
-        _check_items(file)
-        _parse(parser, ["--config", file], file)
-    namespace = _parse(parser, argv, COMMAND_LINE)
-    config = parser.instantiate(namespace).as_dict()
-    config.pop("config")
-    result = Config(**config)
-    for key, problem in check(result):
-        raise UserError(f"{_origin(argv, files, key)}: {problem}")
-    return result
+    if "-h" in argv or "--help" in argv:
+        print(help_text(Config, prog, description))
+        raise SystemExit(0)
+    given, options = Given(), _options(argv)
+    for name, value in options:
+        if name == "config":
+            given.read_file(checked(value, "--config"))
+    for name, value in options:
+        if name not in ("config", "print_config"):
+            given.read_option(name, value)
+    config: Config = given.build(Config)
+    for key, problem in check(config):
+        raise UserError(f"{given.place(key)}: {problem}")
+    if ("print_config", "true") in options:
+        print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    return config
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -47,138 +57,42 @@ def plain(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file; several are read in order.")
-    parser.add_class_arguments(Config)
-    return parser
-
-
-def _bare_flags(argv: list[str]) -> list[str]:
-    """`--overwrite` may stand alone: true is the only value anyone means by it."""
-    result = []
-    for i, word in enumerate(argv):
-        result.append(word)
-        follower = argv[i + 1] if i + 1 < len(argv) else "--"
-        if word == "--overwrite" and follower.lower() not in ("true", "false"):
-            result.append("true")
-    return result
-
-
-def _check_item_flags(argv: list[str]) -> None:
-    """Refuse a flag for a key of a list's items: the parser would set it in the last item alone."""
-    for word in argv:
-        found = re.match(r"--(data\.\w+\.sources)\.(\w+)", word)
-        if found and found[2] != "help":
+def _options(argv: list[str]) -> list[tuple[str, str]]:
+    """(name, value) of each option; `--overwrite` and `--print_config` may stand alone."""
+    found, left = [], argv[::-1]
+    while left:
+        word = left.pop()
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            raise UserError(f"{COMMAND_LINE}: {_unknown_key(word)}")
+        following = left[-1] if left else "--"
+        if not equals and name in ("overwrite", "print_config"):
+            follows = name == "overwrite" and following.lower() in ("true", "false")
+            value = left.pop() if follows else "true"
+        elif not equals and re.match("--", following):
             raise UserError(
-                f"command line: {word.partition('=')[0]}: items of a list have no flags of their "
-                f'own. Give the whole list, --{found[1]} \'[{{"path": ..., "{found[2]}": ...}}]\', '
-                "or write it in the YAML file."
+                f"{COMMAND_LINE}: --{printable(name)}: expected one argument; one that begins with "
+                f"-- is given as --{printable(name)}=VALUE."
             )
+        elif not equals:
+            value = left.pop()
+        found.append((name, value))
+    return found
 
 
-def _config_files(argv: list[str]) -> list[str]:
-    files = []
-    for i, word in enumerate(argv):
-        if word == "--config" and i + 1 < len(argv):
-            files.append(argv[i + 1])
-        elif word.startswith("--config="):
-            files.append(word.partition("=")[2])
-    for file in files:
-        if not Path(file).is_file():
-            raise UserError(
-                f"--config: there is no file {file}. Give the path of a YAML file such as "
-                "configs/gpt2.yaml."
-            )
-    return files
+def _keys_of(cls: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(cls):
+        key, kind = prefix + field.name, field.type
+        yield key, kind
+        if typing.get_origin(kind) is list:
+            key, kind = f"{key}[]", typing.get_args(kind)[0]
+        if dataclasses.is_dataclass(kind):
+            yield key, kind
+            yield from _keys_of(kind, f"{key}.")
 
 
-def _origin(argv: list[str], files: list[str], key: str) -> str:
-    """Where the value of `key` is from: the command line, else the last file that has it, else its
-    default, which another key's value can make a wrong one."""
-    if _given(argv, key):
-        return _place(COMMAND_LINE, key)
-    having = [file for file in files if _line(file, key)]
-    return _place(having[-1], key) if having else f"key {key} (its default)"
-
-
-def _given(argv: list[str], key: str) -> bool:
-    """Whether the command line sets `key`: by itself, as part of a section given as JSON, or where
-    `key` is a section, by a key in it."""
-    names = re.sub(r"\[\d+\]", "", key).split(".")
-    options = {"--" + ".".join(names[: i + 1]) for i in range(len(names))}
-    given = [word.partition("=")[0] for word in argv]
-    return any(word in options or word.startswith(f"--{key}.") for word in given)
-
-
-def _parse(parser: jsonargparse.ArgumentParser, argv: list[str], source: str) -> Any:
-    try:
-        return parser.parse_args(argv)
-    except jsonargparse.ArgumentError as error:
-        raise UserError(_explain(str(error), source)) from None
-
-
-def _explain(message: str, source: str) -> str:
-    """jsonargparse's message as one sentence with the place first."""
-    message = _tidy(message)
-    unknown = re.match(r"unrecognized arguments: (--)?([\w.]+)", message)
-    if unknown:
-        return f"{source}: {_unknown_key(unknown[2])}"
-    key, reason = _key_and_reason(message)
-    return f"{_place(source, key)}: {reason}" if key else f"{source}: {reason}"
-
-
-def _tidy(message: str) -> str:
-    message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", re.sub(r"\s+", " ", message)).strip()
-    return re.sub(r"Problem with given class_path '[\w.]*Source': ", "", message)
-
-
-def _key_and_reason(message: str) -> tuple[str, str]:
-    """The key that has a value of the wrong type, and what is wrong with it."""
-    typed = re.match(r'Parser key "([^"]+)": (.*)', message)
-    if not typed:
-        return "", message
-    if "class_path" in typed[2]:
-        return typed[1], ITEM
-    return typed[1], f"{typed[2].rstrip('.')}. See docs/configuration.md for the key."
-
-
-def _place(source: str, key: str) -> str:
-    if source == COMMAND_LINE:
-        return f"command line: --{key}"
-    line = _line(source, key)
-    return f"{source}:{line}: key {key}" if line else f"{source}: key {key}"
-
-
-def _line(file: str, key: str) -> int | None:
-    """The line of a YAML file that sets `key`, or something in it where `key` is a section, or has
-    the item that it was left out of."""
-    lines = _key_lines(file)
-    inside = [line for name, line in lines.items() if name.startswith(f"{key}.")]
-    item = re.sub(r"(?<=\])\.\w+$", "", key)
-    return lines.get(key) or lines.get(item) or next(iter(inside), None)
-
-
-def _all_keys() -> dict[str, Any]:
-    """Each key in dotted form, sections too, with its type; `[]` stands for any item of a list."""
-
-    def walk(cls: Any, prefix: str) -> dict[str, Any]:
-        keys: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            key = prefix + field.name
-            keys[key] = field.type
-            section = field.type
-            if typing.get_origin(section) is list:
-                key, section = key + "[]", typing.get_args(section)[0]
-            if dataclasses.is_dataclass(section):
-                keys[key] = section
-                keys |= walk(section, key + ".")
-        return keys
-
-    return walk(Config, "")
+KEYS: dict[str, Any] = dict(_keys_of(Config, ""))
+"""Each key in dotted form, sections too, with its type; `[]` stands for any item of a list."""
 
 
 def _any_item(key: str) -> str:
@@ -186,95 +100,146 @@ def _any_item(key: str) -> str:
 
 
 def _unknown_key(key: str) -> str:
-    spelt = re.sub(r"\blr\b", "learning_rate", _any_item(key))
-    close = difflib.get_close_matches(spelt, _all_keys(), n=1, cutoff=0.6)
+    key = printable(key)
+    spelt = re.sub(r"\blr\b", "learning_rate", _any_item(key).removeprefix("--"))
+    close = difflib.get_close_matches(spelt, KEYS, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"there is no key {key}.{hint} docs/configuration.md lists all keys."
 
 
-def _key_nodes(file: str) -> list[tuple[str, int, yaml.Node]]:
-    """(key in dotted form, line from 1, value) of each key of a YAML file, in its order.
-
-    Items of a list that are no plain values have keys too: `data.sft.sources[0]`.
-    """
-    found: list[tuple[str, int, yaml.Node]] = []
-
-    def walk(node: yaml.Node | None, prefix: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for name, value in node.value:
-                key = f"{prefix}{name.value}"
-                found.append((key, name.start_mark.line + 1, value))
-                if typing.get_origin(sections.get(_any_item(key))) is not dict:  # its keys are data
-                    walk(value, f"{key}.")
-        if isinstance(node, yaml.SequenceNode) and f"{prefix[:-1]}[]" in sections:
-            for i, item in enumerate(node.value):
-                key = f"{prefix[:-1]}[{i}]"
-                found.append((key, item.start_mark.line + 1, item))
-                walk(item, f"{key}.")
-
-    sections = _all_keys()
-    walk(_compose(file), "")
-    return found
+def _at(source: str, line: int, key: str) -> str:
+    return f"{source}: --{key}" if source == COMMAND_LINE else f"{source}:{line}: key {key}"
 
 
-def _key_lines(file: str) -> dict[str, int]:
-    return {key: line for key, line, _ in _key_nodes(file)}
+class Given:
+    """What files and command line give: values by dotted key, and where each key stands."""
 
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.places: dict[str, tuple[str, int]] = {}
+        self.lines: dict[str, int] = {}  # of the keys of one file or option
 
-def _compose(file: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{file}:{line}: not valid YAML: {error.problem}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text: {error.reason}.") from None
+    def place(self, key: str) -> str:
+        """Where the value of `key` is from, itself or as the default beside what was given."""
+        item = re.sub(r"(?<=\])\.\w+$", "", key)  # a key that an item lacks stands at the item
+        found = self.places.get(key) or self.places.get(item)
+        return _at(*found, key) if found else f"key {key} (its default)"
 
+    def build(self, cls: Any, prefix: str = "") -> Any:
+        """A `cls` of the values below `prefix`, defaults for the others."""
+        found = {}
+        for field in dataclasses.fields(cls):
+            key = prefix + field.name
+            if dataclasses.is_dataclass(field.type):
+                found[field.name] = self.build(field.type, f"{key}.")
+            elif key in self.values:
+                found[field.name] = self.values[key]
+        return cls(**found)
 
-def _check_keys(file: str) -> None:
-    """What the parser would overlook or garble: form, unknown keys, repeated keys, sections."""
-    if not isinstance(_compose(file), yaml.MappingNode):
-        raise UserError(f"{file}: must hold keys and values, such as `output_dir: runs/mine`.")
-    known = _all_keys()
-    lines: dict[str, int] = {}
-    for key, line, value in _key_nodes(file):
-        kind = known.get(_any_item(key))
+    def read_file(self, file: str) -> None:
+        """Take over what a YAML file says; UserError with its line for what it may not say."""
+        if not os.path.isfile(file):  # a pipe or a device would never end
+            raise UserError(
+                f"--config: there is no file {file}. Give the path of a YAML file such as "
+                "configs/gpt2.yaml."
+            )
+        with readable(f"--config {file}"), open(file, "rb") as handle:
+            content = handle.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UserError(f"--config {file} has more than {LARGEST} bytes; name a YAML file.")
+        try:
+            root = compose(content.decode("utf-8"), file)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 text: {error.reason}.") from None
+        if not isinstance(root, yaml.MappingNode):
+            raise UserError(f"{file}: must hold keys and values, such as `output_dir: runs/mine`.")
+        self.lines.clear()
+        for key in self._keys(root, "", file):
+            self._take(*key)
+
+    def read_option(self, name: str, text: str) -> None:
+        """Take over an option: a key, a section as JSON, or `key+` with an item for a list."""
+        key, place = name.removesuffix("+"), _at(COMMAND_LINE, 0, name)
+        kind = None if "[" in key else KEYS.get(key)
         if kind is None:
-            raise UserError(f"{file}:{line}: {_unknown_key(key)}")
-        if key in lines:
-            raise UserError(
-                f"{file}:{line}: key {key} stands in line {lines[key]} already; remove one."
-            )
-        lines[key] = line
-        if dataclasses.is_dataclass(kind) and not isinstance(value, yaml.MappingNode):
-            if key.endswith("]"):
-                raise UserError(f"{file}:{line}: {key}: {ITEM}")
-            raise UserError(
-                f"{file}:{line}: {key} is a section: it must hold keys of its own, indented below "
-                "it; remove the line to leave all of them at their defaults."
-            )
-        if typing.get_origin(kind) is dict and isinstance(value, yaml.MappingNode):
-            names = [name.value for name, _ in value.value]
-            for name in {name for name in names if names.count(name) > 1}:
-                raise UserError(f"{file}:{line}: key {key} names {name} twice; remove one.")
-        if value.tag == YAML_NULL and type(None) not in typing.get_args(kind):
-            raise UserError(
-                f"{file}:{line}: key {key} has no value; give one, or remove the line for the "
-                "default."
-            )
+            parent, _, last = key.rpartition(".")
+            if f"{parent}[]" in KEYS:
+                raise UserError(
+                    f"{place}: items of a list have no flags of their own. Give the whole list, "
+                    f'--{parent} \'[{{"path": ..., "{last}": ...}}]\', or a YAML file.'
+                )
+            raise UserError(f"{COMMAND_LINE}: {_unknown_key(key)}")
+        inner, null = optional(kind)
+        if (inner is str or typing.get_origin(inner) is typing.Literal) and not (
+            null and text == "null"
+        ):
+            node: yaml.Node | None = yaml.ScalarNode(f"{TAG}str", text)
+        else:
+            node = compose(checked(text, place), place)
+        before: list[Any] = []
+        if name != key:
+            if typing.get_origin(inner) is not list:
+                raise UserError(f"{place}: adds to a list, and {key} is none; leave out the +.")
+            before = self.values.get(key, [])
+            if not isinstance(node, yaml.SequenceNode):
+                node = yaml.SequenceNode(f"{TAG}seq", [node])
+        self.lines.clear()
+        self._take(key, kind, node or yaml.ScalarNode(f"{TAG}null", ""), COMMAND_LINE, 0, before)
 
+    def _keys(
+        self, node: yaml.MappingNode, prefix: str, source: str
+    ) -> Iterator[tuple[str, Any, yaml.Node, str, int]]:
+        """(key, type, value, source, line) of each key of a section, none twice."""
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            where = COMMAND_LINE if source == COMMAND_LINE else f"{source}:{line}"
+            text = name.value if isinstance(name, yaml.ScalarNode) else shown(name)
+            key = prefix + text
+            kind = None if "[" in text else KEYS.get(_any_item(key))
+            if kind is None:
+                raise UserError(f"{where}: {_unknown_key(key)}")
+            if key in self.lines:
+                raise UserError(
+                    f"{where}: key {key} stands in line {self.lines[key]} already; remove one."
+                )
+            self.lines[key] = line
+            yield key, kind, value, source, line
 
-def _check_items(file: str) -> None:
-    """Values of items of lists of sections: the parser does not say which item is wrong."""
-    known = _all_keys()
-    for key, _, node in _key_nodes(file):
-        if not key.endswith("]"):
-            continue
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(known[_any_item(key)])
-        for name, value in yaml.safe_load(yaml.serialize(node)).items():
-            try:
-                parser.parse_object({name: value})
-            except jsonargparse.ArgumentError as error:
-                _, reason = _key_and_reason(_tidy(str(error)))
-                raise UserError(f"{_place(file, f'{key}.{name}')}: {reason}") from None
+    def _take(
+        self,
+        key: str,
+        kind: Any,
+        node: yaml.Node,
+        source: str,
+        line: int,
+        before: Sequence[Any] = (),
+    ) -> None:
+        """The value of one key; of a section those of the keys inside; of a list its items."""
+        place = _at(source, line, key)
+        names = key.split(".")
+        for parent in (".".join(names[:i]) for i in range(1, len(names))):
+            if self.places.get(parent, ("", 0))[0] != source:
+                self.places[parent] = (source, line)
+        self.places[key] = (source, line)
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(node, yaml.MappingNode):
+                what = ITEM if key.endswith("]") else SECTION
+                raise UserError(f"{place}: {what}; it holds {shown(node)}.")
+            for inside in self._keys(node, f"{key}.", source):
+                self._take(*inside)
+        elif f"{key}[]" in KEYS and isinstance(node, yaml.SequenceNode):
+            self.values[key] = [*before, *self._items(key, node, source, len(before))]
+        else:
+            self.values[key] = value_of(node, kind, place)
+            if before:
+                self.values[key] = [*before, *self.values[key]]
+
+    def _items(self, key: str, node: yaml.SequenceNode, source: str, first: int) -> Iterator[Any]:
+        """Items of a list of sections, numbered from `first`; those of an earlier list are gone."""
+        for old in [k for k in self.places if k.startswith(f"{key}[") and not first]:
+            self.places.pop(old)
+            self.values.pop(old, None)
+        for i, item in enumerate(node.value, first):
+            line = item.start_mark.line + 1 if item.start_mark else 0
+            self._take(f"{key}[{i}]", KEYS[f"{key}[]"], item, source, line)
+            yield self.build(KEYS[f"{key}[]"], f"{key}[{i}].")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+from cores.config.limits import number
 from cores.config.lora import LoraSection
 
 
@@ -10,11 +11,11 @@ from cores.config.lora import LoraSection
 class AdamSection:
     """AdamW of one trained role (Loshchilov & Hutter 2019)."""
 
-    beta1: float = 0.9
+    beta1: float = number(0.9, below=1)
     """First-moment decay."""
-    beta2: float = 0.95
+    beta2: float = number(0.95, below=1)
     """Second-moment decay; OpenRLHF's value, quick to follow a moving objective."""
-    eps: float = 1e-5
+    eps: float = number(1e-5, above=0)
     """1e-5 as in PPO implementations; 1e-8 takes larger first steps: approximate KL .00237 in
     place of .00037 after two epochs on GPT-2 (Huang et al. 2022)."""
     weight_decay: float = 0.0
@@ -41,18 +42,18 @@ class CoatiSection:
 class PPOSection:
     """Stage 3: proximal policy optimization (Schulman et al. 2017)."""
 
-    updates: int = 200
+    updates: int = number(200, above=0)
     """Rounds of rollout, scoring and optimization."""
-    batch_size: int = 128
+    batch_size: int = number(128, above=0)
     """Replies a rollout, over all processes."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: int = number(1, above=0)
     """Replies to each prompt of a rollout; divides batch_size. grpo and rloo need 2 or more:
     they compare the replies to one prompt."""
-    minibatch_size: int = 32
+    minibatch_size: int = number(32, above=0)
     """Replies an optimizer step, over all processes; divides batch_size."""
-    microbatch_size: int = 8
+    microbatch_size: int = number(8, above=0)
     """Replies a forward pass on one process; changes memory, not results."""
-    microbatch_tokens: Optional[int] = None
+    microbatch_tokens: Optional[int] = number(None, above=0)
     """In place of microbatch_size: tokens of a forward pass of the update, padding included. Short
     replies then go many at a time; ptx rows still by microbatch_size. None: microbatch_size
     replies. Scoring, which keeps nothing for a backward pass, takes four times as much of
@@ -68,15 +69,15 @@ class PPOSection:
     this is faster than eager and takes more memory. compiled: as auto, with layers by
     torch.compile, fewer and fused kernels; the first update takes longer, less so where torch
     finds what it compiled before."""
-    epochs: int = 4
+    epochs: int = number(4, above=0)
     """Passes over a rollout; 4 as in the original PPO and TRL."""
-    max_prompt_length: int = 256
+    max_prompt_length: int = number(256, above=0)
     """Tokens; longer prompts are dropped and counted."""
-    max_new_tokens: int = 128
+    max_new_tokens: int = number(128, above=0)
     """Tokens of a reply at most, the end-of-sequence token included."""
     min_new_tokens: int = 0
     """Tokens before a reply may stop; stop ids have probability 0 there, in every log-prob."""
-    temperature: float = 1.0
+    temperature: float = number(1.0, above=0, most=1000)
     """Of sampling and of every log-prob. 1: the policy itself is sampled."""
     stop_token_ids: list[int] = field(default_factory=list)
     """Ids that end a reply besides the end-of-sequence token."""
@@ -87,7 +88,7 @@ class PPOSection:
     """Sources of the score and their weights: `model` is stage 2's reward model,
     `file.py:function` calls function(prompts, responses, rows) -> list of float. Each is logged
     apart, with weight 0 only that. Without `model` stage 2 is not needed."""
-    reward_timeout: Optional[float] = 600.0
+    reward_timeout: Optional[float] = number(600.0, above=0)
     """Seconds a function of `rewards` may take for a rollout, and its file to be imported. None: no
     limit."""
     estimator: Literal["gae", "coati", "grpo", "rloo", "reinforce_pp"] = "gae"
@@ -100,20 +101,20 @@ class PPOSection:
     2025), which does not favour prompts whose replies score alike."""
     coati: CoatiSection = field(default_factory=CoatiSection)
     """Only with `estimator: coati`."""
-    actor_learning_rate: float = 1e-6
+    actor_learning_rate: float = number(1e-6, above=0, most=1)
     """Peak learning rate of the actor; OpenRLHF's and verl's value for 1-7B models; small ones
     take more."""
-    critic_learning_rate: float = 9e-6
+    critic_learning_rate: float = number(9e-6, above=0, most=1)
     """Peak learning rate of the critic; OpenRLHF's value."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After warm-up: constant, or falling towards 0, linearly or as a cosine."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = number(0.03, most=1)
     """Share of the optimizer steps in which both learning rates rise linearly."""
     actor_adam: AdamSection = field(default_factory=AdamSection)
     """The actor's optimizer."""
     critic_adam: AdamSection = field(default_factory=AdamSection)
     """The critic's optimizer."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = number(1.0, above=0)
     """Actor and critic gradients are each clipped to this norm."""
     critic_init: Literal["reward", "zero"] = "reward"
     """The critic starts as the reward model (Ouyang et al. 2022), or as the stage-1 model with
@@ -129,30 +130,30 @@ class PPOSection:
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the KL is paid: in each token's reward, or as a term of the policy loss (grpo's
     way, with k3)."""
-    kl_target: Optional[float] = None
+    kl_target: Optional[float] = number(None, above=0)
     """Nats a reply that kl_coef is steered towards (Ziegler et al. 2019, section 2.2). None:
     kl_coef is fixed."""
-    kl_horizon: float = 10000
+    kl_horizon: float = number(10000, above=0)
     """Replies over which the steering acts; smaller is faster."""
-    gamma: float = 1.0
+    gamma: float = number(1.0, most=1)
     """Discount a token; 1, since replies are finite."""
-    lam: float = 0.95
+    lam: float = number(0.95, most=1)
     """GAE lambda (Schulman et al. 2016)."""
-    clip: float = 0.2
+    clip: float = number(0.2, above=0, below=1)
     """Probability ratios are clipped to 1 - clip .. 1 + clip."""
-    clip_high: Optional[float] = None
+    clip_high: Optional[float] = number(None, above=0)
     """Upper clip, 1 + clip_high, where it differs: DAPO's 0.28 leaves rare tokens room to grow
     (Yu et al. 2025). None: as clip."""
-    dual_clip: Optional[float] = None
+    dual_clip: Optional[float] = number(None, above=1)
     """Where the advantage is negative the loss stops growing at this ratio; 3 in Ye et al.
     2020. For replies that have become far more likely since the rollout. None: off."""
-    value_clip: float = 0.2
+    value_clip: float = number(0.2, above=0)
     """Values move at most this far from the rollout's in one update's loss, in units of
     score."""
     entropy_coef: float = 0.0
     """Weight of the mean entropy a token, which is added to the objective; against early
     collapse. It takes a full softmax in the backward pass."""
-    early_stop_kl: Optional[float] = None
+    early_stop_kl: Optional[float] = number(None, above=0)
     """An update ends after the minibatch whose KL from the rollout's policy (k3, nats a token)
     exceeds this; 0.02 is usual (Spinning Up's target_kl is .01 times 1.5). None: off."""
     ptx_coef: float = 0.0
@@ -178,7 +179,7 @@ class PPOSection:
     """Importance weights trainer / rollout probability of each token in the policy loss, for an
     engine that samples from slightly other log-probs: cut at the cap, or 0 outside 1 / cap ..
     cap (Yao et al. 2025)."""
-    rollout_cap: float = 2.0
+    rollout_cap: float = number(2.0, above=1)
     """Cap of those weights."""
     old_logprobs: Literal["auto", "recompute"] = "auto"
     """What ratios compare with. auto: the log-probs that the engine sampled with, if on the run's
@@ -192,7 +193,7 @@ class PPOSection:
     eval_every: int = 0
     """Updates between evaluations on the held-out prompts, besides before and after; each is a row
     of evaluations.jsonl. 0: none in between."""
-    keep_best: Optional[float] = None
+    keep_best: Optional[float] = number(None, above=0)
     """With eval_every: the policy with the best held-out score among those whose KL is at most this
     (nats a reply) stays as ppo/weights/best. None: none is kept."""
     sample_every: int = 10

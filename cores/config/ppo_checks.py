@@ -1,13 +1,11 @@
 """Options of stage 3 that cannot work, alone or together."""
 
-import math
 from collections.abc import Iterator
 
+from cores.config.estimators import ESTIMATORS, OPTIONS
+from cores.config.limits import LARGEST
 from cores.config.ppo import PPOSection
 
-GROUPED = ("grpo", "rloo")
-"""Estimators that compare the replies to one prompt."""
-WITH_CRITIC = ("gae", "coati")
 Problem = tuple[str, str]
 
 
@@ -47,11 +45,6 @@ def _batches(ppo: PPOSection) -> Iterator[Problem]:
 
 
 def _optimization(ppo: PPOSection) -> Iterator[Problem]:
-    for role in ("actor", "critic"):
-        for name in ("beta1", "beta2"):
-            value = getattr(getattr(ppo, f"{role}_adam"), name)
-            if not 0 <= value < 1:
-                yield f"ppo.{role}_adam.{name}", f"{value} must be at least 0 and below 1."
     if ppo.lora.dropout:
         yield "ppo.lora.dropout", f"{ppo.lora.dropout} must be 0: old and new log-probs must agree."
     if ppo.critic_warmup >= ppo.updates:
@@ -63,10 +56,6 @@ def _optimization(ppo: PPOSection) -> Iterator[Problem]:
 
 
 def _policy_loss(ppo: PPOSection) -> Iterator[Problem]:
-    if not ppo.clip < 1:
-        yield "ppo.clip", f"{ppo.clip} must be below 1: ratios are clipped to 1 - clip .. 1 + clip."
-    if ppo.dual_clip is not None and not 1 < ppo.dual_clip < math.inf:
-        yield "ppo.dual_clip", f"{ppo.dual_clip} must be above 1, the ratio of an unchanged policy."
     if ppo.kl_in == "loss" and ppo.kl_kind == "k1":
         yield (
             "ppo.kl_kind",
@@ -83,13 +72,14 @@ def _policy_loss(ppo: PPOSection) -> Iterator[Problem]:
         )
     if ppo.ptx_mix == "convex" and ppo.ptx_coef > 1:
         yield "ppo.ptx_coef", f"{ppo.ptx_coef} must be at most 1 with ppo.ptx_mix convex."
-    if not ppo.rollout_cap > 1:
-        yield "ppo.rollout_cap", f"{ppo.rollout_cap} must be above 1, the weight where both agree."
 
 
 def _sampling(ppo: PPOSection) -> Iterator[Problem]:
-    if any(i < 0 for i in ppo.stop_token_ids):
-        yield "ppo.stop_token_ids", f"{ppo.stop_token_ids} must be ids of tokens, 0 or above."
+    if ppo.eval_prompts == 1:
+        yield (
+            "ppo.eval_prompts",
+            "1 has no deviation to measure by; give at least 2, or 0 for none.",
+        )
     if not all(ppo.stop_strings):
         yield "ppo.stop_strings", "an empty text would stop every reply at once; remove it."
     if ppo.min_new_tokens >= ppo.max_new_tokens:
@@ -102,14 +92,12 @@ def _sampling(ppo: PPOSection) -> Iterator[Problem]:
 
 def _estimator(ppo: PPOSection) -> Iterator[Problem]:
     name = ppo.estimator
-    if name in GROUPED and ppo.samples_per_prompt < 2:
+    if ESTIMATORS[name].grouped and ppo.samples_per_prompt < 2:
         yield (
             "ppo.samples_per_prompt",
             f"{ppo.samples_per_prompt}: {name} compares the replies to one prompt and needs at "
             "least 2.",
         )
-    if name not in WITH_CRITIC and ppo.critic_warmup:
-        yield "ppo.critic_warmup", f"{name} has no critic; set it to 0."
     if name == "coati" and ppo.kl_in == "loss":
         yield "ppo.kl_in", "coati pays the KL in the reward; set it to reward."
 
@@ -118,7 +106,7 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
     if not any(ppo.rewards.values()):
         yield "ppo.rewards", "weighs no source; give `model: 1.0`, or a file.py:function."
     for source, weight in ppo.rewards.items():
-        if not math.isfinite(weight):
+        if not abs(weight) <= LARGEST:
             yield (
                 "ppo.rewards",
                 f"the weight of {source} is {weight}; give a number, 0 to log it alone.",
@@ -134,7 +122,8 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
         yield "ppo.rewards", "two functions have one name, and each is logged by it; rename one."
     if "std" in names:
         yield "ppo.rewards", "score_std is the scores' deviation; give the function another name."
-    if "model" not in ppo.rewards and ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward":
+    critic = ESTIMATORS[ppo.estimator].critic
+    if "model" not in ppo.rewards and critic and ppo.critic_init == "reward":
         yield (
             "ppo.critic_init",
             "the critic cannot start from a reward model that ppo.rewards does not name; set it to "
@@ -145,12 +134,10 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
 def _unused(ppo: PPOSection) -> Iterator[Problem]:
     """Options that were set and would do nothing."""
     name, default = ppo.estimator, PPOSection()
-    by_token = name in ("gae", "reinforce_pp") or (name == "coati" and not ppo.coati.r_minus_v)
+    gae = {"gamma", "lam"} if name == "coati" and not ppo.coati.r_minus_v else set()
+    reads = ESTIMATORS[name].reads | gae
     used = {
-        "group_std": name == "grpo",
-        "coati": name == "coati",
-        "gamma": by_token,
-        "kl_kind": name != "coati",  # always k3
+        **{key: key in reads for key in OPTIONS},
         "kl_horizon": ppo.kl_target is not None,
         "ptx_mix": ppo.ptx_coef > 0,
         "reward_timeout": any(source != "model" for source in ppo.rewards),
@@ -163,5 +150,5 @@ def _unused(ppo: PPOSection) -> Iterator[Problem]:
             yield (
                 f"ppo.{key}",
                 f"has no effect with ppo.estimator {name} and the other options as they are; "
-                "remove it, or set what it belongs to (docs/configuration.md).",
+                f"remove it, set it back to {getattr(default, key)}, or set what it belongs to.",
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Optional
 
 from cores.config.checkpoint import CheckpointSection, FaultsSection
+from cores.config.limits import number
 from cores.config.lora import LoraSection
 from cores.config.ppo import PPOSection
 from cores.config.sources import DataSection
@@ -64,21 +65,21 @@ class ModelSection:
 class SFTSection:
     """Stage 1: supervised fine-tuning."""
 
-    epochs: float = 3.0
+    epochs: float = number(3.0, above=0, most=1e6)
     """Passes over the data; 3 as in Coati (2023-04)."""
-    max_steps: Optional[int] = None
+    max_steps: Optional[int] = number(None, above=0)
     """Optimizer steps at most. None: as the epochs give."""
-    learning_rate: float = 2e-5
+    learning_rate: float = number(2e-5, above=0, most=1)
     """Peak learning rate of AdamW; Alpaca's value, safe for 0.1-7B models."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = number(0.03, most=1)
     """Share of the steps in which the learning rate rises linearly; Alpaca's value."""
     weight_decay: float = 0.0
     """AdamW weight decay; none, as in Alpaca."""
-    batch_size: int = 32
+    batch_size: int = number(32, above=0)
     """Rows an optimizer step, over all processes."""
-    microbatch_size: int = 8
+    microbatch_size: int = number(8, above=0)
     """Rows a forward pass on one process; lower it when memory runs out, the result is the same."""
-    max_length: int = 512
+    max_length: int = number(512, above=0)
     """Tokens a row at most; longer rows lose their end, and are counted."""
     loss_on: Literal["assistant", "last", "all"] = "assistant"
     """assistant: every assistant turn (the completion, where there is one turn). last: only the
@@ -87,7 +88,7 @@ class SFTSection:
     """Put several rows side by side into each row of max_length tokens, none seeing another; less
     padding for short rows. batch_size and microbatch_size then count these wide rows. Refused where
     a trial before training shows that the model mixes them."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = number(1.0, above=0)
     """Gradients are clipped to this norm; the field's usual 1."""
     lora: LoraSection = field(default_factory=LoraSection)
     """Adapters of this stage."""
@@ -97,31 +98,31 @@ class SFTSection:
 class RewardSection:
     """Stage 2: the reward model."""
 
-    epochs: float = 1.0
+    epochs: float = number(1.0, above=0, most=1e6)
     """Passes over the pairs; reward models overfit from the second on (Ouyang et al. 2022)."""
-    max_steps: Optional[int] = None
+    max_steps: Optional[int] = number(None, above=0)
     """Optimizer steps at most. None: as the epochs give."""
-    learning_rate: float = 9e-6
+    learning_rate: float = number(9e-6, above=0, most=1)
     """Peak learning rate of AdamW; Coati's value (2023-09), cosine decay."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = number(0.03, most=1)
     """Share of the steps in which the learning rate rises linearly."""
     weight_decay: float = 0.0
     """AdamW weight decay."""
-    batch_size: int = 32
+    batch_size: int = number(32, above=0)
     """Pairs an optimizer step, over all processes."""
-    microbatch_size: int = 8
+    microbatch_size: int = number(8, above=0)
     """Pairs a forward pass on one process."""
-    max_length: int = 512
+    max_length: int = number(512, above=0)
     """Tokens a side at most; longer sides lose their end, and are counted. Coati's value."""
     center_coef: float = 0.0
     """Weight of mean((r_chosen + r_rejected)^2), which keeps scores near 0 (Eisenstein et al.
     2023). 0: off, as calibration sets the mean afterwards."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = number(1.0, above=0)
     """Gradients are clipped to this norm."""
-    calibration_samples: int = 256
+    calibration_samples: int = number(256, least=2)
     """Replies of the stage-1 model whose scores get mean 0 and standard deviation 1 (Ziegler
     et al. 2019, section 2). 256 gives the mean to about 0.06 standard deviations."""
-    calibration_tokens: Optional[int] = None
+    calibration_tokens: Optional[int] = number(None, above=0)
     """New tokens of a calibration reply at most. None: `ppo.max_new_tokens`, as the scale is for
     replies of that length."""
     lora: LoraSection = field(default_factory=LoraSection)
@@ -155,8 +156,8 @@ class Config:
 
     output_dir: str = "runs/default"
     """Folder of the run; stages write sft/, reward/ and ppo/ in it and find each other there."""
-    seed: int = 0
-    """Seeds data order, dropout, heads and sampling."""
+    seed: int = number(0, most=2**32 - 1)
+    """Seeds data order, dropout, heads and sampling; numpy takes no larger one."""
     overwrite: bool = False
     """Replace the finished stage once the new one is whole; off, so that nothing trained is lost by
     mistake."""

@@ -6,6 +6,8 @@ Imports nothing heavy, as cores.config.schema.
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+from cores.config.limits import number
+
 Format = Literal[
     "instruction", "completion", "messages", "conversations", "text", "preference", "prompt"
 ]
@@ -29,12 +31,12 @@ class OneSource:
     format: Optional[Format] = None
     """How to read a row (docs/data.md). None: from the columns, which is enough unless they fit
     several formats and the stage's own choice is not wanted."""
-    limit: Optional[int] = None
+    limit: Optional[int] = number(None, above=0)
     """Rows read at most, from the first. None: all."""
     transcripts: bool = False
     """Take texts apart into turns at "Human:" and "Assistant:" after an empty line (hh-rlhf's
     form). Off: such a text is one turn, or with template.kind none verbatim."""
-    prompt_tokens: int = 8
+    prompt_tokens: int = number(8, above=0)
     """Tokens at the beginning of a row of format text that are its prompt in stage 3; a few words,
     as in sentiment tuning (Ziegler et al. 2019 take 32)."""
 
@@ -43,7 +45,7 @@ class OneSource:
 class WeightedSource(OneSource):
     """One of several sources, in a list: `- {path: FILE, weight: 2}`."""
 
-    weight: float = 1.0
+    weight: float = number(1.0, above=0)
     """Share of the training rows, relative to the other sources', above 0; kept exactly, by
     repeating or leaving out rows. Equal by default."""
 
@@ -69,7 +71,7 @@ class DataSection:
     """Pairs for stage 2."""
     prompts: SourceSection = field(default_factory=SourceSection)
     """Prompts for stage 3."""
-    test_fraction: float = 0.1
+    test_fraction: float = number(0.1, below=1)
     """Share of rows held out, 0 to 1, chosen by a hash of the first user turn: rows of one prompt
     stay on one side, the same in every stage, so that stage 3 is judged on unseen prompts."""
     inspect: int = 0

@@ -1,68 +1,46 @@
 """Values that parse but cannot work: ranges and combinations, before anything heavy is imported."""
 
-import math
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
+from cores.config.limits import range_problems
+from cores.config.lora import LoraSection
 from cores.config.ppo_checks import ppo_problems
 from cores.config.schema import Config
 from cores.config.sources import OneSource, SourceSection, WeightedSource
 
-POSITIVE = """data.sft.prompt_tokens data.preference.prompt_tokens data.prompts.prompt_tokens
-sft.epochs sft.learning_rate sft.batch_size sft.microbatch_size sft.max_length
-sft.max_grad_norm reward.epochs reward.learning_rate reward.batch_size reward.microbatch_size
-reward.max_length reward.max_grad_norm ppo.updates ppo.batch_size ppo.minibatch_size
-ppo.microbatch_size ppo.epochs ppo.max_prompt_length ppo.max_new_tokens ppo.temperature
-ppo.actor_learning_rate ppo.critic_learning_rate ppo.max_grad_norm ppo.clip ppo.value_clip
-ppo.actor_adam.eps ppo.critic_adam.eps ppo.kl_horizon ppo.samples_per_prompt
-checkpoint.keep""".split()
-NOT_NEGATIVE = """seed data.inspect sft.weight_decay sft.lora.rank reward.weight_decay
-reward.center_coef reward.lora.rank ppo.actor_adam.weight_decay ppo.critic_adam.weight_decay
-ppo.min_new_tokens ppo.critic_warmup ppo.entropy_coef ppo.ptx_coef ppo.length_penalty
-ppo.kl_coef ppo.missing_eos_penalty ppo.reward_clip ppo.eval_prompts ppo.eval_every
-ppo.sample_every
-ppo.lora.rank checkpoint.keep_weights faults.max_skips""".split()
-SHARES = """sft.warmup_ratio sft.lora.dropout reward.warmup_ratio reward.lora.dropout
-ppo.warmup_ratio ppo.gamma ppo.lam""".split()
-POSITIVE_IF_SET = """data.sft.limit data.preference.limit data.prompts.limit sft.max_steps
-reward.calibration_tokens reward.max_steps ppo.keep_best ppo.kl_target ppo.early_stop_kl
-ppo.clip_high ppo.microbatch_tokens checkpoint.every_steps checkpoint.every_minutes
-checkpoint.stop_after_minutes ppo.reward_timeout""".split()
-
-
-def value_of(config: Config, key: str) -> Any:
-    """The value at a dotted key."""
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
-
 
 def check(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, what is wrong and what to do) for each impossible value."""
-    for key in POSITIVE + POSITIVE_IF_SET:
-        value = value_of(config, key)
-        unset = value is None and key in POSITIVE_IF_SET
-        if not unset and (value is None or not 0 < value < math.inf):
-            yield key, f"{value} must be above 0."
-    for key in NOT_NEGATIVE:
-        value = value_of(config, key)
-        if value is None or not 0 <= value < math.inf:
-            yield key, f"{value} must not be below 0."
-    for key in SHARES:
-        if value_of(config, key) is None or not 0 <= value_of(config, key) <= 1:
-            yield key, f"{value_of(config, key)} must be between 0 and 1."
+    yield from range_problems(config)
+    yield from _paths(config)
     yield from _combinations(config)
 
 
+def _paths(config: Config) -> Iterator[tuple[str, str]]:
+    found: list[tuple[str, Any]] = [("output_dir", config), ("model.path", config.model)]
+    for stage in ("sft", "preference", "prompts"):
+        section = getattr(config.data, stage)
+        for place, source in [(f"data.{stage}", section), *_items(section, f"data.{stage}")]:
+            found += [(f"{place}.path", source), (f"{place}.test_path", source)]
+    for key, holder in found:
+        path = getattr(holder, key.rpartition(".")[2])
+        if path is not None and not path.strip():
+            yield key, "is empty; give a path."
+        elif path is not None and os.path.expanduser(path).startswith("~"):
+            yield key, f"{path}: there is no such user's home; write the whole path, or ./~."
+
+
 def _combinations(config: Config) -> Iterator[tuple[str, str]]:
-    if not 0 <= config.data.test_fraction < 1:
-        yield "data.test_fraction", f"{config.data.test_fraction} must be at least 0 and below 1."
     yield from ppo_problems(config.ppo)
-    if config.reward.calibration_samples < 2:
-        yield "reward.calibration_samples", "must be at least 2, to have a standard deviation."
+    for stage in ("sft", "reward", "ppo"):
+        lora, key = getattr(config, stage).lora, f"{stage}.lora"
+        for name in ("alpha", "dropout", "target_modules", "merge"):
+            if not lora.rank and getattr(lora, name) != getattr(LoraSection(), name):
+                yield f"{key}.{name}", f"has no effect with {key}.rank 0; set a rank, or remove it."
     tokens = config.reward.calibration_tokens
     if tokens is not None and tokens <= config.ppo.min_new_tokens:
         yield (
@@ -122,15 +100,6 @@ def _sources(config: Config, section: SourceSection, key: str) -> Iterator[tuple
     for item, source in _items(section, key):
         if source.path is None:
             yield f"{item}.path", "is not set; give the item the path of its rows, or remove it."
-        if not 0 < source.weight < math.inf:
-            yield (
-                f"{item}.weight",
-                f"{source.weight:g} must be above 0; to leave the source out remove its item.",
-            )
-        for name in ("limit", "prompt_tokens"):
-            value = getattr(source, name)
-            if value is not None and value < 1:
-                yield f"{item}.{name}", f"{value} must be above 0."
     places: list[tuple[str, OneSource]] = [(key, section), *_items(section, key)]
     for place, one in places:
         if one.transcripts and config.template.kind == "none":

@@ -13,7 +13,7 @@ from cores.data.formats import Example, Reader, Stage
 from cores.data.mixture import interleave, mix
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import Outcome, Piece, RowMaker
-from cores.data.sources import Source, read_test, read_train
+from cores.data.sources import Source, held_out_source, train_source
 from cores.data.split import held_out, require
 from cores.data.stream import StreamedData, stream_data
 from cores.errors import UserError
@@ -162,20 +162,22 @@ def _one(
     def used(
         source: Source, reader: Reader, examples: list[Example]
     ) -> tuple[list[dict[str, Any]], SplitReport]:
-        report = SplitReport(source.path, source.fingerprints, reader.format)
+        report = SplitReport(source.path, source.fingerprints, reader.format, hidden=source.hidden)
         maker = RowMaker(config, tokenizer, section, reader, finish)
         return list(maker.rows(examples, report)), report
 
-    source, test_source = read_train(section, key), read_test(section, key)
-    reader = Reader.of(config, section, source.columns(), source.path, stage, key)
-    examples = [reader.read(row) for row in source.rows]
+    def read(source: Source) -> tuple[Reader, list[Example]]:
+        rows = list(source.open())
+        columns = list(dict.fromkeys(name for row in rows for name in row.columns))
+        reader = Reader.of(config, section, columns, source.path, stage, key)
+        return reader, [reader.read(row) for row in rows]
+
+    source, held = train_source(section, key), held_out_source(section, key)
+    reader, examples = read(source)
     fraction = config.data.test_fraction
-    if test_source is not None:
+    if held is not None:
         train, report = used(source, reader, examples)
-        columns, path = test_source.columns(), test_source.path
-        test_reader = Reader.of(config, section, columns, path, stage, key)
-        test_examples = [test_reader.read(row) for row in test_source.rows]
-        test, test_report = used(test_source, test_reader, test_examples)
+        test, test_report = used(held, *read(held))
         require(test, test_report, "held-out row", key)
         reports = DataReport(report, test_report)
     else:

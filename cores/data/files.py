@@ -15,6 +15,10 @@ from cores.errors import UserError
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 BLANK = re.compile(r"[ \t\r\n]*")
+LONGEST = 10_000_000
+"""Characters of one text: tokenizing them takes seconds, and no model reads as many."""
+DIGITS = 600
+"""Of a whole number at most: where Python's own limit may be set lowest."""
 
 
 def read_jsonl(path: Path) -> Rows:
@@ -24,7 +28,10 @@ def read_jsonl(path: Path) -> Rows:
             where = f"{path}:{number}"
             value, end = _decode(line, _skip(line, 0), where)
             if line[end:].strip():
-                raise UserError(f"{where}: more than one JSON value; put one object a line.")
+                raise UserError(
+                    f"{where}: more than one JSON value (text follows the first); put one object a "
+                    "line and nothing else."
+                )
             yield where, _object(value, where)
 
 
@@ -48,6 +55,8 @@ def read_json(path: Path) -> Rows:
         position = _skip(text, position)
         if text[position : position + 1] == ",":
             position = _skip(text, position + 1)
+            if text[position : position + 1] == "]":
+                raise UserError(f"{where}: bad JSON after this row: no row follows the comma.")
         elif text[position : position + 1] != "]":
             raise UserError(f"{where}: bad JSON after this row: a comma or ] is missing.")
     if _skip(text, position + 1) != len(text):
@@ -56,7 +65,7 @@ def read_json(path: Path) -> Rows:
 
 def read_csv(path: Path) -> Rows:
     """Comma-separated values with a header line; every value is text, as CSV has no types."""
-    csv.field_size_limit(2**31 - 1)  # the standard limit of 131072 characters is below long texts
+    csv.field_size_limit(LONGEST)  # the standard limit of 131072 characters is below long texts
     reader = csv.reader(_lines(path, ""), strict=True)
     header: list[str] | None = None
     while True:
@@ -64,19 +73,16 @@ def read_csv(path: Path) -> Rows:
         try:
             values = next(reader, None)
         except csv.Error as error:
-            raise UserError(f"{path}:{line}: malformed CSV row: {error}.") from error
+            raise UserError(
+                f"{path}:{line}: malformed CSV row: {error}; see that the quotes are balanced."
+            ) from error
         if values is None:
             return
         if not values:
             continue  # a blank line
         if header is None:
             header = values
-            twice = {name for name in header if header.count(name) > 1}
-            if twice:
-                raise UserError(
-                    f"{path}:{line}: the header names {', '.join(sorted(twice))} more than once; "
-                    "rename or remove a column."
-                )
+            _once(header, f"{path}:{line}: the header")
             continue
         if len(values) != len(header):
             raise UserError(
@@ -95,11 +101,14 @@ def read_parquet(path: Path) -> Rows:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _once(file.schema_arrow.names, f"{path}: the schema")
             for batch in file.iter_batches():
                 for columns in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", columns
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, UserError) or getattr(error, "errno", None):
+            raise  # ours, or the disk's
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(f"{path}: not a readable Parquet file: {reason}.") from error
 
@@ -121,6 +130,15 @@ def separator_hint(columns: list[str]) -> str:
     )
 
 
+def _once(names: list[str], what: str) -> None:
+    """UserError for a name that stands twice among `names`: one of its values would be lost."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            f"{what} names {', '.join(twice)} more than once; rename or remove a column."
+        )
+
+
 def _lines(path: Path, newline: str) -> Iterator[str]:
     """The file's lines with their ends, UTF-8 with or without a byte order mark.
 
@@ -128,24 +146,31 @@ def _lines(path: Path, newline: str) -> Iterator[str]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
-            yield from file
+            for number, line in enumerate(file, 1):
+                if "\0" in line:
+                    raise UserError(
+                        f"{path}:{number}: holds NUL bytes, as a copy does that was cut short or "
+                        "text in UTF-16; copy or convert the file again."
+                    )
+                yield line
     except UnicodeDecodeError as error:
         number, byte = _undecodable(path)
         raise UserError(
-            f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); convert the file, e.g. "
-            f"with iconv -f latin1 -t utf-8."
+            f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); convert the file, e.g. with iconv -f "
+            "latin1 -t utf-8; unpack it if it is compressed, and name a Parquet file .parquet."
         ) from error
 
 
 def _undecodable(path: Path) -> tuple[int, int]:
     """Line and byte where the file stops being UTF-8: no UTF-8 character holds a line break."""
     with path.open("rb") as file:
+        number = 1
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
                 return number, line[error.start]
-    raise AssertionError("only for files that are not UTF-8")
+    return number, line[-1]
 
 
 def _skip(text: str, position: int) -> int:
@@ -157,18 +182,44 @@ def _skip(text: str, position: int) -> int:
 def _decode(text: str, position: int, where: str) -> tuple[Any, int]:
     """The JSON value at `position` and the position after it."""
     try:
-        return json.JSONDecoder().raw_decode(text, position)
+        return DECODER.raw_decode(text, position)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{where}: bad JSON: {error.msg} (character {error.pos - position + 1} of the row)."
+            f"{where}: bad JSON: {error.msg} (character {error.pos - position + 1} of the row); "
+            "one object a line is a .jsonl file, a list of objects a .json file."
         ) from error
     except RecursionError as error:
         raise UserError(f"{where}: bad JSON: nested too deeply.") from error
+    except RefusedError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+class RefusedError(Exception):
+    """What the decoder found in a row, without the row's place."""
+
+
+def _columns(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RefusedError(f"an object names {twice!r} twice; remove one.")
+    return found
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > DIGITS:
+        raise RefusedError(f"a number of {len(text)} digits; write it as text.")
+    return int(text)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_columns, parse_int=_whole_number)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(
-            f"{where}: a row must be a JSON object {{column: value}}, not {type(value).__name__}."
+            f"{where}: a row must be a JSON object {{column: value}}, not {type(value).__name__}; "
+            "one object a line is a .jsonl file, a list of objects a .json file."
         )
     return value

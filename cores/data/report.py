@@ -28,6 +28,8 @@ class SplitReport:
     """Used rows that lost turns after their last reply."""
     passes: int | None = None
     """Complete passes over rows that are streamed; None for others. Counts are of all passes."""
+    hidden: int = 0
+    """Hidden files of the folder, which were left out."""
 
     def clear(self) -> None:
         """Count from the beginning."""
@@ -49,6 +51,8 @@ class SplitReport:
             text += f"; truncated: {self.truncated}"
         if self.trimmed:
             text += f"; lost turns after the last reply: {self.trimmed}"
+        if self.hidden:
+            text += f"; hidden files left out: {self.hidden}"
         return text
 
 

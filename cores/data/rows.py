@@ -1,7 +1,8 @@
 """Rows of a stage: examples become segments, then ids, or are dropped with their reason."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -13,9 +14,11 @@ from cores.data.encode import CHUNK, Encoded, encode_rows
 from cores.data.formats import Example, Reader
 from cores.data.report import SplitReport
 from cores.data.template import Segment, Template, leading_ids
+from cores.data.values import Turn
 
 MERGED = "prompt and reply merge into one token under the chat template"
 PAD_INSIDE = "contains the pad token"
+CONTROL = "holds the control token {}"
 
 Outcome = tuple[dict[str, Any] | None, str, bool]
 """A row for the stage, or None and the reason; whether it was truncated."""
@@ -55,6 +58,8 @@ class RowMaker:
         self.loss_on = config.sft.loss_on  # labels matter in stage 1 only
         self.template = Template(config.template, tokenizer)
         self.by_template = config.template.kind == "chat" and not reader.plain
+        self.verbatim = config.template.kind == "none"
+        self.controls = control_tokens(tokenizer)
         self.leading = [] if self.by_template else leading_ids(tokenizer)
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
@@ -74,6 +79,7 @@ class RowMaker:
 
     def _encode(self, examples: list[Example], report: SplitReport) -> Iterator[Piece]:
         """Encode what can be used."""
+        examples = [self._checked(example) for example in examples]
         report.dropped.update(e.dropped for e in examples if e.dropped is not None)
         usable = [example for example in examples if example.dropped is None]
         texts = [
@@ -91,6 +97,29 @@ class RowMaker:
             else:
                 yield Piece(example, rows, segments, len(self.leading), self.source)
 
+    def _checked(self, example: Example) -> Example:
+        """Dropped if a turn holds a control token, which would be read as one: a stop token that a
+        user typed would end his turn.
+
+        A verbatim text or reply may bring the stop token at its own end, where it is put anyway.
+        """
+        if example.dropped is not None:
+            return example
+        conversations = tuple(self._ended_once(turns) for turns in example.conversations)
+        example = replace(example, conversations=conversations)
+        for content in {turn["content"] for turns in conversations for turn in turns}:
+            for token in self.controls.findall(content) if self.controls else ():
+                ids = self.tokenizer(content, add_special_tokens=False)["input_ids"]
+                if self.tokenizer.convert_tokens_to_ids(token) in ids:
+                    return replace(example, dropped=CONTROL.format(token))
+        return example
+
+    def _ended_once(self, turns: list[Turn]) -> list[Turn]:
+        *before, last = turns
+        rest = last["content"].removesuffix(self.template.eos)
+        own = last["role"] == "text" or (last["role"] == "assistant" and self.verbatim)
+        return [*before, {**last, "content": rest}] if own and rest.strip() else turns
+
     def _has_pad(self, ids: list[int]) -> bool:
         """The stock classification head reads the last id that is not pad, so none may be inside.
 
@@ -98,3 +127,13 @@ class RowMaker:
         """
         pad = self.tokenizer.pad_token_id
         return pad is not None and pad != self.tokenizer.eos_token_id and pad in ids
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Finds the tokenizer's special tokens in a text, longest first; pad has a rule of its own."""
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = {*tokenizer.all_special_tokens, *(token.content for token in added), ""} - {""}
+    if tokenizer.pad_token != tokenizer.eos_token:
+        tokens.discard(tokenizer.pad_token)
+    found = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    return re.compile(found) if found else None

@@ -7,14 +7,16 @@ data sets go through `datasets`.
 
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cores.config.nodes import checked
 from cores.config.sources import OneSource
 from cores.data.files import READERS
-from cores.errors import UserError
+from cores.errors import UserError, readable
 from cores.runtime.hub import HUB_TIMEOUT
 
 
@@ -30,183 +32,133 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of one path, and what identifies them."""
-
-    path: str
-    """As configured."""
-    rows: list[Row]
-    """In the order of the file, files of a folder by name."""
-    fingerprints: dict[str, str]
-    """sha256 in hex by file name; for a hub data set `datasets`' fingerprint by its id."""
-
-    def columns(self) -> list[str]:
-        """Every column that occurs, in order of first appearance."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.columns))
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The rows of one path, read anew at each pass."""
+    """The rows of one path, read anew at each pass, and what identifies them."""
 
     path: str
     """As configured."""
     fingerprints: dict[str, str]
-    """Size in bytes by file name; for a hub data set its id."""
+    """sha256 in hex by file name, of a streamed file its size; for a hub data set `datasets`'
+    fingerprint by its id."""
     open: Callable[[], Iterator[Row]]
-    """Begins a pass."""
+    """Begins a pass, in the order of the file, files of a folder by name. UserError for the first
+    malformed row, or if there is none at all."""
+    hidden: int = 0
+    """Hidden files of the folder, which are left out."""
 
 
-Place = tuple[str, str, OneSource, str]
-"""Path, split, source, and the dotted key of the path, for errors."""
-
-
-def read_train(section: OneSource, key: str) -> Source:
+def train_source(section: OneSource, key: str, streaming: bool = False) -> Source:
     """Rows of `path` (its `split`); `key` is the section's dotted key, for errors.
 
-    Raises UserError for a path that is unset, missing, unreachable, malformed or empty.
+    Raises UserError for a path that is unset, missing or unreachable.
     """
-    return _read(*_train_place(section, key))
-
-
-def read_test(section: OneSource, key: str) -> Source | None:
-    """Held-out rows of `test_path` or `test_split`; None where neither is set."""
-    place = _test_place(section, key)
-    return None if place is None else _read(*place)
-
-
-def stream_train(section: OneSource, key: str) -> Stream:
-    """As `read_train`, to be read while training; a malformed row raises when it is reached."""
-    return _stream(*_train_place(section, key))
-
-
-def stream_test(section: OneSource, key: str) -> Stream | None:
-    """As `read_test`, row by row."""
-    place = _test_place(section, key)
-    return None if place is None else _stream(*place)
-
-
-def _train_place(section: OneSource, key: str) -> Place:
     if section.path is None:
         raise UserError(
             f"{key}.path is not set: this stage needs a JSON, JSONL, CSV or Parquet file, a folder "
             f"of them, or the id of a data set on the Hugging Face hub; give --{key}.path."
         )
-    return section.path, section.split, section, f"{key}.path"
+    return _source(section.path, section.split, section, f"{key}.path", streaming)
 
 
-def _test_place(section: OneSource, key: str) -> Place | None:
+def held_out_source(section: OneSource, key: str, streaming: bool = False) -> Source | None:
+    """Held-out rows of `test_path` or `test_split`; None where neither is set."""
     if section.test_path is not None:
         split = section.test_split or section.split
-        return section.test_path, split, section, f"{key}.test_path"
-    if section.test_split is not None:
-        assert section.path is not None, "the training rows come first"
-        if _is_local(section.path):
+        return _source(section.test_path, split, section, f"{key}.test_path", streaming)
+    if section.test_split is None:
+        return None
+    assert section.path is not None, "the training rows come first"
+    if _is_local(section.path):
+        raise UserError(
+            f"{key}.test_split is {section.test_split!r}, but {key}.path {section.path!r} is a "
+            f"local path, and files have no splits; give the held-out rows as {key}.test_path, "
+            f"or null as {key}.test_split to hold out data.test_fraction of the rows."
+        )
+    return _source(section.path, section.test_split, section, f"{key}.path", streaming)
+
+
+def _source(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Source:
+    where = f"{key} {path!r}"
+    hidden, found = (
+        0,
+        _load_hub(path, split, section, key, streaming) if not _is_local(path) else None,
+    )
+    if found is None:
+        if (section.name, split) != (None, "train"):
             raise UserError(
-                f"{key}.test_split is {section.test_split!r}, but {key}.path {section.path!r} is a "
-                f"local path, and files have no splits; give the held-out rows as {key}.test_path, "
-                f"or null as {key}.test_split to hold out data.test_fraction of the rows."
+                f"{where} is a local path, which has no configurations and no splits; remove "
+                f"{key.rpartition('.')[0]}.name and split, or give the id of a hub data set."
             )
-        return section.path, section.test_split, section, f"{key}.path"
-    return None
+        with readable(where):
+            files, hidden = _files(Path(path).expanduser(), key, streaming)
+            fingerprints = {file.name: _fingerprint(file, streaming) for file in files}
+    else:
+        fingerprints = {path: "streamed" if streaming else found._fingerprint}
 
+    def rows() -> Iterator[Row]:
+        if found is None:
+            for file in files:
+                yield from itertools.starmap(Row, READERS[file.suffix.lower()](file))
+        else:
+            for i, row in enumerate(found, 1):
+                yield Row(f"{path} ({split}), row {i}", dict(row))
 
-def _read(path: str, split: str, section: OneSource, key: str) -> Source:
-    read = _read_local if _is_local(path) else _read_hub
-    source = read(path, split, section, key)
-    if not source.rows:
-        raise _no_rows(path, key)
-    return source
+    def a_pass() -> Iterator[Row]:
+        some = False
+        with readable(where):
+            for row in itertools.islice(rows(), section.limit):
+                some = True
+                yield row
+        if not some:
+            raise UserError(f"{where} holds no rows; give a source with at least one row.")
 
-
-def _stream(path: str, split: str, section: OneSource, key: str) -> Stream:
-    stream = (_stream_local if _is_local(path) else _stream_hub)(path, split, section, key)
-    if next(stream.open(), None) is None:
-        raise _no_rows(path, key)
-    return stream
-
-
-def _no_rows(path: str, key: str) -> UserError:
-    return UserError(f"{key} {path!r} holds no rows; give a source with at least one row.")
+    return Source(path, fingerprints, a_pass, hidden)
 
 
 def _is_local(path: str) -> bool:
     """Hub ids are `name` or `owner/name`: whatever cannot be one, or exists, is a local path."""
     if Path(path).suffix.lower() in READERS or path.startswith((".", "/", "~")):
         return True
-    return path.count("/") > 1 or Path(path).exists()
+    return path.count("/") > 1 or os.path.lexists(path)
 
 
-def _read_local(path: str, split: str, section: OneSource, key: str) -> Source:
-    files = _files(Path(path).expanduser(), key)
-    rows = list(_file_rows(path, files, section.limit, key))
-    return Source(path, rows, {file.name: _sha256(file) for file in files})
-
-
-def _stream_local(path: str, split: str, section: OneSource, key: str) -> Stream:
-    files = _files(Path(path).expanduser(), key)
-    if files[0].suffix.lower() == ".json":
-        raise UserError(
-            f"{key} {path!r}: a list of JSON objects cannot be streamed; write one object a line "
-            "(.jsonl), or turn streaming off."
-        )
-    # a digest would read the whole of a set that is streamed because it is large
-    sizes = {file.name: f"{file.stat().st_size} bytes" for file in files}
-    return Stream(path, sizes, lambda: _file_rows(path, files, section.limit, key))
-
-
-def _file_rows(path: str, files: list[Path], limit: int | None, key: str) -> Iterator[Row]:
-    rows = (Row(*row) for file in files for row in READERS[file.suffix.lower()](file))
-    try:
-        yield from itertools.islice(rows, limit)
-    except OSError as error:
-        raise UserError(f"{key} {path!r} cannot be read: {error.strerror or error}.") from error
-
-
-def _files(path: Path, key: str) -> list[Path]:
-    """The file itself, or the data files of a folder, which must be of one kind."""
+def _files(path: Path, key: str, streaming: bool) -> tuple[list[Path], int]:
+    """The file itself, or the data files of a folder, which must be of one kind; and how many
+    hidden ones it has, such as copies that editors and systems leave."""
     if not path.exists():
         raise UserError(
             f"{key} {str(path)!r} does not exist (looked in {Path.cwd()}); correct the path, or "
             "give the id of a data set on the Hugging Face hub (owner/name)."
         )
     known = ", ".join(READERS)
-    if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise UserError(f"{key} {str(path)!r} has no known suffix; readable are: {known}.")
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
-    kinds = sorted({file.suffix.lower() for file in files})
-    if not files:
-        raise UserError(f"{key} {str(path)!r} is a folder without any data file ({known}).")
+    found = list(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(f for f in found if f.suffix.lower() in READERS)
+    shown = [f for f in files if f == path or not f.name.startswith((".", "_"))]
+    kinds = sorted({file.suffix.lower() for file in shown})
+    if not shown:
+        what = "is a folder without any data file" if path.is_dir() else "has no known suffix"
+        raise UserError(f"{key} {str(path)!r} {what}; readable are: {known}.")
     if len(kinds) > 1:
         raise UserError(
             f"{key} {str(path)!r} holds files of several kinds ({', '.join(kinds)}), perhaps the "
             "same rows twice; leave one kind in the folder, or name one file."
         )
-    return files
+    for file in shown:
+        checked(file.name, f"{key} {str(path)!r}: the name of {file.name!r}")
+        if not file.is_file():  # a pipe would be waited for, a device never ends
+            raise UserError(f"{key}: {file} is no regular file; remove it, or name another.")
+    if streaming and kinds == [".json"]:
+        raise UserError(
+            f"{key} {str(path)!r}: a list of JSON objects cannot be streamed; write one object a "
+            "line (.jsonl), or turn streaming off."
+        )
+    return shown, len(files) - len(shown)
 
 
-def _sha256(file: Path) -> str:
+def _fingerprint(file: Path, streaming: bool) -> str:
+    if streaming:  # a digest would read the whole of a set that is streamed because it is large
+        return f"{file.stat().st_size} bytes"
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _read_hub(path: str, split: str, section: OneSource, key: str) -> Source:
-    table = _load_hub(path, split, section, key, streaming=False)
-    if section.limit is not None:
-        table = table.select(range(min(section.limit, len(table))))
-    rows = [Row(f"{path} ({split}), row {i}", dict(row)) for i, row in enumerate(table, 1)]
-    return Source(path, rows, {path: table._fingerprint})
-
-
-def _stream_hub(path: str, split: str, section: OneSource, key: str) -> Stream:
-    table = _load_hub(path, split, section, key, streaming=True)
-
-    def rows() -> Iterator[Row]:
-        for i, row in enumerate(itertools.islice(table, section.limit), 1):
-            yield Row(f"{path} ({split}), row {i}", dict(row))
-
-    return Stream(path, {path: "streamed"}, rows)
 
 
 def _load_hub(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Any:

@@ -14,7 +14,7 @@ from cores.config.sources import SourceSection
 from cores.data.formats import Example, Reader
 from cores.data.report import DataReport, SplitReport
 from cores.data.rows import Outcome, Piece, RowMaker
-from cores.data.sources import Stream, stream_test, stream_train
+from cores.data.sources import Source, held_out_source, train_source
 from cores.data.split import held_out, require
 from cores.errors import UserError
 
@@ -95,17 +95,19 @@ def stream_data(
 ) -> StreamedData:
     """The texts of `section` for stage 1. UserError as `sft_data`; for rows further on, later."""
     fraction = config.data.test_fraction
-    train, test = stream_train(section, key), stream_test(section, key)
+    train, test = train_source(section, key, True), held_out_source(section, key, True)
     reader = _reader(config, section, train, key)
     maker = RowMaker(config, tokenizer, section, reader, finish)
 
-    def examples(stream: Stream, held: bool | None) -> Iterator[Example]:
+    def examples(stream: Source, held: bool | None) -> Iterator[Example]:
         for example in map(reader.read, stream.open()):
             if held is None or held_out(example.key, fraction) == held:
                 yield example
 
     split = None if test else False
-    report = SplitReport(train.path, train.fingerprints, reader.format, passes=0)
+    report = SplitReport(
+        train.path, train.fingerprints, reader.format, hidden=train.hidden, passes=0
+    )
     rows = TextStream(maker, lambda: examples(train, split), report, key, config.seed)
     next(iter(rows))  # mistakes at the beginning are told before a model is loaded
     report.clear()
@@ -115,14 +117,14 @@ def stream_data(
         _reader(config, section, test, key)  # its columns fit too
     held_examples = examples(test, None) if test else examples(train, True)
     source = test or train
-    test_report = SplitReport(source.path, source.fingerprints, reader.format)
+    test_report = SplitReport(source.path, source.fingerprints, reader.format, hidden=source.hidden)
     kept = list(maker.rows(islice(held_examples, TEST_ROWS), test_report))
     if test:
         require(kept, test_report, "held-out row", key)
     return StreamedData(rows, kept, DataReport(report, test_report))
 
 
-def _reader(config: Config, section: SourceSection, stream: Stream, key: str) -> Reader:
+def _reader(config: Config, section: SourceSection, stream: Source, key: str) -> Reader:
     first = next(stream.open())
     reader = Reader.of(config, section, list(first.columns), stream.path, "sft", key)
     if reader.format != "text":

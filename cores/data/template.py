@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from cores.config.schema import RoleTemplate, TemplateSection
+from cores.data.render import rendered
 from cores.data.values import Turn
 from cores.errors import UserError
 
@@ -44,11 +44,6 @@ class Template:
             raise UserError(
                 f"The tokenizer does not read its end-of-sequence token {self.eos!r} as one id; "
                 "mark it as a special token in the tokenizer's files."
-            )
-        if section.kind == "none" and section.system_prompt is not None:
-            raise UserError(
-                "template.system_prompt is set, but template.kind none has no system turns; remove "
-                "it, or choose kind chat or roles."
             )
 
     def segments(self, turns: list[Turn], where: str) -> list[Segment]:
@@ -120,16 +115,7 @@ class Template:
 
     def _added(self, turns: Sequence[Turn], open_: bool, done: str, where: str) -> str:
         """What the rendering of `turns` adds to `done`; open_: the beginning of a reply too."""
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=open_
-            )
-        except TemplateError as error:
-            raise UserError(
-                f"{where}: the tokenizer's chat template refuses this conversation ({error}); "
-                "change the row, or set template.kind to roles."
-            ) from error
-        assert isinstance(text, str), "tokenize=False renders text"
+        text = rendered(self.tokenizer, list(turns), open_, where)
         if not text.startswith(done):
             raise UserError(
                 f"{where}: the tokenizer's chat template changes earlier turns when a turn is "

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from cores.config.nodes import checked
+from cores.data.files import LONGEST
 from cores.data.sources import Row
 from cores.errors import UserError
 
@@ -17,6 +19,9 @@ SPEAKERS = dict(zip(ROLES, ROLES, strict=True)) | {
     "bot": "assistant",
 }
 """Names of the roles in conversations of the ShareGPT form, which has many hands."""
+
+LARGEST_MARGIN = 1e6
+"""Scores lie within a few units; fp32 still tells one of these from the next."""
 
 
 def value_of(row: Row, column: str) -> Any:
@@ -68,12 +73,13 @@ def margin_of(row: Row) -> float:
         return 0.0
     try:
         margin = math.nan if isinstance(value, bool) else float(value)  # CSV holds text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         margin = math.nan
-    if not 0 <= margin < math.inf:
+    if not 0 <= margin <= LARGEST_MARGIN:
         raise UserError(
-            f"{row.where}: column 'margin' must be a number, 0 or above, but holds {short(value)}; "
-            "correct the row (where the rejected side is the better one, exchange the two)."
+            f"{row.where}: column 'margin' must be a number, 0 or above and at most "
+            f"{LARGEST_MARGIN:g}, but holds {short(value)}; correct the row (where the rejected "
+            "side is the better one, exchange the two)."
         )
     return margin
 
@@ -104,14 +110,12 @@ def _text(value: Any, row: Row, what: str) -> str:
             f"{row.where}: {what} must be text, but holds {short(value)}; correct the row or "
             "choose another format (docs/data.md)."
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
+    if len(value) > LONGEST:
         raise UserError(
-            f"{row.where}: {what} holds half a surrogate pair (\\u{ord(value[error.start]):04x}), "
-            "which is no character; correct the row."
-        ) from error
-    return value
+            f"{row.where}: {what} has {len(value)} characters, more than {LONGEST}; split the text "
+            "into rows, or correct the quotes where a file was read as one row."
+        )
+    return checked(value, f"{row.where}: {what}")
 
 
 def short(value: Any) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cores.config import PPOSection
-from cores.config.ppo_checks import WITH_CRITIC
+from cores.config.estimators import WITH_CRITIC
 from cores.ppo.experience import Experience, Scored
 from cores.rl import (
     adjust_scores,

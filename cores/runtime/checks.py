@@ -119,9 +119,10 @@ def _machine(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[st
         launched = "ACCELERATE_MIXED_PRECISION" in env  # by accelerate, not plain torchrun
         asked = launched and not env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
     if asked:
+        cpu = f"cpu2.yaml with num_processes {local}" if local > 1 else "cpu.yaml"
         yield (
             f"{local} process{'es' * (local > 1)} on GPUs, but torch sees none here. Use "
-            f"{FILES}/cpu{local if local > 1 else ''}.yaml for the CPU; where there is a GPU, see "
+            f"{FILES}/{cpu} for the CPU; where there is a GPU, see "
             "that torch is built for it and CUDA_VISIBLE_DEVICES does not hide it."
         )
 

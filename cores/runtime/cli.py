@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from cores.errors import ElsewhereError, UserError
 from cores.runtime.children import end_children, free_children
+from cores.runtime.environment import environment_problem
 from cores.runtime.ranks import Board
 from cores.runtime.screen import show_everything
 from cores.runtime.stop import STOP, STOPPED, Stopped
@@ -36,6 +37,8 @@ def guarded(main: Callable[[list[str]], None]) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     show_everything()
     board = Board()
+    if problem := environment_problem(os.environ):
+        _end(board, _paragraph("error: ", problem), 1)
     board.arrive()
     STOP.leave = lambda text, status: _end(board, text, status)
     STOP.watch(launched=board.folder is not None)

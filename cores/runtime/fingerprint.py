@@ -60,6 +60,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def versions() -> dict[str, Any]:
     """Versions of the libraries that shape a result."""
-    names = ["transformers", "trl", "datasets", "peft", "accelerate", "jsonargparse"]
+    names = ["transformers", "trl", "datasets", "peft", "accelerate"]
     installed = {name: metadata.version(name) for name in names}
     return {"torch": torch.__version__, **installed}

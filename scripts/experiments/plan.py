@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cores.config import PPOSection
 from scripts.jobs import ROOT, Job
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -87,6 +88,8 @@ def variants() -> list[Variant]:
         '{"scripts/experiments/rewards.py:shuffled": 1, "scripts/experiments/rewards.py:gold": 0}'
     )
     zero = ppo(critic_init="zero")
+    # The demo's rate of a critic would be refused as an option without effect; this is the default.
+    no_critic = {"critic_learning_rate": PPOSection().critic_learning_rate}
     return [
         Variant("ours", "demo", (), SEEDS),
         Variant("huge-kl", "checks", ppo(kl_coef=20), SEEDS),
@@ -94,9 +97,9 @@ def variants() -> list[Variant]:
         Variant("gold", "checks", ("--ppo.rewards", only_gold, *zero), SEEDS),
         Variant("shuffled", "checks", ("--ppo.rewards", only_shuffled, *zero), SEEDS),
         *coati(),
-        Variant("grpo", "estimators", (*ppo(estimator="grpo"), *grouped)),
-        Variant("rloo", "estimators", (*ppo(estimator="rloo"), *grouped)),
-        Variant("reinforce-pp", "estimators", ppo(estimator="reinforce_pp")),
+        Variant("grpo", "estimators", (*ppo(estimator="grpo", **no_critic), *grouped)),
+        Variant("rloo", "estimators", (*ppo(estimator="rloo", **no_critic), *grouped)),
+        Variant("reinforce-pp", "estimators", ppo(estimator="reinforce_pp", **no_critic)),
         Variant("gae-4-samples", "estimators", grouped),
         Variant("ptx", "parts", ppo(ptx_coef=0.5)),
         Variant("zero-critic", "parts", zero),

@@ -72,6 +72,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "self.leading = leading_ids(tokenizer)"),
             ("pad-inside", "rows with the pad token inside are kept",
              "and pad in ids", "and pad in ids[:0]"),
+            ("control-kept", "rows with control tokens in a turn are kept",
+             "self.tokenizer.convert_tokens_to_ids(token) in ids", "False"),
+            ("stop-doubled", "a verbatim text's own stop token is doubled",
+             "if own and rest.strip()", "if False"),
         ],
     ),
     "cores/data/collate.py": (

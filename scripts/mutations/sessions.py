@@ -41,7 +41,6 @@ def preload() -> None:
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import hypothesis  # noqa: F401
-    import jsonargparse  # noqa: F401
     import peft  # noqa: F401
     import pytest  # noqa: F401
     import torch

@@ -16,16 +16,16 @@ def test_missing_and_wrong_configuration(refused, llama, files, tmp_path) -> Non
     for text, said in {
         "seed: 1\nppo:\n  kl_coeff: 0.1\n": f"{config}:3: there is no key ppo.kl_coeff. Did you "
         "mean ppo.kl_coef?",
-        "seed: 1\nsft:\n  epochs: many\n": f"{config}:3: key sft.epochs: Expected a float",
+        "seed: 1\nsft:\n  epochs: many\n": f"{config}:3: key sft.epochs: must be a number",
         "ppo:\n  minibatch_size: 3\n": f"{config}:2: key ppo.minibatch_size: 3 does not divide",
-        "sft: 3\n": f"{config}:1: sft is a section",
+        "sft: 3\n": f"{config}:1: key sft: is a section",
     }.items():
         config.write_text(text, encoding="utf-8")
         for stage in SCRIPTS:
             message = refused(stage, ["--config", config, "--output_dir", out], out)
             assert message.startswith(f"error: {said}"), message
     message = refused("sft", [*words, "--sft.epochs", "many"], out)
-    assert message.startswith("error: command line: --sft.epochs: Expected a float")
+    assert message.startswith("error: command line: --sft.epochs: must be a number")
     message = refused("sft", ["--config", tmp_path / "none.yaml"], out)
     assert f"--config: there is no file {tmp_path / 'none.yaml'}" in message
 

@@ -30,7 +30,7 @@ def test_help_is_quick(stage: str) -> None:
     assert done.stdout.startswith(f"usage: {SCRIPTS[stage]}")
     said = " ".join(done.stdout.split())
     assert "--ppo.kl_coef KL_COEF Price of one nat of KL from the reference" in said
-    assert "(type: float, default: 0.05)" in said
+    assert "(type: a number, default: 0.05)" in said
 
 
 @pytest.mark.parametrize("stage", list(SCRIPTS))

@@ -28,7 +28,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return writer
 
 
-@pytest.mark.parametrize("flag", ["--data.sft.sources.weight", "--data.preference.sources.path=x"])
+@pytest.mark.parametrize("flag", ["--data.sft.sources.weight", "--data.preference.sources.path"])
 def test_items_have_no_flags(write, flag: str) -> None:
     """The parser would change the last item alone."""
     message = mistake("--config", write(TWO), flag, "5")
@@ -51,19 +51,19 @@ def test_sources_in_the_file_and_on_the_command_line(write) -> None:
     ("old", "new", "place", "said"),
     [
         ("weight: 2", "wieght: 2", "c.yaml:5: ", "no key data.sft.sources[0].wieght. Did you mean"),
-        ("weight: 2", "weight: two", "c.yaml:5: key data.sft.sources[0].weight: ", "a float"),
-        ("weight: 2", "weight:", "c.yaml:5: key data.sft.sources[0].weight ", "has no value"),
-        ("weight: 2", "weight: 0", "c.yaml:5: key data.sft.sources[0].weight: ", "remove its item"),
+        ("weight: 2", "weight: two", "c.yaml:5: ", "must be a number, but is two"),
+        ("weight: 2", "weight:", "c.yaml:5: key data.sft.sources[0].weight: ", "has no value"),
+        ("weight: 2", "weight: 0", "c.yaml:5: key data.sft.sources[0].weight: ", "must be above 0"),
         ("weight: 2", "weight: -1.5", "c.yaml:5: ", "-1.5 must be above 0"),
         ("weight: 2", "weight: .nan", "c.yaml:5: ", "must be above 0"),
         ("path: a.jsonl", "limit: 2", "c.yaml:4: key data.sft.sources[0].path: ", "is not set"),
         ("path: b, ", "", "c.yaml:6: key data.sft.sources[1].path: ", "is not set"),
-        ("limit: 3", "limit: x", "c.yaml:6: key data.sft.sources[1].limit: ", "a int"),
+        ("limit: 3", "limit: x", "c.yaml:6: key data.sft.sources[1].limit: ", "a whole number"),
         ("limit: 3", "limit: 0", "c.yaml:6: key data.sft.sources[1].limit: ", "above 0"),
         ("limit: 3", "prompt_tokens: 0", "c.yaml:6: ", "above 0"),
-        ("limit: 3", "format: chat", "c.yaml:6: key data.sft.sources[1].format: ", "'messages'"),
+        ("limit: 3", "format: chat", "c.yaml:6: key data.sft.sources[1].format: ", "one of"),
         ("limit: 3", "sources: []", "c.yaml:6: ", "no key data.sft.sources[1].sources"),
-        ("{path: b, limit: 3}", "b", "c.yaml:6: data.sft.sources[1]: ", "such as {path: FILE"),
+        ("{path: b, limit: 3}", "b", "c.yaml:6: key data.sft.sources[1]: ", "such as {path: FILE"),
         ("    sources", "    path: a\n    sources", "c.yaml:3: key data.sft.path: ", "beside"),
         ("    sources", "    limit: 2\n    sources", "c.yaml:3: key data.sft.limit: ", "items of"),
     ],
@@ -78,7 +78,7 @@ def test_mistakes_in_a_list_of_sources(write, old: str, new: str, place: str, sa
 
 def test_a_source_where_a_list_belongs(write) -> None:
     message = mistake("--config", write("data:\n  sft:\n    sources: a.jsonl\n"))
-    assert message.startswith("c.yaml:3: key data.sft.sources: Expected a list")
+    assert message.startswith("c.yaml:3: key data.sft.sources: must be a list")
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,15 @@ def test_a_source_where_a_list_belongs(write) -> None:
     [
         ('["a.jsonl"]', "such as {path: FILE"),
         ('[{"path": "a", "wieght": 1}]', "wieght"),
-        ('[{"path": "a", "weight": "x"}]', "Expected a float"),
+        ('[{"path": "a", "weight": "x"}]', "must be a number"),
         ('[{"path": "a", "weight": 0}]', "must be above 0"),
         ('[{"weight": 1}]', "is not set"),
     ],
 )
 def test_mistakes_on_the_command_line(value: str, said: str) -> None:
     message = mistake("--data.prompts.sources", value)
-    assert message.startswith("command line: --data.prompts.sources")
+    assert message.startswith("command line: ")
+    assert "data.prompts.sources" in message
     assert said in message
 
 

@@ -153,8 +153,6 @@ def test_system_prompt_is_put_where_there_is_none() -> None:
     section = replace(CHAT, system_prompt="Be brief.")
     decoded = chat_like().decode(encode(TALK[1:3], section, chat_like()).ids)
     assert decoded.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello")
-    with pytest.raises(UserError, match=r"template\.system_prompt"):
-        Template(replace(NONE, system_prompt="x"), tokenizer)
 
 
 def test_a_token_across_the_boundary() -> None:

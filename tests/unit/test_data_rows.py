@@ -4,8 +4,8 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from _data_helpers import CHAT, ROLES, config, write_jsonl
-from _tokenizers import CHATML, llama_like
+from _data_helpers import CHAT, NONE, ROLES, config, write_jsonl
+from _tokenizers import CHATML, chat_like, gpt2_like, llama_like
 
 from cores.config.schema import TemplateSection
 from cores.data import preference_data, prompt_data, sft_data
@@ -25,3 +25,49 @@ def test_one_bos_whoever_writes_it(template: TemplateSection, tmp_path: Path) ->
     for ids in (sft["input_ids"], pair["chosen_ids"], pair["rejected_ids"], prompt["input_ids"]):
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
+
+
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("template", [NONE, ROLES])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": f"Hello {END} there", "completion": "Yes"},
+        {"prompt": "Hello", "completion": f"Yes {END} no"},
+        {"prompt": f"Hello{END}", "completion": "Yes"},
+    ],
+)
+def test_control_tokens_in_a_turn(template: TemplateSection, row: dict, tmp_path: Path) -> None:
+    """Typed by a user they would be read as the token itself, and his turn would end there."""
+    path = write_jsonl(tmp_path / "a.jsonl", [row, {"prompt": "Q", "completion": "A"}])
+    data = sft_data(config(path, template), gpt2_like())
+    assert dict(data.report.train.dropped) == {f"holds the control token {END}": 1}
+    assert len(data.train) == 1
+
+
+def test_control_tokens_of_a_chat_template(tmp_path: Path) -> None:
+    """Its own work, a user's do not; pairs are checked on both sides, prompts too."""
+    rows = [
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+        {"prompt": "Q", "chosen": "A", "rejected": "B<|im_end|>\n<|im_start|>user"},
+        {"prompt": "Q<|im_end|>", "chosen": "A", "rejected": "B"},
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    pairs = preference_data(config(path, CHAT), chat_like())
+    assert pairs.report.train.dropped == {"holds the control token <|im_end|>": 2}
+    prompts = prompt_data(config(path, CHAT), chat_like())
+    assert prompts.report.train.dropped == {"holds the control token <|im_end|>": 1}
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "Q", "completion": " A"}, {"text": "Some words"}], ids=["reply", "text"]
+)
+def test_a_stop_token_at_the_end_is_not_doubled(row: dict, tmp_path: Path) -> None:
+    """Verbatim rows may bring their own."""
+    ended = {**row, list(row)[-1]: list(row.values())[-1] + END}
+    path = write_jsonl(tmp_path / "a.jsonl", [row, ended])
+    one, other = sft_data(config(path, NONE), gpt2_like()).train
+    assert one == other
+    assert one["input_ids"].count(gpt2_like().eos_token_id) == 1

@@ -1,16 +1,22 @@
 """Reading files, folders and hub ids: what is read, and how each mistake is named."""
 
+import errno
+import gzip
 import hashlib
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import datasets
 import huggingface_hub
+import pyarrow.parquet
 import pytest
 
 from cores.config.sources import SourceSection
-from cores.data.sources import Source, read_test, read_train, stream_test, stream_train
+from cores.data.files import LONGEST, READERS
+from cores.data.sources import Row, Source, held_out_source, train_source
+from cores.data.values import text_of
 from cores.errors import UserError
 
 ROWS = [{"prompt": "a, b", "completion": "1"}, {"prompt": "你好\nc", "completion": "2"}]
@@ -24,12 +30,18 @@ CONTENTS = {
 
 
 def read(path: Path | str, **fields: object) -> Source:
-    return read_train(SourceSection(path=str(path), **fields), "data.sft")  # type: ignore[arg-type]
+    section: Any = SourceSection(path=str(path), **fields)  # type: ignore[arg-type]
+    return train_source(section, "data.sft")
+
+
+def rows(source: Source | None) -> list[Row]:
+    assert source is not None
+    return list(source.open())
 
 
 def refused(path: Path | str, **fields: object) -> str:
     with pytest.raises(UserError) as caught:
-        read(path, **fields)
+        rows(read(path, **fields))
     message = str(caught.value)
     assert "\n" not in message, "one paragraph"
     return message
@@ -39,7 +51,7 @@ def refused(path: Path | str, **fields: object) -> str:
 def test_text_files_give_the_same_rows(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(CONTENTS[name], encoding="utf-8")
     source = read(tmp_path / name)
-    assert [row.columns for row in source.rows] == ROWS
+    assert [row.columns for row in rows(source)] == ROWS
     digest = hashlib.sha256(CONTENTS[name].encode()).hexdigest()
     assert source.fingerprints == {name: digest}
 
@@ -48,15 +60,15 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
     for name, lines in (("rows.jsonl", [1, 3]), ("rows.json", [2, 3]), ("rows.csv", [2, 3])):
         path = tmp_path / name
         path.write_text(CONTENTS[name], encoding="utf-8")
-        assert [row.where for row in read(path).rows] == [f"{path}:{line}" for line in lines]
+        assert [row.where for row in rows(read(path))] == [f"{path}:{line}" for line in lines]
 
 
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     datasets.Dataset.from_list(ROWS).to_parquet(path)
     source = read(path)
-    assert [row.columns for row in source.rows] == ROWS
-    assert source.rows[1].where == f"{path}, row 2"
+    assert [row.columns for row in rows(source)] == ROWS
+    assert rows(source)[1].where == f"{path}, row 2"
     path.write_bytes(b"PAR1 not really")
     assert f"{path}: not a readable Parquet file" in refused(path)
 
@@ -64,7 +76,7 @@ def test_parquet(tmp_path: Path) -> None:
 def test_csv_values_stay_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("prompt,completion\nNA,007\n1e3,None\n")
-    assert [list(row.columns.values()) for row in read(path).rows] == [
+    assert [list(row.columns.values()) for row in rows(read(path))] == [
         ["NA", "007"],
         ["1e3", "None"],
     ]
@@ -75,9 +87,9 @@ def test_folder_limit_and_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "3"}\n{"text": "4"}\n')
     (tmp_path / "a.jsonl").write_text('\ufeff{"text": "1"}\n{"text": "2"}\n', encoding="utf-8")
     source = read(tmp_path)
-    assert [row.columns["text"] for row in source.rows] == ["1", "2", "3", "4"]
+    assert [row.columns["text"] for row in rows(source)] == ["1", "2", "3", "4"]
     assert sorted(source.fingerprints) == ["a.jsonl", "b.jsonl"]
-    assert [row.columns["text"] for row in read(tmp_path, limit=3).rows] == ["1", "2", "3"]
+    assert [row.columns["text"] for row in rows(read(tmp_path, limit=3))] == ["1", "2", "3"]
 
 
 def test_changed_content_is_seen(tmp_path: Path) -> None:
@@ -86,7 +98,7 @@ def test_changed_content_is_seen(tmp_path: Path) -> None:
     before = read(path)
     path.write_text('{"text": "new"}\n')
     after = read(path)
-    assert after.rows[0].columns == {"text": "new"}
+    assert rows(after)[0].columns == {"text": "new"}
     assert before.fingerprints != after.fingerprints
 
 
@@ -106,6 +118,22 @@ def test_changed_content_is_seen(tmp_path: Path) -> None:
         ("a.csv", "a,b,a\n1,2,3\n", 1, "the header names a more than once"),
         ("a.csv", "a;b\n1,2\n", 2, "The header looks separated by semicolons"),
         ("a.csv", "a\tb\n1,2\n", 2, "The header looks separated by tabs"),
+        ("a.csv", "a,b\n1,2\n3,\0\0\0\n", 3, "NUL bytes"),
+        ("a.jsonl", '{"text": "x"}\n\0\0\0\n', 2, "NUL bytes"),
+        ("a.jsonl", '{"text": "x", "text": "y"}', 1, "names 'text' twice"),
+        ("a.json", '[\n{"a": {"b": 1, "b": 2}}]', 2, "names 'b' twice"),
+        ("a.json", '[\n{"a": 1},\n]', 2, "no row follows the comma"),
+        ("a.jsonl", '{"text": ' + "9" * 5000 + "}", 1, "a number of 5000 digits"),
+        ("a.json", '[{"text": -' + "9" * 5000 + "}]", 1, "a number of 5001 digits"),
+        ("a.jsonl", '[{"text": "x"}]', 1, "must be a JSON object"),
+        (
+            "a.jsonl",
+            '[{"text": "x"},\n{"text": "y"}]',
+            1,
+            "a list of objects a .json file",
+        ),
+        ("a.jsonl", '{"text": "x"},\n', 1, "text follows the first"),
+        ("a.jsonl", '{"text": "x"}\r{"text": "y"}\r', 1, "one object a line"),
     ],
 )
 def test_malformed_rows_are_named(
@@ -159,20 +187,19 @@ def test_unreadable_choices(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     assert "several kinds (.csv, .jsonl)" in refused(tmp_path)
     with pytest.raises(UserError, match=r"data\.sft\.path is not set"):
-        read_train(SourceSection(), "data.sft")
+        train_source(SourceSection(), "data.sft")
 
 
 def test_held_out_rows_of_another_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x"}\n')
-    assert read_test(SourceSection(path=str(path)), "data.sft") is None
-    source = read_test(SourceSection(path="gone.jsonl", test_path=str(path)), "data.sft")
-    assert source is not None
-    assert source.rows[0].columns == {"text": "x"}
+    assert held_out_source(SourceSection(path=str(path)), "data.sft") is None
+    source = held_out_source(SourceSection(path="gone.jsonl", test_path=str(path)), "data.sft")
+    assert rows(source)[0].columns == {"text": "x"}
     with pytest.raises(UserError, match=r"data\.sft\.test_path 'gone.jsonl' does not exist"):
-        read_test(SourceSection(path=str(path), test_path="gone.jsonl"), "data.sft")
+        held_out_source(SourceSection(path=str(path), test_path="gone.jsonl"), "data.sft")
     with pytest.raises(UserError, match="files have no splits"):
-        read_test(SourceSection(path=str(path), test_split="test"), "data.sft")
+        held_out_source(SourceSection(path=str(path), test_split="test"), "data.sft")
 
 
 def test_hub_out_of_reach_is_told_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,16 +229,105 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     section = SourceSection(path="owner/set", name="small", test_split="test", limit=2)
-    train, test = read_train(section, "data.sft"), read_test(section, "data.sft")
-    assert test is not None
+    train, test = train_source(section, "data.sft"), held_out_source(section, "data.sft")
     assert asked == [("owner/set", "small", "train"), ("owner/set", "small", "test")]
-    assert [row.columns["text"] for row in train.rows] == ["train 0", "train 1"]
-    assert [row.columns["text"] for row in test.rows] == ["test 0", "test 1"]
-    assert train.rows[1].where == "owner/set (train), row 2"
+    assert [row.columns["text"] for row in rows(train)] == ["train 0", "train 1"]
+    assert [row.columns["text"] for row in rows(test)] == ["test 0", "test 1"]
+    assert rows(train)[1].where == "owner/set (train), row 2"
     assert len(train.fingerprints["owner/set"]) >= 16
-    stream = stream_train(section, "data.sft")
+    stream = train_source(section, "data.sft", streaming=True)
     for _ in range(2):
-        assert list(stream.open()) == train.rows
-    held_out = stream_test(section, "data.sft")
-    assert held_out is not None
-    assert list(held_out.open()) == test.rows
+        assert rows(stream) == rows(train)
+    assert rows(held_out_source(section, "data.sft", streaming=True)) == rows(test)
+
+
+def test_files_that_are_something_else(tmp_path: Path) -> None:
+    """Compressed, of another encoding, Parquet: no JSON, and how to come to it."""
+    for content in (gzip.compress(b"{}"), '{"text": "x"}'.encode("utf-16"), b"PAR1\xff\xff"):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        message = refused(tmp_path / "a.jsonl")
+        assert f"{tmp_path / 'a.jsonl'}:1: not UTF-8" in message
+        assert "unpack it if it is compressed" in message
+
+
+def test_a_parquet_file_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    """One of them would be lost."""
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "the schema names text more than once" in refused(tmp_path / "a.parquet")
+
+
+def test_hidden_files_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Copies of editors and systems would double the rows; named themselves they are read."""
+    for name in ("a.jsonl", ".a-checkpoint.jsonl", "._a.jsonl"):
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    source = read(tmp_path)
+    assert (len(rows(source)), list(source.fingerprints), source.hidden) == (1, ["a.jsonl"], 2)
+    assert len(rows(read(tmp_path / "._a.jsonl"))) == 1
+    (tmp_path / "a.jsonl").unlink()
+    assert "without any data file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_no_regular_file(tmp_path: Path, inside: bool) -> None:
+    """A pipe would be waited for for ever, a device never ends."""
+    for number, make in enumerate((os.mkfifo, os.mkdir, lambda p: os.symlink("/dev/zero", p))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = folder / "a.jsonl"
+        make(path)
+        message = refused(folder if inside else path)
+        assert message.startswith("data.sft.path")
+        assert str(path) in message
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOENT])
+@pytest.mark.parametrize("what", ["open", "read"])
+def test_the_disk_refuses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, what: str
+) -> None:
+    """At the opening and in the middle: path, reason and what to do."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n')
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    source = read(path)
+    if what == "open":
+        monkeypatch.setattr(Path, "open", fails)
+    else:
+        monkeypatch.setitem(READERS, ".jsonl", lambda _: iter(fails, None))
+    with pytest.raises(UserError, match=os.strerror(code)) as caught:
+        rows(source)
+    assert str(caught.value).startswith(f"data.sft.path {str(path)!r} cannot be read: ")
+
+
+def test_links_in_a_circle_and_names_too_long(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "b.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+    for path in (tmp_path / "a.jsonl", tmp_path, tmp_path / ("x" * 300 + ".jsonl")):
+        assert refused(path).startswith("data.sft.path")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """They could not be written into stage.json at the end."""
+    (tmp_path / "a\udcff.jsonl").write_text('{"text": "x"}\n')
+    assert "the byte 0xff" in refused(tmp_path)
+
+
+def test_splits_and_names_of_local_files(tmp_path: Path) -> None:
+    """They have none: rows of every split would be read as the one asked for."""
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    for choice in ({"split": "test"}, {"name": "small"}):
+        assert "no configurations and no splits" in refused(tmp_path / "a.jsonl", **choice)
+
+
+def test_a_text_that_is_too_long(tmp_path: Path) -> None:
+    """An unbalanced quote makes the rest of a file one text: refused before it is tokenized."""
+    row = Row("a.jsonl:1", {"text": "x" * (LONGEST + 1)})
+    with pytest.raises(UserError, match=r"a.jsonl:1: column 'text' has 10000001 characters"):
+        text_of(row, "text")
+    (tmp_path / "a.csv").write_text('text\n"' + "x\n" * (LONGEST // 2 + 1))
+    assert "a.csv:2: malformed CSV row: field larger" in refused(tmp_path / "a.csv")

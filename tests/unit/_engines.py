@@ -8,7 +8,7 @@ import pytest
 import torch
 from _models import EOS, FAMILIES, KINDS, PAD
 from torch import Tensor
-from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from cores.draws import uniforms
 from cores.rollout import GraphEngine, HFEngine, Rollout, graph
@@ -91,23 +91,6 @@ def sample_into(steps: Steps, logits: Tensor) -> None:
     steps.cache.position[:rows] += 1
 
 
-def norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    rms: bool,
-    branch: Tensor | None = None,
-    total: Tensor | None = None,
-) -> Tensor:
-    """What the kernel of this name says it does."""
-    if branch is not None and total is not None:
-        x = torch.add(x, branch, out=total)
-    x, shape = x.float(), (x.shape[-1],)
-    out = rms_norm(x, shape, weight, eps) if rms else layer_norm(x, shape, weight, bias, eps)
-    return out.bfloat16()
-
-
 class FakeGraph:
     """Stands in for torch.cuda.CUDAGraph: runs again what its engine ran when it was captured."""
 
@@ -139,7 +122,7 @@ class _Anything:
 def plain_kernels() -> ModuleType:
     """The kernels' module, without triton."""
     kernels = ModuleType("cores.rollout.kernels")
-    vars(kernels).update(decode_attention=decode_attention, sample_into=sample_into, norm=norm)
+    vars(kernels).update(decode_attention=decode_attention, sample_into=sample_into)
     return kernels
 
 

@@ -10,8 +10,6 @@ import pytest
 import torch
 from _engines import as_on_cuda, engine, replies, sample
 from _models import PROMPTS, policy_of
-from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout import graph
@@ -21,8 +19,6 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU, and TRITON_INTERPRET is not 1", allow_module_level=True)
 
 from cores.rollout import kernels
-from cores.rollout.norms import fuse_norms
-from cores.rollout.residual import delay_sums
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -106,59 +102,6 @@ def test_sampling_at_the_edges(uniform: float) -> None:
     assert ((made.token >= 50) & (made.token < 4001)).all()
     if uniform == 0:
         assert (made.token == 50).all()
-
-
-def check_norm(found: Tensor, exact: Tensor) -> None:
-    """bfloat16, and within its rounding, to either side, of the exact value."""
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), exact, atol=1e-5, rtol=2**-7)
-
-
-@pytest.mark.parametrize("width", [32, 100, 768])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norms(width: int, dtype: torch.dtype) -> None:
-    """Those of torch and of Llama, of numbers far from 0, with weights and biases."""
-    torch.manual_seed(0)
-    x = (3 + 2 * torch.randn(4, 1, width, device=DEVICE)).to(dtype)
-    plain = nn.LayerNorm(width, eps=1e-3, device=DEVICE)
-    rms = LlamaRMSNorm(width, eps=1e-3).to(DEVICE)
-    with torch.no_grad():
-        for p in (plain.weight, plain.bias, rms.weight):
-            p.normal_()
-        found = kernels.norm(x, plain.weight, plain.bias, plain.eps, False)
-        check_norm(found, plain(x.float()))
-        check_norm(kernels.norm(x, rms.weight, None, 1e-3, True), rms(x.float()))
-        expected = reference.norm(x, plain.weight, plain.bias, plain.eps, False)
-        torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
-
-
-@pytest.mark.parametrize("rms", [True, False])
-def test_norms_that_add(rms: bool) -> None:
-    """The norm of x + branch, and the sum itself, bit for bit."""
-    torch.manual_seed(0)
-    x, weight = torch.randn(4, 1, 100, device=DEVICE), torch.randn(100, device=DEVICE)
-    branch, total = 2 * torch.randn_like(x), torch.empty_like(x)
-    branch = branch.bfloat16()
-    bias = None if rms else torch.randn(100, device=DEVICE)
-    found = kernels.norm(x, weight, bias, 1e-3, rms, branch, total)
-    assert torch.equal(total, x + branch)
-    assert torch.equal(found, kernels.norm(total, weight, bias, 1e-3, rms))
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3"])
-def test_fused_norms(kind: str) -> None:
-    """A model with its norms fused has the logits of one without, under autocast, and none of the
-    residual stream's is left out."""
-    model, ids = policy_of(kind).to(DEVICE), torch.tensor([[5, 9, 13, 20]], device=DEVICE)
-    with torch.no_grad(), torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        expected = model(ids).logits[..., 1:60].float()
-        fuse_norms(model)
-        delay_sums(model)
-        found = model(ids).logits[..., 1:60].float()
-    fused = [m for m in model.modules() if type(m).__name__ == "FusedNorm"]
-    assert len(fused) == 5  # two a layer and the last
-    assert (found - expected).abs().mean() < 0.05
-    assert (found - expected).abs().max() < 0.3
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -1,15 +1,10 @@
 """Triton kernels of a decode step on CUDA. Each has its reference in plain torch beside it in
-`cache.py` and `sampling.py`."""
-
-from typing import TYPE_CHECKING
+`cache.py` and `steps.py`."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from cores.rollout.steps import Steps
 
 TILES = ((4096, 2048, 1), (1024, 4096, 1), (0, 4096, 2))
 """From so many programs of `_attend` on: the numbers of keys, and as many of values, that one reads
@@ -148,12 +143,21 @@ def _sample(  # type: ignore[no-untyped-def]
     tl.store(positions + row, position + 1)
 
 
-def sample_into(steps: "Steps", logits: Tensor) -> None:
-    """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) up to twice."""
+def sample_into(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    tokens: Tensor,
+    logprobs: Tensor,
+    entropies: Tensor,
+    newest: Tensor,
+    places: Tensor,
+    positions: Tensor,
+) -> None:
+    """What `steps.sample_into` does, in one kernel that reads logits (b, V) up to twice."""
     rows, vocabulary = logits.shape
     block, warps = (4096, 4) if rows >= MANY_ROWS else (8192, 16)
     _sample[(rows,)](
-        logits, steps.uniform, steps.tokens, steps.logprobs, steps.entropies, steps.token,
-        steps.place, steps.cache.position, vocabulary, logits.stride(0), steps.temperature,
-        block=block, num_warps=warps,
+        logits, uniform, tokens, logprobs, entropies, newest, places, positions, vocabulary,
+        logits.stride(0), temperature, block=block, num_warps=warps,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from cores.rollout.build import build_engine, check_engine
 from cores.rollout.engine import Rollout, RolloutEngine, response_mask
 from cores.rollout.graph import GraphEngine
 from cores.rollout.hf import HFEngine
+from cores.rollout.sampling import Sampling
 from cores.rollout.stops import TextStops, stop_ids, text_matcher
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "HFEngine",
     "Rollout",
     "RolloutEngine",
+    "Sampling",
     "TextStops",
     "build_engine",
     "check_engine",

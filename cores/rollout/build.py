@@ -1,7 +1,6 @@
 """Which engine samples."""
 
 from importlib.util import find_spec
-from math import inf
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from cores.models.plain import attention_problem, looks_for_outliers
 from cores.rollout.engine import RolloutEngine
 from cores.rollout.graph import GraphEngine
 from cores.rollout.hf import HFEngine
+from cores.rollout.sampling import Sampling
 from cores.rollout.stops import stop_ids, text_matcher
 from cores.runtime.launch import Launch
 
@@ -38,21 +38,19 @@ def build_engine(
     if problem:
         launch.say(f"rollouts by Hugging Face generate, which is slow: {problem}")
     pad: Any = tokenizer.pad_token_id
-    make = HFEngine if problem or wanted == "hf" else GraphEngine
-    engine = make(
-        model,
-        pad,
-        stop_ids(ppo, tokenizer),
-        max_new_tokens,
-        ppo.temperature,
-        autocast=launch.precision == "bf16",
+    sampling = Sampling(
+        pad_id=pad,
+        stop_ids=stop_ids(ppo, tokenizer),
+        max_new_tokens=max_new_tokens,
+        temperature=ppo.temperature,
         min_new_tokens=ppo.min_new_tokens,
+        autocast=launch.precision == "bf16",
         text_matcher=text_matcher(ppo, tokenizer),
     )
-    if ppo.passes == "captured" and isinstance(engine, GraphEngine):
-        # Captured passes hold memory of their own, and would not take what is lent.
-        engine.keeps = inf
-    return engine
+    if problem or wanted == "hf":
+        return HFEngine(model, sampling)
+    # Captured passes hold memory of their own, and would not take what is lent.
+    return GraphEngine(model, sampling, lends=ppo.passes != "captured")
 
 
 def check_engine(config: Config, model: PretrainedConfig, device: torch.device) -> None:

@@ -4,7 +4,7 @@ Shapes: B rows, P prompt tokens (left-padded), T response tokens (right-padded),
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -44,9 +44,6 @@ class Rollout:
 
 class RolloutEngine(Protocol):
     """Samples replies from the policy as it is now."""
-
-    model: Any
-    """The policy."""
 
     def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
         """One reply for each prompt.

@@ -1,11 +1,33 @@
-"""One token a row out of its logits, by inversion of the distribution function.
+"""How replies are sampled, and one token a row out of its logits: by inversion of the distribution
+function.
 
 The uniform number of each token is given before the rollout, so a reply is the same whatever rows
 are beside it, however they are bucketed and moved. Shapes: b rows, V vocabulary.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from transformers import StopStringCriteria
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What every engine keeps to: unfiltered, by temperature and minimum length alone, which the
+    actor's log-probs know of."""
+
+    pad_id: int
+    stop_ids: list[int]
+    """Ids that end a reply."""
+    max_new_tokens: int
+    temperature: float
+    min_new_tokens: int = 0
+    """Tokens at the start of a reply of which none ends it."""
+    autocast: bool = False
+    """Whether the model computes under bfloat16 autocast, as in training."""
+    text_matcher: StopStringCriteria | None = None
+    """Finds the texts that end a reply; see `TextStops`."""
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from _models import EOS, FAMILIES, KINDS, PAD
 from torch import Tensor
-from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from cores.draws import uniforms
-from cores.rollout import GraphEngine, HFEngine, Rollout, graph
-from cores.rollout.sampling import sample as invert
-from cores.rollout.steps import Steps
+from cores.rollout import GraphEngine, HFEngine, Rollout, Sampling
+from cores.rollout.graph import engine as graph
+from cores.rollout.graph.steps import Steps, sample_into
 from cores.runtime.captured import Captured, Graph
 
 ENGINES: dict[str, Any] = {"hf": HFEngine, "graph": GraphEngine}
@@ -29,12 +29,13 @@ STOPS = [EOS, *range(2, 12)]
 
 def engine(name: str, model: Any, temperature: float = 1.0, tokens: int = 8, **more: Any) -> Any:
     """The engine `name` on `model`."""
-    return ENGINES[name](model, PAD, more.pop("stop_ids", STOPS), tokens, temperature, **more)
+    stops, pad = more.pop("stop_ids", STOPS), more.pop("pad_id", PAD)
+    return ENGINES[name](model, Sampling(pad, stops, tokens, temperature, **more))
 
 
 def numbers(made: Any, rows: int, seed: int = 0, first: int = 0) -> Tensor:
     """(rows, T) for one rollout of `made`, those of the rows from number `first` on."""
-    return uniforms(rows, made.max_new_tokens, seed, "replies", first=first)
+    return uniforms(rows, made.sampling.max_new_tokens, seed, "replies", first=first)
 
 
 def sample(made: Any, prompts: list[list[int]], seed: int = 0) -> Rollout:
@@ -75,39 +76,6 @@ def decode_attention(
     return out.transpose(1, 2)
 
 
-def sample_into(steps: Steps, logits: Tensor) -> None:
-    """What the kernel of this name says it does."""
-    rows = len(logits)
-    place = steps.place[:rows]
-    token, logprob, entropy = invert(logits, steps.uniform.view(-1)[place], steps.temperature)
-    steps.token[:rows] = token
-    for buffer, new in (
-        (steps.tokens, token),
-        (steps.logprobs, logprob),
-        (steps.entropies, entropy),
-    ):
-        buffer.view(-1)[place] = new
-    place += 1
-    steps.cache.position[:rows] += 1
-
-
-def norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    rms: bool,
-    branch: Tensor | None = None,
-    total: Tensor | None = None,
-) -> Tensor:
-    """What the kernel of this name says it does."""
-    if branch is not None and total is not None:
-        x = torch.add(x, branch, out=total)
-    x, shape = x.float(), (x.shape[-1],)
-    out = rms_norm(x, shape, weight, eps) if rms else layer_norm(x, shape, weight, bias, eps)
-    return out.bfloat16()
-
-
 class FakeGraph:
     """Stands in for torch.cuda.CUDAGraph: runs again what its engine ran when it was captured."""
 
@@ -138,8 +106,9 @@ class _Anything:
 
 def plain_kernels() -> ModuleType:
     """The kernels' module, without triton."""
-    kernels = ModuleType("cores.rollout.kernels")
-    vars(kernels).update(decode_attention=decode_attention, sample_into=sample_into, norm=norm)
+    kernels = ModuleType("cores.rollout.graph.kernels")
+    # That of sampling is the other's reference, and what a CPU runs.
+    vars(kernels).update(decode_attention=decode_attention, sample_into=sample_into)
     return kernels
 
 
@@ -149,7 +118,7 @@ def as_on_cuda(
     """Let `made` go the way it goes on a GPU: rows in buckets, a graph for each number of them,
     kernels; returns the graphs that it captures."""
     made.capture, FakeGraph.captured = True, []
-    monkeypatch.setitem(sys.modules, "cores.rollout.kernels", kernels or plain_kernels())
+    monkeypatch.setitem(sys.modules, "cores.rollout.graph.kernels", kernels or plain_kernels())
     room, advance = made._room, made._advance
 
     def with_kernels(rows: int, wide: int) -> Steps:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from _engines import BOTH, ENGINES, sample
+from _engines import BOTH, engine, sample
 from _models import EOS, KINDS, LORA, PROMPTS, fixed_rollout, make_trainer, parameters, policy_of
 
 from cores.models import Actor, token_logprobs
@@ -20,7 +20,7 @@ def actor_of(model: Any, minimum: int, temperature: float = 1.0, **more: Any) ->
 
 
 def sampled(name: str, model: Any, minimum: int, temperature: float = 1.0) -> Rollout:
-    made = ENGINES[name](model, 0, STOPS, 8, temperature, min_new_tokens=minimum)
+    made = engine(name, model, temperature, stop_ids=STOPS, min_new_tokens=minimum)
     return sample(made, PROMPTS * 6)
 
 

@@ -218,7 +218,7 @@ def test_settled_tokenizers_roll_out(name: str, kind: str, make: Any) -> None:
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     stops = [eos, *range(100, 200)]
     prompts = [tokenizer.encode(text) for text in ("Hello", "A towel, please", "你好")]
-    rollout = sample(ENGINES[name](model, pad, stops, 8, 1.0), prompts * 4)
+    rollout = sample(engine(name, model, pad_id=pad, stop_ids=stops), prompts * 4)
     width = rollout.response_mask.shape[1]
     with torch.no_grad():
         logprobs, _ = Actor(model, 1.0)(rollout.ids, rollout.mask, width)

@@ -1,6 +1,5 @@
 """Which engine samples: `rollout.engine`, and what the fast one refuses by name."""
 
-from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,27 +44,18 @@ def test_options_reach_both_engines(engine: str, launch: Launch) -> None:
     """Invariants 2, 3, 16: temperature, minimum length, stop ids, precision."""
     options: dict[str, Any] = {"temperature": 0.7, "min_new_tokens": 2, "stop_token_ids": STOPS[1:]}
     model = policy_of("gpt2")
-    made = built(ppo_config(engine=engine, **options), model, launch)
-    assert made.model is model
+    made = built(ppo_config(engine=engine, **options), model, launch).sampling
     assert (made.pad_id, made.stop_ids) == (PAD, [EOS, *STOPS[1:]])
     assert (made.max_new_tokens, made.temperature, made.min_new_tokens) == (5, 0.7, 2)
     assert made.autocast is (launch is BF16)
     assert made.text_matcher is None
 
 
-@pytest.mark.parametrize(("passes", "keeps"), [("auto", 1.0), ("captured", inf)])
-def test_captured_passes_are_lent_no_buffers(
-    passes: str, keeps: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("passes", ["auto", "captured"])
+def test_captured_passes_are_lent_no_buffers(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They hold on to memory of their own; a rollout that made its buffers anew would only wait."""
-
-    class OnGPU(GraphEngine):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.keeps = 1.0
-
-    monkeypatch.setattr(build, "GraphEngine", OnGPU)
-    assert built(ppo_config(passes=passes), policy_of("gpt2")).keeps == keeps
+    monkeypatch.setattr(build, "GraphEngine", lambda model, sampling, lends: lends)
+    assert built(ppo_config(passes=passes), policy_of("gpt2")) is (passes == "auto")
 
 
 @pytest.mark.parametrize("kind", REFUSED)

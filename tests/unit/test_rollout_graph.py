@@ -12,10 +12,11 @@ from torch import Tensor
 
 from cores.models import Actor
 from cores.models.loading import exclude_from
-from cores.rollout import Rollout, graph
+from cores.rollout import Rollout
 from cores.rollout.build import graph_problem
-from cores.rollout.graph import bucket
-from cores.rollout.steps import Steps
+from cores.rollout.graph import engine as graph
+from cores.rollout.graph.engine import bucket
+from cores.rollout.graph.steps import Steps
 
 MANY = [[2 + (7 * i + j) % 50 for j in range(1 + i % 6)] for i in range(32)]
 """32 prompts of one to six tokens."""

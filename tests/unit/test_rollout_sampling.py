@@ -7,9 +7,9 @@ import torch
 from _models import model_config
 
 from cores.models.vocabulary import EXCLUDED_LOGIT
-from cores.rollout.cache import StaticCache
-from cores.rollout.sampling import sample
-from cores.rollout.steps import Steps
+from cores.rollout.graph.cache import StaticCache
+from cores.rollout.graph.steps import Steps
+from cores.rollout.sampling import Sampling, sample
 
 JUST_BELOW = 1 - 2**-24
 """The largest float32 below 1."""
@@ -80,8 +80,7 @@ def steps_of(rows: int, tokens: int, **changes: Any) -> Steps:
     cache = StaticCache(model_config("llama"), rows, 64, torch.float32, torch.device("cpu"))
     for buffer in (cache.keys, cache.values):
         buffer += torch.arange(rows)[:, None, None, None]
-    options: dict[str, Any] = {"min_new_tokens": 0, "text_matcher": None, **changes}
-    return Steps(cache, tokens, torch.tensor([1, 9]), 1.0, **options)
+    return Steps(cache, Sampling(0, [1, 9], tokens, 1.0, **changes))
 
 
 def test_rows_on_the_move() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _engines import ENGINES, sample
+from _engines import ENGINES, engine, sample
 from _models import EOS, LAUNCH, causal, make_trainer, ppo_config, sft_folder, toy_tokenizer
 from _tokenizers import gpt2_like, llama_like
 from torch import Tensor
@@ -16,7 +16,8 @@ from cores.errors import UserError
 from cores.models import Actor, settle_pad_token
 from cores.models.loading import exclude_from
 from cores.ppo.run import check_options
-from cores.rollout import TextStops, graph, response_mask
+from cores.rollout import TextStops, response_mask
+from cores.rollout.graph import engine as graph
 from cores.training.calibration import policy_engine
 
 TEXTS = ["the", "er", " t", "。", "e w"]
@@ -31,15 +32,14 @@ def settled(make: Any) -> Any:
 
 
 def texts_engine(name: str, make: Any, texts: list[str], minimum: int = 0) -> Any:
-    """An engine whose replies use a few dozen tokens, some of which make the texts."""
+    """An engine whose replies use a few dozen tokens, some of which make the texts; its model."""
     tokenizer = settled(make)
     model = causal("gpt2", rows=len(tokenizer))
     exclude_from(model, tokenizer)
     matcher = StopStringCriteria(tokenizer, texts)
     stops = [tokenizer.eos_token_id, *range(270, 274)]
-    pad = tokenizer.pad_token_id
-    more: dict[str, Any] = {"min_new_tokens": minimum, "text_matcher": matcher}
-    return ENGINES[name](model, pad, stops, 24, 3.0, **more)
+    pad, more = tokenizer.pad_token_id, {"min_new_tokens": minimum, "text_matcher": matcher}
+    return engine(name, model, 3.0, 24, pad_id=pad, stop_ids=stops, **more), model
 
 
 def first_end(made: Any, tokenizer: Any, reply: list[int], texts: list[str]) -> int | None:
@@ -52,8 +52,8 @@ def first_end(made: Any, tokenizer: Any, reply: list[int], texts: list[str]) -> 
         text = tokenizer.decode(tokenizer.encode("x", add_special_tokens=False) + reply[:count])
         return [text.rfind(wanted) for wanted in texts]
 
-    for count in range(made.min_new_tokens + 1, len(reply) + 1):
-        if reply[count - 1] in made.stop_ids:
+    for count in range(made.sampling.min_new_tokens + 1, len(reply) + 1):
+        if reply[count - 1] in made.sampling.stop_ids:
             return count
         if any(b > a for a, b in zip(ends(count - 1), ends(count), strict=True)):
             return count
@@ -68,7 +68,8 @@ def test_replies_end_where_their_text_does(name: str, make: Any, minimum: int) -
     completes a stop string or is a stop id, whichever is first, as decoding the text says; the
     mask and `ended` agree. Invariant 1: log-probs are still the actor's."""
     tokenizer = settled(make)
-    made = texts_engine(name, make, TEXTS, minimum)
+    made, model = texts_engine(name, make, TEXTS, minimum)
+    stops = made.sampling.stop_ids
     prompts = [tokenizer.encode(t) for t in ("Hello the", "A towel, please", "你好。", "er")]
     rollout = sample(made, prompts * 50)
     by_text = 0
@@ -77,13 +78,13 @@ def test_replies_end_where_their_text_does(name: str, make: Any, minimum: int) -
         end = first_end(made, tokenizer, reply, TEXTS)
         assert end == (len(reply) if rollout.ended[i] else None)
         assert rollout.ended[i] or len(reply) == 24
-        by_text += bool(rollout.ended[i]) and reply[-1] not in made.stop_ids
+        by_text += bool(rollout.ended[i]) and reply[-1] not in stops
     assert by_text > 20
     assert rollout.lengths.min() > minimum
     assert len(set(rollout.lengths[rollout.ended].tolist())) > 5
     rest = rollout.response_ids[~rollout.response_mask]
     assert (rest == tokenizer.pad_token_id).all()  # nothing was sampled after the end
-    actor = Actor(made.model, made.temperature, made.stop_ids, minimum)
+    actor = Actor(model, 3.0, stops, minimum)
     with torch.no_grad():
         logprobs, _ = actor(rollout.ids, rollout.mask, rollout.response_mask.shape[1])
     valid = rollout.response_mask
@@ -94,7 +95,7 @@ def test_replies_end_where_their_text_does(name: str, make: Any, minimum: int) -
 def test_texts_that_end_between_looks(minimum: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 16: the graph engine looks for texts now and then, at every token since the last
     look: how often changes no reply, and nothing is left of the rollout before."""
-    made = texts_engine("graph", gpt2_like, TEXTS, minimum)
+    made, _ = texts_engine("graph", gpt2_like, TEXTS, minimum)
     tokenizer = settled(gpt2_like)
     prompts = [tokenizer.encode(t) for t in ("Hello the", "A towel, please", "er")] * 20
     found = []
@@ -162,15 +163,16 @@ def test_a_stop_string_within_the_minimum_length_ends_nothing() -> None:
 def test_options_reach_the_engines() -> None:
     """Invariants 3, 12: stage 3 and the calibration of stage 2 sample with both options."""
     trainer = make_trainer("gpt2", min_new_tokens=2, stop_token_ids=[9])
-    actor, engine = trainer.roles.actor.unwrapped, trainer.engine
+    actor, sampling = trainer.roles.actor.unwrapped, trainer.engine.sampling
     assert trainer.roles.frozen_actor is not None
-    for policy in (actor, trainer.roles.frozen_actor, engine):
+    for policy in (actor, trainer.roles.frozen_actor, sampling):
         assert (list(policy.stop_ids), policy.min_new_tokens) == ([EOS, 9], 2)
-    assert engine.text_matcher is None
+    assert sampling.text_matcher is None
     assert not actor.entropy_grad
     assert make_trainer("gpt2", entropy_coef=0.1).roles.actor.unwrapped.entropy_grad
     config = ppo_config(min_new_tokens=2, stop_strings=["stop", "er"])
-    made = policy_engine(config, sft_folder("gpt2"), settled(gpt2_like), LAUNCH)
+    made: Any = policy_engine(config, sft_folder("gpt2"), settled(gpt2_like), LAUNCH)
+    made = made.sampling
     assert made.min_new_tokens == 2
     assert made.text_matcher is not None
     assert made.text_matcher.stop_strings == ("stop", "er")

@@ -28,9 +28,9 @@ from cores.models import Actor, save_model
 from cores.ppo import build_roles
 from cores.ppo.run import build_trainer
 from cores.rollout import Rollout
-from cores.rollout.cache import StaticCache
-from cores.rollout.twin import Twin
-from cores.runtime.parents import Parent
+from cores.rollout.graph.cache import StaticCache
+from cores.rollout.graph.twin import Twin
+from cores.runtime.stage import Parent
 
 
 def gap(trainer: Any) -> float:
@@ -62,7 +62,7 @@ def test_rollout_weights_are_the_trainers(name: str, kind: str, way: str) -> Non
     assert moved.max() > 1e-2
     trainer.step(PROMPTS)
     assert gap(trainer) < 1e-5
-    assert toy_tokenizer().pad_token_id == trainer.engine.pad_id == PAD
+    assert toy_tokenizer().pad_token_id == trainer.engine.sampling.pad_id == PAD
 
 
 @pytest.mark.parametrize("autocast", [False, True])

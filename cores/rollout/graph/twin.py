@@ -8,10 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cores.models.head import head_logits
-from cores.rollout.adapted import fuse_adapters
-from cores.rollout.cache import ATTENTION
-from cores.rollout.layers import fuse_layers
-from cores.rollout.residual import delay_sums
+from cores.rollout.graph.cache import ATTENTION
 
 
 class Twin:
@@ -29,24 +26,10 @@ class Twin:
         self.autocast = autocast
         self.sources: list[Tensor] = []
         self.copies: list[Tensor] = []
-        self.lent: list[tuple[Any, int]] = []
-        """Storages of copies that are empty now, and their bytes."""
         if autocast:
             for module in self.model.modules():
                 if isinstance(module, nn.Linear | Conv1D):
                     self._round(module)
-            if model.device.type == "cuda":
-                self.fuse()
-
-    def fuse(self) -> None:
-        """Let its layers, which are rounded, do several layers' work in one kernel."""
-        fuse_layers(self.model, self.copies)
-        fuse_adapters(self.model)
-        if getattr(self.model.config, "do_layer_norm_before", True):
-            from cores.rollout.norms import fuse_norms
-
-            fuse_norms(self.model)
-            delay_sums(self.model)
 
     def _round(self, module: nn.Module) -> None:
         for name in ("weight", "bias"):
@@ -61,9 +44,9 @@ class Twin:
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the weights as they are now."""
-        for storage, size in self.lent:
-            storage.resize_(size)
-        self.lent = []
+        for copy in self.copies:
+            if not copy.untyped_storage().nbytes():  # else a resize would move what graphs read
+                copy.untyped_storage().resize_(copy.nbytes)
         if self.copies:
             torch._foreach_copy_(self.copies, self.sources)
 
@@ -74,11 +57,8 @@ class Twin:
 
     def release(self) -> None:
         """Give the memory of the copies back until the next `refresh`."""
-        for copy in self.copies:  # joined layers have one storage
-            storage = copy.untyped_storage()
-            if storage.nbytes():
-                self.lent.append((storage, storage.nbytes()))
-                storage.resize_(0)
+        for copy in self.copies:
+            copy.untyped_storage().resize_(0)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Logits (b, V) behind the last of ids (b, T) at positions (b, T), or (1, T) of all."""

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import StopStringCriteria
 
 from cores.data import left_pad
 from cores.models.body import position_ids
-from cores.rollout.cache import StaticCache
 from cores.rollout.engine import Rollout, response_mask
-from cores.rollout.steps import Steps
-from cores.rollout.twin import Twin
+from cores.rollout.graph.cache import StaticCache
+from cores.rollout.graph.steps import Steps
+from cores.rollout.graph.twin import Twin
+from cores.rollout.sampling import Sampling
 from cores.runtime.captured import Captured
 
 LOOK = 16
@@ -48,31 +48,15 @@ class GraphEngine:
     come again. Elsewhere the same step runs as it is.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        pad_id: int,
-        stop_ids: list[int],
-        max_new_tokens: int,
-        temperature: float,
-        autocast: bool = False,
-        min_new_tokens: int = 0,
-        text_matcher: StopStringCriteria | None = None,
-    ) -> None:
-        self.model = model
-        self.twin = Twin(model, autocast)
+    def __init__(self, model: Any, sampling: Sampling, lends: bool = True) -> None:
+        """lends: whether memory of large buffers is given to the update."""
+        self.twin = Twin(model, sampling.autocast)
+        self.sampling = sampling
         self.device: torch.device = model.device
-        self.pad_id = pad_id
-        self.stop_ids = stop_ids
-        self.max_new_tokens = max_new_tokens
-        self.temperature = temperature
-        self.autocast = autocast
-        self.min_new_tokens = min_new_tokens
-        self.text_matcher = text_matcher
         self.capture = self.device.type == "cuda"
         self.keeps = inf
         """Bytes of cache and rounded weights that are kept from rollout to rollout."""
-        if self.capture:
+        if self.capture and lends:
             self.keeps = KEPT * torch.cuda.get_device_properties(self.device).total_memory
         self.steps: Steps | None = None
         self._release()
@@ -82,16 +66,17 @@ class GraphEngine:
         """One reply for each prompt; see `Rollout` and `RolloutEngine` for shapes."""
         count = len(prompts)
         rows = bucket(count) if self.capture else count
-        ids, mask = left_pad([*prompts, *prompts[:1] * (rows - count)], self.pad_id)
+        pad_id = self.sampling.pad_id
+        ids, mask = left_pad([*prompts, *prompts[:1] * (rows - count)], pad_id)
         padded = not bool(mask.all())
         more = -ids.shape[1] % WIDTHS if padded and self.capture else 0
-        ids, mask = pad(ids, (more, 0), value=self.pad_id), pad(mask, (more, 0))
+        ids, mask = pad(ids, (more, 0), value=pad_id), pad(mask, (more, 0))
         ids, mask = ids.to(self.device), mask.to(self.device)
         steps = self._room(rows, ids.shape[1])
         steps.begin(rows, mask, uniform)
         self.twin.refresh()
         with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False
+            self.device.type, torch.bfloat16, enabled=self.sampling.autocast, cache_enabled=False
         ):
             self._prefill(steps, ids, mask if padded else None)
             self._decode(steps)
@@ -109,7 +94,7 @@ class GraphEngine:
 
     def _room(self, rows: int, wide: int) -> Steps:
         """Buffers for a rollout; the graphs of smaller ones are of no use any more."""
-        needed = -(-(wide + self.max_new_tokens) // ROUND) * ROUND
+        needed = -(-(wide + self.sampling.max_new_tokens) // ROUND) * ROUND
         have = self.steps
         if have is not None and have.cache.rows >= rows and have.cache.positions >= needed:
             return have
@@ -117,16 +102,9 @@ class GraphEngine:
             rows, needed = max(rows, have.cache.rows), max(needed, have.cache.positions)
         have = None
         self._release()  # freed before the larger ones are made
-        dtype = torch.bfloat16 if self.autocast else torch.float32
+        dtype = torch.bfloat16 if self.sampling.autocast else torch.float32
         cache = StaticCache(self.twin.model.config, rows, needed, dtype, self.device)
-        self.steps = Steps(
-            cache,
-            self.max_new_tokens,
-            torch.tensor(self.stop_ids, device=self.device),
-            self.temperature,
-            self.min_new_tokens,
-            self.text_matcher,
-        )
+        self.steps = Steps(cache, self.sampling)
         return self.steps
 
     def _prefill(self, steps: Steps, ids: Tensor, mask: Tensor | None) -> None:
@@ -154,7 +132,7 @@ class GraphEngine:
     def _decode(self, steps: Steps) -> None:
         step = None  # made when a step is due: making one takes one
         ahead = AHEAD if self.capture else 0
-        for taken in range(1, self.max_new_tokens):
+        for taken in range(1, self.sampling.max_new_tokens):
             if taken % LOOK == 0:
                 steps.look(taken)
             if taken > ahead and (taken - ahead) % LOOK == 0:
@@ -167,7 +145,7 @@ class GraphEngine:
                     step = None
             step = step or self._step(steps)
             step()
-        steps.look(self.max_new_tokens)
+        steps.look(self.sampling.max_new_tokens)
 
     def _step(self, steps: Steps) -> Callable[[], None]:
         """A decode step of the rows in use: on CUDA the replay of a captured graph."""
@@ -199,12 +177,12 @@ class GraphEngine:
         """What was sampled, cut at the end of the longest reply."""
         count = len(ids)
         tokens = steps.tokens[:count]
-        texts = steps.texts[:count] if self.text_matcher is not None else None
+        texts = steps.texts[:count] if self.sampling.text_matcher is not None else None
         kept, ended = response_mask(tokens, steps.stop_ids, texts)
         wide = int(kept.sum(dim=1).max())
         kept = kept[:, :wide]
         return Rollout(
-            ids=torch.cat([ids, torch.where(kept, tokens[:, :wide], self.pad_id)], dim=1),
+            ids=torch.cat([ids, torch.where(kept, tokens[:, :wide], self.sampling.pad_id)], dim=1),
             mask=torch.cat([mask, kept], dim=1),
             response_mask=kept,
             logprobs=torch.where(kept, steps.logprobs[:count, :wide], 0.0),

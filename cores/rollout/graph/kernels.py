@@ -1,15 +1,10 @@
 """Triton kernels of a decode step on CUDA. Each has its reference in plain torch beside it in
-`cache.py` and `sampling.py`."""
-
-from typing import TYPE_CHECKING
+`cache.py` and `steps.py`."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from cores.rollout.steps import Steps
 
 TILES = ((4096, 2048, 1), (1024, 4096, 1), (0, 4096, 2))
 """From so many programs of `_attend` on: the numbers of keys, and as many of values, that one reads
@@ -148,58 +143,21 @@ def _sample(  # type: ignore[no-untyped-def]
     tl.store(positions + row, position + 1)
 
 
-def sample_into(steps: "Steps", logits: Tensor) -> None:
-    """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) up to twice."""
+def sample_into(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    tokens: Tensor,
+    logprobs: Tensor,
+    entropies: Tensor,
+    newest: Tensor,
+    places: Tensor,
+    positions: Tensor,
+) -> None:
+    """What `steps.sample_into` does, in one kernel that reads logits (b, V) up to twice."""
     rows, vocabulary = logits.shape
     block, warps = (4096, 4) if rows >= MANY_ROWS else (8192, 16)
     _sample[(rows,)](
-        logits, steps.uniform, steps.tokens, steps.logprobs, steps.entropies, steps.token,
-        steps.place, steps.cache.position, vocabulary, logits.stride(0), steps.temperature,
-        block=block, num_warps=warps,
+        logits, uniform, tokens, logprobs, entropies, newest, places, positions, vocabulary,
+        logits.stride(0), temperature, block=block, num_warps=warps,
     )  # fmt: skip
-
-
-@triton.jit
-def _norm(  # type: ignore[no-untyped-def]
-    x, branch, total, weight, bias, out, width, eps,
-    rms: tl.constexpr, biased: tl.constexpr, adds: tl.constexpr, lanes: tl.constexpr,
-):  # fmt: skip
-    """One program a row."""
-    row = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, lanes)
-    inside = lane < width
-    v = tl.load(x + row * width + lane, mask=inside, other=0.0).to(tl.float32)
-    if adds:
-        v += tl.load(branch + row * width + lane, mask=inside, other=0.0).to(tl.float32)
-        tl.store(total + row * width + lane, v, mask=inside)
-    if not rms:
-        v = tl.where(inside, v - tl.sum(v, axis=0) / width, 0.0)
-    v = v * tl.rsqrt(tl.sum(v * v, axis=0) / width + eps)
-    v = v * tl.load(weight + lane, mask=inside, other=0.0).to(tl.float32)
-    if biased:
-        v += tl.load(bias + lane, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + lane, v.to(out.dtype.element_ty), mask=inside)
-
-
-def norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    rms: bool,
-    branch: Tensor | None = None,
-    total: Tensor | None = None,
-) -> Tensor:
-    """LayerNorm or RMSNorm of x (..., d) over its last dimension, in float32, as bfloat16.
-
-    With a branch (..., d): of x + branch, which is written into `total` (..., d), in float32.
-    """
-    width = x.shape[-1]
-    x = x.contiguous()
-    out = torch.empty_like(x, dtype=torch.bfloat16)
-    _norm[(x.numel() // width,)](
-        x, branch, total, weight, bias, out, width, eps,
-        rms=rms, biased=bias is not None, adds=branch is not None,
-        lanes=triton.next_power_of_2(width), num_warps=4,
-    )  # fmt: skip
-    return out

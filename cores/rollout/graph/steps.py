@@ -8,11 +8,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import StopStringCriteria
 
 from cores.models.vocabulary import EXCLUDED_LOGIT
-from cores.rollout.cache import StaticCache
-from cores.rollout.sampling import sample
+from cores.rollout.graph.cache import StaticCache
+from cores.rollout.sampling import Sampling, sample
 
 
 class Steps:
@@ -21,21 +20,11 @@ class Steps:
     Rows move to the front when others have ended; `place` says where a row writes.
     """
 
-    def __init__(
-        self,
-        cache: StaticCache,
-        tokens: int,
-        stop_ids: Tensor,
-        temperature: float,
-        min_new_tokens: int,
-        text_matcher: StopStringCriteria | None,
-    ) -> None:
-        rows, device = cache.rows, cache.keys.device
+    def __init__(self, cache: StaticCache, sampling: Sampling) -> None:
+        rows, tokens, device = cache.rows, sampling.max_new_tokens, cache.keys.device
         self.cache = cache
-        self.stop_ids = stop_ids
-        self.temperature = temperature
-        self.min_new_tokens = min_new_tokens
-        self.text_matcher = text_matcher
+        self.sampling = sampling
+        self.stop_ids = torch.tensor(sampling.stop_ids, device=device)
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         """(R,) newest token."""
         self.place = torch.zeros_like(self.token)
@@ -73,35 +62,28 @@ class Steps:
     def emit(self, logits: Tensor) -> None:
         """Sample the next token of the first b rows from logits (b, V)."""
         rows = len(logits)
-        if self.min_new_tokens:
+        if self.sampling.min_new_tokens:
             stops = logits[:, self.stop_ids]
             sampled = self.place[:rows, None] % self.tokens.shape[1]
-            early = sampled < self.min_new_tokens
+            early = sampled < self.sampling.min_new_tokens
             logits[:, self.stop_ids] = torch.where(early, EXCLUDED_LOGIT, stops)
+        written = (self.tokens, self.logprobs, self.entropies, self.token)
+        counters = (self.place, self.cache.position)
+        into = sample_into
         if self.cache.kernel:
-            from cores.rollout.kernels import sample_into
-
-            sample_into(self, logits)
-        else:
-            place = self.place[:rows]
-            uniform = self.uniform.view(-1)[place]
-            token, logprob, entropy = sample(logits, uniform, self.temperature)
-            self.tokens.view(-1)[place] = token
-            self.logprobs.view(-1)[place] = logprob
-            self.entropies.view(-1)[place] = entropy
-            self.token[:rows] = token
-            place += 1
-            self.cache.position[:rows] += 1
+            from cores.rollout.graph.kernels import sample_into as into
+        into(logits, self.uniform, self.sampling.temperature, *written, *counters)
 
     def look(self, taken: int) -> None:
         """Find the rows that have ended with the first `taken` tokens; `alive` says how many have
         not. Nothing is waited for."""
         new = self.tokens[:, self.looked : taken]
         self.ended |= torch.isin(new, self.stop_ids).any(dim=1)
-        if self.text_matcher is not None:
+        matcher = self.sampling.text_matcher
+        if matcher is not None:
             for end in range(self.looked + 1, taken + 1):
-                if end > self.min_new_tokens:
-                    met = self.text_matcher(self.tokens[:, :end], None)
+                if end > self.sampling.min_new_tokens:
+                    met = matcher(self.tokens[:, :end], None)
                     self.texts[:, end - 1] = met
                     self.ended |= met
         self.looked = taken
@@ -132,3 +114,29 @@ class Steps:
         yield
         for each, value in zip(state, before, strict=True):
             each.copy_(value)
+
+
+def sample_into(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    tokens: Tensor,
+    logprobs: Tensor,
+    entropies: Tensor,
+    newest: Tensor,
+    places: Tensor,
+    positions: Tensor,
+) -> None:
+    """The next token of b rows from logits (b, V), by each row's next number of `uniform` (R, T).
+
+    Written at the rows' `places` (R,) of tokens, logprobs and entropies (R, T), and to `newest`
+    (R,); places and positions (R,) go on by one.
+    """
+    rows = len(logits)
+    place = places[:rows]
+    token, logprob, entropy = sample(logits, uniform.view(-1)[place], temperature)
+    for buffer, new in ((tokens, token), (logprobs, logprob), (entropies, entropy)):
+        buffer.view(-1)[place] = new
+    newest[:rows] = token
+    place += 1
+    positions[:rows] += 1

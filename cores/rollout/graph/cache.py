@@ -115,7 +115,7 @@ def static_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     prefill = cache.filled == 0
     if cache.kernel and not prefill:
-        from cores.rollout.kernels import decode_attention
+        from cores.rollout.graph.kernels import decode_attention
 
         out = decode_attention(
             query, key.keys, value, keys, values, cache.start, cache.position, scale

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cores.config import PPOSection
-from cores.config.estimators import WITH_CRITIC
+from cores.config.estimators import ESTIMATORS
 from cores.ppo.experience import Experience, Scored
 from cores.rl import (
     adjust_scores,
@@ -20,13 +20,10 @@ from cores.rl import (
 )
 from cores.rl.coati import coati_advantages, coati_rewards
 
-WHITENED = ("gae", "reinforce_pp")
-"""Estimators that whiten unless told otherwise."""
-
 
 def has_critic(ppo: PPOSection) -> bool:
     """Whether the estimator needs values."""
-    return ppo.estimator in WITH_CRITIC
+    return ESTIMATORS[ppo.estimator].critic
 
 
 def weighted_sum(parts: Tensor, weights: list[float]) -> Tensor:
@@ -56,7 +53,7 @@ def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
     else:
         advantages, returns = _advantages(rewards, scored, ppo)
     wanted = ppo.whiten_advantages
-    if wanted or (wanted is None and ppo.estimator in WHITENED):
+    if wanted or (wanted is None and ESTIMATORS[ppo.estimator].whitens):
         advantages = whiten(advantages, mask)
     known = {f.name: getattr(scored, f.name) for f in fields(Scored)}
     return Experience(**known, rewards=rewards, advantages=advantages, returns=returns)

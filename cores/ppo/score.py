@@ -20,6 +20,7 @@ from cores.rewards.call import RewardFunctions
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
+from cores.runtime.watch import WATCH
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -106,7 +107,10 @@ class Scorer:
                 "from the last checkpoint with a lower ppo.actor_learning_rate, or compute in fp32 "
                 "(--model.precision fp32)."
             )
-        return None if self.functions is None else self.functions(rollout, list(rows))
+        if self.functions is None:
+            return None
+        with WATCH.doing("its reward functions"):
+            return self.functions(rollout, list(rows))
 
     def _judged(self, scored: Scored) -> None:
         if not bool(scored.score_parts.isfinite().all()):

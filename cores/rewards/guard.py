@@ -86,9 +86,10 @@ def _limited(
     """`call()`, in the main thread, with OutOfTime raised in it after `limit` seconds.
 
     Another thread wakes code that waits, and ends the process if it stays in C. A regular
-    expression keeps that thread waiting, but not the timer of this process's own work; C that does not even
-    look for signals is left to faulthandler. What handlers raise is kept in `stops`: so Ctrl-C is
-    told from the code's own KeyboardInterrupt. Handlers, alarm and wakeup descriptor are put back.
+    expression keeps that thread waiting, but not the timer of this process's own work; C that
+    does not even look for signals is left to faulthandler. What handlers raise is kept in
+    `stops`: so Ctrl-C is told from the code's own KeyboardInterrupt. Handlers, alarm and wakeup
+    descriptor are put back.
     """
     seconds = min(limit or LONGEST, LONGEST)
     due = time.monotonic() + seconds

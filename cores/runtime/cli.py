@@ -19,6 +19,7 @@ from cores.runtime.environment import environment_problem
 from cores.runtime.ranks import Board
 from cores.runtime.screen import show_everything
 from cores.runtime.stop import STOP, STOPPED, Stopped
+from cores.runtime.watch import WATCH
 
 RANK_0_SPEAKS_FIRST = 3.0
 """Seconds that another rank leaves to rank 0, which nearly always sees the same mistake."""
@@ -43,6 +44,7 @@ def guarded(main: Callable[[list[str]], None]) -> None:
     STOP.leave = lambda text, status: _end(board, text, status)
     STOP.watch(launched=board.folder is not None)
     free_children()
+    WATCH.start(board)
     try:
         main(sys.argv[1:])
     except SystemExit as end:  # --help

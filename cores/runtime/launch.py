@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import ElsewhereError, UserError
 from cores.runtime.checks import ASKED, check_clipping, check_launch, config_file
+from cores.runtime.watch import WAITING, WATCH
 from cores.sharding import Whole, sharding
 from cores.sharding.asked import deepspeed_asked
 
@@ -74,7 +75,8 @@ class Launch:
         if (group := _hosts(self.world)) is None:
             return list(values)
         both = torch.tensor(values, dtype=torch.int64)
-        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=group)
+        with WATCH.doing(WAITING):
+            torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=group)
         return both.tolist()
 
     def shared(self, value: Any) -> Any:

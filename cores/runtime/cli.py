@@ -42,6 +42,7 @@ def guarded(main: Callable[[list[str]], None]) -> None:
         _end(board, _paragraph("error: ", problem), 1)
     board.arrive()
     STOP.leave = lambda text, status: _end(board, text, status)
+    STOP.bereft = lambda: bool(board.killed())
     STOP.watch(launched=board.folder is not None)
     free_children()
     WATCH.start(board)
@@ -65,13 +66,15 @@ def guarded(main: Callable[[list[str]], None]) -> None:
 
 
 def _end(board: Board, text: str, status: int, patience: float = 0.0) -> None:
-    """Say why, if no other rank has, and end."""
-    killed = board.killed() if status == STOPPED else []
-    if board.may_speak(patience):
+    """Say why, if no other rank has, and end. Another rank's death is the reason of whatever its
+    absence brought about here."""
+    speaks = board.may_speak(patience)
+    killed = [] if text.startswith("error") and "Traceback" not in text else board.killed()
+    if speaks:
         sys.stderr.write(_killed(killed) if killed else text)
     else:
         time.sleep(SPEAKER_ENDS)
-    _leave(board, status)
+    _leave(board, 1 if killed else status)
 
 
 def _disk(error: OSError) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 STOPPED = 75
 """Exit status of a run that can go on: EX_TEMPFAIL of BSD's sysexits.h, "try again"."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ECHO = 3.0
+"""Seconds in which a launcher's signal is taken for the one that the terminal sent."""
 LOOK = 1.0
 """Seconds between looks at whether the launcher still lives."""
 
@@ -31,13 +33,21 @@ class Stop:
         """Steps are being taken: what was told waits for the end of one."""
         self.leave: Callable[[str, int], None] = _leave
         """Ends the process: a word to say, and the exit status."""
+        self.bereft: Callable[[], bool] = lambda: False
+        """Whether another rank is gone, so that no step will end."""
+        self.told_at = -ECHO
+        self.echo = 0.0
 
     def tell(self, reason: str, status: int = STOPPED) -> None:
         """Ask for the end; called from a thread, whatever the main one waits for."""
-        if self.reason is not None:
+        again, now = self.reason is not None, time.monotonic()
+        if again and now - self.told_at < self.echo:
+            return  # the terminal's Ctrl-C, and the launcher's word for it
+        self.told_at = now
+        if again:
             self.leave(f"{reason}: ended at once\n", 128 + signal.SIGTERM)
         self.reason = reason
-        if not self.stepping:
+        if not self.stepping or self.bereft():
             self.leave(f"{reason}: stopped; no step was under way, nothing is lost\n", status)
         sys.stderr.write(f"{reason}: stopping behind this step (once more: at once)\n")
 
@@ -52,6 +62,7 @@ class Stop:
         signal.set_wakeup_fd(writer)
         threading.Thread(target=self._signals, args=(reader,), daemon=True).start()
         if launched:
+            self.echo = ECHO
             threading.Thread(target=self._orphaned, args=(os.getppid(),), daemon=True).start()
 
     def _signals(self, reader: int) -> None:

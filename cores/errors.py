@@ -1,5 +1,6 @@
 """The one exception whose text is shown to users without a traceback."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,14 +8,15 @@ from contextlib import contextmanager
 class UserError(ValueError):
     """Something the user gave is wrong: the message says what, where, and what to do about it.
 
-    It is one paragraph, whatever the names in it hold: what cannot be printed is escaped.
+    It is one paragraph, whatever the names in it hold: what cannot be printed is escaped, and
+    what is longer than a path or a line is cut.
     """
 
     def __init__(self, text: str) -> None:
         text = text.replace("\n", " ")
         if not text.isprintable():
             text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-        super().__init__(text)
+        super().__init__(re.sub(r"(\S{200})\S{800,}", r"\1...", text))
 
 
 class ElsewhereError(UserError):

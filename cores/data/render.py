@@ -6,8 +6,10 @@ transformers runs it in jinja's sandbox, where it reads and writes nothing, but 
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import psutil
@@ -21,6 +23,12 @@ SECONDS = 10.0
 """For one conversation; templates take milliseconds."""
 MEMORY = 4 * 2**30
 """Bytes beside those in use."""
+
+
+@lru_cache(maxsize=1)
+def _room(second: int) -> int:
+    """Address space that may be used in this second: asking at every row takes longer than it."""
+    return int(psutil.Process().memory_info().vms) + MEMORY
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], open_: bool, where: str) -> str:
@@ -53,12 +61,11 @@ def _bounds() -> Iterator[None]:
         yield
         return
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    room = psutil.Process().memory_info().vms + MEMORY
     before = signal.signal(signal.SIGALRM, _too_long)
     left, _ = signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         if limits[0] == resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_AS, (room, limits[1]))
+            resource.setrlimit(resource.RLIMIT_AS, (_room(int(time.monotonic())), limits[1]))
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)

@@ -132,7 +132,7 @@ def _files(path: Path, key: str, streaming: bool) -> tuple[list[Path], int]:
     known = ", ".join(READERS)
     found = list(path.iterdir()) if path.is_dir() else [path]
     files = sorted(f for f in found if f.suffix.lower() in READERS)
-    shown = [f for f in files if f == path or not f.name.startswith((".", "_"))]
+    shown = [f for f in files if f == path or not f.name.startswith(".")]
     kinds = sorted({file.suffix.lower() for file in shown})
     if not shown:
         what = "is a folder without any data file" if path.is_dir() else "has no known suffix"

@@ -23,9 +23,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from cores.errors import UserError
-from cores.models import add_lora, load_policy, load_scalar, load_tokenizer, save_model
+from cores.models import (
+    add_lora,
+    check_saving,
+    load_policy,
+    load_scalar,
+    load_tokenizer,
+    save_model,
+)
 from cores.models.health import nonfinite
-from cores.models.loading import check_base, check_saving, load_base, load_config
+from cores.models.loading import check_base, load_base, load_config
 from cores.models.vocabulary import embedding
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]

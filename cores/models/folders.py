@@ -1,5 +1,6 @@
 """Folders and hub ids of models: judged before a library reads them, its errors put in words."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ WHOLE = (
     "Give a whole model in Hugging Face form (config.json, *.safetensors, tokenizer.json); if this "
     "one should be whole, download or copy it again."
 )
+REMEDIES = {
+    "ImportError": "Install what it names, or take out of config.json what asks for it.",
+    "custom code": "No code of a folder is run: take a model that transformers has a class of.",
+    "Weights only": "Its .bin holds more than weights, and is not run: convert it to safetensors.",
+}
 
 
 def place(path: str | Path) -> str:
@@ -73,11 +79,9 @@ def check_config(path: str | Path, raw: dict[str, Any]) -> None:
         raise UserError(f"{path}: architectures in config.json is no list of names. {WHOLE}")
     inner = [part for part in raw.values() if isinstance(part, dict)]
     for key, value in (item for part in (raw, *inner) for item in part.items()):
-        most = next((most for word, most in MOST.items() if word in key), None)
-        if most is not None and isinstance(value, int) and value > most:
-            raise UserError(f"{path}: {key} in config.json is beyond {most}. {WHOLE}")
-        if key in HEADS and isinstance(value, int) and value < 1:
-            raise UserError(f"{path}: {key} in config.json is {value}. {WHOLE}")
+        most = next((most for word, most in MOST.items() if word in key), math.inf)
+        if isinstance(value, int) and (value > most or (key in HEADS and value < 1)):
+            raise UserError(f"{path}: no model has {key} = {value} (config.json). {WHOLE}")
 
 
 @contextmanager
@@ -97,21 +101,15 @@ def reading(path: str | Path, what: str, done: str = "loaded") -> Iterator[None]
 def _unloadable(path: str | Path, what: str, done: str, error: Exception) -> str:
     first = " ".join(" ".join(str(error).split("\n")[:2]).split())[:300]
     folder = Path(path).expanduser()
-    if isinstance(error, (OSError, ConnectionError)) and not folder.is_dir():
+    if isinstance(error, OSError) and done == "loaded" and not folder.is_dir():
         return (
             f"model.path: {str(path)!r} is no local folder, and its {what} could not be fetched "
             "from the Hugging Face hub. Check the name and the network, or download the model "
             "elsewhere and give its folder: --model.path FOLDER."
         )
     reason = (folder.is_dir() and _culprit(folder)) or f"{type(error).__name__}: {first}"
-    if isinstance(error, ImportError):
-        remedy = "Install what it names, or take out of config.json what asks for it."
-    elif "custom code" in str(error):
-        remedy = "No code of a folder is run: take a model that transformers has a class of."
-    elif "weights_only" in str(error) or "Weights only" in str(error):
-        remedy = "Its .bin holds more than weights, and is not run: convert it to safetensors."
-    else:
-        remedy = WHOLE
+    said = next((words for words in REMEDIES if words in f"{reason} {error}"), "")
+    remedy = REMEDIES.get(said, WHOLE if done == "loaded" else "Take another model.")
     return f"{path}: its {what} cannot be {done}: {reason.rstrip('. ')}. {remedy}"
 
 

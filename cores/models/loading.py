@@ -2,12 +2,9 @@
 
 from copy import deepcopy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -15,20 +12,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.config import ModelSection
 from cores.errors import UserError
 from cores.models.activations import fuse_activations
-from cores.models.actor import plain_model
 from cores.models.folders import WHOLE, check_config, place, reading
 from cores.models.health import check_finite, check_tensors
-from cores.models.lora import base_of, lone_adapter, merged, save_adapter
+from cores.models.lora import base_of, lone_adapter, merged
 from cores.models.quantization import check_widths, needs_whole_blocks, quantize
 from cores.models.vocabulary import (
     ROWS,
@@ -44,7 +38,6 @@ LAYERDROP = "layerdrop"
 DROPOUTS = ("dropout", "_pdrop", LAYERDROP)
 SCALAR_FAMILIES = "GPT-2, OPT, BLOOM, GPT-NeoX, GPT-J, Llama, Mistral, Qwen 2 and 3, Gemma"
 LENGTHS = ("max_position_embeddings", "n_positions")
-SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -152,7 +145,7 @@ def load_policy(
 
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.
     """
-    return _load(AutoModelForCausalLM, path, dropout, frozen=frozen)
+    return load_as(AutoModelForCausalLM, path, dropout, frozen=frozen)
 
 
 def load_base(
@@ -162,7 +155,7 @@ def load_base(
 
     `frozen` as in `load_policy`.
     """
-    model = _load(AutoModelForCausalLM, path, True, tokenizer=tokenizer, frozen=frozen)
+    model = load_as(AutoModelForCausalLM, path, True, tokenizer=tokenizer, frozen=frozen)
     exclude_from(model, tokenizer)
     return model
 
@@ -174,7 +167,7 @@ def load_scalar(
 
     `frozen` as in `load_policy`.
     """
-    return _load(AutoModelForSequenceClassification, path, dropout=False, frozen=frozen, **head)
+    return load_as(AutoModelForSequenceClassification, path, dropout=False, frozen=frozen, **head)
 
 
 def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -184,99 +177,7 @@ def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     return ids
 
 
-def save_model(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    merge: bool = True,
-) -> None:
-    """Write weights (safetensors), config, generation config and tokenizer to `folder`.
-
-    Of a model with adapters: `folder`/adapter, and (if `merge`) the weights of its base with the
-    adapter merged into them. The base is read again, in fp32 whatever it was trained in.
-    """
-    _settle_generation(plain_model(model), tokenizer)
-    tokenizer.save_pretrained(folder)
-    if isinstance(model, PeftModel):
-        save_adapter(model, folder)
-        _save_configs(plain_model(model), folder)
-        if merge:
-            merge_adapter(folder, folder)
-    else:
-        model.save_pretrained(str(folder))
-    mode = (folder / "config.json").stat().st_mode
-    for weights in folder.rglob("*.safetensors"):  # written for their owner alone
-        weights.chmod(mode)
-
-
-def check_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """UserError if `save_model` would fail after the training: all is tried now, the weights by
-    their names, in a temporary folder."""
-    inner: Any = plain_model(model)
-    generation = inner.generation_config if inner.can_generate() else None
-    _settle_generation(inner, tokenizer)
-    one: dict[int, torch.Tensor] = {}  # tied tensors stay one
-    names = {k: one.setdefault(id(t), torch.zeros(1)) for k, t in _tensors(inner).items()}
-    with TemporaryDirectory() as folder, reading(inner.name_or_path, "model", "saved"):
-        tokenizer.save_pretrained(folder)
-        if isinstance(model, PeftModel):
-            _save_configs(inner, Path(folder))
-        else:
-            inner.save_pretrained(folder, state_dict=names, save_original_format=False)
-    if generation is not None:
-        inner.generation_config = generation
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return model.state_dict(keep_vars=True)
-
-
-def merge_adapter(folder: Path, out: Path) -> None:
-    """Write the model that `folder`/adapter and its base make together to `out`, merged."""
-    unset_hf_deepspeed_config()  # else ZeRO-3 would load the base as shards, on this rank alone
-    architectures = load_config(folder).architectures or []
-    scalar = any("SequenceClassification" in name for name in architectures)
-    auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
-    save_model(_load(auto, folder, dropout=True), load_tokenizer(folder), out)
-
-
-def _save_configs(model: Any, folder: Path) -> None:
-    """What `save_pretrained` writes beside the weights, of the model as it is without adapters."""
-    config = deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(str(folder))
-    if model.can_generate():
-        model.generation_config.save_pretrained(str(folder))
-
-
-def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A causal model's generation config suppresses the ids that were excluded in training, so
-    that other tools do not sample them either."""
-    if model.can_generate():
-        generation = GenerationConfig.from_dict(model.generation_config.to_dict())
-        generation.pad_token_id = tokenizer.pad_token_id
-        generation.eos_token_id = _with(tokenizer.eos_token_id, generation.eos_token_id)
-        generation.suppress_tokens = excluded_ids(
-            tokenizer, model.config.get_text_config().vocab_size
-        )
-        if not generation.do_sample:
-            # Some parents have sampling settings beside greedy decoding. They mean nothing there,
-            # and the library refuses to save them.
-            for name in SAMPLING:
-                setattr(generation, name, None)
-        model.generation_config = generation
-
-
-def _with(first: int, others: int | list[int] | None) -> int | list[int]:
-    """Stop ids of the generation config: the tokenizer's eos and those the parent had."""
-    listed = others if isinstance(others, list) else [others] if others is not None else []
-    if not all(isinstance(i, int) for i in listed):
-        raise UserError(f"model.path: eos_token_id in its generation_config.json is {others!r}.")
-    rest = [i for i in listed if i != first]
-    return [first, *rest] if rest else first
-
-
-def _load(
+def load_as(
     auto: Any,
     path: str | Path,
     dropout: bool,

@@ -143,6 +143,11 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if not dropout or k.endswith(LAYERDROP)", "if k.endswith(LAYERDROP)"),
             ("dropout-saved", "the dropout taken out for training is lost in the saved config",
              "    model.config.get_text_config().update(kept)\n", ""),
+        ],
+    ),
+    "cores/models/saving.py": (
+        ("tests/unit/test_models_vocabulary.py",),
+        [
             ("suppress-forgotten", "other tools may sample pad",
              "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
         ],

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from cores.config import plain
 from cores.errors import UserError
-from cores.models import load_tokenizer, settle_pad_token
-from cores.models.loading import check_base, check_saving, load_base, load_config, scalar_problem
+from cores.models import check_saving, load_tokenizer, settle_pad_token
+from cores.models.loading import check_base, load_base, load_config, scalar_problem
 from cores.runtime.fingerprint import model_files
 from cores.runtime.parents import load_parents, parent_facts, stale_parents
 
@@ -134,13 +134,13 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "weights cut in the data": (cut(WEIGHTS, 100_000), f"{WEIGHTS} is cut off"),
     "a list": (to(CONFIG, b"[]"), "a list, not an object"),
     "generation cut": (cut(GENERATION, 50), f"{GENERATION}: damaged"),
-    "layers": (keys(CONFIG, n_layer=10**9), "n_layer in config.json is beyond 1000"),
-    "positions": (keys(CONFIG, n_positions=10**12), "n_positions in config.json is beyond"),
+    "layers": (keys(CONFIG, n_layer=10**9), "no model has n_layer = 1000000000 (config.json)"),
+    "positions": (keys(CONFIG, n_positions=10**12), "no model has n_positions"),
     "one layer more": (keys(CONFIG, n_layer=3), "without transformer.h.2."),
     "one layer less": (keys(CONFIG, n_layer=1), "with transformer.h.1."),
     "width": (keys(CONFIG, n_embd=64), "([96], not [192])"),
     "text for a number": (keys(CONFIG, n_embd="32"), "n_embd"),
-    "heads": (keys(CONFIG, n_head=-4), "n_head in config.json is -4"),
+    "heads": (keys(CONFIG, n_head=-4), "no model has n_head = -4"),
     "another model type": (keys(CONFIG, model_type="opt"), "do not fit the OPTForCausalLM"),
     "unknown type": (keys(CONFIG, model_type="nope"), "nope"),
     "encoder-decoder": (keys(CONFIG, model_type="t5"), "no causal language model"),

@@ -23,9 +23,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from cores.errors import UserError
-from cores.models import add_lora, load_policy, load_scalar, load_tokenizer, save_model
+from cores.models import (
+    add_lora,
+    check_saving,
+    load_policy,
+    load_scalar,
+    load_tokenizer,
+    save_model,
+)
 from cores.models.health import nonfinite
-from cores.models.loading import check_base, check_saving, load_base, load_config
+from cores.models.loading import check_base, load_base, load_config
 from cores.models.vocabulary import embedding
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -216,3 +223,14 @@ def test_a_model_of_text_and_images(tmp_path: Path) -> None:
     rates = [m.attention_dropout for m in again.modules() if hasattr(m, "attention_dropout")]
     assert rates[-2:] == [0.0, 0.0]
     assert again.config.get_text_config().attention_dropout == 0.1
+
+
+def test_large_values_are_numbers() -> None:
+    """Their sum overflows, and they do not; a quantised or empty parameter has none to look at."""
+    model = causal("gpt2")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(3e38)
+        assert nonfinite(model) == []
+        model.transformer.ln_f.bias[0] = -torch.inf
+    model.transformer.register_parameter("none", torch.nn.Parameter(torch.empty(0)))
+    assert nonfinite(model) == ["transformer.ln_f.bias"]

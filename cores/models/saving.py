@@ -1,0 +1,114 @@
+"""From models to folders in ordinary Hugging Face form, adapters merged where that is asked for."""
+
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from cores.errors import UserError
+from cores.models.actor import plain_model
+from cores.models.folders import reading
+from cores.models.health import CLASSIFIER
+from cores.models.loading import load_as, load_config, load_tokenizer
+from cores.models.lora import save_adapter
+from cores.models.vocabulary import excluded_ids
+
+SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    merge: bool = True,
+) -> None:
+    """Write weights (safetensors), config, generation config and tokenizer to `folder`.
+
+    Of a model with adapters: `folder`/adapter, and (if `merge`) the weights of its base with the
+    adapter merged into them. The base is read again, in fp32 whatever it was trained in.
+    """
+    _settle_generation(plain_model(model), tokenizer)
+    tokenizer.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        save_adapter(model, folder)
+        _save_configs(plain_model(model), folder)
+        if merge:
+            merge_adapter(folder, folder)
+    else:
+        model.save_pretrained(str(folder))
+    mode = (folder / "config.json").stat().st_mode
+    for weights in folder.rglob("*.safetensors"):  # written for their owner alone
+        weights.chmod(mode)
+
+
+def check_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """UserError if `save_model` would fail after the training: all is tried now, the weights by
+    their names, in a temporary folder."""
+    inner: Any = plain_model(model)
+    generation = inner.generation_config if inner.can_generate() else None
+    _settle_generation(inner, tokenizer)
+    one: dict[int, torch.Tensor] = {}  # tied tensors stay one
+    state = inner.state_dict(keep_vars=True)
+    names = {name: one.setdefault(id(t), torch.zeros(1)) for name, t in state.items()}
+    with TemporaryDirectory() as folder, reading(inner.name_or_path, "model", "saved"):
+        tokenizer.save_pretrained(folder)
+        if isinstance(model, PeftModel):
+            _save_configs(inner, Path(folder))
+        else:
+            inner.save_pretrained(folder, state_dict=names, save_original_format=False)
+    if generation is not None:
+        inner.generation_config = generation
+
+
+def merge_adapter(folder: Path, out: Path) -> None:
+    """Write the model that `folder`/adapter and its base make together to `out`, merged."""
+    unset_hf_deepspeed_config()  # else ZeRO-3 would load the base as shards, on this rank alone
+    scalar = CLASSIFIER in "".join(load_config(folder).architectures or [])
+    auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    save_model(load_as(auto, folder, dropout=True), load_tokenizer(folder), out)
+
+
+def _save_configs(model: Any, folder: Path) -> None:
+    """What `save_pretrained` writes beside the weights, of the model as it is without adapters."""
+    config = deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(str(folder))
+    if model.can_generate():
+        model.generation_config.save_pretrained(str(folder))
+
+
+def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A causal model's generation config suppresses the ids that were excluded in training, so
+    that other tools do not sample them either."""
+    if model.can_generate():
+        generation = GenerationConfig.from_dict(model.generation_config.to_dict())
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = _with(tokenizer.eos_token_id, generation.eos_token_id)
+        rows = model.config.get_text_config().vocab_size
+        generation.suppress_tokens = excluded_ids(tokenizer, rows)
+        if not generation.do_sample:
+            # Some parents have sampling settings beside greedy decoding. They mean nothing there,
+            # and the library refuses to save them.
+            for name in SAMPLING:
+                setattr(generation, name, None)
+        model.generation_config = generation
+
+
+def _with(first: int, others: int | list[int] | None) -> int | list[int]:
+    """Stop ids of the generation config: the tokenizer's eos and those the parent had."""
+    listed = others if isinstance(others, list) else [others] if others is not None else []
+    if not all(isinstance(i, int) for i in listed):
+        raise UserError(f"model.path: eos_token_id in its generation_config.json is {others!r}.")
+    rest = [i for i in listed if i != first]
+    return [first, *rest] if rest else first

@@ -2,7 +2,7 @@
 
 from cores.rollout.build import build_engine, check_engine
 from cores.rollout.engine import Rollout, RolloutEngine, response_mask
-from cores.rollout.graph import GraphEngine
+from cores.rollout.graph.engine import GraphEngine
 from cores.rollout.hf import HFEngine
 from cores.rollout.sampling import Sampling
 from cores.rollout.stops import TextStops, stop_ids, text_matcher

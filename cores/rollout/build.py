@@ -10,7 +10,7 @@ from cores.config import Config
 from cores.errors import UserError
 from cores.models.plain import attention_problem, looks_for_outliers
 from cores.rollout.engine import RolloutEngine
-from cores.rollout.graph import GraphEngine
+from cores.rollout.graph.engine import GraphEngine
 from cores.rollout.hf import HFEngine
 from cores.rollout.sampling import Sampling
 from cores.rollout.stops import stop_ids, text_matcher

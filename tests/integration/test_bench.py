@@ -100,7 +100,7 @@ def test_no_reply_stops_and_each_minibatch_is_a_step() -> None:
     assert not experience.ended.any()
     assert stats["optimizer_steps"] == SMALL.steps == 8
     assert stats["kl"] == pytest.approx(0.0, abs=1e-4)
-    eos = trainer.engine.stop_ids[0]
+    eos = trainer.engine.sampling.stop_ids[0]
     with torch.no_grad():
         logits = trainer.roles.actor.unwrapped.model(experience.ids).logits
     assert (logits.softmax(dim=-1)[..., eos] == 0).all()

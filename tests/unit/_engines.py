@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from cores.draws import uniforms
 from cores.rollout import GraphEngine, HFEngine, Rollout, Sampling
 from cores.rollout.graph import engine as graph
-from cores.rollout.graph.steps import Steps, sample_into
+from cores.rollout.graph.steps import Steps
+from cores.rollout.sampling import sample as invert
 from cores.runtime.captured import Captured, Graph
 
 ENGINES: dict[str, Any] = {"hf": HFEngine, "graph": GraphEngine}
@@ -76,6 +77,27 @@ def decode_attention(
     return out.transpose(1, 2)
 
 
+def sample_into(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    tokens: Tensor,
+    logprobs: Tensor,
+    entropies: Tensor,
+    newest: Tensor,
+    places: Tensor,
+    positions: Tensor,
+) -> None:
+    """What the kernel of this name says it does."""
+    place = places[: len(logits)]
+    token, logprob, entropy = invert(logits, uniform.view(-1)[place], temperature)
+    newest[: len(logits)] = token
+    for buffer, new in ((tokens, token), (logprobs, logprob), (entropies, entropy)):
+        buffer.view(-1)[place] = new
+    place += 1
+    positions[: len(logits)] += 1
+
+
 class FakeGraph:
     """Stands in for torch.cuda.CUDAGraph: runs again what its engine ran when it was captured."""
 
@@ -107,7 +129,6 @@ class _Anything:
 def plain_kernels() -> ModuleType:
     """The kernels' module, without triton."""
     kernels = ModuleType("cores.rollout.graph.kernels")
-    # That of sampling is the other's reference, and what a CPU runs.
     vars(kernels).update(decode_attention=decode_attention, sample_into=sample_into)
     return kernels
 

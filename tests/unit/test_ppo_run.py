@@ -65,4 +65,4 @@ def test_stop_ids_that_cannot_stop(stops: list[int]) -> None:
         check_options(ppo_config(stop_token_ids=stops), toy_tokenizer())
     roles = make_trainer("gpt2").roles
     good = build_trainer(ppo_config(stop_token_ids=[5, 59]), roles, toy_tokenizer(), LAUNCH)
-    assert good.engine.stop_ids == [1, 5, 59]
+    assert good.engine.sampling.stop_ids == [1, 5, 59]

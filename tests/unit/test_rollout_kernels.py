@@ -13,7 +13,6 @@ from _models import PROMPTS, policy_of
 
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout.graph import engine as graph
-from cores.rollout.graph.steps import sample_into
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
@@ -78,7 +77,7 @@ def test_sampling(dtype: torch.dtype, vocabulary: int, temperature: float) -> No
     made = state(5, 7, temperature)
     wanted = deepcopy(made)
     kernels.sample_into(logits, **made)
-    sample_into(logits, **wanted)
+    reference.sample_into(logits, **wanted)
     for name in ("tokens", "newest", "places", "positions"):
         assert torch.equal(made[name], wanted[name])
     for name in ("logprobs", "entropies"):

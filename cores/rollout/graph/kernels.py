@@ -154,7 +154,9 @@ def sample_into(
     places: Tensor,
     positions: Tensor,
 ) -> None:
-    """What `steps.sample_into` does, in one kernel that reads logits (b, V) up to twice."""
+    """What `Steps.emit` does in plain torch, in one kernel that reads logits (b, V) up to twice: by
+    each row's next number of `uniform`, at its place in tokens, logprobs and entropies, all (R, T).
+    newest, places and positions (R,) go on by a token."""
     rows, vocabulary = logits.shape
     block, warps = (4096, 4) if rows >= MANY_ROWS else (8192, 16)
     _sample[(rows,)](

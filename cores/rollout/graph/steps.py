@@ -67,12 +67,20 @@ class Steps:
             sampled = self.place[:rows, None] % self.tokens.shape[1]
             early = sampled < self.sampling.min_new_tokens
             logits[:, self.stop_ids] = torch.where(early, EXCLUDED_LOGIT, stops)
-        written = (self.tokens, self.logprobs, self.entropies, self.token)
-        counters = (self.place, self.cache.position)
-        into = sample_into
+        temperature = self.sampling.temperature
+        written = (self.tokens, self.logprobs, self.entropies)
         if self.cache.kernel:
-            from cores.rollout.graph.kernels import sample_into as into
-        into(logits, self.uniform, self.sampling.temperature, *written, *counters)
+            from cores.rollout.graph.kernels import sample_into
+
+            counters = (self.token, self.place, self.cache.position)
+            return sample_into(logits, self.uniform, temperature, *written, *counters)
+        place = self.place[:rows]
+        drawn = sample(logits, self.uniform.view(-1)[place], temperature)
+        for buffer, new in zip(written, drawn, strict=True):
+            buffer.view(-1)[place] = new
+        self.token[:rows] = drawn[0]
+        place += 1
+        self.cache.position[:rows] += 1
 
     def look(self, taken: int) -> None:
         """Find the rows that have ended with the first `taken` tokens; `alive` says how many have
@@ -114,29 +122,3 @@ class Steps:
         yield
         for each, value in zip(state, before, strict=True):
             each.copy_(value)
-
-
-def sample_into(
-    logits: Tensor,
-    uniform: Tensor,
-    temperature: float,
-    tokens: Tensor,
-    logprobs: Tensor,
-    entropies: Tensor,
-    newest: Tensor,
-    places: Tensor,
-    positions: Tensor,
-) -> None:
-    """The next token of b rows from logits (b, V), by each row's next number of `uniform` (R, T).
-
-    Written at the rows' `places` (R,) of tokens, logprobs and entropies (R, T), and to `newest`
-    (R,); places and positions (R,) go on by one.
-    """
-    rows = len(logits)
-    place = places[:rows]
-    token, logprob, entropy = sample(logits, uniform.view(-1)[place], temperature)
-    for buffer, new in ((tokens, token), (logprobs, logprob), (entropies, entropy)):
-        buffer.view(-1)[place] = new
-    newest[:rows] = token
-    place += 1
-    positions[:rows] += 1

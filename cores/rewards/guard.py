@@ -53,7 +53,6 @@ def run(call: Callable[[], T], what: str, path: str, limit: float | None, purpos
     """
     stops: list[BaseException] = []
     failure: BaseException | None = None
-    pid = os.getpid()
 
     def late(frame: FrameType | None) -> str:
         return (
@@ -66,8 +65,6 @@ def run(call: Callable[[], T], what: str, path: str, limit: float | None, purpos
             result = _limited(call, limit, late, stops)
     except BaseException as error:
         failure = error
-    if os.getpid() != pid:
-        os._exit(1)  # a child that the code forked, and that came back: the run is its parent's
     if stops and not isinstance(stops[0], OutOfTime):
         raise stops[0]
     if stops:
@@ -86,16 +83,16 @@ def _limited(
     """`call()`, in the main thread, with OutOfTime raised in it after `limit` seconds.
 
     Another thread wakes code that waits, and ends the process if it stays in C. A regular
-    expression keeps that thread waiting, but not the timer of this process's own work; C that
-    does not even look for signals is left to faulthandler. What handlers raise is kept in
-    `stops`: so Ctrl-C is told from the code's own KeyboardInterrupt. Handlers, alarm and wakeup
-    descriptor are put back.
+    expression holds that thread up, but not the timer of the process's own work; C that does not
+    even look for signals is left to faulthandler. What handlers raise is kept in `stops`: so Ctrl-C
+    is told from the code's own KeyboardInterrupt. All that is of signals is put back.
     """
     seconds = min(limit or LONGEST, LONGEST)
     due = time.monotonic() + seconds
     before: dict[int, Any] = {number: signal.getsignal(number) for number in signal.valid_signals()}
     alarm, wakeup = signal.getitimer(signal.ITIMER_REAL), signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
+    mask, pid = signal.pthread_sigmask(signal.SIG_BLOCK, []), os.getpid()
     done, main, armed = threading.Event(), threading.get_ident(), False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -127,12 +124,15 @@ def _limited(
         return call()
     finally:
         armed = False  # first of all: nothing interrupts what follows
+        if os.getpid() != pid:
+            os._exit(1)  # a child that the code forked came back here: the run is its parent's
         done.set()
         watcher.join()
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_REAL, *alarm)
         signal.set_wakeup_fd(wakeup)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, was in before.items():
             if was is not None and signal.getsignal(number) != was:
                 signal.signal(number, was)

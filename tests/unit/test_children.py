@@ -1,10 +1,12 @@
 """Processes that user code forks: what they inherit, how they end. All in a process apart."""
 
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,11 @@ def ran(text: str, free: bool = True) -> str:
     script = STAGE.format(root=str(ROOT), free=free) + textwrap.dedent(text)
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     return ended.stdout + ended.stderr
+
+
+def runs(pid: int) -> bool:
+    """Whether it is there, and no zombie that nobody asks for."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 TERMINATED = """
@@ -92,9 +99,7 @@ def test_children_die_with_a_killed_parent() -> None:
     """
     own, other, lived = ran(text).split()
     assert lived == "True"
-    import psutil
-
-    assert not psutil.pid_exists(int(own))
+    assert not runs(int(own))
     psutil.Process(int(other)).kill()
 
 
@@ -119,7 +124,9 @@ def test_no_descendant_is_left() -> None:
         print(time.monotonic() - start < 1, flush=True)
         os._exit(0)
     """
-    assert ran(text) == ("7 ['from multiprocessing.resource_tracker import main;main(").split(\nTrue\n")
+    found, cleaner, quick = re.fullmatch(r"(\d) \['(.*)\(\d+\)'\]\n(\w+)\n", ran(text)).groups()
+    assert (found, quick) == ("7", "True")
+    assert cleaner == "from multiprocessing.resource_tracker import main;main"
 
 
 def test_nothing_to_end_takes_no_time() -> None:

@@ -320,7 +320,7 @@ def test_code_that_never_comes_back_from_c(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     told = (tmp_path / "err").read_text()
     assert told.startswith(said)
-    where = f'rule.py{":3: it takes longer" if "error" in said else chr(34) + ", line 3 in f"}'
+    where = f"rule.py{':3: it takes longer' if 'error' in said else chr(34) + ', line 3 in f'}"
     assert where in told
 
 

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
-    from cores.models import load_tokenizer, save_model, settle_pad_token
+    from cores.models import check_saving, load_tokenizer, save_model, settle_pad_token
     from cores.models.loading import check_base, check_length, load_config, scalar_problem
     from cores.models.packing import check_packing
     from cores.models.quantization import check_quantization
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
         model: Any = sft_model(config, tokenizer)
         if config.sft.packing:
             check_packing(model)
+        check_saving(model, tokenizer)
         parents = {"base": base_facts(config.model.path, model)}
         run.begin({"parents": parents, "data": data.report.to_json()})
         trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run)

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
-    from cores.models import ScalarModel, load_scalar, load_tokenizer, save_model
+    from cores.models import ScalarModel, check_saving, load_scalar, load_tokenizer, save_model
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.quantization import check_quantization
     from cores.ppo.run import check_sampling
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
 
         model: Any = load_scalar(sft, frozen=config.model, num_labels=1)
         init_head(model, config.seed)
+        check_saving(model, tokenizer)
         run.begin({"parents": parent_facts(parents), "data": data.report.to_json()})
         trained = train_reward(config, model, data.train, tokenizer, run)
         reward = ScalarModel(trained)

@@ -3,8 +3,8 @@
     python scripts/export.py RUN --step N OUT
 
 RUN: `<output_dir>/<stage>.unfinished`. OUT: a folder that is not there yet; `transformers` and
-every other tool load it. Of stage 3 it is the policy; `--role critic` exports the critic. The parents and
-the base must be where they were when the run began.
+every other tool load it. Of stage 3 it is the policy; `--role critic` exports the critic. The
+parents and the base must be where they were when the run began.
 """
 
 import argparse

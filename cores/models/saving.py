@@ -19,7 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.folders import reading
-from cores.models.health import CLASSIFIER
+from cores.models.health import CLASSIFIER, SHOWN, nonfinite
 from cores.models.loading import load_as, load_config, load_tokenizer
 from cores.models.lora import save_adapter
 from cores.models.vocabulary import excluded_ids
@@ -38,6 +38,12 @@ def save_model(
     Of a model with adapters: `folder`/adapter, and (if `merge`) the weights of its base with the
     adapter merged into them. The base is read again, in fp32 whatever it was trained in.
     """
+    if bad := nonfinite(model):
+        raise UserError(
+            f"{folder}: not written: NaN or infinite values in {len(bad)} tensors ("
+            f"{', '.join(bad[:SHOWN])}). Go on from a checkpoint before that, with a lower learning "
+            "rate."
+        )
     _settle_generation(plain_model(model), tokenizer)
     tokenizer.save_pretrained(folder)
     if isinstance(model, PeftModel):

@@ -3,6 +3,7 @@
 A folder `step-N` is whole or absent: written under another name, its manifest last, then renamed.
 """
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -93,11 +94,11 @@ def write(root: Path, step: int, state: State) -> Path:
 
 def _save(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
     path = folder / f"{name}.safetensors"
-    path.touch()  # with the permissions of this process's files: the writer's own would be 0600
     try:
         save_file(dict(tensors), path)
     except SafetensorError as error:  # it does not say OSError
-        raise OSError(None, str(error), str(path)) from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    path.chmod((folder / NUMBERS).stat().st_mode)  # it writes for its owner alone
     sync(path)
 
 

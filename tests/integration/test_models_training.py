@@ -22,6 +22,7 @@ from _models import (
     toy_tokenizer,
 )
 from _training import gradient_descent, pairs, random_rows, sft_rows, stage, training_config
+from cores.runtime.stage import StageFolder
 from transformers import AutoModelForSequenceClassification
 
 from cores.config import Config, LoraSection
@@ -30,7 +31,6 @@ from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
-from cores.runtime.stage import StageFolder
 from cores.training.calibration import policy_engine
 from cores.training.reward import (
     accuracy,

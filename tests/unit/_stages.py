@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from _models import LAUNCH
+from cores.runtime.stage import StageFolder
 
 from cores.config import Config
-from cores.runtime.stage import StageFolder
 
 
 def config(root: Path, **changes: Any) -> Config:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from _models import LAUNCH, WORDS
+from cores.runtime.stage import StageFolder
 
 from cores.config import Config, RewardSection, SFTSection
-from cores.runtime.stage import StageFolder
 from cores.training.trainer_args import common_arguments
 
 

@@ -17,9 +17,9 @@ from _models import (
     toy_tokenizer,
 )
 from _ppo import SGD, experience_of, gradients
+from cores.ppo.prompts import PromptSampler
 
 from cores.config import CoatiSection
-from cores.ppo.prompts import PromptSampler
 from cores.ppo.run import _sampler, save_roles, status_line
 
 ESTIMATORS: dict[str, dict[str, Any]] = {

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from _models import KINDS, PROMPTS, CountReward, Scored, fixed_rollout, make_trainer
+from cores.ppo.evaluate import _own_randomness
+from cores.ppo.prompts import PromptSampler, share
 
 from cores.ppo import evaluate, gather_rows, sample_pairs
-from cores.ppo.evaluate import _own_randomness
 from cores.ppo.experience import _concatenate
-from cores.ppo.prompts import PromptSampler, share
 from cores.runtime.launch import Launch, seed_rank
 
 COLUMNS = [f.name for f in fields(Scored)]

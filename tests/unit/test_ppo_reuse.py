@@ -15,8 +15,8 @@ from _models import (
     make_trainer,
     parameters,
 )
-
 from cores.ppo.evaluate import evaluate
+
 from cores.ppo.reuse import TOLERANCES, Reuse
 from cores.runtime.launch import Launch
 

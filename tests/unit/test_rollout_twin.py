@@ -21,6 +21,7 @@ from _models import (
     ppo_config,
     toy_tokenizer,
 )
+from cores.runtime.stage import Parent
 from torch import nn
 
 from cores.config import ModelSection
@@ -30,7 +31,6 @@ from cores.ppo.run import build_trainer
 from cores.rollout import Rollout
 from cores.rollout.graph.cache import StaticCache
 from cores.rollout.graph.twin import Twin
-from cores.runtime.stage import Parent
 
 
 def gap(trainer: Any) -> float:

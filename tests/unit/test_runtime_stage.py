@@ -11,15 +11,15 @@ import torch
 from _models import LAUNCH, causal, toy_tokenizer
 from _stages import config, facts, write
 from accelerate import PartialState
+from cores.runtime.metrics import Metrics
+from cores.runtime.stage import StageFolder
 
 from cores.config import Config, LoggingSection
 from cores.errors import UserError
 from cores.models import load_policy, load_tokenizer, save_model
 from cores.runtime.fingerprint import model_files, sha256_file, tokenizer_fingerprint
 from cores.runtime.launch import Launch
-from cores.runtime.metrics import Metrics
 from cores.runtime.parents import load_parents
-from cores.runtime.stage import StageFolder
 
 OTHER_RANK = Launch(1, 2, torch.device("cpu"), "fp32")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from _models import LAUNCH, PAD, policy_of
+from cores.runtime.stage import StageFolder
 
 from cores.config import Config, SFTSection
 from cores.errors import UserError
-from cores.runtime.stage import StageFolder
 from cores.training.sft import train_sft
 
 

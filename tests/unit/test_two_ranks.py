@@ -21,6 +21,7 @@ from _models import (
     toy_tokenizer,
 )
 from _training import random_rows, sft_rows
+from cores.runtime.stage import StageFolder
 
 from cores.draws import uniforms
 from cores.models import ScalarModel, load_scalar
@@ -28,7 +29,6 @@ from cores.ppo import evaluate, experience
 from cores.ppo.run import train
 from cores.rollout import Rollout
 from cores.runtime.launch import Launch
-from cores.runtime.stage import StageFolder
 from cores.training import reward, sft
 from cores.training.calibration import policy_engine
 

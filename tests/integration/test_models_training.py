@@ -251,12 +251,12 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
 
 def test_calibration_samples_as_stage_3_will() -> None:
     """Invariant 12: the same temperature, stop ids, length and exclusion; the numbers decide."""
-    config = ppo_config(temperature=0.7, stop_token_ids=[9])
+    config = ppo_config(engine="hf", temperature=0.7, stop_token_ids=[9])
     config = replace(config, reward=replace(config.reward, calibration_tokens=5))
     made: Any = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     s = made.sampling
     assert (s.temperature, s.stop_ids, s.max_new_tokens) == (0.7, [1, 9], 5)
-    probs = made.twin.model(torch.tensor([[5, 6]])).logits.softmax(-1)
+    probs = made.model(torch.tensor([[5, 6]])).logits.softmax(-1)
     assert (probs[..., [0, 60, 61, 62, 63]] == 0).all()
     numbers = uniforms(4, 5, 0, "calibration")
     first = made.generate(PROMPTS, numbers).ids

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import prompt_data, show
-    from cores.models import load_tokenizer
+    from cores.models import check_saving, load_tokenizer
     from cores.models.loading import load_config
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
@@ -61,6 +61,8 @@ def main(argv: list[str]) -> None:
             "parents": parent_facts(parents),
         }
         roles = build_roles(config, tokenizer, parents, here, run.resumed)
+        for role in roles.trained:
+            check_saving(role.unwrapped.model, tokenizer)
         run.begin(depends)
         rows = ptx.train if ptx else ()
         trainer = build_trainer(config, roles, tokenizer, here, functions.functions, rows)

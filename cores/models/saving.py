@@ -40,9 +40,9 @@ def save_model(
     """
     if bad := nonfinite(model):
         raise UserError(
-            f"{folder}: not written: NaN or infinite values in {len(bad)} tensors ("
-            f"{', '.join(bad[:SHOWN])}). Go on from a checkpoint before that, with a lower learning "
-            "rate."
+            f"{folder}: not written: NaN or infinite values in {len(bad)} tensors "
+            f"({', '.join(bad[:SHOWN])}). Go on from a checkpoint before that, with a lower "
+            "learning rate."
         )
     _settle_generation(plain_model(model), tokenizer)
     tokenizer.save_pretrained(folder)

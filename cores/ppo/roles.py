@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cores.config import Config
 from cores.config.estimators import WITH_CRITIC
 from cores.draws import seeded
-from cores.models import Actor, ScalarModel, add_lora, check_saving, load_policy, load_scalar
+from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model
 from cores.models.compiled import compile_layers
 from cores.models.loading import exclude_from
@@ -109,7 +109,6 @@ def build_roles(
         models[CRITIC] = ScalarModel(critic)
     roles = {}
     for name, model in models.items():
-        check_saving(model.model, tokenizer)
         if resumed is not None:
             load_weights(model, resumed.tensors(f"{name}.weights"))
         roles[name] = TrainedRole(name, model, sharding, ppo)

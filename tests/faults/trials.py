@@ -157,7 +157,8 @@ def main() -> None:
             if options.only in name
         ]
         for i, (point, stage) in enumerate(planned):
-            tell(f"{stage} {point}", trial(place, point, stage, older=i % 2 == 0), found, wrong)
+            older = i % 2 == 0 or "exchange" in point
+            tell(f"{stage} {point}", trial(place, point, stage, older), found, wrong)
         for i in range(options.kills):
             stage = ("sft", "reward", "ppo", "ppo")[i % 4]
             number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[i // 4 % 4]

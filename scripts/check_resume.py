@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cores.runtime.cli import guarded  # noqa: E402
+from cores.runtime.cli import guarded
 
 
 def main(argv: list[str]) -> None:

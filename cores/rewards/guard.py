@@ -17,7 +17,7 @@ import torch
 
 from cores.draws import seeded
 from cores.errors import UserError
-from cores.runtime.children import end_children
+from cores.runtime.stop import STOP
 
 T = TypeVar("T")
 INTERRUPT = signal.SIGVTALRM
@@ -175,7 +175,4 @@ def _cause(error: BaseException, path: str) -> str:
 
 def _end(text: str) -> None:
     """End the process from another thread, its main one being lost in C."""
-    sys.stderr.write(f"error: {text}\n")
-    sys.stderr.flush()
-    end_children()
-    os._exit(1)
+    STOP.leave(f"error: {text}\n", 1)

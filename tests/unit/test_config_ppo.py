@@ -60,6 +60,9 @@ GROUPS = ["--ppo.samples_per_prompt", "4"]
             }.items()
         ),
         (["--ppo.estimator", "coati", "--ppo.lam", "0.9"], "lam", "has no effect"),
+        (["--ppo.reward_timeout", "5"], "reward_timeout", "has no effect"),
+        (["--ppo.reward_timeout", "0"], "reward_timeout", "must be above 0"),
+        (["--ppo.reward_timeout", ".inf"], "reward_timeout", "finite and above 0"),
         (["--ppo.group_std", "false"], "group_std", "has no effect with ppo.estimator gae"),
         (["--ppo.coati.r_minus_v", "false"], "coati", "has no effect"),
         (["--ppo.estimator", "rloo", *GROUPS, "--ppo.gamma", "0.9"], "gamma", "has no effect"),
@@ -94,7 +97,7 @@ def test_each_is_refused(words: list[str], key: str, said: str) -> None:
         ["--ppo.critic_init", "zero", "--ppo.rewards", '{"rules.py:short": 0.5}'],
         ["--ppo.estimator", "reinforce_pp", "--ppo.rewards", '{"rules.py:short": -0.5}'],
         ["--ppo.rewards", '{"model": 1, "a/rules.py:short": 0.5, "a/rules.py:polite": 2}'],
-        ["--ppo.rewards", '{"model": 1, "rules.py:short": 0}'],
+        ["--ppo.rewards", '{"model": 1, "rules.py:short": 0}', "--ppo.reward_timeout", "null"],
         ["--ppo.kl_target", "6", "--ppo.kl_horizon", "128"],
         ["--ppo.kl_coef", "0"],
         ["--ppo.ptx_coef", "27.8"],

@@ -8,6 +8,7 @@ import torch
 from _models import EOS, KINDS, PROMPTS, Scored, fixed_rollout, make_trainer, scalar_of
 from torch import Tensor
 
+from cores.errors import UserError
 from cores.ppo.stats import describe
 from cores.rollout import Rollout, response_mask
 
@@ -194,6 +195,25 @@ def test_the_score_is_the_weighted_sum_of_its_sources() -> None:
     lengths = fixed_rollout().lengths.float()
     torch.testing.assert_close(scored.score_parts, torch.stack([lengths, plain.scores], dim=1))
     torch.testing.assert_close(scored.scores, 2.0 * plain.scores - 0.5 * lengths)
+
+
+def test_sources_that_say_none() -> None:
+    """Nothing in the sum, nothing in the mean, and counted; NaN of the reward model is an error."""
+    trainer = make_trainer("gpt2", rewards={"a.py:f": 1.0, "model": 0.5, "a.py:g": 1.0})
+    plain, nan = make_trainer("gpt2").score(fixed_rollout()).scores, torch.nan
+    rows = len(plain)
+    said = torch.tensor([[3.0, nan]] + [[nan, nan]] * (rows - 1))
+    trainer.functions = lambda rollout, rows: said
+    experience = trainer.estimate(trainer.score(fixed_rollout()))
+    torch.testing.assert_close(experience.scores, 0.5 * plain + said[:, 0].nan_to_num())
+    stats = describe(experience, ["a.py:f", "model", "a.py:g"], critic=True)
+    assert (stats["score_f"], stats["unscored_f"]) == (3.0, rows - 1)
+    assert stats["unscored_g"] == rows
+    assert "score_g" not in stats
+    assert "unscored_model" not in stats
+    trainer.roles.reward.mean = nan
+    with pytest.raises(UserError, match="the reward model scores a reply NaN"):
+        trainer.score(fixed_rollout())
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Python functions as rewards: what they are given, what they may return, how mistakes are told."""
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -286,6 +287,9 @@ def test_the_weighted_sum_by_hand() -> None:
     parts = torch.tensor([[1.0, 10.0], [2.0, -4.0]])
     assert weighted_sum(parts, [2.0, 0.5]).tolist() == [7.0, 2.0]
     assert weighted_sum(parts[:, :1], [-1.0]).tolist() == [-1.0, -2.0]
+    silent = torch.tensor([[1.0, math.nan], [math.nan, math.nan]])
+    assert weighted_sum(silent, [2.0, 0.5]).tolist() == [2.0, 0.0]
+    assert weighted_sum(parts, [math.inf, 0.0])[0] == math.inf  # what is broken stays so
     for wrong in ([1.0], [1.0] * 3):
         with pytest.raises(ValueError, match=r"parts has shape \(2, 2\), expected"):
             weighted_sum(parts, wrong)

@@ -5,7 +5,7 @@ costs.
 
 Trains `--updates` updates of a benchmark workload in one go, and again with a checkpoint behind
 `--stop`, read back into new roles. Compares weights, optimizer states and statistics bit for bit,
-and times the checkpoint. OPTIONS are stage 3's, such as `--model.precision fp32`.
+and times the checkpoint. OPTIONS are stage 3's.
 """
 
 import argparse
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--stop", type=int, default=2)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", help="in place of the workload's")
     parser.add_argument("--json", type=Path)
     args, options = parser.parse_known_args(argv)
 
@@ -45,9 +46,10 @@ def main(argv: list[str]) -> None:
         settings,
         tokenizer_of,
         trainer_of,
+        variant,
     )
 
-    workload = WORKLOADS[args.workload]
+    workload = variant(WORKLOADS[args.workload], precision=args.precision)
     config = settings(workload, args.engine, options)
     here, tokenizer = launch(config), tokenizer_of(workload)
 
@@ -94,6 +96,7 @@ def main(argv: list[str]) -> None:
     }
     result = {
         "workload": args.workload,
+        "precision": workload.precision,
         "options": options,
         "machine": machine.describe(here.device),
         "tensors": sum(map(len, wanted.tensors.values())),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cores.config import AdamSection, PPOSection
+from cores.run.checkpoint import Checkpoint
 from cores.sharding import Trained, Whole
 
 ACTOR, CRITIC = "actor", "critic"
@@ -95,3 +96,9 @@ class TrainedRole:
     def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """Trained weights and AdamW's moments, whole, by name: see `Trained.state`."""
         return {f"{self.name}.{k}": v for k, v in self.trained.state(keep).items()}
+
+    def load(self, saved: Checkpoint) -> None:
+        """Go on from there. The weights were put in before the launch took the model."""
+        self.steps = saved.numbers["optimizer_steps"][self.name]
+        if self.steps:
+            self.trained.load_moments(lambda part: saved.tensors(f"{self.name}.{part}"))

@@ -67,7 +67,9 @@ class PPOTrainer(Scorer):
         for role in self.roles.trained:
             role.steps = numbers["optimizer_steps"][role.name]
             if role.steps:
-                role.trained.load_moments(saved.tensors(f"{role.name}.adam"))
+                role.trained.load_moments(
+                    lambda part, role=role: saved.tensors(f"{role.name}.{part}")
+                )
         numbers.pop("optimizer_steps")
         self.state = PPOState(**numbers)
 

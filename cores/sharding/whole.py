@@ -1,6 +1,7 @@
 """Whole weights on every process: one process, or several that exchange gradients (DDP)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,9 @@ from cores.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW knows of a parameter."""
+PARTS = ("weights", *MOMENTS)
+COPIES = 8
+"""Tensors copied at a time."""
 
 
 class Trained:
@@ -79,31 +83,35 @@ class Trained:
         yield
 
     def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        """Copies of the trained weights and of what AdamW knows of them, whole, by name, on the
-        CPU; every rank calls it, and where `keep` is off nothing is kept."""
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
-        for name, parameter in self.named().items():
-            found = self._whole(parameter)
-            if not keep:
-                continue
-            weights[name] = _copy(found.pop("weight"))
-            moments |= {f"{name}.{key}": _copy(value) for key, value in found.items()}
-        return {"weights": weights, "adam": moments}
+        """Copies of the trained weights and of what AdamW knows of them, whole, on the CPU, by
+        part and name; every rank calls it, and where `keep` is off nothing is kept."""
+        kept: dict[str, dict[str, Future[Tensor]]] = {part: {} for part in PARTS}
+        with ThreadPoolExecutor(COPIES) as pool:  # fresh memory costs more than the copy
+            for name, parameter in self.named().items():
+                for part, tensor in self._whole(parameter).items() if keep else ():
+                    kept[part][name] = pool.submit(_copy, tensor)
+                if not keep:
+                    self._whole(parameter)
+        return {
+            part: {name: copy.result() for name, copy in copies.items()}
+            for part, copies in kept.items()
+        }
 
     def _whole(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         known = self.optimizer.optimizer.state.get(parameter, {})
-        return {"weight": parameter.data, **{key: known[key] for key in MOMENTS if key in known}}
+        return {"weights": parameter.data, **{key: known[key] for key in MOMENTS if key in known}}
 
-    def load_moments(self, moments: Any) -> None:
-        """What `state` said of AdamW, by name (a `Reader`), wherever it was written."""
+    def load_moments(self, read: Callable[[str], Any]) -> None:
+        """What `state` said of AdamW, wherever it was written; `read` gives the `Reader` of a
+        part of it."""
         optimizer = self.optimizer.optimizer
         group = optimizer.param_groups[0]
         on_device = group.get("fused") or group.get("capturable")
+        moments = {key: read(key) for key in MOMENTS}
         for name, parameter in self.named().items():
-            if f"{name}.step" not in moments.names:
+            if name not in moments["step"].names:
                 continue  # it had no gradient yet
-            found = {key: moments[f"{name}.{key}"] for key in MOMENTS}
+            found = {key: moments[key][name] for key in MOMENTS}
             optimizer.state[parameter] = {
                 key: value if key == "step" and not on_device else value.to(parameter.device)
                 for key, value in found.items()

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -83,14 +83,15 @@ class ZeroTrained(Trained):
             weight = parameter.data.clone()
         found = {key: safe_get_full_optimizer_state(parameter, key) for key in SHARDED}
         (flat, *_) = self.zero.optimizer.state.values()  # all step together
-        return {"weight": weight, **found, "step": flat["step"]}
+        return {"weights": weight, **found, "step": flat["step"]}
 
-    def load_moments(self, moments: Any) -> None:
-        self._make_states(moments)
+    def load_moments(self, read: Callable[[str], Any]) -> None:
+        moments = {key: read(key) for key in (*SHARDED, "step")}
+        self._make_states(moments["step"])
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for name, parameter in self.named().items():
             for key in SHARDED:
-                value = moments[f"{name}.{key}"].to(parameter.device)
+                value = moments[key][name].to(parameter.device)
                 if not hasattr(parameter, "ds_id"):
                     safe_set_full_optimizer_state(parameter, value, key)
                     continue
@@ -99,9 +100,9 @@ class ZeroTrained(Trained):
                 part = pad(flat, (0, size * world - flat.numel()))[rank * size : (rank + 1) * size]
                 safe_set_local_optimizer_state(parameter, part, key)
 
-    def _make_states(self, moments: Any) -> None:
+    def _make_states(self, steps: Any) -> None:
         """States of zeros for every shard, which AdamW would make at its first step."""
-        step = next(moments[name] for name in sorted(moments.names) if name.endswith(".step"))
+        step = steps[min(steps.names)]
         two = hasattr(self.zero, "single_partition_of_fp32_groups")
         shards = (
             self.zero.single_partition_of_fp32_groups

@@ -68,7 +68,7 @@ class Lasting:
         prepared = super()._prepare_for_training(max_steps, dataloader, None)  # type: ignore[misc]
         resumed = self.run.resumed
         if resumed is not None and resumed.step:
-            self.held.of_trainer(trainer).load_moments(resumed.tensors("adam"))
+            self.held.of_trainer(trainer).load_moments(resumed.tensors)
             trainer.lr_scheduler.load_state_dict(resumed.numbers["schedule"])
             rates = resumed.numbers["schedule"]["_last_lr"]
             for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):

@@ -30,6 +30,7 @@ MORE = """--sft.max_steps 4 --sft.learning_rate 1e-2 --reward.max_steps 4
 --ppo.critic_learning_rate 1e-3 --checkpoint.every_steps 1 --ppo.kl_target 0.01""".split()
 POINTS = {"sft": "training:4", "reward": "training:3", "ppo": "update:5"}
 """Where a rank is killed in each stage: behind its second or third checkpoint."""
+PATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 TIMES = ("seconds", "tokens_per_second")
 
 
@@ -48,7 +49,7 @@ def launch(
     return subprocess.run(
         [*command(file), str(HERE / "_victim.py"), point, stage, *words],
         cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
-        env=environment(PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="",
+        env=environment(PYTHONPATH=PATH, DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="",
                         VICTIM="1" if file != "one" else "0"),
     )  # fmt: skip
 

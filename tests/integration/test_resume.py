@@ -11,7 +11,8 @@ from _helpers import good, in_process, record, tree
 from _resume import apart, checkpoint, metrics, until
 
 ADAPTERS = ["--{}.lora.rank", "4", "--{}.lora.alpha", "8"]
-PPO = "--ppo.updates 4 --ppo.actor_learning_rate 1e-3 --ppo.critic_learning_rate 1e-3".split()
+PPO = "--ppo.updates 4 --ppo.actor_learning_rate 1e-3".split()
+CRITIC = ["--ppo.critic_learning_rate", "1e-3"]
 CASES: dict[str, tuple[str, int, list[int], list[str]]] = {
     "sft": ("sft", 6, [2, 4], []),
     "sft-lines-apart": (
@@ -23,8 +24,13 @@ CASES: dict[str, tuple[str, int, list[int], list[str]]] = {
     "sft-lora": ("sft", 6, [3], ADAPTERS),
     "reward": ("reward", 6, [1, 3], []),
     "reward-lora": ("reward", 6, [3], ADAPTERS),
-    "gae": ("ppo", 4, [1, 3], ["--ppo.kl_target", "0.01", "--ppo.lr_schedule", "cosine"]),
-    "warmup-ptx": ("ppo", 4, [1, 2], ["--ppo.critic_warmup", "1", "--ppo.ptx_coef", "0.5"]),
+    "gae": ("ppo", 4, [1, 3], [*CRITIC, "--ppo.kl_target", "0.01", "--ppo.lr_schedule", "cosine"]),
+    "warmup-ptx": (
+        "ppo",
+        4,
+        [1, 2],
+        [*CRITIC, "--ppo.critic_warmup", "1", "--ppo.ptx_coef", "0.5"],
+    ),
     "lora": ("ppo", 4, [2], ADAPTERS),
     "grpo": ("ppo", 4, [2], ["--ppo.estimator", "grpo", "--ppo.samples_per_prompt", "2"]),
     "rloo": ("ppo", 4, [2], ["--ppo.estimator", "rloo", "--ppo.samples_per_prompt", "2"]),

@@ -63,15 +63,10 @@ class PPOTrainer(Scorer):
 
     def load_state_dict(self, saved: Checkpoint) -> None:
         """Go on from there. The trained weights were put in before the launch took the models."""
-        numbers = {k: v for k, v in saved.numbers.items() if k != "seconds"}
+        known = {field.name for field in fields(PPOState)}
         for role in self.roles.trained:
-            role.steps = numbers["optimizer_steps"][role.name]
-            if role.steps:
-                role.trained.load_moments(
-                    lambda part, role=role: saved.tensors(f"{role.name}.{part}")
-                )
-        numbers.pop("optimizer_steps")
-        self.state = PPOState(**numbers)
+            role.load(saved)
+        self.state = PPOState(**{k: v for k, v in saved.numbers.items() if k in known})
 
     def step(self, prompts: list[list[int]], rows: Sequence[Row] = ()) -> tuple[Experience, Stats]:
         """One update from replies to this rank's `prompts`, in groups of `samples_per_prompt`.

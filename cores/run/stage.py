@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +61,9 @@ class StageRun:
         self.saved = 0
         """Step of the newest checkpoint."""
         self.saved_at = time.monotonic()
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None
+        """The checkpoint that is being written."""
         self.seconds_before = 0.0
         """What the run took before it was stopped."""
 
@@ -162,6 +166,8 @@ class StageRun:
     def look(self, step: int, last: bool) -> tuple[bool, bool]:
         """Behind a step: whether to save, and whether to stop; the same on every rank."""
         c, now = self.config.checkpoint, time.monotonic()
+        if self.writing is not None and self.writing.done():
+            self.written()  # or its error
         by_steps = c.every_steps is not None and step % c.every_steps == 0
         by_time = c.every_minutes is not None and now - self.saved_at >= 60 * c.every_minutes
         limit = c.stop_after_minutes
@@ -176,23 +182,34 @@ class StageRun:
         return self.seconds_before + time.monotonic() - self.started
 
     def save(self, step: int, state: State) -> None:
-        """Write a checkpoint, then let old ones go."""
+        """Write a checkpoint beside the next steps, then let old ones go."""
         if step == self.saved:
             return
         if self.launch.is_main:
+            self.written()
             numbers = {**state.numbers, "seconds": self.seconds}
-            folder = self.path / CHECKPOINTS
-            checkpoint.write(folder, step, State(state.tensors, numbers))
-            checkpoint.rotate(folder, self.config.checkpoint.keep)
+            self.writing = self.writer.submit(self._write, step, State(state.tensors, numbers))
         self.saved, self.saved_at = step, time.monotonic()
+
+    def _write(self, step: int, state: State) -> None:
+        checkpoint.write(self.path / CHECKPOINTS, step, state)
+        checkpoint.rotate(self.path / CHECKPOINTS, self.config.checkpoint.keep)
+
+    def written(self) -> None:
+        """Wait until the newest checkpoint is on the disk. OSError if it could not be written."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
 
     def leave(self, step: int, total: int) -> None:
         """Behind a checkpoint: end the run; it goes on another time."""
+        self.written()
         reason = STOP.reason or "another rank was told to stop"
         raise Stopped(f"{reason}: saved at step {step} of {total}; to go on: {command()}")
 
     def stepped(self) -> None:
         """The last step is behind a checkpoint: what follows can be done again."""
+        self.written()
         STOP.stepping = False
 
     def optional(self, what: str, action: Callable[[], T]) -> T | None:
@@ -280,6 +297,7 @@ class StageRun:
         STOP.stepping = False
         if not self.launch.is_main:
             return
+        self.writer.shutdown()  # a checkpoint that is under way is finished
         LOG.attach(None)
         if error is not None and (self.path / STATE).exists() and self.lock.number is not None:
             with contextlib.suppress(OSError):  # the disk is full: the folder stays as it is

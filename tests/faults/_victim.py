@@ -47,7 +47,7 @@ WRITES: dict[str, tuple[str, str, int]] = {
     "io-rename": ("pathlib:Path", "rename", errno.EIO),
     "denied-folder": ("pathlib:Path", "mkdir", errno.EACCES),
     "full-metrics": ("cores.run.metrics", "append", errno.ENOSPC),
-    "full-models": ("cores.models.loading", "save_model", errno.ENOSPC),
+    "full-models": ("cores.models", "save_model", errno.ENOSPC),
     "io-exchange": ("cores.run.stage", "exchange", errno.EIO),
     "io-sync": ("cores.run.stage", "sync_tree", errno.EIO),
 }

@@ -91,11 +91,11 @@ def trial(file: str, then: str, base: Path, files: dict[str, Path], root: Path) 
         words = [[*good(base, files, out), *MORE] for out in (whole, parts)]
         if not (whole / stage).exists():
             done = launch(file, "none", stage, words[0])
-            assert done.returncode == 0, done.stderr[-3000:]
+            assert done.returncode == 0, done.stderr[:4000]
         killed = launch(file, point, stage, words[1])
         assert killed.returncode != 0, "the point was not reached"
         again = launch(then, "none", stage, words[1])
-        assert again.returncode == 0, again.stderr[-3000:]
+        assert again.returncode == 0, again.stderr[:4000]
         assert f"resuming {stage} at step" in again.stdout, again.stdout
         found[stage] = compare(whole / stage, parts / stage)
         if then != file:  # the next stage's parents are the same again

@@ -88,18 +88,20 @@ def judge(place: Place, stage: str, out: Path, older: bool, words: list[Any]) ->
     there = (out / stage / "stage.json").exists()
     if older and not there:
         return "the older stage is gone"
+    err = ""
     for _ in range(2):
         published = (out / stage / "stage.json").exists() and not (out / stage / "older").exists()
-        left = (out / f"{stage}.unfinished").exists()
+        left = (out / f"{stage}.unfinished").exists() or (out / stage / "state.json").exists()
         if published and not left:
             break
         ended = _forked.run("none", stage, words, place.root)
         if ended.status not in (0, 1) or "Traceback" in ended.err:
             return f"goes on with {ended.status}: {ended.err[-300:]}"
+        err = ended.err
     if place.made(out / stage) != place.whole[stage]:
         wrong = {k for k, v in place.whole[stage].items() if place.made(out / stage).get(k) != v}
-        return f"not what an uninterrupted run makes: {sorted(wrong)[:4]} {ended.err[-300:]}"
-    extra = {p.name for p in out.iterdir()} - {"sft", "reward", "ppo"}
+        return f"not what an uninterrupted run makes: {sorted(wrong)[:4]} {err[-300:]}"
+    extra = {p.name for p in out.iterdir()} - {"sft", "reward", "ppo", f".{stage}.lock"}
     return f"left {extra}" if extra else ""
 
 

@@ -78,6 +78,10 @@ class ZeroTrained(Trained):
             finally:
                 add_hooks(self.module)
 
+    def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
+        self._link()
+        return super().state(keep)
+
     def _whole(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         with deepspeed.zero.GatheredParameters([parameter]):
             weight = parameter.data.clone()
@@ -114,7 +118,13 @@ class ZeroTrained(Trained):
                 "step": step.clone(),
                 **{key: torch.zeros_like(shard) for key in SHARDED},
             }
-        if two:
+        self._link()
+
+    def _link(self) -> None:
+        """Let DeepSpeed (1 and 2) find each weight's part of the states. It does so by itself once,
+        behind the first group's first step, when those of other groups do not exist yet."""
+        if hasattr(self.zero, "single_partition_of_fp32_groups"):
+            self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
 
 

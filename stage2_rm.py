@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer
+    from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
     from cores.training.calibration import (
         calibrate,
         calibration_prompts,
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         data = preference_data(config, tokenizer)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
-        here.say("\n".join([*data.report.lines(), *parents["sft"].notes]))
+        here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
         prompts = calibration_prompts(config, data.train, model_config)
 
         model: Any = load_scalar(sft, config.model, tokenizer, num_labels=1)

@@ -16,6 +16,7 @@ def main(argv: list[str]) -> None:
     from cores.models.loading import load_config
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
+    from cores.ppo.estimate import has_critic
     from cores.ppo.run import (
         build_trainer,
         check_model,
@@ -55,8 +56,12 @@ def main(argv: list[str]) -> None:
         ptx = ptx_data(config, tokenizer)
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
         lines = [line for report in reports.values() for line in report.lines()]
-        lines += [line for parent in parents.values() for line in parent.notes]
-        lines += [texts.note] if texts else []
+        if texts is not None:
+            critic = ", and the critic starts as the policy with a head of zeros"
+            lines.append(
+                f"note: {config.reward.path} reads replies as text, by a tokenizer or template of "
+                f"its own{critic if has_critic(config.ppo) else ''}"
+            )
         here.say("\n".join([*lines, *stale_parents(parents)]))
 
         depends = {

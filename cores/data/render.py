@@ -23,16 +23,7 @@ MEMORY = 4 * 2**30
 """Bytes beside those in use."""
 
 
-ROLES = "set template.kind to roles"
-
-
-def rendered(
-    tokenizer: PreTrainedTokenizerBase,
-    turns: list[Turn],
-    open_: bool,
-    where: str,
-    remedy: str = ROLES,
-) -> str:
+def rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], open_: bool, where: str) -> str:
     """The text of `turns`; open_: with the beginning of a reply. UserError naming the row `where`
     for a template that fails, takes too long, or writes nothing or too much."""
     try:
@@ -44,13 +35,13 @@ def rendered(
         reason = " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")
         raise UserError(
             f"{where}: the tokenizer's chat template refuses this conversation ({reason}); "
-            f"change the row, or {remedy}."
+            "change the row, or set template.kind to roles (for reward.path: give another model)."
         ) from error
     if not isinstance(text, str) or not text or len(text) > LONGEST:
         size = len(text) if isinstance(text, str) else 0
         raise UserError(
             f"{where}: the tokenizer's chat template makes {size} characters of this conversation, "
-            f"where 1 to {LONGEST} can be used; {remedy}."
+            f"where 1 to {LONGEST} can be used; set template.kind to roles."
         )
     return text
 

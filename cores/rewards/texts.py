@@ -6,7 +6,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config
-from cores.config.estimators import WITH_CRITIC
 from cores.data.render import rendered
 from cores.data.rows import control_tokens
 from cores.data.template import Template, leading_ids
@@ -55,11 +54,6 @@ class TextReward:
         self.leading = [] if chat else leading_ids(self.tokenizer)
         self.cut = 0
         """Rows of the last call that lost the beginning of their prompt, being too long."""
-        critic = "; the critic starts as the policy with a head of zeros"
-        self.note = (
-            f"note: {name} reads replies as text, by its own tokenizer and template"
-            f"{critic if config.ppo.estimator in WITH_CRITIC else ''}"
-        )
 
     def __call__(self, rollout: Rollout, rows: Sequence[Row]) -> list[list[int]]:
         """The ids of each of the B replies behind its prompt; rows: as of `prompt_data`, B."""
@@ -85,8 +79,7 @@ class TextReward:
                 "Give prompts, or a reward model without a chat template."
             )
         said = {"role": "assistant", "content": self._plain(reply.removesuffix(self.suffix))}
-        remedy = "give another reward model"
-        return rendered(self.tokenizer, [*turns, said], False, where, remedy)
+        return rendered(self.tokenizer, [*turns, said], False, where)
 
     def _plain(self, text: str) -> str:
         return self.controls.sub(" ", text) if self.controls else text

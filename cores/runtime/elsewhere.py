@@ -19,73 +19,52 @@ from cores.runtime.files import read_json
 from cores.runtime.fingerprint import model_files, tokenizer_fingerprint
 from cores.runtime.hub import cache_if_unreachable
 
-FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-"""What is fetched beside the weights."""
+OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth"]
+"""Files of a hub's model that hold its weights in other forms."""
 
 
-def found_elsewhere(
-    config: Config, stage: str, hashed: bool
-) -> tuple[Path, dict[str, Any], list[str]]:
-    """Folder, record and lines to print of the model that `<stage>.path` names.
+def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dict[str, Any]]:
+    """Folder of the model that `<stage>.path` names, and as much of a stage.json as there is.
 
-    The record is as much of a stage.json as there is: tokenizer and vocab_size as they will be,
-    with a pad token of its own; template, of a folder that a stage wrote; chat: whether a chat
-    template is what it knows texts by; source: its files' hashes, or the hub's commit. UserError if
-    it cannot be such a parent.
+    Tokenizer and vocab_size as they will be, with a pad token of its own; template, of a folder
+    that a stage wrote; chat: whether it knows texts by a chat template; source: its files' hashes,
+    or the hub's commit; notes to print. UserError if it cannot take the stage's place.
     """
-    section, key = getattr(config, stage), f"{stage}.path"
-    with _named(key):
-        folder, commit = _fetched(section.path, section.revision, f"{stage}.revision")
+    path, revision = getattr(config, stage).path, getattr(config, stage).revision
+    with _named(f"{stage}.path"):
+        folder = _fetched(path, revision, f"{stage}.revision")
         model, tokenizer = load_config(folder), load_tokenizer(folder)
-        notes = []
+        note = None
         if stage == "sft":
-            notes.append(settle_pad_token(tokenizer, config.model.pad_token))
+            note = settle_pad_token(tokenizer, config.model.pad_token)
             check_base(folder, model, tokenizer)
         else:
-            _check_reward(model, section.path, key)
+            _check_reward(model, path)
             if tokenizer.eos_token is not None:  # as the policy's, so that they compare
                 settle_pad_token(tokenizer, None)
     written = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {}
     template = written.get("config", {}).get("template", {})
-    chat = template["kind"] == "chat" if template else tokenizer.chat_template is not None
-    source: dict[str, Any] = {"hub": section.path, "commit": commit}
-    if commit is None:
-        source = {"folder": section.path, "files": model_files(folder, hashed)}
-    record = {
+    hub = {} if Path(path).expanduser().is_dir() else {"hub": path, "commit": folder.name}
+    return folder, {
         "parents": {},
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "vocab_size": fitted(model.get_text_config().vocab_size, tokenizer),
         "template": template,
-        "chat": chat,
-        "source": source,
+        "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",
+        "source": hub or {"folder": path, "files": model_files(folder, hashed)},
+        "notes": [f"{stage}: from {hub or path}", *([note] if note else [])],
     }
-    origin = f"{key}: {section.path}" + (f" at commit {commit}" if commit else "")
-    return folder, record, [origin, *filter(None, notes)]
 
 
-def _fetched(path: str, revision: str | None, key: str) -> tuple[Path, str | None]:
-    """A local folder; or of a hub id, the folder of its files in the hub's cache and the commit."""
+def _fetched(path: str, revision: str | None, key: str) -> Path:
+    """A local folder; or of a hub id the one in the hub's cache, which is named as its commit."""
     if (folder := Path(place(path))).is_dir():
         if revision is not None:
             raise UserError(f"{key}: is for hub ids, and {path} is a folder; remove the key.")
-        return folder.resolve(), None
+        return folder.resolve()
     cache_if_unreachable(path)
-    folder = _snapshot(path, revision, "*.safetensors")
-    if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(path, revision, "*.bin")
-    return folder, folder.name
-
-
-def _snapshot(path: str, revision: str | None, weights: str) -> Path:
-    with reading(path if revision is None else f"{path}@{revision}", "files"):
-        return Path(
-            snapshot_download(
-                path,
-                revision=revision,
-                allow_patterns=[*FILES, weights],
-                ignore_patterns=["*/*", "consolidated*"],  # other forms of the same weights
-            )
-        )
+    with reading(f"{path}@{revision}" if revision else path, "files"):
+        return Path(snapshot_download(path, revision=revision, ignore_patterns=OTHERS))
 
 
 @contextmanager
@@ -97,17 +76,13 @@ def _named(key: str) -> Iterator[None]:
         raise UserError(str(error).replace("model.path", key)) from None
 
 
-def _check_reward(model: PretrainedConfig, path: str, key: str) -> None:
+def _check_reward(model: PretrainedConfig, path: str) -> None:
     """UserError unless it has one trained number at every token."""
-    names = model.architectures or []
-    if CLASSIFIER not in "".join(names):
+    names = ", ".join(model.architectures or [])
+    if CLASSIFIER not in names or model.num_labels != 1:
+        labels = f" with {model.num_labels} labels" if CLASSIFIER in names else ""
         raise UserError(
-            f"{key}: {path} is a {', '.join(names) or model.model_type}, which has no trained head "
-            "for scores. Give a sequence-classification model with one label."
+            f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
+            "score is one number. Give a sequence-classification model with num_labels 1."
         )
     check_scalar(model)
-    if model.num_labels != 1:
-        raise UserError(
-            f"{key}: {path} has {model.num_labels} labels, and a reward model's score is one "
-            "number. Give a model with num_labels 1."
-        )

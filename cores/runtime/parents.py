@@ -1,6 +1,5 @@
 """What a stage starts from, finished stages or models from elsewhere: checked before it is used."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,17 @@ class Parent:
     stage: str
     folder: Path
     record: dict[str, Any]
-    """stage.json; see `found_elsewhere` for a model from elsewhere."""
-    key: str = "model.path"
-    """Of the configuration: what its model, or the one that it was trained from, came by."""
-    notes: Sequence[str] = ()
-    """Lines to print."""
+    """stage.json, or what `found_elsewhere` tells."""
 
     @property
     def elsewhere(self) -> bool:
         """Whether no stage of this run wrote it."""
-        return self.key == f"{self.stage}.path"
+        return "source" in self.record
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What stage.json keeps: where it is, and its files' hashes or the hub's commit."""
-        own = {"folder": str(self.folder), "files": self.record.get("files")}
-        return self.record.get("source", own)
+    def key(self) -> str:
+        """Of the configuration: what its model, or the one that it was trained from, came by."""
+        return f"{self.stage}.path" if self.elsewhere else "model.path"
 
 
 def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict[str, Parent]:
@@ -69,8 +63,7 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
         scripts = " and then ".join(SCRIPTS[s] for s in missing)
         raise UserError(
             f"{folders}: no finished stage there. Run {scripts} with the same --config and "
-            f"--output_dir first, or set {' and '.join(f'{s}.path' for s in missing)} to models "
-            "from elsewhere (docs/models.md)."
+            f"--output_dir first, or set {' and '.join(f'{s}.path' for s in missing)}."
         )
     parents = {s: _parent(config, s, root / s, hashed) for s in stages}
     _check_fit(parents)
@@ -79,10 +72,9 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
 
 def _parent(config: Config, stage: str, folder: Path, hashed: bool) -> Parent:
     if getattr(config, stage).path is not None:
-        folder, record, notes = found_elsewhere(config, stage, hashed)
-        parent = Parent(stage, folder, record, f"{stage}.path", notes)
-        if record["template"] and not (stage == "reward" and record["chat"]):
-            _check_template(config, parent, record["template"])
+        parent = Parent(stage, *found_elsewhere(config, stage, hashed))
+        if stage == "sft" or not parent.record["chat"]:
+            _check_template(config, parent, parent.record["template"])
         return parent
     parent = Parent(stage, folder, _record(folder))
     _check_files(parent, hashed)
@@ -175,7 +167,7 @@ def _check_base(parent: Parent) -> None:
 def _check_template(config: Config, parent: Parent, theirs: dict[str, Any]) -> None:
     again = "" if parent.elsewhere else f", or run {SCRIPTS[parent.stage]} again with --overwrite"
     for key, mine in plain(config.template).items():
-        if theirs.get(key) != mine:
+        if theirs and theirs.get(key) != mine:
             raise UserError(
                 f"template.{key}: {mine!r} here, but {parent.folder} was trained with "
                 f"{theirs.get(key)!r}: its model would see text it does not know. Use the same "
@@ -197,11 +189,13 @@ def _check_fit(parents: dict[str, Parent]) -> None:
 
 
 def stale_parents(parents: dict[str, Parent]) -> list[str]:
-    """A line for each parent that was trained from another version of a parent present."""
+    """A line for each parent that was trained from another version of a parent present, and what
+    there is to say of those from elsewhere."""
     lines = []
     for parent in parents.values():
+        lines += parent.record.get("notes", [])
         for name, facts in parent.record["parents"].items():
-            now = parents[name].facts if name in parents else facts
+            now = parent_facts(parents).get(name, facts)
             if any(facts.get(key) != now.get(key) for key in ("files", "commit")):
                 lines.append(
                     f"note: {parent.folder} was trained from an earlier {parents[name].folder}; "
@@ -212,4 +206,8 @@ def stale_parents(parents: dict[str, Parent]) -> list[str]:
 
 def parent_facts(parents: dict[str, Parent]) -> dict[str, Any]:
     """The parents' fingerprints as stage.json keeps them."""
-    return {name: parent.facts for name, parent in parents.items()}
+    return {
+        name: parent.record.get("source")
+        or {"folder": str(parent.folder), "files": parent.record["files"]}
+        for name, parent in parents.items()
+    }

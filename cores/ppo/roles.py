@@ -112,7 +112,7 @@ def build_roles(
         frozen = Actor(reference, *sampling)
     reward = None
     if "reward" in parents and not _shared(config, texts):
-        fits = None if texts else tokenizer
+        fits = texts.tokenizer if texts else tokenizer
         reward = ScalarModel(_held(_reward(parents["reward"].folder, fits, scale), sharding))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)

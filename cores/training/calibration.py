@@ -131,7 +131,7 @@ def calibrate_elsewhere(
     folder, sft = parents["reward"].folder, parents["sft"].folder
     found = calibration_rows(config, [row["input_ids"] for row in rows], load_config(sft))
     told = [rows[i] for i in found]
-    model: Any = load_scalar(folder, tokenizer=None if texts else tokenizer)
+    model: Any = load_scalar(folder, tokenizer=texts.tokenizer if texts else tokenizer)
     return calibrate(
         ScalarModel(model).to(launch.device),
         policy_engine(config, sft, tokenizer, launch),

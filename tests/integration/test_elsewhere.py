@@ -108,7 +108,7 @@ def test_both_from_elsewhere(tmp_path, files, instruct, judge, monkeypatch, capf
     assert "the critic starts as the policy with a head of zeros" in resumed
     assert "pad token: <|pad|> added (its pad token was eos)" in resumed
     assert apart(*(checkpoint(o, "ppo", 2) for o in (whole, out))) == []
-    assert metrics(whole / "ppo.unfinished") == metrics(out / "ppo.unparents")
+    assert metrics(whole / "ppo.unfinished") == metrics(out / "ppo.unfinished")
     in_process("ppo", arguments[1])
 
     told = record(out / "ppo")

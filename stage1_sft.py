@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from cores.config import parse_config
+from cores.config import check_run, parse_config
 from cores.runtime.cli import guarded
 
 
@@ -11,6 +11,7 @@ def main(argv: list[str]) -> None:
     """Run the stage with the arguments `argv`."""
     started = time.monotonic()
     config = parse_config(argv, "stage1_sft.py", "Stage 1: supervised fine-tuning.")
+    check_run(config, "sft")
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show

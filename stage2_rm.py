@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from cores.config import parse_config
+from cores.config import check_run, parse_config
 from cores.runtime.cli import guarded
 
 
@@ -11,19 +11,25 @@ def main(argv: list[str]) -> None:
     """Run the stage with the arguments `argv`."""
     started = time.monotonic()
     config = parse_config(argv, "stage2_rm.py", "Stage 2: reward model.")
+    check_run(config, "reward")
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
-    from cores.models import ScalarModel, check_saving, load_scalar, load_tokenizer, save_model
+    from cores.models import ScalarModel, check_saving, load_scalar, save_model
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.quantization import check_quantization
     from cores.ppo.run import check_sampling
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.runtime.parents import load_parents, parent_facts
-    from cores.training.calibration import calibration_prompts, policy_engine, reply_tokens
-    from cores.training.reward import accuracy, calibrate, init_head, train_reward
+    from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
+    from cores.training.calibration import (
+        calibrate,
+        calibration_prompts,
+        policy_engine,
+        reply_tokens,
+    )
+    from cores.training.reward import accuracy, init_head, train_reward
 
     here = launch(config)
     check_batches(config.reward, here, "reward")
@@ -34,17 +40,17 @@ def main(argv: list[str]) -> None:
         check_quantization(config.model, lora, "reward.lora", stage, here.device)
         parents = load_parents(config, ["sft"], hashed=here.is_main)
         model_config = load_config(sft := parents["sft"].folder)
-        check_scalar(model_config)
+        check_scalar(model_config, parents["sft"].key)
         check_length(model_config, config.reward.max_length, "reward.max_length")
-        tokenizer = load_tokenizer(sft)
+        tokenizer = policy_tokenizer(config, parents["sft"])
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
         data = preference_data(config, tokenizer)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
-        here.say("\n".join(data.report.lines()))
+        here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
         prompts = calibration_prompts(config, data.train, model_config)
 
-        model: Any = load_scalar(sft, frozen=config.model, num_labels=1)
+        model: Any = load_scalar(sft, config.model, tokenizer, num_labels=1)
         init_head(model, config.seed)
         check_saving(model, tokenizer)
         run.begin({"parents": parent_facts(parents), "data": data.report.to_json()})

@@ -13,10 +13,11 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import prompt_data, show
-    from cores.models import check_saving, load_tokenizer
+    from cores.models import check_saving
     from cores.models.loading import load_config
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
+    from cores.ppo.estimate import has_critic
     from cores.ppo.run import (
         build_trainer,
         check_model,
@@ -27,10 +28,12 @@ def main(argv: list[str]) -> None:
         train,
     )
     from cores.rewards.load import load_functions
+    from cores.rewards.texts import text_reward
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.runtime.parents import load_parents, parent_facts, stale_parents
+    from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
+    from cores.training.calibration import calibrate_elsewhere
 
     here = launch(config)
     check_batches(config.ppo, here, "ppo")
@@ -43,16 +46,23 @@ def main(argv: list[str]) -> None:
             here.sharding.check_skips()
         parents = load_parents(config, needed_stages(config), hashed=here.is_main)
         model_config = load_config(parents["sft"].folder)
-        check_model(config, model_config)
-        tokenizer = load_tokenizer(parents["sft"].folder)
+        check_model(config, model_config, parents["sft"].key)
+        tokenizer = policy_tokenizer(config, parents["sft"])
         check_sampling(config, tokenizer, model_config, here.device)
         functions = load_functions(config.ppo.rewards, config.ppo.reward_timeout)
         data = prompt_data(config, tokenizer)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
+        texts = text_reward(config, tokenizer, parents, data.train + data.test)
         ptx = ptx_data(config, tokenizer)
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
         lines = [line for report in reports.values() for line in report.lines()]
+        if texts is not None:
+            critic = ", and the critic starts as the policy with a head of zeros"
+            lines.append(
+                f"note: {config.reward.path} reads replies as text, by a tokenizer or template of "
+                f"its own{critic if has_critic(config.ppo) else ''}"
+            )
         here.say("\n".join([*lines, *stale_parents(parents)]))
 
         depends = {
@@ -60,17 +70,24 @@ def main(argv: list[str]) -> None:
             "reward_files": functions.files,
             "parents": parent_facts(parents),
         }
-        roles = build_roles(config, tokenizer, parents, here, run.resumed)
+        scale = run.resumed.numbers.get("calibration") if run.resumed else None
+        if config.reward.path is not None and scale is None:
+            scale = calibrate_elsewhere(config, parents, tokenizer, texts, data.train, here)
+        roles = build_roles(config, tokenizer, parents, here, run.resumed, texts, scale)
         for role in roles.trained:
             check_saving(role.unwrapped.model, tokenizer)
         run.begin(depends)
         rows = ptx.train if ptx else ()
         trainer = build_trainer(config, roles, tokenizer, here, functions.functions, rows)
+        trainer.state.calibration = scale
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model_config.get_text_config().vocab_size,
+            "vocab_size": roles.actor.unwrapped.vocabulary,
             **depends,
-            "metrics": train(config, trainer, data, tokenizer, run),
+            "metrics": {
+                **train(config, trainer, data, tokenizer, run),
+                **({"calibration": scale} if scale else {}),
+            },
         }
         run.finish(lambda to: save_roles(config, roles, tokenizer, to), facts)
 

@@ -15,6 +15,7 @@ from cores.config.schema import (
     TemplateSection,
 )
 from cores.config.sources import DataSection, SourceSection
+from cores.config.validate import check_run
 
 __all__ = [
     "AdamSection",
@@ -33,6 +34,7 @@ __all__ = [
     "SFTSection",
     "SourceSection",
     "TemplateSection",
+    "check_run",
     "parse_config",
     "plain",
 ]

@@ -116,9 +116,10 @@ class PPOSection:
     """The critic's optimizer."""
     max_grad_norm: float = number(1.0, above=0)
     """Actor and critic gradients are each clipped to this norm."""
-    critic_init: Literal["reward", "zero"] = "reward"
+    critic_init: Optional[Literal["reward", "zero"]] = None
     """The critic starts as the reward model (Ouyang et al. 2022), or as the stage-1 model with
-    a head of zeros (Ziegler et al. 2019), which `rewards` without `model` needs."""
+    a head of zeros (Ziegler et al. 2019), which `rewards` without `model` needs. None: reward,
+    but zero where `reward.path` has another tokenizer or template."""
     critic_warmup: int = 0
     """First updates that train the critic alone; for a critic that starts from zero."""
     kl_coef: float = 0.05

@@ -123,7 +123,7 @@ def _rewards(ppo: PPOSection) -> Iterator[Problem]:
     if "std" in names:
         yield "ppo.rewards", "score_std is the scores' deviation; give the function another name."
     critic = ESTIMATORS[ppo.estimator].critic
-    if "model" not in ppo.rewards and critic and ppo.critic_init == "reward":
+    if "model" not in ppo.rewards and critic and ppo.critic_init != "zero":
         yield (
             "ppo.critic_init",
             "the critic cannot start from a reward model that ppo.rewards does not name; set it to "

@@ -65,6 +65,11 @@ class ModelSection:
 class SFTSection:
     """Stage 1: supervised fine-tuning."""
 
+    path: Optional[str] = None
+    """An instruct model, folder or hub id, in place of running the stage: stages 2 and 3 start from
+    it (docs/models.md). None: they start from what stage 1 wrote."""
+    revision: Optional[str] = None
+    """Commit, branch or tag of a hub id in `path`. None: its main branch."""
     epochs: float = number(3.0, above=0, most=1e6)
     """Passes over the data; 3 as in Coati (2023-04)."""
     max_steps: Optional[int] = number(None, above=0)
@@ -98,6 +103,11 @@ class SFTSection:
 class RewardSection:
     """Stage 2: the reward model."""
 
+    path: Optional[str] = None
+    """A one-label reward model, folder or hub id, in place of running the stage, of any tokenizer
+    and template; stage 3 calibrates its score at the start. None: what stage 2 wrote."""
+    revision: Optional[str] = None
+    """Commit, branch or tag of a hub id in `path`. None: its main branch."""
     epochs: float = number(1.0, above=0, most=1e6)
     """Passes over the pairs; reward models overfit from the second on (Ouyang et al. 2022)."""
     max_steps: Optional[int] = number(None, above=0)
@@ -120,8 +130,8 @@ class RewardSection:
     max_grad_norm: float = number(1.0, above=0)
     """Gradients are clipped to this norm."""
     calibration_samples: int = number(256, least=2)
-    """Replies of the stage-1 model whose scores get mean 0 and standard deviation 1 (Ziegler
-    et al. 2019, section 2). 256 gives the mean to about 0.06 standard deviations."""
+    """Replies of the stage-1 model whose scores get mean 0 and standard deviation 1 (Ziegler et al.
+    2019, section 2); with `path` in stage 3. 256 gives the mean to about 0.06 deviations."""
     calibration_tokens: Optional[int] = number(None, above=0)
     """New tokens of a calibration reply at most. None: `ppo.max_new_tokens`, as the scale is for
     replies of that length."""

@@ -11,6 +11,7 @@ from cores.config.lora import LoraSection
 from cores.config.ppo_checks import ppo_problems
 from cores.config.schema import Config
 from cores.config.sources import OneSource, SourceSection, WeightedSource
+from cores.errors import UserError
 
 
 def check(config: Config) -> Iterator[tuple[str, str]]:
@@ -22,6 +23,7 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
 
 def _paths(config: Config) -> Iterator[tuple[str, str]]:
     found: list[tuple[str, Any]] = [("output_dir", config), ("model.path", config.model)]
+    found += [("sft.path", config.sft), ("reward.path", config.reward)]
     for stage in ("sft", "preference", "prompts"):
         section = getattr(config.data, stage)
         for place, source in [(f"data.{stage}", section), *_items(section, f"data.{stage}")]:
@@ -41,6 +43,7 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
         for name in ("alpha", "dropout", "target_modules", "merge"):
             if not lora.rank and getattr(lora, name) != getattr(LoraSection(), name):
                 yield f"{key}.{name}", f"has no effect with {key}.rank 0; set a rank, or remove it."
+    yield from _elsewhere(config)
     tokens = config.reward.calibration_tokens
     if tokens is not None and tokens <= config.ppo.min_new_tokens:
         yield (
@@ -83,6 +86,30 @@ def _combinations(config: Config) -> Iterator[tuple[str, str]]:
     for stage in ("sft", "preference", "prompts"):
         yield from _sources(config, getattr(config.data, stage), f"data.{stage}")
     yield from _streaming(config)
+
+
+def _elsewhere(config: Config) -> Iterator[tuple[str, str]]:
+    """Models from elsewhere that would not be used."""
+    for stage in ("sft", "reward"):
+        section = getattr(config, stage)
+        if section.revision is not None and section.path is None:
+            yield f"{stage}.revision", f"has no effect without {stage}.path; set that to a hub id."
+    if config.reward.path is not None and "model" not in config.ppo.rewards:
+        yield (
+            "reward.path",
+            f"{config.reward.path} would not be used, as ppo.rewards does not name model; remove "
+            "it, or name the model there (weight 0 logs it alone).",
+        )
+
+
+def check_run(config: Config, stage: str) -> None:
+    """UserError if a model from elsewhere stands in for `stage`."""
+    path = getattr(config, stage).path
+    if path is not None:
+        raise UserError(
+            f"{stage}.path is set: this stage is not run, as {path} takes the place of what it "
+            f"would write. Go on with the next stage, or remove the key (--{stage}.path null)."
+        )
 
 
 def _sources(config: Config, section: SourceSection, key: str) -> Iterator[tuple[str, str]]:

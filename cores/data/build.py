@@ -16,6 +16,7 @@ from cores.data.rows import Outcome, Piece, RowMaker
 from cores.data.sources import Source, held_out_source, train_source
 from cores.data.split import held_out, require
 from cores.data.stream import StreamedData, stream_data
+from cores.data.template import with_system
 from cores.errors import UserError
 
 
@@ -25,7 +26,7 @@ class StageData:
 
     train: list[dict[str, Any]]
     """sft: input_ids, labels. reward: chosen_ids, rejected_ids, prompt_length, margin. ppo:
-    input_ids, prompt, row."""
+    input_ids, prompt, turns, row."""
     test: list[dict[str, Any]]
     """Rows of the same form; empty if nothing is held out."""
     report: DataReport | MixtureReport
@@ -82,12 +83,12 @@ def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> Stage
 
 
 def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
-    """Prompts: rows {"input_ids": list[int], "prompt": str, "row": dict}.
+    """Prompts: rows {"input_ids": list[int], "prompt": str, "turns": list[Turn], "row": dict}.
 
-    prompt is the text as rendered. row is the row as it was read: a reward function may need more
-    than the prompt, such as the answer. The ids begin the stage-1 and stage-2 rows with the same
-    prompt. Of a text without turns the prompt is its first `prompt_tokens` tokens. Raises as
-    `sft_data`.
+    prompt is the text as rendered, turns what was rendered. row is the row as it was read: a reward
+    function may need more than the prompt, such as the answer. The ids begin the stage-1 and
+    stage-2 rows with the same prompt. Of a text without turns the prompt is its first
+    `prompt_tokens` tokens. Raises as `sft_data`.
     """
     limit = config.ppo.max_prompt_length
 
@@ -102,7 +103,10 @@ def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData
             prompt = _decoded(tokenizer, ids[piece.leading :])
         if len(ids) > limit:
             return None, "prompt longer than ppo.max_prompt_length", False
-        return {"input_ids": ids, "prompt": prompt, "row": piece.example.row.columns}, "", False
+        turns = with_system(piece.example.conversations[0], config.template.system_prompt)
+        columns = piece.example.row.columns
+        row = {"input_ids": ids, "prompt": prompt, "turns": turns, "row": columns}
+        return row, "", False
 
     return _build(config, tokenizer, "ppo", finish)
 

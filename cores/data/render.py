@@ -43,7 +43,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], open_: bool,
         reason = " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")
         raise UserError(
             f"{where}: the tokenizer's chat template refuses this conversation ({reason}); "
-            "change the row, or set template.kind to roles."
+            "change the row, or set template.kind to roles (for reward.path: give another model)."
         ) from error
     if not isinstance(text, str) or not text or len(text) > LONGEST:
         size = len(text) if isinstance(text, str) else 0

@@ -53,9 +53,7 @@ class Template:
         """
         if turns[0]["role"] == "text":
             return [Segment("text", turns[0]["content"] + self.eos, True)]
-        system = self.section.system_prompt
-        if system is not None and all(turn["role"] != "system" for turn in turns):
-            turns = [{"role": "system", "content": system}, *turns]
+        turns = with_system(turns, self.section.system_prompt)
         if self.section.kind == "chat":
             return self._chat(turns, where)
         return self._written(turns)
@@ -124,6 +122,13 @@ class Template:
                 "or use single-turn rows."
             )
         return text[len(done) :]
+
+
+def with_system(turns: list[Turn], system: str | None) -> list[Turn]:
+    """`turns` behind the system turn `system`, if they are a conversation without one."""
+    if system is None or any(turn["role"] in ("system", "text") for turn in turns):
+        return turns
+    return [{"role": "system", "content": system}, *turns]
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -120,15 +120,15 @@ def scalar_problem(config: PretrainedConfig) -> str | None:
     return (
         f"{architecture(config)} has no sequence-classification class with a linear head in "
         "transformers, so it can go through stage 1 but not be a reward model or critic. For all "
-        f"three stages set model.path to a model of one of these families: {SCALAR_FAMILIES}."
+        f"three stages take a model of one of these families: {SCALAR_FAMILIES}."
     )
 
 
-def check_scalar(config: PretrainedConfig) -> None:
-    """UserError if there can be no reward model of this architecture."""
+def check_scalar(config: PretrainedConfig, key: str = "model.path") -> None:
+    """UserError if there can be no reward model of this architecture, which `key` gave."""
     problem = scalar_problem(config)
     if problem:
-        raise UserError(f"model.path: {problem}")
+        raise UserError(f"{key}: {problem}")
 
 
 def max_length(config: PretrainedConfig) -> int | None:
@@ -138,14 +138,18 @@ def max_length(config: PretrainedConfig) -> int | None:
 
 
 def load_policy(
-    path: str | Path, dropout: bool, frozen: ModelSection | None = None
+    path: str | Path,
+    dropout: bool,
+    frozen: ModelSection | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel:
     """A causal language model in fp32, with its own dropout or none. Whole layers never drop out:
     under DDP all parameters need gradients, and ranks would drop different layers.
 
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.
+    `tokenizer`: it gets a row for every id of this one.
     """
-    return load_as(AutoModelForCausalLM, path, dropout, frozen=frozen)
+    return load_as(AutoModelForCausalLM, path, dropout, tokenizer, frozen)
 
 
 def load_base(
@@ -155,19 +159,22 @@ def load_base(
 
     `frozen` as in `load_policy`.
     """
-    model = load_as(AutoModelForCausalLM, path, True, tokenizer=tokenizer, frozen=frozen)
+    model = load_policy(path, True, frozen, tokenizer)
     exclude_from(model, tokenizer)
     return model
 
 
 def load_scalar(
-    path: str | Path, frozen: ModelSection | None = None, **head: Any
+    path: str | Path,
+    frozen: ModelSection | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **head: Any,
 ) -> PreTrainedModel:
     """A one-label sequence-classification model in fp32, without dropout.
 
-    `frozen` as in `load_policy`.
+    `frozen` and `tokenizer` as in `load_policy`.
     """
-    return load_as(AutoModelForSequenceClassification, path, dropout=False, frozen=frozen, **head)
+    return load_as(AutoModelForSequenceClassification, path, False, tokenizer, frozen, **head)
 
 
 def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

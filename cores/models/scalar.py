@@ -37,6 +37,19 @@ class ScalarModel(nn.Module):
         return last_attended(self(ids, mask), mask)
 
 
+@torch.no_grad()
+def rescale(model: Any, mean: float, std: float) -> None:
+    """Make scores of the stock `model` with this mean and deviation have 0 and 1: 1/std goes into
+    the head, and what is then left of the mean into `config.reward_mean`.
+
+    So score = stock logit - reward_mean, in this code and in any other.
+    """
+    for parameter in model.score.parameters():
+        parameter.mul_(1.0 / std)
+    before = float(getattr(model.config, "reward_mean", 0.0))
+    model.config.reward_mean = (before + mean) * (1.0 / std)
+
+
 def last_attended(values: Tensor, mask: Tensor) -> Tensor:
     """The entry of values (B, L) at the last True of mask (B, L), (B,)."""
     positions = torch.arange(mask.shape[1], device=mask.device)

@@ -75,6 +75,11 @@ def rounded(rows: int) -> int:
     return -(-rows // ROWS) * ROWS
 
 
+def fitted(rows: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of a model of `rows` rows behind `fit_vocabulary`."""
+    return rows if len(tokenizer) <= rows else rounded(len(tokenizer))
+
+
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give `model` a row for every id of `tokenizer`; new rows start at the mean of the old.
 
@@ -82,8 +87,7 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     more rows than the tokenizer has ids keeps them (they are excluded).
     """
     old = embedding(model).shape[0]
-    if len(tokenizer) > old:
-        new = rounded(len(tokenizer))
+    if (new := fitted(old, tokenizer)) > old:
         model.resize_token_embeddings(new, mean_resizing=False)
         tables = [embedding(model)]
         head: Any = model.get_output_embeddings()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from peft import TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cores.config import Config
+from cores.config import Config, ModelSection, PPOSection
 from cores.config.estimators import WITH_CRITIC
 from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
@@ -18,13 +19,18 @@ from cores.models.actor import plain_model
 from cores.models.compiled import compile_layers
 from cores.models.loading import exclude_from
 from cores.models.precision import hold_linears_in_bf16
+from cores.models.scalar import rescale
 from cores.ppo.trained import ACTOR, CRITIC, TrainedRole
+from cores.rewards.texts import TextReward
 from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
 from cores.sharding import Whole
 from cores.sharding.whole import load_weights
+
+Scale = dict[str, float] | None
+"""What `calibrate` said of a reward model from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Roles:
     values (B, L) of ids, mask. None where functions alone give the score."""
     sharding: Whole
     """How all of them lie on the processes."""
+    texts: TextReward | None = None
+    """How a reward model reads replies that does not read the policy's ids."""
 
     @property
     def trained(self) -> list[TrainedRole]:
@@ -83,25 +91,29 @@ def build_roles(
     parents: dict[str, Parent],
     launch: Launch,
     resumed: Checkpoint | None = None,
+    texts: TextReward | None = None,
+    scale: Scale = None,
 ) -> Roles:
     """Load the parents' models into the four roles and prepare the trained ones, with the weights
-    of a checkpoint where one is given."""
+    of a checkpoint where one is given; `texts`, `scale`: of a reward model from elsewhere."""
     ppo, sft, sharding = config.ppo, parents["sft"].folder, launch.sharding
-    policy: Any = load_policy(sft, dropout=False, frozen=config.model)
+    policy: Any = load_policy(sft, dropout=False, frozen=config.model, tokenizer=tokenizer)
     exclude_from(policy, tokenizer)
     policy = _trainable(policy, config, TaskType.CAUSAL_LM, ACTOR)
     critic = None
     if ppo.estimator in WITH_CRITIC:
-        critic = _trainable(_critic(config, parents), config, TaskType.SEQ_CLS, CRITIC)
+        critic = _critic(config, tokenizer, parents, texts, scale)
+        critic = _trainable(critic, config, TaskType.SEQ_CLS, CRITIC)
     sampling = (ppo.temperature, stop_ids(ppo, tokenizer), ppo.min_new_tokens)
     frozen = None
     if not ppo.lora.rank:
-        reference = _held(load_policy(sft, dropout=False), sharding)
+        reference = _held(load_policy(sft, dropout=False, tokenizer=tokenizer), sharding)
         exclude_from(reference, tokenizer)
         frozen = Actor(reference, *sampling)
     reward = None
-    if "reward" in parents and not _shared(config):
-        reward = ScalarModel(_held(load_scalar(parents["reward"].folder), sharding))
+    if "reward" in parents and not _shared(config, texts):
+        fits = texts.tokenizer if texts else tokenizer
+        reward = ScalarModel(_held(_reward(parents["reward"].folder, fits, scale), sharding))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
     models: dict[str, Any] = {ACTOR: actor}
@@ -113,28 +125,46 @@ def build_roles(
             load_weights(model, resumed.tensors(f"{name}.weights"))
         roles[name] = TrainedRole(name, model, sharding, ppo)
     critic_role = roles.get(CRITIC)
-    shared = StartOfCritic(critic_role) if critic_role and _shared(config) else None
+    shared = StartOfCritic(critic_role) if critic_role and _shared(config, texts) else None
     return Roles(
         actor=roles[ACTOR],
         critic=critic_role,
         frozen_actor=None if frozen is None else freeze(frozen, launch, sharding),
         reward=shared if reward is None else freeze(reward, launch, sharding),
         sharding=sharding,
+        texts=texts,
     )
 
 
-def _shared(config: Config) -> bool:
+def from_reward(ppo: PPOSection, texts: TextReward | None) -> bool:
+    """Whether the critic starts as the reward model, which then reads the policy's ids."""
+    return ppo.estimator in WITH_CRITIC and ppo.critic_init != "zero" and texts is None
+
+
+def _shared(config: Config, texts: TextReward | None) -> bool:
     """Whether one base serves reward model and critic. One in 8 or 4 bits would score otherwise."""
-    ppo = config.ppo
-    from_reward = ppo.estimator in WITH_CRITIC and ppo.critic_init == "reward"
-    return bool(ppo.lora.rank and from_reward and config.model.quantization in ("none", "bf16"))
+    if config.reward.path is not None or not from_reward(config.ppo, texts):
+        return False
+    return bool(config.ppo.lora.rank and config.model.quantization in ("none", "bf16"))
 
 
-def _critic(config: Config, parents: dict[str, Parent]) -> Any:
+def _reward(
+    folder: Path, tokenizer: Any, scale: Scale = None, frozen: ModelSection | None = None
+) -> Any:
+    """The reward model, one from elsewhere in units of its calibration."""
+    model = load_scalar(folder, frozen, tokenizer)
+    if scale is not None:
+        rescale(model, scale["raw_mean"], scale["raw_std"])
+    return model
+
+
+def _critic(
+    config: Config, tokenizer: Any, parents: dict[str, Parent], texts: Any, scale: Scale
+) -> Any:
     """The reward model, or stage 1's model with a head of zeros."""
-    if config.ppo.critic_init == "reward":
-        return load_scalar(parents["reward"].folder, frozen=config.model)
-    critic: Any = load_scalar(parents["sft"].folder, frozen=config.model, num_labels=1)
+    if from_reward(config.ppo, texts):
+        return _reward(parents["reward"].folder, tokenizer, scale, config.model)
+    critic: Any = load_scalar(parents["sft"].folder, config.model, tokenizer, num_labels=1)
     torch.nn.init.zeros_(critic.score.weight)
     return critic
 

@@ -57,11 +57,11 @@ def check_sampling(
     check_engine(config, model, device)
 
 
-def check_model(config: Config, model: PretrainedConfig) -> None:
+def check_model(config: Config, model: PretrainedConfig, key: str = "model.path") -> None:
     """UserError if stage 1's architecture cannot be a critic where one is needed, or is too short
     for prompts and replies."""
     if has_critic(config.ppo):
-        check_scalar(model)
+        check_scalar(model, key)
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
     check_length(model, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
 

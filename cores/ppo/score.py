@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cores.config import PPOSection
+from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models.scalar import last_attended
@@ -23,6 +24,9 @@ from cores.runtime.launch import Launch
 from cores.runtime.watch import WATCH
 
 Row = dict[str, Any]
+Texts = list[list[int]] | None
+"""Ids of each reply behind its prompt as a reward model reads them that has a tokenizer or template
+of its own."""
 T = TypeVar("T")
 
 
@@ -76,7 +80,7 @@ class Scorer:
         reads, so that evaluations compare. `reuse`: the actor's log-probs are the rollout's own.
         UserError on every rank if the policy's numbers are none, or a function fails on any.
         """
-        said = self.launch.together(lambda: self._ask(rollout, rows))
+        said, texts = self.launch.together(lambda: self._ask(rollout, rows))
         zeros = torch.zeros_like(rollout.logprobs)
         scored = Scored(
             ids=rollout.ids,
@@ -91,7 +95,7 @@ class Scorer:
             scores=zeros[:, 0].clone(),
             score_parts=zeros.new_zeros(len(zeros), len(self.config.rewards)),
         )
-        with_room(self, lambda: self._score_all(scored, last_token, reuse))
+        with_room(self, lambda: self._score_all(scored, texts, last_token, reuse))
         self.launch.together(lambda: self._judged(scored))
         if said is not None:
             columns = [i for i, name in enumerate(self.config.rewards) if name != "model"]
@@ -99,18 +103,19 @@ class Scorer:
         scored.scores[:] = weighted_sum(scored.score_parts, list(self.config.rewards.values()))
         return scored
 
-    def _ask(self, rollout: Rollout, rows: Sequence[Row]) -> Tensor | None:
-        """Scores (B, S) of the functions, where there are any."""
+    def _ask(self, rollout: Rollout, rows: Sequence[Row]) -> tuple[Tensor | None, Texts]:
+        """Scores (B, S) of the functions, where there are any, and what the reward model reads."""
         if not bool(rollout.logprobs.isfinite().all()):
             raise UserError(
                 "ppo: the policy's logits are not finite: it has left what numbers can hold. Go on "
                 "from the last checkpoint with a lower ppo.actor_learning_rate, or compute in fp32 "
                 "(--model.precision fp32)."
             )
+        texts = None if self.roles.texts is None else self.roles.texts(rollout, rows)
         if self.functions is None:
-            return None
+            return None, texts
         with WATCH.doing("its reward functions"):
-            return self.functions(rollout, list(rows))
+            return self.functions(rollout, list(rows)), texts
 
     def _judged(self, scored: Scored) -> None:
         if not bool(scored.score_parts.isfinite().all()):
@@ -119,14 +124,16 @@ class Scorer:
                 "they were loaded: compute in fp32 (--model.precision fp32), or run stage 2 again."
             )
 
-    def _score_all(self, scored: Scored, last_token: bool, reuse: bool) -> None:
+    def _score_all(self, scored: Scored, texts: Texts, last_token: bool, reuse: bool) -> None:
         """This rank's rows, in as many parts on every rank."""
         parts = for_scoring(scored.lengths, self.config, self.state.halved)
         (count,) = self.launch.agree(len(parts))
         for part in in_parts(parts, count):
-            self._score_rows(scored, part, last_token, reuse)
+            self._score_rows(scored, texts, part, last_token, reuse)
 
-    def _score_rows(self, scored: Scored, part: list[int], last_token: bool, reuse: bool) -> None:
+    def _score_rows(
+        self, scored: Scored, texts: Texts, part: list[int], last_token: bool, reuse: bool
+    ) -> None:
         """Fill in the model-made columns of the rows `part` of `scored`."""
         c, batch = self.config, scored.select(part)
         rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
@@ -142,10 +149,14 @@ class Scorer:
                 values = self.roles.critic.module(batch.ids, batch.attended)
                 scored.values[rows, :width] = response_values(values, batch, c)
             if self.roles.reward is not None:
-                judged = self.roles.reward(batch.ids, batch.attended)
+                read, mask = (batch.ids, batch.attended), batch.mask
+                if texts is not None:
+                    ids, mask = right_pad([texts[i] for i in part], 0)  # an id that is never read
+                    read = ids.to(rows.device), (mask := mask.to(rows.device))
+                judged = self.roles.reward(*read)
                 everywhere = c.estimator == "coati" and c.coati.mean_over_positions
                 mean = everywhere and not last_token
-                score = (mean_over_row if mean else last_attended)(judged, batch.mask)
+                score = (mean_over_row if mean else last_attended)(judged, mask)
                 scored.score_parts[rows, list(c.rewards).index("model")] = score
         scored.ref_logprobs[rows, :width] = ref_logprobs
 

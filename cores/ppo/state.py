@@ -21,5 +21,7 @@ class PPOState:
     """Optimizer steps left out in a row, up to the last one."""
     before: dict[str, Any] | None = None
     """What the evaluation said before the first update (`Evaluation`, as JSON)."""
+    calibration: dict[str, Any] | None = None
+    """What a reward model from elsewhere was scaled by (`calibrate`); None for one of stage 2."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best evaluation so far, with its update; empty without `ppo.keep_best`."""

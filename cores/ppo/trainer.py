@@ -97,6 +97,9 @@ class PPOTrainer(Scorer):
         steps = self.update(experience)
         # 5 steer the price of KL, which the statistics show as it was
         stats = describe(experience, list(c.rewards), has_critic(c), reused)
+        if self.roles.texts is not None:
+            cut = torch.tensor(float(self.roles.texts.cut), device=self.launch.device)
+            stats["reward_truncated"] = over_ranks({"cut": cut}, self.launch.world)["cut"].item()
         stats |= {"kl_coef": state.kl_coef, "optimizer_steps": len(steps), **average(steps)}
         if learning and c.kl_target is not None:
             kl = stats["kl"]

@@ -78,13 +78,7 @@ class RewardFunctions:
 
         A stop string stays: the token that completes it may hold more than its end.
         """
-        replies = []
-        for i, ended in enumerate(rollout.ended.tolist()):
-            ids = rollout.response_ids[i][rollout.response_mask[i]].tolist()
-            if ended and ids[-1] in self.stop_ids:
-                ids.pop()
-            replies.append(readable(self.tokenizer, ids, skip_special_tokens=True))
-        return replies
+        return [text for text, _ in reply_texts(rollout, self.tokenizer, self.stop_ids)]
 
     def _check_rows(self, scores: Tensor, prompts: list[str], replies: list[str]) -> None:
         """UserError for a row that no source with a weight gives a number."""
@@ -97,6 +91,19 @@ class RewardFunctions:
                 f"{_row(int(silent.nonzero()[0]), prompts, replies)}, which then has no reward; "
                 "let one of them return a number."
             )
+
+
+def reply_texts(
+    rollout: Rollout, tokenizer: PreTrainedTokenizerBase, stops: list[int]
+) -> list[tuple[str, bool]]:
+    """Each reply without special tokens, and whether a stop id, which is left out, ended it."""
+    replies = []
+    for i, ended in enumerate(rollout.ended.tolist()):
+        ids = rollout.response_ids[i][rollout.response_mask[i]].tolist()
+        stopped = ended and ids[-1] in stops
+        kept = ids[:-1] if stopped else ids
+        replies.append((readable(tokenizer, kept, skip_special_tokens=True), stopped))
+    return replies
 
 
 def _asked(function: RewardFunction, *told: Any) -> Any:

@@ -1,12 +1,16 @@
-"""Finished stages that a stage starts from: checked for damage and fit before they are used."""
+"""What a stage starts from, finished stages or models from elsewhere: checked before it is used."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from cores.config import Config, plain
 from cores.errors import UserError
+from cores.models import load_tokenizer, settle_pad_token
 from cores.models.lora import base_of, lone_adapter
+from cores.runtime.elsewhere import found_elsewhere
 from cores.runtime.files import read_json
 from cores.runtime.fingerprint import model_files
 
@@ -19,11 +23,22 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Parent:
-    """A finished stage that this one starts from."""
+    """A finished stage that this one starts from, or a model from elsewhere in its place."""
 
     stage: str
     folder: Path
     record: dict[str, Any]
+    """stage.json, or what `found_elsewhere` tells."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether no stage of this run wrote it."""
+        return "source" in self.record
+
+    @property
+    def key(self) -> str:
+        """Of the configuration: what its model, or the one that it was trained from, came by."""
+        return f"{self.stage}.path" if self.elsewhere else "model.path"
 
 
 def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict[str, Parent]:
@@ -33,22 +48,48 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
     one rank does for all.
     """
     root = Path(config.output_dir).expanduser()
-    missing = [s for s in stages if not (root / s / "stage.json").exists()]
+    finished = [s for s in stages if (root / s / "stage.json").exists()]
+    given = [s for s in stages if getattr(config, s).path is not None]
+    for s in given:
+        if s in finished:
+            raise UserError(
+                f"{s}.path is set to {getattr(config, s).path}, and {root / s} is a finished stage "
+                f"too: which is meant? Remove the key (--{s}.path null), or give another "
+                "--output_dir."
+            )
+    missing = [s for s in stages if s not in finished + given]
     if missing:
         folders = " and ".join(str(root / s) for s in missing)
         scripts = " and then ".join(SCRIPTS[s] for s in missing)
         raise UserError(
             f"{folders}: no finished stage there. Run {scripts} with the same --config and "
-            "--output_dir first."
+            f"--output_dir first, or set {' and '.join(f'{s}.path' for s in missing)}."
         )
-    parents = {s: Parent(s, root / s, _record(root / s)) for s in stages}
-    for parent in parents.values():
-        _check_files(parent, hashed)
-        if hashed:
-            _check_base(parent)
-        _check_template(config, parent)
+    parents = {s: _parent(config, s, root / s, hashed) for s in stages}
     _check_fit(parents)
     return parents
+
+
+def _parent(config: Config, stage: str, folder: Path, hashed: bool) -> Parent:
+    if getattr(config, stage).path is not None:
+        parent = Parent(stage, *found_elsewhere(config, stage, hashed))
+        if stage == "sft" or not parent.record["chat"]:
+            _check_template(config, parent, parent.record["template"])
+        return parent
+    parent = Parent(stage, folder, _record(folder))
+    _check_files(parent, hashed)
+    if hashed:
+        _check_base(parent)
+    _check_template(config, parent, parent.record["config"]["template"])
+    return parent
+
+
+def policy_tokenizer(config: Config, policy: Parent) -> PreTrainedTokenizerBase:
+    """The policy's, with the pad token that stage 1 would have given it."""
+    tokenizer = load_tokenizer(policy.folder)
+    if policy.elsewhere:
+        settle_pad_token(tokenizer, config.model.pad_token)
+    return tokenizer
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -123,21 +164,21 @@ def _check_base(parent: Parent) -> None:
         )
 
 
-def _check_template(config: Config, parent: Parent) -> None:
-    theirs = parent.record["config"]["template"]
+def _check_template(config: Config, parent: Parent, theirs: dict[str, Any]) -> None:
+    again = "" if parent.elsewhere else f", or run {SCRIPTS[parent.stage]} again with --overwrite"
     for key, mine in plain(config.template).items():
-        if theirs.get(key) != mine:
+        if theirs and theirs.get(key) != mine:
             raise UserError(
                 f"template.{key}: {mine!r} here, but {parent.folder} was trained with "
                 f"{theirs.get(key)!r}: its model would see text it does not know. Use the same "
-                f"template, or run {SCRIPTS[parent.stage]} again with --overwrite."
+                f"template{again}."
             )
 
 
 def _check_fit(parents: dict[str, Parent]) -> None:
     """Reward model and policy must read the same ids."""
     first, *others = parents.values()
-    for other in others:
+    for other in (parent for parent in others if not parent.elsewhere):
         for key, name in (("tokenizer", "tokenizer"), ("vocab_size", "vocabulary size")):
             if other.record[key] != first.record[key]:
                 raise UserError(
@@ -148,11 +189,14 @@ def _check_fit(parents: dict[str, Parent]) -> None:
 
 
 def stale_parents(parents: dict[str, Parent]) -> list[str]:
-    """A line for each parent that was trained from another version of a parent present."""
+    """A line for each parent that was trained from another version of a parent present, and what
+    there is to say of those from elsewhere."""
     lines = []
     for parent in parents.values():
+        lines += parent.record.get("notes", [])
         for name, facts in parent.record["parents"].items():
-            if name in parents and facts.get("files") != parents[name].record["files"]:
+            now = parent_facts(parents).get(name, facts)
+            if any(facts.get(key) != now.get(key) for key in ("files", "commit")):
                 lines.append(
                     f"note: {parent.folder} was trained from an earlier {parents[name].folder}; "
                     f"run {SCRIPTS[parent.stage]} again if that was not meant"
@@ -163,6 +207,7 @@ def stale_parents(parents: dict[str, Parent]) -> list[str]:
 def parent_facts(parents: dict[str, Parent]) -> dict[str, Any]:
     """The parents' fingerprints as stage.json keeps them."""
     return {
-        name: {"folder": str(parent.folder), "files": parent.record["files"]}
+        name: parent.record.get("source")
+        or {"folder": str(parent.folder), "files": parent.record["files"]}
         for name, parent in parents.items()
     }

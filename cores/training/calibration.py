@@ -1,18 +1,26 @@
-"""The stage-1 model as a sampler, for the calibration of stage 2."""
+"""Scores of the stage-1 model's replies, and the scale that they are given."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
-from cores.draws import in_epochs
+from cores.data import right_pad
+from cores.draws import in_epochs, uniforms
 from cores.errors import UserError
-from cores.models import load_policy
-from cores.models.loading import exclude_from, max_length
+from cores.models import ScalarModel, load_policy, load_scalar
+from cores.models.actor import plain_model
+from cores.models.loading import exclude_from, load_config, max_length
+from cores.models.scalar import rescale
+from cores.rewards.texts import TextReward
 from cores.rollout import RolloutEngine, build_engine
 from cores.runtime.launch import Launch
+from cores.runtime.parents import Parent
 
 Row = list[int]
 
@@ -23,11 +31,16 @@ def reply_tokens(config: Config) -> int:
 
 
 def calibration_prompts(config: Config, pairs: list[dict], model: PretrainedConfig) -> list[Row]:
-    """Prompts of the training pairs, drawn at random; UserError if none leaves room for a reply."""
+    """Prompts of the training pairs, drawn at random as `calibration_rows`."""
+    prompts = [pair["chosen_ids"][: pair["prompt_length"]] for pair in pairs]
+    return [prompts[i] for i in calibration_rows(config, prompts, model)]
+
+
+def calibration_rows(config: Config, prompts: list[Row], model: PretrainedConfig) -> list[int]:
+    """Which of the prompts are asked, at random; UserError if none leaves room for a reply."""
     tokens = reply_tokens(config)
     room = (max_length(model) or math.inf) - tokens
-    prompts = [pair["chosen_ids"][: pair["prompt_length"]] for pair in pairs]
-    short = [prompt for prompt in prompts if len(prompt) <= room]
+    short = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
     if not short:
         raise UserError(
             f"reward.calibration_tokens: {tokens} new tokens after any "
@@ -41,6 +54,93 @@ def policy_engine(
     config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase, launch: Launch
 ) -> RolloutEngine:
     """An engine over the model in `folder`, sampling as stage 3 will."""
-    policy: Any = load_policy(folder, dropout=False)
+    policy: Any = load_policy(folder, dropout=False, tokenizer=tokenizer)
     exclude_from(policy, tokenizer)
     return build_engine(config, policy.to(launch.device), tokenizer, reply_tokens(config), launch)
+
+
+@torch.no_grad()
+def score_rows(
+    model: ScalarModel, rows: list[list[int]], pad_id: int, batch_size: int, launch: Launch
+) -> list[float]:
+    """Score of each row of tokens, by all ranks together."""
+    model.eval()
+    own = []
+    mine = range(launch.rank, len(rows), launch.world)
+    for start in range(0, len(mine), batch_size):
+        indices = mine[start : start + batch_size]
+        ids, mask = right_pad([rows[i] for i in indices], pad_id)
+        with launch.autocast():
+            scores = model.scores(ids.to(launch.device), mask.to(launch.device))
+        own += list(zip(indices, scores.tolist(), strict=True))
+    everyone = gather_object(own) if launch.world > 1 else own
+    return [score for _, score in sorted(everyone)]
+
+
+def calibrate(
+    model: ScalarModel,
+    engine: RolloutEngine,
+    prompts: list[list[int]],
+    pad_id: int,
+    batch_size: int,
+    launch: Launch,
+    seed: int,
+    tokens: int,
+    texts: TextReward | None = None,
+    told: Sequence[dict[str, Any]] = (),
+) -> dict[str, float]:
+    """Make scores of the engine's replies to `prompts` mean 0 and standard deviation 1 (`rescale`).
+
+    Ziegler et al. 2019, section 2. `texts`: how the model reads replies to the rows `told`, if not
+    the engine's ids. UserError if the scores do not vary, or are not numbers.
+    """
+    own = []
+    drawn = uniforms(len(prompts), tokens, seed, "calibration")[launch.rank :: launch.world]
+    mine, asked = prompts[launch.rank :: launch.world], told[launch.rank :: launch.world]
+    for start in range(0, len(mine), batch_size):
+        part = slice(start, start + batch_size)
+        rollout = engine.generate(mine[part], drawn[part])
+        ids = [rollout.row(i) for i in range(rollout.ids.shape[0])]
+        own += ids if texts is None else texts(rollout, asked[part])
+    rows = gather_object(own) if launch.world > 1 else own
+    raw = torch.tensor(score_rows(model, rows, pad_id, batch_size, launch), dtype=torch.float64)
+    mean, std = raw.mean().item(), raw.std(correction=0).item()
+    if not std > 0:
+        raise UserError(
+            f"reward: {len(rows)} replies of the stage-1 model all score {mean:.4g}; such a reward "
+            "model teaches nothing. Look at the pairs with --data.inspect 5, and lower "
+            "reward.learning_rate if the training loss is not a number; or give another "
+            "reward.path."
+        )
+    stock: Any = plain_model(model.model)
+    rescale(stock, mean, std)
+    model.mean = stock.config.reward_mean
+    launch.say(f"calibrated: mean {mean:.3f}, deviation {std:.3f} -> 0, 1")
+    return {"samples": len(rows), "raw_mean": mean, "raw_std": std, "reward_mean": model.mean}
+
+
+def calibrate_elsewhere(
+    config: Config,
+    parents: dict[str, Parent],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: TextReward | None,
+    rows: list[dict[str, Any]],
+    launch: Launch,
+) -> dict[str, float]:
+    """`calibrate` for the reward model of `reward.path`, on replies to stage 3's prompts `rows`."""
+    folder, sft = parents["reward"].folder, parents["sft"].folder
+    found = calibration_rows(config, [row["input_ids"] for row in rows], load_config(sft))
+    told = [rows[i] for i in found]
+    model: Any = load_scalar(folder, tokenizer=texts.tokenizer if texts else tokenizer)
+    return calibrate(
+        ScalarModel(model).to(launch.device),
+        policy_engine(config, sft, tokenizer, launch),
+        [row["input_ids"] for row in told],
+        0,  # for padding, which is never read; every vocabulary has it
+        config.ppo.microbatch_size,
+        launch,
+        config.seed,
+        reply_tokens(config),
+        texts,
+        told,
+    )

@@ -1,10 +1,9 @@
-"""Stage 2: pairwise training by TRL's RewardTrainer, held-out accuracy, calibration."""
+"""Stage 2: pairwise training by TRL's RewardTrainer, held-out accuracy."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel, TaskType
 from torch import nn
@@ -12,16 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from cores.config import Config
-from cores.data import right_pad
-from cores.draws import seeded, uniforms
-from cores.errors import UserError
+from cores.draws import seeded
 from cores.models import ScalarModel
-from cores.models.actor import plain_model
 from cores.models.lora import add_lora
-from cores.rollout import RolloutEngine
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.sharding.whole import load_weights
+from cores.training.calibration import score_rows
 from cores.training.lasting import Lasting
 from cores.training.trainer_args import common_arguments, one_gpu
 
@@ -110,24 +106,6 @@ def adapted(config: Config, model: PreTrainedModel) -> PreTrainedModel | PeftMod
         return add_lora(model, config.reward.lora, TaskType.SEQ_CLS, "reward.lora")
 
 
-@torch.no_grad()
-def score_rows(
-    model: ScalarModel, rows: list[list[int]], pad_id: int, batch_size: int, launch: Launch
-) -> list[float]:
-    """Score of each row of tokens, by all ranks together."""
-    model.eval()
-    own = []
-    mine = range(launch.rank, len(rows), launch.world)
-    for start in range(0, len(mine), batch_size):
-        indices = mine[start : start + batch_size]
-        ids, mask = right_pad([rows[i] for i in indices], pad_id)
-        with launch.autocast():
-            scores = model.scores(ids.to(launch.device), mask.to(launch.device))
-        own += list(zip(indices, scores.tolist(), strict=True))
-    everyone = gather_object(own) if launch.world > 1 else own
-    return [score for _, score in sorted(everyone)]
-
-
 def accuracy(
     model: ScalarModel, pairs: list[Pair], pad_id: int, batch_size: int, launch: Launch
 ) -> dict[str, Any]:
@@ -153,45 +131,3 @@ def wins(chosen: list[float], rejected: list[float]) -> float:
         1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)
     ]
     return sum(points) / len(points)
-
-
-def calibrate(
-    model: ScalarModel,
-    engine: RolloutEngine,
-    prompts: list[list[int]],
-    pad_id: int,
-    batch_size: int,
-    launch: Launch,
-    seed: int,
-    tokens: int,
-) -> dict[str, float]:
-    """Make scores of the engine's replies to `prompts` mean 0 and standard deviation 1.
-
-    1/std is folded into the head's weight, and the mean of the folded logits becomes
-    `config.reward_mean`: score = stock logit - reward_mean, in this code and in any other.
-    Ziegler et al. 2019, section 2. UserError if the scores do not vary, or are not numbers.
-    """
-    own = []
-    drawn = uniforms(len(prompts), tokens, seed, "calibration")[launch.rank :: launch.world]
-    mine = prompts[launch.rank :: launch.world]
-    for start in range(0, len(mine), batch_size):
-        part = slice(start, start + batch_size)
-        rollout = engine.generate(mine[part], drawn[part])
-        own += [rollout.row(i) for i in range(rollout.ids.shape[0])]
-    rows = gather_object(own) if launch.world > 1 else own
-    raw = torch.tensor(score_rows(model, rows, pad_id, batch_size, launch), dtype=torch.float64)
-    mean, std = raw.mean().item(), raw.std(correction=0).item()
-    if not std > 0:
-        raise UserError(
-            f"reward: {len(rows)} replies of the stage-1 model all score {mean:.4g}; such a reward "
-            "model teaches nothing. Look at the pairs with --data.inspect 5, and lower "
-            "reward.learning_rate if the training loss is not a number."
-        )
-    scale = 1.0 / std
-    stock: Any = plain_model(model.model)
-    with torch.no_grad():
-        stock.score.weight.mul_(scale)
-    stock.config.reward_mean = mean * scale
-    model.mean = mean * scale
-    launch.say(f"calibrated: mean {mean:.3f}, deviation {std:.3f} -> 0, 1")
-    return {"samples": len(rows), "raw_mean": mean, "raw_std": std, "reward_mean": mean * scale}

@@ -47,7 +47,7 @@ class Scorer:
     def __call__(self, folder: Path, rows: list[list[int]]) -> list[float]:
         """Calibrated score of each row."""
         from cores.models import ScalarModel, load_scalar
-        from cores.training.reward import score_rows
+        from cores.training.calibration import score_rows
 
         model = ScalarModel(load_scalar(folder)).to(self.launch.device)
         return score_rows(model, rows, self.tokenizer.pad_token_id, 32, self.launch)

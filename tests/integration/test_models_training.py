@@ -31,12 +31,10 @@ from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
-from cores.training.calibration import policy_engine
+from cores.training.calibration import calibrate, policy_engine, score_rows
 from cores.training.reward import (
     accuracy,
-    calibrate,
     init_head,
-    score_rows,
     train_reward,
     wins,
 )

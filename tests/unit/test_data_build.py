@@ -68,7 +68,12 @@ def test_prompt_rows_by_hand(tmp_path: Path) -> None:
     tokenizer = chat_like()
     (row,) = prompt_data(config(path, CHAT), tokenizer).train
     text = "<|im_start|>user\nRoom 1?<|im_end|>\n<|im_start|>assistant\n"
-    assert row == {"input_ids": tokenizer(text)["input_ids"], "prompt": text, "row": columns}
+    assert row == {
+        "input_ids": tokenizer(text)["input_ids"],
+        "prompt": text,
+        "turns": [{"role": "user", "content": "Room 1?"}],
+        "row": columns,
+    }
 
 
 @pytest.mark.parametrize(

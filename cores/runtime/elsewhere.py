@@ -1,0 +1,88 @@
+"""Models from elsewhere in place of finished stages: found, judged, and named by their hash."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from transformers import PretrainedConfig
+
+from cores.config import Config
+from cores.errors import UserError
+from cores.models import load_tokenizer, settle_pad_token
+from cores.models.folders import place, reading
+from cores.models.health import CLASSIFIER
+from cores.models.loading import check_base, check_scalar, load_config
+from cores.models.vocabulary import fitted
+from cores.runtime.files import read_json
+from cores.runtime.fingerprint import model_files, tokenizer_fingerprint
+from cores.runtime.hub import cache_if_unreachable
+
+OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth"]
+"""Files of a hub's model that hold its weights in other forms."""
+
+
+def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dict[str, Any]]:
+    """Folder of the model that `<stage>.path` names, and as much of a stage.json as there is.
+
+    Tokenizer and vocab_size as they will be, with a pad token of its own; template, of a folder
+    that a stage wrote; chat: whether it knows texts by a chat template; source: its files' hashes,
+    or the hub's commit; notes to print. UserError if it cannot take the stage's place.
+    """
+    path, revision = getattr(config, stage).path, getattr(config, stage).revision
+    with _named(f"{stage}.path"):
+        folder = _fetched(path, revision, f"{stage}.revision")
+        model, tokenizer = load_config(folder), load_tokenizer(folder)
+        note = None
+        if stage == "sft":
+            note = settle_pad_token(tokenizer, config.model.pad_token)
+            check_base(folder, model, tokenizer)
+        else:
+            _check_reward(model, path)
+            if tokenizer.eos_token is not None:  # as the policy's, so that they compare
+                settle_pad_token(tokenizer, None)
+    written = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {}
+    template = written.get("config", {}).get("template", {})
+    hub = {} if Path(path).expanduser().is_dir() else {"hub": path, "commit": folder.name}
+    return folder, {
+        "parents": {},
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "vocab_size": fitted(model.get_text_config().vocab_size, tokenizer),
+        "template": template,
+        "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",
+        "source": hub or {"folder": path, "files": model_files(folder, hashed)},
+        "notes": [f"{stage}: from {hub or path}", *([note] if note else [])],
+    }
+
+
+def _fetched(path: str, revision: str | None, key: str) -> Path:
+    """A local folder; or of a hub id the one in the hub's cache, which is named as its commit."""
+    if (folder := Path(place(path))).is_dir():
+        if revision is not None:
+            raise UserError(f"{key}: is for hub ids, and {path} is a folder; remove the key.")
+        return folder.resolve()
+    cache_if_unreachable(path)
+    with reading(f"{path}@{revision}" if revision else path, "files"):
+        return Path(snapshot_download(path, revision=revision, ignore_patterns=OTHERS))
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Errors within, which would name the key of stage 1's base, name this one."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("model.path", key)) from None
+
+
+def _check_reward(model: PretrainedConfig, path: str) -> None:
+    """UserError unless it has one trained number at every token."""
+    names = ", ".join(model.architectures or [])
+    if CLASSIFIER not in names or model.num_labels != 1:
+        labels = f" with {model.num_labels} labels" if CLASSIFIER in names else ""
+        raise UserError(
+            f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
+            "score is one number. Give a sequence-classification model with num_labels 1."
+        )
+    check_scalar(model)

@@ -93,9 +93,11 @@ def write(root: Path, step: int, state: State) -> Path:
 
 def _save(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
     path = folder / f"{name}.safetensors"
-    path.touch()  # with the permissions of this process's files: the writer's own would be 0600
+    path.touch()
+    mode = path.stat().st_mode  # of this process's files; the library's own are 0600
     try:
         save_file(dict(tensors), path)
+        path.chmod(mode)
     except SafetensorError as error:  # it does not say OSError
         raise OSError(None, str(error), str(path)) from error
     sync(path)

@@ -95,7 +95,11 @@ def test_what_graphs_read_stays_where_it_is(lora: int) -> None:
         for role in trainer.roles.trained:
             states = role.optimizer.state.values()
             kept = trainer.passes.kept[role.name].tensors
-            tensors = [*role.trained.parameters, *(t for state in states for t in state.values()), *kept]
+            tensors = [
+                *role.trained.parameters,
+                *(t for state in states for t in state.values()),
+                *kept,
+            ]
             rates = [group["lr"] for group in role.optimizer.param_groups]
             found += [t.data_ptr() for t in [*tensors, *rates] if t is not None]
         return found

@@ -259,6 +259,8 @@ def test_a_gradient_that_is_no_number_stops_the_run() -> None:
     before = parameters(trainer.roles.actor.module)
     experience = trainer.estimate(trainer.score(fixed_rollout()))
     broken = replace(experience, advantages=experience.advantages * math.nan)
-    with pytest.raises(UserError, match=r"actor_grad_norm not finite in optimizer step 1 of update 1"):
+    with pytest.raises(
+        UserError, match=r"actor_grad_norm not finite in optimizer step 1 of update 1"
+    ):
         trainer.update(broken)
     assert largest_difference(before, parameters(trainer.roles.actor.module)) == 0

@@ -50,7 +50,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("calibration-inverse", "the head multiplied by the deviation",
              "score.weight.mul_(scale)", "score.weight.mul_(std)"),
             ("calibration-numbers", "the same random numbers on all ranks in calibration",
-             "uniform[launch.rank :: launch.world]", "uniform"),
+             "calibration\")[launch.rank :: launch.world]", "calibration\")"),
             ("calibration-mean", "the mean before the scaling kept",
              "reward_mean = mean * scale", "reward_mean = mean"),
             ("calibration-live", "the model in memory keeps its old mean",
@@ -70,11 +70,20 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "    exclude_from(policy, tokenizer)\n", ""),
         ],
     ),
+    "cores/training/lasting.py": (
+        ("tests/unit/test_training_stops.py", "tests/integration/test_resume.py"),
+        [
+            ("gradient-nan", "a gradient that is no number is stepped with",
+             "if math.isfinite(float(norm)):", "if True:"),
+            ("skips-forever", "any number of steps may be left out",
+             "self.skipped > faults.max_skips", "False"),
+            ("dropout-repeats", "dropout is the same at every step",
+             '"dropout", state.global_step, rank', '"dropout", 0, rank'),
+        ],
+    ),
     "cores/training/trainer_args.py": (
         (*TRAINING, "tests/unit/test_training_stops.py"),
         [
-            ("loss-nan", "a loss that is no number goes on",
-             'if not math.isfinite(values["loss"])', "if False"),
             ("sft-warmup", "warm-up of steps counted in epochs",
              "math.ceil(section.warmup_ratio * steps)",
              "math.ceil(section.warmup_ratio * section.epochs)"),

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from cores.ppo.prompts import share
 
 from cores.config import Config, LoraSection, PPOSection
 from cores.models import load_tokenizer
 from cores.ppo import PPOTrainer, Roles, build_roles, gather_rows
-from cores.ppo.prompts import share
 from cores.ppo.run import build_trainer, check_options, save_roles
 from cores.rollout import Rollout, response_mask
 from cores.runtime.launch import Launch

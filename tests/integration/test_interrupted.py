@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from _helpers import ROOT, SCRIPTS, environment, good, in_process, tree
-
 from cores.runtime.metrics import Metrics
 
 

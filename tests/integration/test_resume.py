@@ -4,11 +4,10 @@ Weights, optimizer states and metrics, in every stage; of stage 3 with every est
 has a state.
 """
 
-import json
 from pathlib import Path
 
 import pytest
-from _helpers import good, in_process, record, rows, tree
+from _helpers import good, in_process, record, tree
 from _resume import apart, checkpoint, metrics, until
 
 ADAPTERS = ["--{}.lora.rank", "4", "--{}.lora.alpha", "8"]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from _helpers import SCRIPTS, good, in_process, record, rows
+from cores.runtime.trackers import flat
 
 from cores.config import parse_config, plain
 from cores.runtime.fingerprint import model_files
-from cores.runtime.trackers import flat
 
 Values = dict[str, list[tuple[int, float]]]
 """Name of a metric to its (step, value)s."""

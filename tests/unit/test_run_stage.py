@@ -33,13 +33,16 @@ def claimed(made: Config, stage: str = "sft") -> StageRun:
 def break_off(made: Config, *steps: int, error: BaseException | None = None, **about: Any) -> Path:
     """A run that saves at these steps, with a row of metrics for each, and then fails; gives its
     folder."""
-    failure = error or RuntimeError("broken")
-    run = begun(made, **about)
-    with pytest.raises(type(failure)), run:
+    failure, run = error or RuntimeError("broken"), begun(made, **about)
+
+    def train() -> None:
         for step in steps:
             run.log(step, {"loss": 1.0 / step}, f"step {step}")
             run.save(step, state(step))
         raise failure
+
+    with pytest.raises(type(failure)), run:
+        train()
     return run.path
 
 
@@ -74,10 +77,14 @@ def test_a_stage_is_moved_to_its_place_when_it_is_complete(tmp_path: Path) -> No
 def test_an_error_before_the_run_begins_leaves_nothing(tmp_path: Path) -> None:
     """Invariant 30: not even the output_dir that was made for the claim."""
     run = StageRun(config(tmp_path / "a" / "run"), "sft", LAUNCH, 0.0)
-    with pytest.raises(UserError), run:
+
+    def claim() -> None:
         run.claim()
         assert names(tmp_path / "a" / "run") == {".sft.lock"}
         raise UserError("no such data")
+
+    with pytest.raises(UserError, match="no such data"), run:
+        claim()
     assert names(tmp_path) == set()
 
 

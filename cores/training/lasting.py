@@ -40,7 +40,9 @@ class Lasting:
         """Give the trainer its run; `names` are entries of its log, with the names shown."""
         trainer: Any = self
         self.config, self.run, self.held = config, run, held
-        self.skipped = 0
+        self.skipped = self.left_out = 0
+        # A loss that is no number counts as the mean of the others where its step is left out.
+        trainer.args.logging_nan_inf_filter = config.faults.nonfinite == "skip"
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Steps(trainer, names))
         return self
@@ -84,6 +86,7 @@ class Lasting:
         faults = self.config.faults
         if faults.nonfinite == "stop" or self.skipped > faults.max_skips:
             raise UserError(self._cause(model))
+        self.left_out += 1
         model.zero_grad()  # a step without gradients changes nothing
         return norm
 
@@ -109,12 +112,13 @@ class Lasting:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "state.json")
             trainer.state.save_to_json(str(path))
-            progress = json.loads(path.read_text(encoding="utf-8"))
+            progress = json.loads(path.read_text(encoding="utf-8")) | {"log_history": []}
         numbers = {
             "trainer": progress,
             "schedule": _plain(trainer.lr_scheduler.state_dict()),
             "losses": losses,
             "logged": trainer._globalstep_last_logged,
+            "skipped": [self.skipped, self.left_out],
         }
         self.run.save(trainer.state.global_step, State(state, numbers))
 
@@ -145,6 +149,7 @@ class Steps(TrainerCallback):
             same = len(losses) == run.launch.world
             trainer._tr_loss += losses[run.launch.rank] if same else sum(losses) / len(losses)
             trainer._globalstep_last_logged = run.resumed.numbers["logged"]
+            trainer.skipped, trainer.left_out = run.resumed.numbers["skipped"]
             if state.global_step >= state.max_steps:
                 control.should_training_stop = True
         run.going_on(state.max_steps)
@@ -183,6 +188,9 @@ class Steps(TrainerCallback):
             return
         run = self.trainer.run
         values = {ours: float(logs[theirs]) for theirs, ours in self.names.items()}
+        if run.config.faults.nonfinite == "skip":  # of the last step, which may be left out
+            values = {name: x for name, x in values.items() if name == "loss" or math.isfinite(x)}
+            values["skipped_steps"], self.trainer.left_out = float(self.trainer.left_out), 0
         if not math.isfinite(values["loss"]):
             raise UserError(
                 f"{run.stage}: the training loss is {values['loss']} at step {state.global_step}. "

@@ -238,8 +238,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'inputs["kl_coef"]\n', "kl_coef\n"),
             ("pass-tokens", "the number of tokens is that of the capture",
              'Totals(inputs["tokens"], totals.replies)', "totals"),
-            ("pass-autocast", "captured passes in another precision",
-             'enabled = self.launch.precision == "bf16"', "enabled = True"),
         ],
     ),
     "cores/rollout/graph/cache.py": (

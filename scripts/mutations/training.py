@@ -92,6 +92,17 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if alike and fits and", "if fits and"),
         ],
     ),
+    "cores/training/lasting.py": (
+        ("tests/unit/test_training_stops.py", "tests/integration/test_resume.py"),
+        [
+            ("gradient-nan", "a gradient that is no number is stepped with",
+             "if math.isfinite(float(norm)):", "if True:"),
+            ("skips-forever", "any number of steps may be left out",
+             "self.skipped > faults.max_skips", "False"),
+            ("dropout-repeats", "dropout is the same at every step",
+             '"dropout", state.global_step, rank', '"dropout", 0, rank'),
+        ],
+    ),
     "cores/training/trainer_args.py": (
         (*TRAINING, "tests/unit/test_training_stops.py"),
         [

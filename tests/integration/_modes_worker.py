@@ -97,16 +97,20 @@ def run(folder: Path, out: Path, extra: list[str]) -> None:
 
 def shard_everything() -> None:
     """ZeRO-3 leaves weights below a size whole; these models are below it in every weight."""
-    from cores.runtime import sharding
+    from cores.sharding.asked import deepspeed_asked
 
-    launched = sharding.launched_settings
+    if not deepspeed_asked():
+        return
+    from cores.sharding import zero
+
+    launched = zero.launched_settings
 
     def settings() -> dict[str, Any]:
         found = launched()
         found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return found
 
-    sharding.launched_settings = settings
+    zero.launched_settings = settings
 
 
 def small_chunks() -> None:

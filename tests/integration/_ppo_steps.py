@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cores.ppo.prompts import share
 
 from cores.config import Config, LoraSection, PPOSection
 from cores.models import load_tokenizer
 from cores.ppo import PPOTrainer, Roles, build_roles, gather_rows
+from cores.ppo.batches import share
 from cores.ppo.run import build_trainer, check_options, save_roles
 from cores.rollout import Rollout, response_mask
 from cores.runtime.launch import Launch
@@ -54,7 +54,8 @@ class FixedReplies:
 
 def sampled_gap(trainer: PPOTrainer) -> float:
     """Largest difference of the sampling engine's log-probs from the trained actor's, any rank."""
-    rollout = trainer.rollout(share(PROMPTS, trainer.launch.rank, trainer.launch.world))
+    mine = share(PROMPTS, trainer.launch.rank, trainer.launch.world)
+    rollout = trainer.rollout(mine, trainer.launch.rank * len(mine))
     scored = gather_rows(trainer.score(rollout), trainer.launch)
     gap = (scored.logprobs - scored.rollout_logprobs).abs()
     return gap[scored.response_mask].max().item()
@@ -67,13 +68,12 @@ def ppo_steps(parents: Path, out: Path, lora_rank: int, run: Launch) -> None:
     tokenizer = load_tokenizer(sft)
     check_options(config, tokenizer)
     folders = {"sft": Parent("sft", sft, {}), "reward": Parent("reward", reward, {})}
-    torch.manual_seed(1)  # adapters
     roles = build_roles(config, tokenizer, folders, run)
     engine = FixedReplies(tokenizer.pad_token_id, tokenizer.eos_token_id, run.device)
     trainer = PPOTrainer(config.ppo, roles, engine, run, seed=3)
     stats = [trainer.step(share(PROMPTS, run.rank, run.world))[1] for _ in range(2)]
     gap = sampled_gap(build_trainer(config, roles, tokenizer, run))
-    save_roles(config, roles, tokenizer, out, run)
+    save_roles(config, roles, tokenizer, out)
     if run.is_main:
         steps = {"actor": roles.actor.steps, "critic": roles.critic.steps}
         engines = [getattr(r.module, "global_steps", r.steps) for r in (roles.actor, roles.critic)]

@@ -1,5 +1,6 @@
-"""Runs that end in the middle: nothing half-written, and what was there before is still there."""
+"""Runs that end in the middle: what was trained is kept, and what was there before still is."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _helpers import ROOT, SCRIPTS, environment, good, in_process, tree
-from cores.runtime.metrics import Metrics
+from _helpers import ROOT, SCRIPTS, environment, good, in_process, rows, tree
+
+from cores.run.metrics import Metrics
+from cores.runtime.stop import STOPPED
 
 
 @pytest.fixture
@@ -38,44 +41,66 @@ def crash_at_the_second_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("stage", list(SCRIPTS))
 def test_crash_keeps_the_old_folder(out: Path, llama, files, monkeypatch, stage: str) -> None:
-    """With --overwrite the old stage is replaced by a whole one or not at all."""
-    crash_at_the_second_entry(monkeypatch)
+    """With --overwrite the old stage is replaced by a whole one or not at all; what was trained
+    stands beside it, and the next run goes on from there."""
     before = tree(out)
-    with pytest.raises(CrashError):
-        in_process(stage, [*good(llama, files, out), "--overwrite"])
-    assert tree(out) == before
+    words = [*good(llama, files, out), "--checkpoint.every_steps", "1"]
+    with monkeypatch.context() as patch:
+        crash_at_the_second_entry(patch)
+        with pytest.raises(CrashError):
+            in_process(stage, [*words, "--overwrite"])
+    left = out / f"{stage}.unfinished"
+    assert {k: v for k, v in tree(out).items() if not k.startswith(left.name)} == before
+    assert sorted(p.name for p in out.iterdir()) == sorted([*SCRIPTS, left.name])
+    assert {p.name for p in left.iterdir()} >= {
+        "metrics.jsonl", "log.txt", "state.json", "checkpoints",
+    }  # fmt: skip
+    assert [row["step"] for row in rows(left / "metrics.jsonl")] == [1]
+    assert [p.name for p in (left / "checkpoints").iterdir()] == ["step-1"]
+    assert json.loads((left / "state.json").read_text())["stopped"].startswith("CrashError")
+    in_process(stage, words)
     assert sorted(p.name for p in out.iterdir()) == sorted(SCRIPTS)
+    assert f"resuming {stage} at step 1 of" in (out / stage / "log.txt").read_text()
 
 
 def test_crash_of_a_first_run(tmp_path: Path, llama, files, monkeypatch) -> None:
-    """No folder, not even output_dir."""
-    crash_at_the_second_entry(monkeypatch)
+    """Before the training begins: no folder, not even output_dir."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise CrashError
+
+    monkeypatch.setattr("cores.training.sft.sft_model", fail)
     with pytest.raises(CrashError):
         in_process("sft", good(llama, files, tmp_path / "new"))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_by_a_signal(tmp_path: Path, llama, files, number: int, status: int) -> None:
-    """Ctrl-C, or a scheduler: a word on stderr, the shell's status for it, no folder."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_by_a_signal(tmp_path: Path, llama, files, number: int) -> None:
+    """Ctrl-C, a scheduler or a closed terminal: it finishes its step, saves, says how to go on, and
+    exits with 75."""
     words = [*good(llama, files, tmp_path / "new"), "--sft.max_steps", "100000"]
     process = subprocess.Popen(
         [sys.executable, SCRIPTS["sft"], *words, "--sft.learning_rate", "1e-4"],
         cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a job behind & ignores Ctrl-C
     )  # fmt: skip
+    left = tmp_path / "new" / "sft.unfinished"
     with process:
-        started = tmp_path / "new" / ".sft.partial" / "metrics.jsonl"
         deadline = time.monotonic() + 60
-        while not started.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not (left / "metrics.jsonl").exists() or not rows(left / "metrics.jsonl"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert started.exists()
-        for _ in range(4):  # Python drops an interrupt that comes while it deletes an object
-            process.send_signal(number)
-            try:
-                _, err = process.communicate(timeout=15)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-    assert (process.returncode, err) == (status, "interrupted\n")
-    assert list(tmp_path.iterdir()) == []
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == STOPPED == 75
+    name = signal.Signals(number).name
+    told, _, said = err.partition("\n")
+    assert told == f"{name}: stopping behind this step (once more: at once)"
+    (folder,) = (left / "checkpoints").iterdir()
+    step = folder.name.removeprefix("step-")
+    said = " ".join(said.split())
+    assert said.startswith(f"{name}: saved at step {step} of 100000; to go on: python")
+    assert "stage1_sft.py --config" in said
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [left.name]

@@ -21,8 +21,8 @@ from _models import (
     sft_folder,
     toy_tokenizer,
 )
-from _training import gradient_descent, pairs, random_rows, sft_rows, stage, training_config
-from cores.runtime.stage import StageFolder
+from _stages import begun
+from _training import gradient_descent, pairs, random_rows, sft_rows, training_config
 from transformers import AutoModelForSequenceClassification
 
 from cores.config import Config, LoraSection
@@ -31,18 +31,26 @@ from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
-from cores.training.calibration import calibrate, policy_engine, score_rows
+from cores.run import StageRun
+from cores.training.calibration import policy_engine
 from cores.training.reward import (
     accuracy,
+    calibrate,
     init_head,
+    score_rows,
     train_reward,
     wins,
 )
 from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
 
 
-def files(folder: StageFolder) -> set[str]:
-    return {p.name for p in folder.path.rglob("*") if p.is_file()}
+def files(run: StageRun) -> set[str]:
+    return {p.name for p in run.path.rglob("*") if p.is_file()}
+
+
+LEFT = {"metrics.jsonl", "log.txt", "state.json", "manifest.json", "weights.safetensors",
+        "adam.safetensors"}  # fmt: skip
+"""Of a run that is not finished, behind its last step."""
 
 
 def test_sft_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,10 +61,10 @@ def test_sft_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     for micro in (8, 2, 1):
         model = policy_of("gpt2")
         config = training_config(tmp_path / str(micro), micro)
-        folder = stage(config, "sft")
-        train_sft(config, model, sft_rows(13), PAD, folder, LAUNCH)
+        run = begun(config)
+        train_sft(config, model, sft_rows(13), PAD, run)
         found.append(parameters(model))
-        assert files(folder) == {"metrics.jsonl"}
+        assert files(run) == LEFT
     assert largest_difference(found[0], parameters(policy_of("gpt2"))) > 1e-4
     assert largest_difference(found[0], found[1]) < 1e-6
     assert largest_difference(found[0], found[2]) < 1e-6
@@ -71,10 +79,10 @@ def test_reward_micro_batches_change_nothing(
     for micro in (8, 2, 1):
         model = load_scalar(reward_folder("gpt2"))
         config = training_config(tmp_path / str(micro), micro)
-        folder = stage(config, "reward")
-        train_reward(config, model, pairs(13), toy_tokenizer(), folder, LAUNCH)
+        run = begun(config, "reward")
+        train_reward(config, model, pairs(13), toy_tokenizer(), run)
         found.append(parameters(model))
-        assert files(folder) == {"metrics.jsonl"}
+        assert files(run) == LEFT
     assert largest_difference(found[0], parameters(load_scalar(reward_folder("gpt2")))) > 1e-4
     assert largest_difference(found[0], found[1]) < 1e-6
     assert largest_difference(found[0], found[2]) < 1e-6
@@ -84,10 +92,10 @@ def test_reward_micro_batches_change_nothing(
 def test_reward_adapters_train_with_the_head(kind: str, tmp_path: Path) -> None:
     """Invariant 25: with adapters the base stays, adapters and head move."""
     config = training_config(tmp_path, 8, lora=LoraSection(rank=4))
-    folder = stage(config, "reward")
+    run = begun(config, "reward")
     model = load_scalar(reward_folder(kind))
     start = {name: p.clone() for name, p in model.named_parameters()}
-    trained = train_reward(config, model, pairs(16), toy_tokenizer(), folder, LAUNCH)
+    trained = train_reward(config, model, pairs(16), toy_tokenizer(), run)
     state = dict(trained.named_parameters())
     moved = [n for n, p in state.items() if "lora_B" in n and p.abs().max() > 0]
     assert moved
@@ -103,7 +111,7 @@ def test_microbatches_that_do_not_divide(tmp_path: Path) -> None:
     """Invariant 21: refused with the key, since the last one would weigh more."""
     config = training_config(tmp_path, 3)
     with pytest.raises(UserError, match=r"sft\.microbatch_size: 3 does not divide the 8 rows"):
-        train_sft(config, causal("gpt2"), sft_rows(8), PAD, stage(config, "sft"), LAUNCH)
+        train_sft(config, causal("gpt2"), sft_rows(8), PAD, begun(config))
 
 
 def test_sft_loss_counts_trained_tokens_only() -> None:
@@ -132,8 +140,8 @@ def test_sft_is_judged_before_and_after(tmp_path: Path, capsys: pytest.CaptureFi
     report = DataReport(SplitReport("a.jsonl", {}, "text"), None)
     data = StageData(rows[:13], rows[13:], report)
     start = held_out_loss(policy_of("gpt2"), rows[13:], PAD, 8, LAUNCH)
-    folder = stage(config, "sft")
-    trained, metrics = train_and_judge(config, policy_of("gpt2"), data, PAD, folder, LAUNCH)
+    run = begun(config)
+    trained, metrics = train_and_judge(config, policy_of("gpt2"), data, PAD, run)
     end = held_out_loss(trained, rows[13:], PAD, 8, LAUNCH)
     assert start is not None
     assert end is not None
@@ -223,8 +231,7 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
     raw = ScalarModel(classifier(kind))
     for each in (model, raw):
         each.model.score.weight.data *= 3  # far from a deviation of 1
-    numbers = uniforms(40, 6, 0, "calibration")
-    facts = calibrate(model, made, PROMPTS * 10, numbers, PAD, 8, LAUNCH)
+    facts = calibrate(model, made, PROMPTS * 10, PAD, 8, LAUNCH, seed=0, tokens=6)
     before = torch.tensor(score_rows(raw, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     after = torch.tensor(score_rows(model, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     assert len(made.rows) == facts["samples"] == 40
@@ -249,12 +256,12 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
 
 def test_calibration_samples_as_stage_3_will() -> None:
     """Invariant 12: the same temperature, stop ids, length and exclusion; the numbers decide."""
-    config = ppo_config(engine="hf", temperature=0.7, stop_token_ids=[9])
+    config = ppo_config(temperature=0.7, stop_token_ids=[9])
     config = replace(config, reward=replace(config.reward, calibration_tokens=5))
     made: Any = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     s = made.sampling
     assert (s.temperature, s.stop_ids, s.max_new_tokens) == (0.7, [1, 9], 5)
-    probs = made.model(torch.tensor([[5, 6]])).logits.softmax(-1)
+    probs = made.twin.model(torch.tensor([[5, 6]])).logits.softmax(-1)
     assert (probs[..., [0, 60, 61, 62, 63]] == 0).all()
     numbers = uniforms(4, 5, 0, "calibration")
     first = made.generate(PROMPTS, numbers).ids
@@ -270,4 +277,4 @@ def test_a_reward_model_that_does_not_vary_is_refused(weight: float) -> None:
         model.score.weight.fill_(weight)
     made = policy_engine(short_replies(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     with pytest.raises(UserError, match="teaches nothing"):
-        calibrate(ScalarModel(model), made, PROMPTS, torch.zeros(4, 6), PAD, 4, LAUNCH)
+        calibrate(ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH, seed=0, tokens=6)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from _families import PACKABLE
-from _models import LAUNCH, PAD, largest_difference, parameters, policy_of
-from _training import gradient_descent, sft_rows, stage, training_config
+from _models import PAD, largest_difference, parameters, policy_of
+from _stages import begun
+from _training import gradient_descent, sft_rows, training_config
 
 from cores.training.sft import train_sft
 
@@ -24,9 +25,9 @@ def test_packed_is_unpacked(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
         config = training_config(tmp_path / f"{packing}{micro}", micro)
         sft = replace(config.sft, packing=packing, max_length=20, batch_size=16)
         config = replace(config, sft=sft)
-        model, folder = policy_of(kind), stage(config, "sft")
-        train_sft(config, model, rows, PAD, folder, LAUNCH)
-        lines = (folder.path / "metrics.jsonl").read_text().splitlines()
+        model, run = policy_of(kind), begun(config)
+        train_sft(config, model, rows, PAD, run)
+        lines = (run.path / "metrics.jsonl").read_text().splitlines()
         found.append((parameters(model), [json.loads(line)["loss"] for line in lines]))
     (weights, losses), *others = found
     assert largest_difference(weights, parameters(policy_of(kind))) > 1e-4

@@ -14,6 +14,7 @@ from _helpers import SCRIPTS, good, in_process, record, rows
 from cores.runtime.trackers import flat
 
 from cores.config import parse_config, plain
+from cores.run.keys import flat
 from cores.runtime.fingerprint import model_files
 
 Values = dict[str, list[tuple[int, float]]]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from _models import (
-    LAUNCH,
     PAD,
     largest_difference,
     parameters,
@@ -12,7 +11,8 @@ from _models import (
     reward_folder,
     toy_tokenizer,
 )
-from _training import pairs, several_gpus, sft_rows, stage, training_config
+from _stages import begun
+from _training import pairs, several_gpus, sft_rows, training_config
 from torch import Tensor
 
 from cores.models import load_scalar
@@ -25,11 +25,10 @@ def trained_by(name: str, folder: Path) -> dict[str, Tensor]:
     config = training_config(folder, 2)
     if name == "sft":
         model = policy_of("gpt2")
-        train_sft(config, model, sft_rows(13), PAD, stage(config, "sft"), LAUNCH)
+        train_sft(config, model, sft_rows(13), PAD, begun(config))
     else:
         model = load_scalar(reward_folder("gpt2"))
-        place = stage(config, "reward")
-        train_reward(config, model, pairs(13), toy_tokenizer(), place, LAUNCH)
+        train_reward(config, model, pairs(13), toy_tokenizer(), begun(config, "reward"))
     return parameters(model)
 
 

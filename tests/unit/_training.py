@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _models import LAUNCH, WORDS
-from cores.runtime.stage import StageFolder
+from _models import WORDS
 
 from cores.config import Config, RewardSection, SFTSection
 from cores.training.trainer_args import common_arguments
@@ -63,9 +62,3 @@ def several_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     for module in ("sft", "reward"):
         monkeypatch.setattr(f"cores.training.{module}.common_arguments", arguments)
-
-
-def stage(config: Config, name: str) -> StageFolder:
-    folder = StageFolder(config, name, LAUNCH, 0.0)
-    folder.path.mkdir(parents=True)
-    return folder

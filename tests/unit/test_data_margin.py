@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from _data_helpers import NONE, config, write_jsonl
-from _models import LAUNCH, PAD, reward_folder, toy_tokenizer
+from _models import PAD, reward_folder, toy_tokenizer
+from _stages import begun
 from _tokenizers import gpt2_like
-from _training import stage, training_config
+from _training import training_config
 
 from cores.data import preference_data, right_pad
 from cores.models import ScalarModel, load_scalar
@@ -54,9 +55,9 @@ def test_margins_reach_the_loss(tmp_path: Path) -> None:
     without = [math.log1p(math.exp(-lead)) for lead in leads]
     made = training_config(tmp_path, 2)
     made = replace(made, reward=replace(made.reward, batch_size=4, max_steps=1))
-    folder = stage(made, "reward")
-    train_reward(made, model, pairs, toy_tokenizer(), folder, LAUNCH)
-    (first, *_) = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    run = begun(made, "reward")
+    train_reward(made, model, pairs, toy_tokenizer(), run)
+    (first, *_) = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     loss = json.loads(first)["loss"]
     assert loss == pytest.approx(sum(by_hand) / 4, rel=1e-3)
     assert abs(loss - sum(without) / 4) > 0.1

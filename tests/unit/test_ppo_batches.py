@@ -127,20 +127,12 @@ def test_scoring_takes_more_at_a_time() -> None:
         assert len(seen) == 2
 
 
-def test_padding_that_is_read_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The original's means read it, so no column is cut off: every row is as wide as the widest."""
-    monkeypatch.setattr("cores.ppo.batches.FORWARD_FACTOR", 1)
-    trainer = make_trainer("gpt2", estimator="coati", microbatch_tokens=24)
-    seen = forward_sizes(trainer)
-    trainer.update(trainer.estimate(trainer.score(fixed_rollout(8))))
-    assert set(seen) == {24}  # two rows of 6 + 6
-
-
 def test_ranks_that_score_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 21: where another rank needs 5 forward passes for its rows this one makes 5."""
     trainer = make_trainer("gpt2")
     alone = trainer.score(fixed_rollout(8))
-    monkeypatch.setattr("cores.ppo.trainer.gather_object", lambda own: [*own, 5])
+    monkeypatch.setattr(Launch, "agree", lambda self, count: [max(count, 5)])
+    monkeypatch.setattr(Launch, "together", lambda self, action: action())
     trainer.launch = Launch(0, 2, torch.device("cpu"), "fp32")
     seen = forward_sizes(trainer)
     scored = trainer.score(fixed_rollout(8))
@@ -160,7 +152,6 @@ def test_no_mask_where_nothing_is_padding(kind: str) -> None:
     assert batch.attended is None
     assert batch.mask.all()
     assert scored.attended is scored.mask
-    assert scored.select(whole, trim=False).attended is None
     policy, scalar = Actor(policy_of(kind), 1.0), ScalarModel(scalar_of(kind))
     for a, b in (
         (policy(batch.ids, batch.mask, 6)[0], policy(batch.ids, None, 6)[0]),
@@ -170,10 +161,10 @@ def test_no_mask_where_nothing_is_padding(kind: str) -> None:
 
 
 def test_a_part_knows_its_lengths() -> None:
-    """They are the device's own, in the order asked for, with and without trimming."""
+    """They are the device's own, in the order asked for, however wide the part is made."""
     scored = make_trainer("gpt2").score(fixed_rollout(8))
-    for trim in (True, False):
-        part = scored.select([4, 1, 2], trim)
+    for widths in (1, 8):
+        part = scored.select([4, 1, 2], widths)
         known = part.lengths
         del vars(part)["lengths"]
         assert part.lengths == known

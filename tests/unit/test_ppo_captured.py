@@ -52,7 +52,7 @@ def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
     trainer = make_trainer("gpt2", **{**settings, "actor_learning_rate": 0.001, **rounding, **ppo})
     found = []
     for seed in range(updates):
-        trainer.kl_coef = 0.1 * (seed + 1)
+        trainer.state.kl_coef = 0.1 * (seed + 1)
         found += trainer.update(experience_of(trainer))  # shapes come again
     return trainer, found
 
@@ -95,7 +95,11 @@ def test_what_graphs_read_stays_where_it_is(lora: int) -> None:
         for role in trainer.roles.trained:
             states = role.optimizer.state.values()
             kept = trainer.passes.kept[role.name].tensors
-            tensors = [*role.parameters, *(t for state in states for t in state.values()), *kept]
+            tensors = [
+                *role.trained.parameters,
+                *(t for state in states for t in state.values()),
+                *kept,
+            ]
             rates = [group["lr"] for group in role.optimizer.param_groups]
             found += [t.data_ptr() for t in [*tensors, *rates] if t is not None]
         return found
@@ -105,7 +109,7 @@ def test_what_graphs_read_stays_where_it_is(lora: int) -> None:
     for _ in range(2):
         trainer.update(experience_of(trainer))
         assert addresses() == before
-    assert all(p.grad is None for role in trainer.roles.trained for p in role.parameters)
+    assert all(p.grad is None for role in trainer.roles.trained for p in role.trained.parameters)
 
 
 @pytest.mark.parametrize("kind", CAPTURABLE)
@@ -120,9 +124,7 @@ def test_micro_batches_wider_than_the_models_positions(kind: str) -> None:
         for found in (
             lambda e: trainer.roles.actor.module(e.ids, e.attended, e.response_mask.shape[1])[0],
             lambda e: response_values(
-                trainer.roles.critic.module(e.ids, e.attended),
-                e.response_mask.shape[1],
-                trainer.config,
+                trainer.roles.critic.module(e.ids, e.attended), e, trainer.config
             ),
         ):
             a, b = (found(e)[e.response_mask] for e in (narrow, wide))

@@ -1,20 +1,21 @@
 """Rows selected and gathered, prompts shared out, and an evaluation that disturbs nothing."""
 
 import random
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from _engines import STOPS
 from _models import KINDS, PROMPTS, CountReward, Scored, fixed_rollout, make_trainer
-from cores.ppo.evaluate import _own_randomness
-from cores.ppo.prompts import PromptSampler, share
 
-from cores.ppo import evaluate, gather_rows, sample_pairs
+from cores.draws import in_epochs
+from cores.evaluate import evaluate, sample_pairs
+from cores.ppo import Scorer, gather_rows
+from cores.ppo.batches import share
 from cores.ppo.experience import _concatenate
-from cores.runtime.launch import Launch, seed_rank
+from cores.runtime.launch import Launch
 
 COLUMNS = [f.name for f in fields(Scored)]
 
@@ -135,48 +136,13 @@ def test_joined_rows_give_the_same_numbers(kind: str) -> None:
     torch.testing.assert_close(joined.scores, again.scores, atol=1e-5, rtol=1e-5)
 
 
-def test_every_prompt_once_an_epoch() -> None:
-    """Invariant 31: batches that do not divide the count run on across epochs, each of which has
-    every row once, in an order of its own."""
-    sampler = PromptSampler(10, 4, seed=3)
-    stream = [row for _ in range(15) for row in sampler.next()]
-    epochs = [stream[i : i + 10] for i in range(0, 60, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 6
-    assert PromptSampler(3, 8, seed=0).next().__len__() == 8  # fewer rows than a batch
-
-
-def test_prompt_order_follows_the_seed() -> None:
-    """Invariant 31: the same seed gives the same batches, another other ones, and the global
-    random state has no part in it."""
-    found = []
-    for seed in (3, 3, 4):
-        torch.manual_seed(len(found))
-        sampler = PromptSampler(50, 10, seed)
-        found.append([sampler.next() for _ in range(3)])
-    assert found[0] == found[1] != found[2]
-
-
 def test_shares_are_disjoint_and_whole() -> None:
     """Invariant 31: ranks see different prompts, together the batch, in rank order."""
-    batch = PromptSampler(40, 12, seed=0).next()
+    batch = in_epochs(40, 0, 12, 0, "prompts")
     parts = [share(batch, rank, 3) for rank in range(3)]
     assert [len(p) for p in parts] == [4, 4, 4]
     assert [row for part in parts for row in part] == batch
     assert share(batch, 0, 1) == batch
-
-
-def test_ranks_have_their_own_streams() -> None:
-    """Invariant 31: torch, numpy and random differ between ranks and seeds, and repeat."""
-
-    def draw(seed: int, rank: int) -> tuple[float, float, float]:
-        seed_rank(seed, rank)
-        return torch.rand(1).item(), float(np.random.rand()), random.random()
-
-    streams = [draw(seed, rank) for seed in (0, 1, 2) for rank in (0, 1, 2, 3)]
-    for kind in zip(*streams, strict=True):
-        assert len(set(kind)) == 12
-    assert draw(1, 2) == draw(1, 2)
 
 
 def state() -> tuple[Any, ...]:
@@ -185,25 +151,44 @@ def state() -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_has_randomness_of_its_own(kind: str) -> None:
-    """Invariant 31: it repeats for a seed whatever was drawn before, differs for another, and
-    leaves every random state as it found it; nothing is trained by it."""
+    """Invariant 31: it repeats whatever was drawn before and whichever update it is, differs for
+    another seed, and leaves every random state as it found it; nothing is trained by it."""
     trainer = make_trainer(kind)
     found = []
-    for i, seed in enumerate((7, 7, 8)):
-        seed_rank(100 + i, 0)
+    for update, seed in ((0, 7), (3, 7), (0, 8)):
+        torch.manual_seed(update)
+        trainer.seed, trainer.state.update = seed, update
         before = state()
-        found.append(evaluate(trainer, PROMPTS, seed))
+        found.append(evaluate(trainer, PROMPTS))
         assert state() == before
     assert found[0].rows == found[1].rows != found[2].rows
     assert trainer.roles.actor.steps == 0
 
 
+def test_an_evaluation_is_the_same_in_any_batches() -> None:
+    """Invariant 31: a reply follows from its number, in batches of one, three or seven."""
+    found = []
+    for size in (1, 3, 7):
+        trainer = make_trainer("gpt2", batch_size=size, minibatch_size=size, microbatch_size=size)
+        found.append(evaluate(trainer, [[5, 6], [7], [8, 9, 10], [11], [12, 13], [14], [15]]).rows)
+    assert found[0] == found[1] == found[2]
+
+
+def test_an_evaluation_needs_no_trainer() -> None:
+    """What a trainer says, a scorer of the same roles says: there is no optimizer in it."""
+    trainer = make_trainer("gpt2")
+    alone = Scorer(trainer.config, trainer.roles, trainer.engine, trainer.launch, trainer.seed)
+    assert evaluate(alone, PROMPTS) == evaluate(trainer, PROMPTS)
+
+
 def test_evaluation_covers_each_prompt_once() -> None:
     """Invariants 10, 24: in chunks of a batch, the last one partial; scores are the raw ones and KL
     at the start is 0."""
-    trainer = make_trainer("gpt2", reward=CountReward(59), batch_size=3, minibatch_size=3)
+    trainer = make_trainer(
+        "gpt2", CountReward(59), batch_size=3, minibatch_size=3, stop_token_ids=STOPS[1:]
+    )
     prompts = [[5, 6], [7], [8, 9, 10], [11], [12, 13], [14], [15]]
-    result = evaluate(trainer, prompts, seed=8)
+    result = evaluate(trainer, prompts)
     assert len(result.scores) == len(result.rows) == 7
     assert len(set(result.lengths)) > 1  # so that there is padding
     for prompt, row, reply, length, score, ended in zip(
@@ -213,7 +198,7 @@ def test_evaluation_covers_each_prompt_once() -> None:
         assert row == prompt + reply
         assert len(reply) == length
         assert score == reply.count(59)
-        assert ended == (reply[-1] == 1)
+        assert ended == (reply[-1] in STOPS)
     assert max(map(abs, result.kl)) < 1e-5
     summary = result.summary()
     assert summary["prompts"] == 7
@@ -224,9 +209,8 @@ def test_evaluation_covers_each_prompt_once() -> None:
 def test_evaluation_reports_the_kl_of_whole_replies() -> None:
     """Invariant 10: nats a reply are the sum over its tokens of log policy - log reference."""
     trainer = make_trainer("gpt2", actor_learning_rate=0.02)
-    torch.manual_seed(0)
     trainer.step(PROMPTS)
-    result = evaluate(trainer, PROMPTS, seed=1)
+    result = evaluate(trainer, PROMPTS)
     roles = trainer.roles
     for row, reply, kl in zip(result.rows, result.replies, result.kl, strict=True):
         ids = torch.tensor([row])
@@ -239,7 +223,7 @@ def test_evaluation_reports_the_kl_of_whole_replies() -> None:
 
 def test_interval_of_the_summary_by_hand() -> None:
     """Invariant 24: 1.96 standard errors: of (0, 2), 1.96 * sqrt(2) / sqrt(2)."""
-    blank = evaluate(make_trainer("gpt2"), PROMPTS[:2], seed=0)
+    blank = evaluate(make_trainer("gpt2"), PROMPTS[:2])
     summary = replace(blank, scores=[0.0, 2.0], kl=[1.0, 1.0]).summary()
     assert (summary["score"], summary["score_interval"]) == (1.0, 1.96)
     assert (summary["kl"], summary["kl_interval"]) == (1.0, 0.0)
@@ -250,7 +234,10 @@ def test_sample_pairs_hold_both_sides() -> None:
     from _models import toy_tokenizer
 
     trainer = make_trainer("gpt2", reward=CountReward(59))
-    before, after = (evaluate(trainer, PROMPTS, seed) for seed in (0, 1))
+    before = evaluate(trainer, PROMPTS)
+    trainer.seed = 1
+    after = evaluate(trainer, PROMPTS)
+    assert before.rows != after.rows
     pairs = sample_pairs(toy_tokenizer(), ["a", "b", "c", "d"], before, after)
     assert [p["prompt"] for p in pairs] == ["a", "b", "c", "d"]
     for i, pair in enumerate(pairs):
@@ -259,20 +246,3 @@ def test_sample_pairs_hold_both_sides() -> None:
             assert pair[name]["text"] == toy_tokenizer().decode(
                 side.replies[i], skip_special_tokens=True
             )
-
-
-@pytest.mark.parametrize(("device", "kept"), [("cpu", []), ("cuda:1", [torch.device("cuda:1")])])
-def test_evaluation_keeps_the_state_of_its_own_device(
-    monkeypatch: pytest.MonkeyPatch, device: str, kept: list[torch.device]
-) -> None:
-    """Invariant 31: not that of every GPU of the host, on each of which it would open a context."""
-    forked: list[Any] = []
-
-    def fork_rng(devices: Any = None) -> Any:
-        forked.append(devices)
-        return nullcontext()
-
-    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
-    with _own_randomness(0, Launch(1, 2, torch.device(device), "fp32")):
-        pass
-    assert forked == [kept]

@@ -15,9 +15,9 @@ from _models import (
     make_trainer,
     parameters,
 )
-from cores.ppo.evaluate import evaluate
 
-from cores.ppo.reuse import TOLERANCES, Reuse
+from cores.evaluate import evaluate
+from cores.ppo.reuse import LOOK, TOLERANCES, decide, looks
 from cores.runtime.launch import Launch
 
 
@@ -41,7 +41,6 @@ def test_an_exact_engine_saves_the_scoring(kind: str, monkeypatch: pytest.Monkey
     the second on the actor runs under gradients only, its first minibatch has ratio 1, and what was
     not compared is not reported."""
     trainer = make_trainer(kind, batch_size=4, minibatch_size=2, epochs=2)
-    torch.manual_seed(0)
     lines = said_by(trainer, monkeypatch)
     calls = calls_of(trainer.roles.actor.module)
     _, first = trainer.step(PROMPTS)
@@ -70,11 +69,6 @@ def test_the_update_is_the_same(lora: int) -> None:
     found = []
     for way in ("auto", "recompute"):
         trainer = make_trainer("gpt2", lora=replace(LORA, rank=lora), old_logprobs=way)
-        torch.manual_seed(0)
-        for role in trainer.roles.trained:
-            for name, p in role.module.named_parameters():
-                if "lora_A" in name:  # random, and which numbers depends on what ran before
-                    torch.nn.init.normal_(p, std=0.02)
         stats = [trainer.step(PROMPTS)[1] for _ in range(3)]
         found.append((parameters(trainer.roles.actor.module), stats))
     (weights, (*_, ours)), (same, (*_, theirs)) = found
@@ -147,6 +141,34 @@ def test_a_wrong_engine_is_told_and_not_believed(monkeypatch: pytest.MonkeyPatch
     assert "they are recomputed for every update" in lines[0]
 
 
+def test_an_engine_may_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 33: every so many updates one is scored by the trainer too; whichever way it is
+    then decided holds until the next look, and one line says so where it changes."""
+    monkeypatch.setattr("cores.ppo.reuse.LOOK", 2)
+    trainer = make_trainer("gpt2", updates=8)
+    generate, lines = trainer.engine.generate, said_by(trainer, monkeypatch)
+    measured, told = [], []
+    for update in range(8):
+        if update == 3:
+            wrong_engine(trainer, 2e-3)  # seen at update 4
+        if update == 5:
+            trainer.engine.generate = generate  # seen at update 6
+        _, stats = trainer.step(PROMPTS)
+        measured.append("rollout_logprob_gap" in stats)
+        told.append(len(lines))
+    assert measured == [True, False, True, False, True, True, True, False]
+    assert told == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert trainer.state.reused is True
+
+
+@pytest.mark.parametrize("ppo", [{}, {"critic_warmup": 2}, {"lora": LORA, "critic_warmup": 2}])
+def test_when_it_looks(ppo: dict[str, Any]) -> None:
+    """At the first rollout that may decide, and every tenth behind it."""
+    first = 3 if "lora" in ppo else 0
+    found = [update for update in range(25) if looks(replace(PPO, **ppo), update)]
+    assert found == list(range(first, 25, LOOK))
+
+
 @pytest.mark.parametrize(
     ("precision", "mean", "largest", "on"),
     [
@@ -161,9 +183,9 @@ def test_tolerances(precision: str, mean: float, largest: float, on: bool) -> No
     engine = scored.logprobs + mean
     engine[0, 0] = scored.logprobs[0, 0] + max(mean, largest)
     engine = torch.where(scored.response_mask, engine, 1e3)
-    reuse = Reuse(PPO, precision)
-    reuse.decide(replace(scored, rollout_logprobs=engine))
-    assert reuse.on is on
+    found, line = decide(replace(scored, rollout_logprobs=engine), precision)
+    assert found is on
+    assert ("recomputed" in line) != on
     assert TOLERANCES[precision].mean < TOLERANCES[precision].largest
 
 
@@ -192,5 +214,5 @@ def test_the_critic_s_warm_up_and_evaluation_score_in_full() -> None:
         assert {"entropy", "rollout_kl"} <= stats.keys()
     trainer.step(PROMPTS)
     assert calls.count(False) == 2
-    evaluate(trainer, PROMPTS, seed=0)
+    evaluate(trainer, PROMPTS)
     assert calls.count(False) == 3

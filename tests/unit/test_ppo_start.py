@@ -46,7 +46,6 @@ def test_the_first_minibatch_has_ratio_one(kind: str, rank: int, engine: str) ->
     the micro-batches of scoring and updating are."""
     sizes = {"microbatch_size": 3, "minibatch_size": 2, "batch_size": 4}
     trainer = trainer_with(kind, rank, engine=engine, **sizes)
-    torch.manual_seed(0)
     scored = trainer.score(trainer.rollout(PROMPTS))
     stats = trainer.optimize(trainer.estimate(scored), torch.tensor([3, 1]))
     assert stats["ratio_mean"] == pytest.approx(1.0, abs=1e-6)
@@ -65,7 +64,6 @@ def test_without_a_learning_rate_the_ratio_stays_one(kind: str, engine: str) -> 
     still = {"actor_learning_rate": 0.0, "critic_learning_rate": 0.0}
     trainer = make_trainer(kind, engine=engine, epochs=3, minibatch_size=2, **still)
     before = parameters(trainer.roles.actor.module), parameters(trainer.roles.critic.module)
-    torch.manual_seed(0)
     experience = trainer.estimate(trainer.score(trainer.rollout(PROMPTS)))
     steps = trainer.update(experience)
     assert len(steps) == 6
@@ -85,7 +83,6 @@ def test_kl_from_the_reference_starts_at_zero(kind: str, rank: int, temperature:
     """Invariants 2, 10: actor and reference agree at the start at every temperature, and with the
     engine's own log-probs; after an update they no longer do."""
     trainer = trainer_with(kind, rank, temperature=temperature, actor_learning_rate=0.02)
-    torch.manual_seed(0)
     scored = trainer.score(trainer.rollout(PROMPTS))
     valid = scored.response_mask
     for kl in ("k1", "k2", "k3"):
@@ -107,7 +104,6 @@ def test_reference_is_the_base_and_the_base_stays(kind: str) -> None:
     trainer = trainer_with(kind, 4, actor_learning_rate=0.05, critic_learning_rate=0.05)
     actor, critic = trainer.roles.actor.unwrapped, trainer.roles.critic.unwrapped
     before = base_bytes(actor.model), base_bytes(critic.model)
-    torch.manual_seed(0)
     experience, _ = trainer.step(PROMPTS)
     assert (base_bytes(actor.model), base_bytes(critic.model)) == before
     raw = causal(kind)
@@ -226,7 +222,6 @@ def test_gradient_checkpointing_works_and_changes_nothing(kind: str, rank: int) 
     backward pass of actor and critic."""
     found = []
     for checkpointing in (False, True):
-        torch.manual_seed(0)  # adapters start at random
         trainer = trainer_with(kind, rank, checkpointing=checkpointing, **adam(eps=1.0))
         experience = trainer.estimate(trainer.score(fixed_rollout()))
         calls: list[int] = []

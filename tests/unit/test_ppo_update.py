@@ -33,7 +33,6 @@ def test_micro_batches_change_nothing(kind: str, rank: int) -> None:
     the same for micro-batches of 1, 2, 3, 4 and 8 rows of unequal lengths."""
     found = []
     for n in (8, 1, 2, 3, 4):
-        torch.manual_seed(0)
         trainer = make_trainer(kind, microbatch_size=n, lora=LoraSection(rank=rank), **SGD)
         stats = optimized(trainer, experience_of(trainer))
         found.append((*both(trainer), stats))
@@ -232,7 +231,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
     found = []
     for seed in (0, 0, 1):
         trainer = make_trainer("gpt2", seed=seed, minibatch_size=2, epochs=2)
-        torch.manual_seed(seed)
+        torch.manual_seed(len(found))  # no part of it
         stats = [trainer.step(PROMPTS)[1] for _ in range(2)]
         found.append((*both(trainer), stats))
     assert found[0][2] == found[1][2] != found[2][2]
@@ -260,6 +259,8 @@ def test_a_gradient_that_is_no_number_stops_the_run() -> None:
     before = parameters(trainer.roles.actor.module)
     experience = trainer.estimate(trainer.score(fixed_rollout()))
     broken = replace(experience, advantages=experience.advantages * math.nan)
-    with pytest.raises(UserError, match=r"actor's gradient norm is nan at optimizer step 1"):
+    with pytest.raises(
+        UserError, match=r"actor_grad_norm not finite in optimizer step 1 of update 1"
+    ):
         trainer.update(broken)
     assert largest_difference(before, parameters(trainer.roles.actor.module)) == 0

@@ -3,13 +3,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from _models import LAUNCH, PAD, PROMPTS, classifier, policy_of, toy_tokenizer
-from _training import pairs, sft_rows, stage, training_config
+from _models import LAUNCH, PAD, PROMPTS, classifier, model_config, policy_of, toy_tokenizer
+from _stages import begun
+from _training import pairs, sft_rows, training_config
 
 from cores.config import Config, ModelSection, SFTSection
 from cores.models import ScalarModel
@@ -39,9 +38,9 @@ def test_centring_reaches_the_loss(tmp_path: Path) -> None:
     chosen, rejected = (
         torch.tensor(score_rows(ScalarModel(model), side, PAD, 8, LAUNCH)) for side in sides
     )
-    folder = stage(config, "reward")
-    train_reward(config, model, rows, toy_tokenizer(), folder, LAUNCH)
-    first, *_ = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    run = begun(config, "reward")
+    train_reward(config, model, rows, toy_tokenizer(), run)
+    first, *_ = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     expected = pairwise_loss(chosen, rejected, center_coef=0.5)
     assert json.loads(first)["loss"] == pytest.approx(expected.item(), rel=1e-3)
     assert expected - pairwise_loss(chosen, rejected) > 0.1
@@ -52,7 +51,7 @@ def test_calibration_asks_the_prompts_of_the_pairs() -> None:
     config = replace(Config(), reward=replace(Config().reward, calibration_samples=8))
     config = replace(config, reward=replace(config.reward, calibration_tokens=4))
     rows = [{"chosen_ids": [*p, 50, 1], "prompt_length": len(p)} for p in PROMPTS]
-    model: Any = SimpleNamespace(max_position_embeddings=9)
+    model = model_config("llama", max_position_embeddings=9)
     found = calibration_prompts(config, rows, model)
     fitting = [p for p in PROMPTS if len(p) <= 5]
     assert len(fitting) < len(PROMPTS)
@@ -63,6 +62,8 @@ def test_calibration_asks_the_prompts_of_the_pairs() -> None:
 def test_warmup_is_a_share_of_the_steps(tmp_path: Path) -> None:
     """Invariant 22: 2 epochs of 40 rows at 8 a step are 10 steps, 3 of which .3 of them are."""
     section = SFTSection(batch_size=8, microbatch_size=4, epochs=2, warmup_ratio=0.3)
-    made = common_arguments(section, ModelSection(), LAUNCH, 0, 40, tmp_path, "sft")
+    made = common_arguments(
+        section, ModelSection(), LAUNCH, LAUNCH.sharding, 0, 40, tmp_path, "sft"
+    )
     assert made["warmup_steps"] == 3
     assert made["gradient_accumulation_steps"] == 2

@@ -1,6 +1,8 @@
 """What each of two processes does, the exchange between them played by the tests."""
 
+from contextlib import nullcontext
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,16 +22,19 @@ from _models import (
     sft_folder,
     toy_tokenizer,
 )
+from _stages import begun
 from _training import random_rows, sft_rows
-from cores.runtime.stage import StageFolder
 
-from cores.draws import uniforms
+from cores.config import CoatiSection
+from cores.draws import in_epochs, uniforms
+from cores.evaluate import evaluate
 from cores.models import ScalarModel, load_scalar
-from cores.ppo import evaluate, experience
+from cores.ppo import PPOState, experience
 from cores.ppo.run import train
 from cores.rollout import Rollout
+from cores.run.checkpoint import State
 from cores.runtime.launch import Launch
-from cores.training import calibration, sft
+from cores.training import reward, sft
 from cores.training.calibration import policy_engine
 
 RANKS = [Launch(rank, 2, torch.device("cpu"), "fp32") for rank in (0, 1)]
@@ -78,7 +83,9 @@ def test_a_rank_s_sum_outlives_the_average() -> None:
     found = []
     for processes in (1, 2):
         role = make_trainer("gpt2").roles.critic
-        role.accelerator = SimpleNamespace(num_processes=processes)
+        role.trained.accelerator = SimpleNamespace(
+            num_processes=processes, no_sync=lambda _: nullcontext()
+        )
         rollout = fixed_rollout()
         role.accumulate(role.module(rollout.ids, rollout.mask).sum(), last=False)
         weights = role.module.parameters()
@@ -87,68 +94,85 @@ def test_a_rank_s_sum_outlives_the_average() -> None:
 
 
 class Asked:
-    """A trainer that notes the prompts of its updates and draws a random number in each."""
+    """A trainer that notes the prompts of its updates."""
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
+        self.state = PPOState(0.1)
         self.roles = SimpleNamespace(actor=SimpleNamespace(steps=0))
-        self.prompts: list[list[int]] = []
-        self.drawn: list[float] = []
+        self.prompts: list[list[list[int]]] = []
 
     def step(self, prompts: list[list[int]], *_: Any) -> tuple[Any, dict[str, float]]:
         """Notes, and nothing learned."""
-        self.prompts += prompts
-        self.drawn.append(torch.rand(1).item())
+        self.prompts.append(prompts)
+        self.state.update += 1
         names = ("score", "kl", "entropy", "response_length", "ended")
         return SimpleNamespace(response_mask=torch.ones(1, 1)), dict.fromkeys(names, 0.0)
 
+    def state_dict(self) -> State:
+        """None to speak of."""
+        return State({}, {})
 
-def test_ranks_see_other_prompts_and_other_numbers(tmp_path: Path) -> None:
-    """Invariant 31: of every batch each rank gets its own part, and it samples from a stream of
-    random numbers of its own; the same seed gives the same again."""
-    config = replace(
-        ppo_config(updates=3, batch_size=4, eval_prompts=0, sample_every=0),
-        output_dir=str(tmp_path),
-    )
-    rows = [{"input_ids": [i], "prompt": str(i)} for i in range(12)]
+
+def asked_by(launch: Launch, root: Path, count: int = 12, **ppo: Any) -> list[list[int]]:
+    """The prompts of each update on a rank."""
+    settings = {"updates": 3, "batch_size": 4, "eval_prompts": 0, "sample_every": 0, **ppo}
+    config = replace(ppo_config(**settings), output_dir=str(root))
+    rows = [{"input_ids": [i], "prompt": str(i)} for i in range(count)]
     data: Any = SimpleNamespace(train=rows, test=[])
-    runs = []
-    for launch in (*RANKS, RANKS[1]):
-        folder = StageFolder(config, "ppo", launch, 0.0)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        trainer: Any = Asked(launch)
-        train(config, trainer, data, toy_tokenizer(), folder)
-        runs.append(trainer)
-    first, second, again = runs
-    together = sorted(ids[0] for ids in first.prompts + second.prompts)
-    assert together == list(range(12))
-    assert not set(first.drawn) & set(second.drawn)
-    assert (again.prompts, again.drawn) == (second.prompts, second.drawn)
+    trainer: Any = Asked(launch)
+    with begun(config, "ppo", launch) as run:
+        train(config, trainer, data, toy_tokenizer(), run)
+    return [[ids[0] for ids in update] for update in trainer.prompts]
+
+
+def test_ranks_see_other_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 31: of every batch each rank gets its own part, in rank order; together they are
+    those of one process, and an epoch has every prompt once."""
+    monkeypatch.setattr(Launch, "shared", lambda self, value: value)
+    monkeypatch.setattr(Launch, "agree", lambda self, *values: list(values))
+    first, second = (asked_by(launch, tmp_path / str(launch.rank)) for launch in RANKS)
+    alone = asked_by(LAUNCH, tmp_path / "alone")
+    assert [a + b for a, b in zip(first, second, strict=True)] == alone
+    assert sorted(chain(*alone)) == list(range(12))
+    assert list(chain(*alone)) == in_epochs(12, 0, 12, 0, "prompts")
+
+
+def test_a_batch_has_as_many_prompts_as_groups(tmp_path: Path) -> None:
+    """They differ; an epoch has every prompt once. Coati's same_prompts repeats the first batch,
+    with that estimator alone."""
+    found = asked_by(LAUNCH, tmp_path / "a", estimator="rloo", samples_per_prompt=2, batch_size=8)
+    assert [len(batch) for batch in found] == [4] * 3
+    assert sorted(chain(*found)) == list(range(12))
+    for name, same in (("coati", True), ("coati", False), ("gae", True)):
+        coati = CoatiSection(same_prompts=same)
+        place = tmp_path / f"{name}{same}"
+        first, second, _ = asked_by(LAUNCH, place, estimator=name, coati=coati)
+        assert (first == second) == (name == "coati" and same)
 
 
 def test_evaluation_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invariants 24, 31: each rank samples its part by numbers of its own; a row that fills the
-    last part is not counted."""
+    """Invariants 24, 31: each rank samples its part by the numbers of its rows, the replies that
+    one process would; a row that fills the last part is not counted."""
     trainer = make_trainer("gpt2", reward=CountReward(59))
     prompts = PROMPTS[:3]
-    drawn: list[tuple[list[list[int]], list[float]]] = []
+    alone = evaluate(trainer, prompts)
+    asked: list[tuple[list[list[int]], int]] = []
     sent: list[Any] = []
     sample = trainer.rollout
 
-    def noted(own: list[list[int]], uniform: torch.Tensor) -> Rollout:
-        drawn.append((own, uniform.flatten().tolist()))
-        return sample(own, uniform)
+    def noted(own: list[list[int]], first: int, purpose: str) -> Rollout:
+        asked.append((own, first))
+        return sample(own, first, purpose)
 
+    monkeypatch.setattr(Launch, "agree", lambda self, *values: list(values))
     monkeypatch.setattr(trainer, "rollout", noted)
     monkeypatch.setattr(experience, "gather_object", lambda own: (sent.extend(own), own * 2)[1])
     for trainer.launch in RANKS:
-        evaluate(trainer, prompts, seed=3)
-    assert [own for own, _ in drawn] == [prompts[:2], [prompts[2], prompts[2]]]
-    assert len(set(drawn[0][1] + drawn[1][1])) == 4 * trainer.config.max_new_tokens
+        evaluate(trainer, prompts)
+    assert asked == [(prompts[:2], 0), ([prompts[2], prompts[2]], 2)]
     monkeypatch.setattr(experience, "gather_object", lambda _: sent)
-    result = evaluate(trainer, prompts, seed=3)
-    assert [row[: len(p)] for row, p in zip(result.rows, prompts, strict=True)] == prompts
-    assert len(result.scores) == len(result.kl) == len(result.replies) == 3
+    assert evaluate(trainer, prompts) == alone
 
 
 def test_two_ranks_sample_the_replies_of_one() -> None:
@@ -157,7 +181,8 @@ def test_two_ranks_sample_the_replies_of_one() -> None:
     alone = trainer.rollout(PROMPTS)
     found = []
     for trainer.launch in RANKS:
-        part = trainer.rollout(PROMPTS[2 * trainer.launch.rank :][:2])
+        first = 2 * trainer.launch.rank
+        part = trainer.rollout(PROMPTS[first : first + 2], first)
         found += [part.row(i) for i in range(2)]
     assert found == [alone.row(i) for i in range(4)]
 
@@ -165,32 +190,31 @@ def test_two_ranks_sample_the_replies_of_one() -> None:
 def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariants 12, 31: they sample for other prompts the replies that one process would."""
     engine = policy_engine(ppo_config(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
-    numbers = uniforms(4, 6, 0, "calibration")
-    alone = engine.generate(PROMPTS, numbers)
+    alone = engine.generate(PROMPTS, uniforms(4, 6, 0, "calibration"))
     found: list[list[int]] = []
 
     def sent(own: list[list[int]]) -> None:
         found.extend(own)
         raise InterruptedError  # what follows is the same on all ranks
 
-    monkeypatch.setattr(calibration, "gather_object", sent)
+    monkeypatch.setattr(reward, "gather_object", sent)
     for launch in RANKS:
         with pytest.raises(InterruptedError):
-            calibration.calibrate(None, engine, PROMPTS, numbers, PAD, 2, launch)  # type: ignore[arg-type]
+            reward.calibrate(None, engine, PROMPTS, PAD, 2, launch, 0, 6)  # type: ignore[arg-type]
     assert found == [alone.row(i) for i in (0, 2, 1, 3)]
 
 
 def test_scores_of_two_ranks_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 25: the ranks score rows in turn; score i is that of row i."""
     model, rows = ScalarModel(load_scalar(reward_folder("gpt2"))), random_rows(7)
-    alone = calibration.score_rows(model, rows, PAD, 2, LAUNCH)
+    alone = reward.score_rows(model, rows, PAD, 2, LAUNCH)
     sent: list[Any] = []
     for launch in RANKS:
-        monkeypatch.setattr(calibration, "gather_object", lambda own: (sent.extend(own), own)[1])
-        calibration.score_rows(model, rows, PAD, 2, launch)
+        monkeypatch.setattr(reward, "gather_object", lambda own: (sent.extend(own), own)[1])
+        reward.score_rows(model, rows, PAD, 2, launch)
     assert len(sent) == 7
-    monkeypatch.setattr(calibration, "gather_object", lambda _: sent)
-    assert calibration.score_rows(model, rows, PAD, 2, RANKS[0]) == pytest.approx(alone, abs=1e-6)
+    monkeypatch.setattr(reward, "gather_object", lambda _: sent)
+    assert reward.score_rows(model, rows, PAD, 2, RANKS[0]) == pytest.approx(alone, abs=1e-6)
 
 
 def test_the_held_out_loss_of_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ def main(argv: list[str]) -> None:
     from cores.models import ScalarModel, check_saving, load_scalar, save_model
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.quantization import check_quantization
-    from cores.ppo.run import check_sampling
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
@@ -29,6 +28,7 @@ def main(argv: list[str]) -> None:
         policy_engine,
         reply_tokens,
     )
+    from cores.training.ppo import check_sampling
     from cores.training.reward import accuracy, init_head, train_reward
 
     here = launch(config)

@@ -18,7 +18,14 @@ def main(argv: list[str]) -> None:
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
     from cores.ppo.estimate import has_critic
-    from cores.ppo.run import (
+    from cores.rewards.load import load_functions
+    from cores.rewards.texts import text_reward
+    from cores.run import StageRun
+    from cores.runtime.fingerprint import tokenizer_fingerprint
+    from cores.runtime.launch import check_batches, launch
+    from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
+    from cores.training.calibration import calibrate_elsewhere
+    from cores.training.ppo import (
         build_trainer,
         check_model,
         check_sampling,
@@ -27,13 +34,6 @@ def main(argv: list[str]) -> None:
         save_roles,
         train,
     )
-    from cores.rewards.load import load_functions
-    from cores.rewards.texts import text_reward
-    from cores.run import StageRun
-    from cores.runtime.fingerprint import tokenizer_fingerprint
-    from cores.runtime.launch import check_batches, launch
-    from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
-    from cores.training.calibration import calibrate_elsewhere
 
     here = launch(config)
     check_batches(config.ppo, here, "ppo")

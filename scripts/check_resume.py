@@ -35,9 +35,9 @@ def main(argv: list[str]) -> None:
     import torch
 
     from cores.ppo import build_roles
-    from cores.ppo.run import build_trainer
     from cores.run import checkpoint
     from cores.runtime.launch import launch
+    from cores.training.ppo import build_trainer
     from scripts.bench import machine
     from scripts.bench.workloads import (
         WORKLOADS,

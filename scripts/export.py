@@ -26,10 +26,10 @@ def main(argv: list[str]) -> None:
     if options.out.exists():
         raise UserError(f"{options.out}: exists already. Give a folder that is not there yet.")
 
+    from cores.files import read_json
     from cores.models import save_model
     from cores.run import checkpoint
     from cores.run.export import build
-    from cores.runtime.files import read_json
     from cores.runtime.launch import quiet
 
     quiet()

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from cores.errors import UserError
-from cores.runtime.files import impostor, read_json
+from cores.files import impostor, read_json
 
 READ = (".json", ".safetensors", ".bin", ".model")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

@@ -8,8 +8,8 @@ from typing import Any
 
 from cores.config import Config
 from cores.errors import UserError
+from cores.files import not_finite
 from cores.run.trackers import finish_trackers, start_trackers
-from cores.runtime.files import not_finite
 from cores.runtime.launch import Launch
 
 

@@ -21,13 +21,13 @@ import psutil
 
 from cores.config import Config, plain
 from cores.errors import UserError
+from cores.files import read_json, write_json
 from cores.run import checkpoint
 from cores.run.checkpoint import Checkpoint, State
 from cores.run.files import exchange, settle, sync_tree
 from cores.run.keys import differing
 from cores.run.lock import Lock
 from cores.run.metrics import Metrics, append, cut
-from cores.runtime.files import read_json, write_json
 from cores.runtime.fingerprint import model_files, versions
 from cores.runtime.launch import Launch
 from cores.runtime.screen import LOG, show_everything

@@ -32,9 +32,9 @@ from cores.models.loading import DROPOUTS
 from cores.models.quantization import quantize
 from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
-from cores.ppo.run import build_trainer
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
+from cores.training.ppo import build_trainer
 
 Shapes = dict[str, PretrainedConfig]
 SHAPES: Shapes = {

@@ -110,7 +110,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "math.sqrt(len(values))", "len(values)"),
         ],
     ),
-    "cores/ppo/run.py": (
+    "cores/training/ppo.py": (
         PPO,
         [
             ("one-share", "every rank takes the first rank's share of prompts",

@@ -31,7 +31,7 @@ POINTS: dict[str, tuple[str, str, bool]] = {
     "checkpoint-renamed": ("pathlib:Path", "rename", True),
     "rotation": ("cores.run.checkpoint", "rotate", False),
     "rotated": ("cores.run.checkpoint", "rotate", True),
-    "evaluation": ("cores.ppo.run", "_evaluate", False),
+    "evaluation": ("cores.training.ppo", "_evaluate", False),
     "models-saved": ("cores.run.stage:StageRun", "_record", False),
     "recorded": ("cores.run.stage:StageRun", "_record", True),
     "exchange": ("cores.run.stage", "exchange", False),
@@ -92,8 +92,8 @@ def main(argv: list[str]) -> None:
     from _helpers import SCRIPTS, in_process
 
     importlib.import_module(SCRIPTS[stage].removesuffix(".py"))
-    import cores.ppo.run
     import cores.run
+    import cores.training.ppo
     import cores.training.reward
     import cores.training.sft  # noqa: F401
 

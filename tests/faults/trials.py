@@ -30,7 +30,7 @@ import _victim  # noqa: E402
 from _helpers import good, tree  # noqa: E402
 
 import cores.evaluate  # noqa: E402  # once, for all forks
-import cores.ppo.run  # noqa: E402
+import cores.training.ppo  # noqa: E402
 import cores.training.reward  # noqa: E402
 import cores.training.sft  # noqa: E402, F401
 

@@ -13,10 +13,10 @@ from cores.config import Config, LoraSection, PPOSection
 from cores.models import load_tokenizer
 from cores.ppo import PPOTrainer, Roles, build_roles, gather_rows
 from cores.ppo.batches import share
-from cores.ppo.run import build_trainer, check_options, save_roles
 from cores.rollout import Rollout, response_mask
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
+from cores.training.ppo import build_trainer, check_options, save_roles
 
 WIDTH = 7
 PROMPTS = [[10 + i, 11 + 2 * i, *range(20, 21 + i % 3)] for i in range(8)]

@@ -32,15 +32,8 @@ from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
 from cores.run import StageRun
-from cores.training.calibration import policy_engine
-from cores.training.reward import (
-    accuracy,
-    calibrate,
-    init_head,
-    score_rows,
-    train_reward,
-    wins,
-)
+from cores.training.calibration import calibrate, policy_engine, score_rows
+from cores.training.reward import accuracy, init_head, train_reward, wins
 from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
 
 

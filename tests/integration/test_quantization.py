@@ -33,8 +33,8 @@ from cores.models.loading import exclude_from, load_base
 from cores.models.quantization import check_quantization
 from cores.models.vocabulary import rounded
 from cores.ppo import build_roles
-from cores.ppo.run import build_trainer
 from cores.runtime.parents import Parent
+from cores.training.ppo import build_trainer
 
 WAYS = ("8bit", "4bit")
 WIDE: dict[str, dict[str, int]] = {

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from _helpers import SCRIPTS, good, in_process, record, rows
-from cores.runtime.trackers import flat
 
 from cores.config import parse_config, plain
 from cores.run.keys import flat

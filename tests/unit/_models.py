@@ -28,10 +28,10 @@ from cores.config import AdamSection, Config, LoraSection, PPOSection, RolloutSe
 from cores.models import load_policy, load_scalar, save_model
 from cores.models.loading import exclude_from
 from cores.ppo import PPOTrainer, Roles, Scored, build_roles
-from cores.ppo.run import build_trainer
 from cores.rollout import Rollout
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
+from cores.training.ppo import build_trainer
 
 KINDS = ("gpt2", "llama")
 PAD, EOS, WORDS, ROWS = 0, 1, 60, 64

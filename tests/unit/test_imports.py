@@ -15,7 +15,7 @@ MODULES = {
     for path in sorted((ROOT / "cores").rglob("*.py"))
 }
 """Every module of `cores` by its name."""
-SHARED = {"errors", "draws"}
+SHARED = {"errors", "draws", "files"}
 """What every folder may import."""
 
 

@@ -18,7 +18,7 @@ from _models import (
 from _ppo import SGD, experience_of, gradients
 
 from cores.config import CoatiSection
-from cores.ppo.run import save_roles, status_line
+from cores.training.ppo import save_roles, status_line
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "gae": {},

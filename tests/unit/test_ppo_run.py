@@ -12,8 +12,8 @@ from cores.config import LoraSection
 from cores.errors import UserError
 from cores.models import Actor, ScalarModel, load_policy, load_scalar
 from cores.models.loading import exclude_from
-from cores.ppo.run import build_trainer, check_options, save_roles
 from cores.runtime.launch import Launch, check_batches
+from cores.training.ppo import build_trainer, check_options, save_roles
 
 
 @pytest.mark.parametrize("rank", [0, 4])

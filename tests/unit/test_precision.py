@@ -30,7 +30,7 @@ from cores.models import Actor, ScalarModel, load_scalar
 from cores.models.precision import hold_linears_in_bf16
 from cores.models.quantization import check_quantization
 from cores.ppo import build_roles
-from cores.ppo.run import build_trainer
+from cores.training.ppo import build_trainer
 
 BF16 = replace(LAUNCH, precision="bf16")
 HELD = ModelSection(precision="bf16", quantization="bf16")

@@ -15,10 +15,10 @@ from transformers import StopStringCriteria
 from cores.errors import UserError
 from cores.models import Actor, settle_pad_token
 from cores.models.loading import exclude_from
-from cores.ppo.run import check_options
 from cores.rollout import TextStops, response_mask
 from cores.rollout.graph import engine as graph
 from cores.training.calibration import policy_engine
+from cores.training.ppo import check_options
 
 TEXTS = ["the", "er", " t", "。", "e w"]
 

@@ -26,11 +26,11 @@ from torch import nn
 from cores.config import ModelSection
 from cores.models import Actor, save_model
 from cores.ppo import build_roles
-from cores.ppo.run import build_trainer
 from cores.rollout import Rollout
 from cores.rollout.graph.cache import StaticCache
 from cores.rollout.graph.twin import Twin
 from cores.runtime.parents import Parent
+from cores.training.ppo import build_trainer
 
 
 def gap(trainer: Any) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cores.errors import UserError
-from cores.runtime.files import LARGEST, read_json, write_json
+from cores.files import LARGEST, read_json, write_json
 
 MALFORMED = {
     "empty": (b"", "empty"),

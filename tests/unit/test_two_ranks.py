@@ -30,12 +30,12 @@ from cores.draws import in_epochs, uniforms
 from cores.evaluate import evaluate
 from cores.models import ScalarModel, load_scalar
 from cores.ppo import PPOState, experience
-from cores.ppo.run import train
 from cores.rollout import Rollout
 from cores.run.checkpoint import State
 from cores.runtime.launch import Launch
-from cores.training import reward, sft
+from cores.training import calibration, sft
 from cores.training.calibration import policy_engine
+from cores.training.ppo import train
 
 RANKS = [Launch(rank, 2, torch.device("cpu"), "fp32") for rank in (0, 1)]
 
@@ -197,24 +197,24 @@ def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         found.extend(own)
         raise InterruptedError  # what follows is the same on all ranks
 
-    monkeypatch.setattr(reward, "gather_object", sent)
+    monkeypatch.setattr(calibration, "gather_object", sent)
     for launch in RANKS:
         with pytest.raises(InterruptedError):
-            reward.calibrate(None, engine, PROMPTS, PAD, 2, launch, 0, 6)  # type: ignore[arg-type]
+            calibration.calibrate(None, engine, PROMPTS, PAD, 2, launch, 0, 6)  # type: ignore[arg-type]
     assert found == [alone.row(i) for i in (0, 2, 1, 3)]
 
 
 def test_scores_of_two_ranks_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 25: the ranks score rows in turn; score i is that of row i."""
     model, rows = ScalarModel(load_scalar(reward_folder("gpt2"))), random_rows(7)
-    alone = reward.score_rows(model, rows, PAD, 2, LAUNCH)
+    alone = calibration.score_rows(model, rows, PAD, 2, LAUNCH)
     sent: list[Any] = []
     for launch in RANKS:
-        monkeypatch.setattr(reward, "gather_object", lambda own: (sent.extend(own), own)[1])
-        reward.score_rows(model, rows, PAD, 2, launch)
+        monkeypatch.setattr(calibration, "gather_object", lambda own: (sent.extend(own), own)[1])
+        calibration.score_rows(model, rows, PAD, 2, launch)
     assert len(sent) == 7
-    monkeypatch.setattr(reward, "gather_object", lambda _: sent)
-    assert reward.score_rows(model, rows, PAD, 2, RANKS[0]) == pytest.approx(alone, abs=1e-6)
+    monkeypatch.setattr(calibration, "gather_object", lambda _: sent)
+    assert calibration.score_rows(model, rows, PAD, 2, RANKS[0]) == pytest.approx(alone, abs=1e-6)
 
 
 def test_the_held_out_loss_of_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def test_stopped_by_a_signal(tmp_path: Path, llama, files, number: int) -> None:
     """Ctrl-C, a scheduler or a closed terminal: it finishes its step, saves, says how to go on, and
     exits with 75."""
     words = [*good(llama, files, tmp_path / "new"), "--sft.max_steps", "100000"]
+    words += ["--checkpoint.every_steps", "2"]
     process = subprocess.Popen(
         [sys.executable, SCRIPTS["sft"], *words, "--sft.learning_rate", "1e-4"],
         cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -87,19 +88,21 @@ def test_stopped_by_a_signal(tmp_path: Path, llama, files, number: int) -> None:
     )  # fmt: skip
     left = tmp_path / "new" / "sft.unfinished"
     with process:
-        deadline = time.monotonic() + 60
-        while not (left / "metrics.jsonl").exists() or not rows(left / "metrics.jsonl"):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=30)
+        try:
+            deadline = time.monotonic() + 60
+            while not (left / "checkpoints" / "step-2").exists():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == STOPPED == 75
     name = signal.Signals(number).name
     told, _, said = err.partition("\n")
     assert told == f"{name}: stopping behind this step (once more: at once)"
-    (folder,) = (left / "checkpoints").iterdir()
-    step = folder.name.removeprefix("step-")
+    step = max(int(p.name.removeprefix("step-")) for p in (left / "checkpoints").iterdir())
     said = " ".join(said.split())
     assert said.startswith(f"{name}: saved at step {step} of 100000; to go on: python")
     assert "stage1_sft.py --config" in said

@@ -31,6 +31,7 @@ from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
+from cores.rollout.graph.cache import StaticCache
 from cores.run import StageRun
 from cores.training.calibration import calibrate, policy_engine, score_rows
 from cores.training.reward import accuracy, init_head, train_reward, wins
@@ -185,8 +186,8 @@ def test_scores_come_back_in_order() -> None:
 def test_the_head_starts_small() -> None:
     """Invariant 12: N(0, 1 / sqrt(d + 1)) over a hidden size of 32 (here drawn 200 times)."""
     model, drawn = classifier("gpt2"), []
-    for _ in range(200):
-        init_head(model)
+    for seed in range(200):
+        init_head(model, seed)
         drawn.append(model.score.weight.detach().clone())
     weights = torch.cat(drawn).flatten()
     assert weights.std().item() == pytest.approx(33**-0.5, rel=0.03)
@@ -254,7 +255,10 @@ def test_calibration_samples_as_stage_3_will() -> None:
     made: Any = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     s = made.sampling
     assert (s.temperature, s.stop_ids, s.max_new_tokens) == (0.7, [1, 9], 5)
-    probs = made.twin.model(torch.tensor([[5, 6]])).logits.softmax(-1)
+    made.twin.refresh()
+    cache = StaticCache(made.twin.model.config, 1, 64, torch.float32, LAUNCH.device)
+    with torch.no_grad():
+        probs = made.twin(torch.tensor([[5, 6]]), torch.arange(2)[None], cache).softmax(-1)
     assert (probs[..., [0, 60, 61, 62, 63]] == 0).all()
     numbers = uniforms(4, 5, 0, "calibration")
     first = made.generate(PROMPTS, numbers).ids

@@ -24,6 +24,8 @@ from _models import (
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cores.draws import permutation
+
 CLIP, VALUE_CLIP, KL_COEF, GAMMA, LAM, TEMPERATURE = 0.1, 0.15, 0.3, 0.97, 0.9, 0.8
 REWARD_CLIP, PENALTY, NORM, BETA2, EPS, DECAY = 0.6, 0.4, 0.7, 0.95, 1e-5, 0.02
 RATES = {"actor": 1e-3, "critic": 2e-3}
@@ -142,10 +144,9 @@ def second_implementation(kind: str, rows: list[Row], order_seed: int) -> dict[s
     with torch.no_grad():
         known = estimates(rows, models)
     optimizers = {name: AdamW(models[name], rate) for name, rate in RATES.items()}
-    shuffle = torch.Generator().manual_seed(order_seed)
     steps = []
-    for _ in range(EPOCHS):
-        order = torch.randperm(len(rows), generator=shuffle).tolist()
+    for epoch in range(EPOCHS):
+        order = permutation(len(rows), order_seed, "minibatches", 0, epoch)
         for start in range(0, len(rows), MINIBATCH):
             policy: list[Tensor] = []
             value: list[Tensor] = []

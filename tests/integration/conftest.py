@@ -3,7 +3,6 @@
 import contextlib
 import io
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import _helpers  # noqa: E402
 import _tiny  # noqa: E402
 
 from cores.runtime.cli import guarded  # noqa: E402
+from cores.runtime.stop import STOP  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +67,13 @@ def call(
 ) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """Run a stage in this process as its script would; gives (exit status, stdout, stderr)."""
 
+    def leave(board: object, status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr("cores.runtime.cli._leave", leave)  # it ends the process
+    monkeypatch.setattr("cores.runtime.cli.free_children", lambda: None)
+    monkeypatch.setattr(STOP, "watch", lambda launched: None)
+
     def caller(stage: str, words: list[Any]) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", [_helpers.SCRIPTS[stage], *map(str, words)])
         status: Any = 0
@@ -77,9 +84,9 @@ def call(
         return status, *capfd.readouterr()
 
     monkeypatch.chdir(_helpers.ROOT)
-    handler = signal.getsignal(signal.SIGTERM)
+    screens = sys.stdout, sys.stderr
     yield caller
-    signal.signal(signal.SIGTERM, handler)
+    sys.stdout, sys.stderr = screens
 
 
 @pytest.fixture

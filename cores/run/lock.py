@@ -44,6 +44,11 @@ class Lock:
                 self.number = self._try()
         except OSError as error:
             if error.errno not in NO_LOCKS:
+                file = next((p for p in self.path.parents if p.is_file()), None)
+                if file is not None:
+                    raise UserError(
+                        f"output_dir: {file} is a file, not a folder. Choose another folder."
+                    ) from None
                 raise UserError(
                     f"output_dir: {self.path.parent} cannot be written: {error.strerror}. Give "
                     "another --output_dir, or make it writable."

@@ -254,10 +254,12 @@ def random_parents(workload: Workload, device: torch.device) -> Iterator[dict[st
     `frozen` is what the loaders take: the section that says how an adapter's base is held.
     """
 
-    def policy(path: Path, dropout: bool, frozen: ModelSection | None = None) -> Any:
+    def policy(
+        path: Path, dropout: bool, frozen: ModelSection | None = None, tokenizer: Any = None
+    ) -> Any:
         return as_loaded(random_policy(workload, device), frozen)
 
-    def scalar(path: Path, frozen: ModelSection | None = None) -> Any:
+    def scalar(path: Path, frozen: ModelSection | None = None, tokenizer: Any = None) -> Any:
         config = shape(workload.scalar, workload.prompt + workload.response)
         return as_loaded(random_model(config, device, scalar=True), frozen)
 

@@ -129,7 +129,7 @@ def at_random(place: Place, stage: str, number: int, older: bool, draw: random.R
     words = place.words(out, *(["--overwrite"] if older else []))
     began = time.monotonic()
     victim = _forked.Forked("none", stage, words, place.root)
-    time.sleep(draw.uniform(0.0, 3.0))
+    time.sleep(draw.uniform(0.1, 3.0))  # before that no line of ours has run
     try:
         os.kill(victim.pid, number)
     except ProcessLookupError:

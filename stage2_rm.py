@@ -22,12 +22,7 @@ def main(argv: list[str]) -> None:
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
-    from cores.training.calibration import (
-        calibrate,
-        calibration_prompts,
-        policy_engine,
-        reply_tokens,
-    )
+    from cores.training.calibration import calibrated, calibration_prompts
     from cores.training.ppo import check_sampling
     from cores.training.reward import accuracy, init_head, train_reward
 
@@ -63,8 +58,7 @@ def main(argv: list[str]) -> None:
                 f"held-out accuracy {result['accuracy']:.3f} on {result['pairs']} pairs "
                 f"(the longer reply wins: {result['accuracy_longer']:.3f})"
             )
-        engine, tokens = policy_engine(config, sft, tokenizer, here), reply_tokens(config)
-        scale = calibrate(reward, engine, prompts, pad_id, rows, here, config.seed, tokens)
+        scale = calibrated(config, reward, sft, prompts, tokenizer, here)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.get_text_config().vocab_size,

@@ -17,23 +17,14 @@ def main(argv: list[str]) -> None:
     from cores.models.loading import load_config
     from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
-    from cores.ppo.estimate import has_critic
     from cores.rewards.load import load_functions
     from cores.rewards.texts import text_reward
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
+    from cores.training import ppo
     from cores.training.calibration import calibrate_elsewhere
-    from cores.training.ppo import (
-        build_trainer,
-        check_model,
-        check_sampling,
-        needed_stages,
-        ptx_data,
-        save_roles,
-        train,
-    )
 
     here = launch(config)
     check_batches(config.ppo, here, "ppo")
@@ -42,28 +33,20 @@ def main(argv: list[str]) -> None:
             run.claim()
         stage, lora = here.sharding.stage, config.ppo.lora
         check_quantization(config.model, lora, "ppo.lora", stage, here.device)
-        if config.faults.nonfinite == "skip":
-            here.sharding.check_skips()
-        parents = load_parents(config, needed_stages(config), hashed=here.is_main)
+        parents = load_parents(config, ppo.needed_stages(config), hashed=here.is_main)
         model_config = load_config(parents["sft"].folder)
-        check_model(config, model_config, parents["sft"].key)
+        ppo.check_model(config, model_config, parents["sft"].key)
         tokenizer = policy_tokenizer(config, parents["sft"])
-        check_sampling(config, tokenizer, model_config, here.device)
+        ppo.check_sampling(config, tokenizer, model_config, here.device)
         functions = load_functions(config.ppo.rewards, config.ppo.reward_timeout)
         data = prompt_data(config, tokenizer)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
         texts = text_reward(config, tokenizer, parents, data.train + data.test)
-        ptx = ptx_data(config, tokenizer)
+        ptx = ppo.ptx_data(config, tokenizer)
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
         lines = [line for report in reports.values() for line in report.lines()]
-        if texts is not None:
-            critic = ", and the critic starts as the policy with a head of zeros"
-            lines.append(
-                f"note: {config.reward.path} reads replies as text, by a tokenizer or template of "
-                f"its own{critic if has_critic(config.ppo) else ''}"
-            )
-        here.say("\n".join([*lines, *stale_parents(parents)]))
+        here.say("\n".join([*lines, *ppo.notes(config, texts), *stale_parents(parents)]))
 
         depends = {
             **{name: report.to_json() for name, report in reports.items()},
@@ -78,18 +61,18 @@ def main(argv: list[str]) -> None:
             check_saving(role.unwrapped.model, tokenizer)
         run.begin(depends)
         rows = ptx.train if ptx else ()
-        trainer = build_trainer(config, roles, tokenizer, here, functions.functions, rows)
+        trainer = ppo.build_trainer(config, roles, tokenizer, here, functions.functions, rows)
         trainer.state.calibration = scale
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": roles.actor.unwrapped.vocabulary,
             **depends,
             "metrics": {
-                **train(config, trainer, data, tokenizer, run),
+                **ppo.train(config, trainer, data, tokenizer, run),
                 **({"calibration": scale} if scale else {}),
             },
         }
-        run.finish(lambda to: save_roles(config, roles, tokenizer, to), facts)
+        run.finish(lambda to: ppo.save_roles(config, roles, tokenizer, to), facts)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,8 @@ def launch(config: Config) -> Launch:
     if deepspeed_asked() or run.world > 1:
         where = "CPU" if run.device.type == "cpu" else "GPU"
         run.say(f"{run.world} process{'es' * (run.world > 1)} on {where}, {run.sharding.name}")
+    if config.faults.nonfinite == "skip":
+        run.sharding.check_skips()
     return run
 
 

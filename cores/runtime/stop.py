@@ -80,6 +80,7 @@ class Stop:
 
 def _leave(text: str, status: int) -> None:
     sys.stderr.write(text)
+    sys.stderr.flush()
     os._exit(status)
 
 

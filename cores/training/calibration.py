@@ -77,6 +77,21 @@ def score_rows(
     return [score for _, score in sorted(everyone)]
 
 
+def calibrated(
+    config: Config,
+    reward: ScalarModel,
+    sft: Path,
+    prompts: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    launch: Launch,
+) -> dict[str, float]:
+    """Stage 2's calibration of `reward`, on replies of the policy in `sft`: see `calibrate`."""
+    engine, size = policy_engine(config, sft, tokenizer, launch), config.reward.microbatch_size
+    pad_id: Any = tokenizer.pad_token_id
+    tokens = reply_tokens(config)
+    return calibrate(reward, engine, prompts, pad_id, size, launch, config.seed, tokens)
+
+
 def calibrate(
     model: ScalarModel,
     engine: RolloutEngine,

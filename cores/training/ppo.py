@@ -27,6 +27,7 @@ from cores.ppo.trained import TrainedRole
 from cores.ppo.trainer import PPOTrainer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import RewardFunction
+from cores.rewards.texts import TextReward
 from cores.rollout import build_engine, check_engine, text_matcher
 from cores.run import StageRun
 from cores.runtime.launch import Launch
@@ -78,6 +79,17 @@ def ptx_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | 
     data = sft_data(config, tokenizer)
     assert isinstance(data, StageData)  # streams are refused with the configuration
     return data
+
+
+def notes(config: Config, texts: TextReward | None) -> list[str]:
+    """What should be known of a reward model from elsewhere."""
+    if texts is None:
+        return []
+    critic = ", and the critic starts as the policy with a head of zeros"
+    return [
+        f"note: {config.reward.path} reads replies as text, by a tokenizer or template of its own"
+        f"{critic if has_critic(config.ppo) else ''}"
+    ]
 
 
 def build_trainer(

@@ -39,6 +39,8 @@ def test_nothing_heavy_before_the_arguments_are_right(stage: str, words: list[st
     """Help, a wrong key and --print_config end without torch in the process."""
     code = (
         "import runpy, sys, io, contextlib\n"
+        "import cores.runtime.cli as cli\n"
+        "cli._leave = lambda board, status: sys.exit(status)\n"
         f"sys.argv = {[SCRIPTS[stage], *words]!r}\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         f"    runpy.run_path({SCRIPTS[stage]!r}, run_name='__main__')\n"

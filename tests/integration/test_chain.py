@@ -59,7 +59,7 @@ def gpt2_chain(tmp_path_factory, gpt2, files) -> Chain:
 @pytest.fixture(scope="module")
 def llama_chain(tmp_path_factory, llama, files) -> Chain:
     """The same file with a chat model and adapters in every stage, under accelerate launch."""
-    words = ["--config", str(GPT2), *sources(files), *FEW_STEPS, *NO_ROLES, *LORA, "--seed", "1"]
+    words = ["--config", str(GPT2), *sources(files), *FEW_STEPS, *NO_ROLES, *LORA, "--seed", "2"]
     return run_chain(tmp_path_factory.mktemp("runs") / "llama", llama, words, ACCELERATE)
 
 

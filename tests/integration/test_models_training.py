@@ -43,7 +43,7 @@ def files(run: StageRun) -> set[str]:
 
 
 LEFT = {"metrics.jsonl", "log.txt", "state.json", "manifest.json", "weights.safetensors",
-        "adam.safetensors"}  # fmt: skip
+        "exp_avg.safetensors", "exp_avg_sq.safetensors", "step.safetensors"}  # fmt: skip
 """Of a run that is not finished, behind its last step."""
 
 

@@ -16,6 +16,8 @@ GRACE = 2.0
 """Seconds between asking children to end and killing them."""
 TRACKER = "multiprocessing.resource_tracker"
 """In the command line of Python's own cleaner, which ends by itself, and last."""
+ENDED: list[bool] = []
+"""Something, once the end has begun: whoever is forked from then on ends at once."""
 PR_SET_PDEATHSIG = 1
 """prctl(2)."""
 
@@ -27,6 +29,8 @@ def free_children() -> None:
     main = threading.get_ident()
 
     def in_child() -> None:
+        if ENDED:  # by a pool's thread, which replaces its workers to the last
+            os._exit(0)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if callable(signal.getsignal(number)):  # what is ignored (nohup) stays so
@@ -44,6 +48,7 @@ def free_children() -> None:
 def end_children(grace: float = GRACE) -> None:
     """Ask all processes that descend from this one to end, and kill those that still are there
     after `grace` seconds."""
+    ENDED.append(True)
     running = _descendants()
     for child in running:
         _tell(child, signal.SIGTERM)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -31,8 +32,10 @@ def idle(*_): time.sleep(60)
 def ran(text: str, free: bool = True) -> str:
     """What the text prints, behind STAGE."""
     script = STAGE.format(root=str(ROOT), free=free) + textwrap.dedent(text)
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    return ended.stdout + ended.stderr
+    with tempfile.TemporaryFile("w+") as file:  # a pipe would be read until its last writer ends
+        subprocess.run([sys.executable, "-c", script], stdout=file, stderr=file, timeout=60)
+        file.seek(0)
+        return file.read()
 
 
 TERMINATED = """

@@ -153,5 +153,5 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"output_dir: .*file/run cannot be written"):
+    with pytest.raises(UserError, match=r"output_dir: .*/file is a file, not a folder"):
         Lock(tmp_path / "file" / "run" / ".sft.lock").take()

@@ -237,7 +237,7 @@ def test_a_kill_behind_the_exchange(tmp_path: Path) -> None:
 def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
     """Invariant 30: found before anything is computed."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"output_dir: .*/run cannot be written: Not a directory"):
+    with pytest.raises(UserError, match=r"output_dir: .*/file is a file, not a folder"):
         claimed(config(tmp_path / "file" / "run"))
 
 

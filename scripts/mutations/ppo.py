@@ -101,7 +101,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("critic-reward", "the reward model in place of the critic",
              "values = self.roles.critic.module(", "values = self.roles.reward("),
             ("score-last-column", "score read in the last column, padding or not",
-             "(mean_over_row if mean else last_attended)(judged, batch.mask)", "judged[:, -1]"),
+             "(mean_over_row if mean else last_attended)(judged, mask)", "judged[:, -1]"),
             ("score-mean", "score is a mean over all positions (the original's)",
              'c.estimator == "coati" and c.coati', "c.coati"),
             ("score-weights", "weights of the sources of the score forgotten",

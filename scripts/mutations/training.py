@@ -106,8 +106,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/training/trainer_args.py": (
         (*TRAINING, "tests/unit/test_training_stops.py"),
         [
-            ("loss-nan", "a loss that is no number goes on",
-             'if not math.isfinite(values["loss"])', "if False"),
             ("sft-warmup", "warm-up of steps counted in epochs",
              "math.ceil(section.warmup_ratio * steps)",
              "math.ceil(section.warmup_ratio * section.epochs)"),

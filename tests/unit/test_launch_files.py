@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from cores.runtime import launch as launch_module
 from cores.runtime.checks import check_launch
 from cores.runtime.cli import guarded
 from cores.runtime.launch import Launch, check_batches
+from cores.runtime.stop import STOP
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -128,7 +130,14 @@ def test_cpu_files_hide_gpus(monkeypatch) -> None:
     seen = []
     env = environment_of(FOLDER / "cpu.yaml", monkeypatch)
     monkeypatch.setattr(os, "environ", {**env, "CUDA_VISIBLE_DEVICES": "0,1"})
+    ends: list[int] = []  # it would end this process, watch its signals and free its children
+    monkeypatch.setattr("cores.runtime.cli._leave", lambda board, status: ends.append(status))
+    monkeypatch.setattr("cores.runtime.cli.free_children", lambda: None)
+    monkeypatch.setattr(STOP, "watch", lambda launched: None)
+    screens = sys.stdout, sys.stderr
     guarded(lambda argv: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    sys.stdout, sys.stderr = screens
+    assert ends == [0]
     assert seen == [""]
 
 

@@ -75,7 +75,7 @@ def test_launcher_told_to_end(tmp_path: Path, llama, files) -> None:
         while "sft 100/" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        printed, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert err.count("SIGTERM: stopping behind this step") == 2
     message = " ".join(err.split())

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
-    from cores.models import ScalarModel, check_saving, load_scalar, save_model
+    from cores.models import ScalarModel, check_saving, save_model
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.quantization import check_quantization
     from cores.run import StageRun
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
     from cores.training.calibration import calibrated, calibration_prompts
     from cores.training.ppo import check_sampling
-    from cores.training.reward import accuracy, init_head, train_reward
+    from cores.training.reward import accuracy, reward_model, train_reward
 
     here = launch(config)
     check_batches(config.reward, here, "reward")
@@ -45,8 +45,7 @@ def main(argv: list[str]) -> None:
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
         prompts = calibration_prompts(config, data.train, model_config)
 
-        model: Any = load_scalar(sft, config.model, tokenizer, num_labels=1)
-        init_head(model, config.seed)
+        model: Any = reward_model(config, sft, tokenizer)
         check_saving(model, tokenizer)
         run.begin({"parents": parent_facts(parents), "data": data.report.to_json()})
         trained = train_reward(config, model, data.train, tokenizer, run)

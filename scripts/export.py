@@ -3,12 +3,20 @@
     python scripts/export.py RUN --step N OUT
 
 RUN: `<output_dir>/<stage>.unfinished`. OUT: a folder that is not there yet; `transformers` and
-every other tool load it. Of stage 3 it is the policy; `--role critic` exports the critic. The
-parents and the base must be where they were when the run began.
+every other tool load it. Of stage 3 it is the policy; `--role critic` exports the critic. A reward
+model is not calibrated yet: that comes behind its last step. The parents and the base must be where
+they were when the run began.
 """
 
 import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
@@ -29,7 +37,6 @@ def main(argv: list[str]) -> None:
     from cores.files import read_json
     from cores.models import save_model
     from cores.run import checkpoint
-    from cores.run.export import build
     from cores.runtime.launch import quiet
 
     quiet()
@@ -42,9 +49,56 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{folder}: damaged ({problem}). Choose another step.")
     numbers = read_json(folder / checkpoint.NUMBERS)
     saved = checkpoint.Checkpoint(folder, options.step, numbers)
-    model, tokenizer, merge = build(state, run.parent, saved, options.role)
+    if state["stage"] != "ppo" and options.role == "critic":
+        raise UserError(f"--role critic: {run} is a run of stage {state['stage']}, without one.")
+    model, tokenizer, merge = built(_config(state, run.parent), state["stage"], saved, options.role)
     save_model(model, tokenizer, options.out, merge)
     print(f"wrote {options.out}")
+
+
+def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, bool]:
+    """The model as the stage makes it, with the weights of the checkpoint; its tokenizer; whether
+    adapters are to be merged."""
+    from cores.models import load_tokenizer, settle_pad_token
+    from cores.ppo import roles
+    from cores.rewards.texts import text_reward
+    from cores.runtime.parents import load_parents, policy_tokenizer
+    from cores.sharding.whole import load_weights
+    from cores.training.ppo import needed_stages
+    from cores.training.reward import reward_model
+    from cores.training.sft import sft_model
+
+    lora, part = getattr(config, stage).lora, "weights"
+    if stage == "sft":
+        tokenizer = load_tokenizer(config.model.path)
+        settle_pad_token(tokenizer, config.model.pad_token)
+        model = sft_model(config, tokenizer)
+    else:
+        needed = needed_stages(config) if stage == "ppo" else ["sft"]
+        parents = load_parents(config, needed)
+        tokenizer = policy_tokenizer(config, parents["sft"])
+        if stage == "reward":
+            model = reward_model(config, parents["sft"].folder, tokenizer)
+        else:
+            part = f"{role}.weights"
+            texts, scale = text_reward(config, tokenizer, parents, []), saved.numbers["calibration"]
+            if role == "actor":
+                model = roles.actor_model(config, tokenizer, parents)
+            elif (model := roles.critic_model(config, tokenizer, parents, texts, scale)) is None:
+                raise UserError(f"--role critic: ppo.estimator {config.ppo.estimator} has none.")
+    load_weights(model, saved.tensors(part))
+    return (model.model if stage == "ppo" else model), tokenizer, lora.merge
+
+
+def _config(state: dict[str, Any], root: Path) -> Any:
+    """The configuration that the run began with, in the folder where it is now."""
+    from cores.config import parse_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "run.yaml")
+        file.write_text(json.dumps(state["config"]), encoding="utf-8")  # JSON is YAML
+        config = parse_config(["--config", str(file)], "export.py", "")
+    return replace(config, output_dir=str(root))
 
 
 if __name__ == "__main__":

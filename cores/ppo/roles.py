@@ -96,29 +96,21 @@ def build_roles(
 ) -> Roles:
     """Load the parents' models into the four roles and prepare the trained ones, with the weights
     of a checkpoint where one is given; `texts`, `scale`: of a reward model from elsewhere."""
-    ppo, sft, sharding = config.ppo, parents["sft"].folder, launch.sharding
-    policy: Any = load_policy(sft, dropout=False, frozen=config.model, tokenizer=tokenizer)
-    exclude_from(policy, tokenizer)
-    policy = _trainable(policy, config, TaskType.CAUSAL_LM, ACTOR)
-    critic = None
-    if ppo.estimator in WITH_CRITIC:
-        critic = _critic(config, tokenizer, parents, texts, scale)
-        critic = _trainable(critic, config, TaskType.SEQ_CLS, CRITIC)
-    sampling = (ppo.temperature, stop_ids(ppo, tokenizer), ppo.min_new_tokens)
+    ppo, sharding = config.ppo, launch.sharding
+    models: dict[str, Any] = {ACTOR: actor_model(config, tokenizer, parents)}
+    if (critic := critic_model(config, tokenizer, parents, texts, scale)) is not None:
+        models[CRITIC] = critic
     frozen = None
     if not ppo.lora.rank:
-        reference = _held(load_policy(sft, dropout=False, tokenizer=tokenizer), sharding)
+        folder = parents["sft"].folder
+        reference = _held(load_policy(folder, dropout=False, tokenizer=tokenizer), sharding)
         exclude_from(reference, tokenizer)
-        frozen = Actor(reference, *sampling)
+        frozen = _as_actor(reference, config, tokenizer)
     reward = None
     if "reward" in parents and not _shared(config, texts):
         fits = texts.tokenizer if texts else tokenizer
         reward = ScalarModel(_held(_reward(parents["reward"].folder, fits, scale), sharding))
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
-    actor = Actor(policy, *sampling, entropy_grad=ppo.entropy_coef > 0)
-    models: dict[str, Any] = {ACTOR: actor}
-    if critic is not None:
-        models[CRITIC] = ScalarModel(critic)
     roles = {}
     for name, model in models.items():
         if resumed is not None:
@@ -134,6 +126,42 @@ def build_roles(
         sharding=sharding,
         texts=texts,
     )
+
+
+def actor_model(
+    config: Config, tokenizer: PreTrainedTokenizerBase, parents: dict[str, Parent]
+) -> Actor:
+    """The policy as it is trained, with its adapters if there are any."""
+    folder, held = parents["sft"].folder, config.model
+    policy: Any = load_policy(folder, dropout=False, frozen=held, tokenizer=tokenizer)
+    exclude_from(policy, tokenizer)
+    return _as_actor(_trainable(policy, config, TaskType.CAUSAL_LM, ACTOR), config, tokenizer)
+
+
+def critic_model(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    parents: dict[str, Parent],
+    texts: TextReward | None,
+    scale: Scale,
+) -> ScalarModel | None:
+    """The critic as it is trained: the reward model, or stage 1's with a head of zeros. None for
+    estimators without one."""
+    if config.ppo.estimator not in WITH_CRITIC:
+        return None
+    critic: Any
+    if from_reward(config.ppo, texts):
+        critic = _reward(parents["reward"].folder, tokenizer, scale, config.model)
+    else:
+        critic = load_scalar(parents["sft"].folder, config.model, tokenizer, num_labels=1)
+        torch.nn.init.zeros_(critic.score.weight)
+    return ScalarModel(_trainable(critic, config, TaskType.SEQ_CLS, CRITIC))
+
+
+def _as_actor(model: Any, config: Config, tokenizer: PreTrainedTokenizerBase) -> Actor:
+    ppo = config.ppo
+    stops, gradient = stop_ids(ppo, tokenizer), ppo.entropy_coef > 0
+    return Actor(model, ppo.temperature, stops, ppo.min_new_tokens, entropy_grad=gradient)
 
 
 def from_reward(ppo: PPOSection, texts: TextReward | None) -> bool:
@@ -156,17 +184,6 @@ def _reward(
     if scale is not None:
         rescale(model, scale["raw_mean"], scale["raw_std"])
     return model
-
-
-def _critic(
-    config: Config, tokenizer: Any, parents: dict[str, Parent], texts: Any, scale: Scale
-) -> Any:
-    """The reward model, or stage 1's model with a head of zeros."""
-    if from_reward(config.ppo, texts):
-        return _reward(parents["reward"].folder, tokenizer, scale, config.model)
-    critic: Any = load_scalar(parents["sft"].folder, config.model, tokenizer, num_labels=1)
-    torch.nn.init.zeros_(critic.score.weight)
-    return critic
 
 
 def _trainable(model: Any, config: Config, task: TaskType, name: str) -> Any:

@@ -1,18 +1,19 @@
 """Stage 2: pairwise training by TRL's RewardTrainer, held-out accuracy."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, TaskType
+from peft import TaskType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from cores.config import Config
 from cores.draws import seeded
-from cores.models import ScalarModel
+from cores.models import ScalarModel, load_scalar
 from cores.models.lora import add_lora
 from cores.run import StageRun
 from cores.runtime.launch import Launch
@@ -29,6 +30,16 @@ def init_head(model: Any, seed: int) -> None:
     weight = model.score.weight
     with seeded(seed, "head"):
         nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
+
+
+def reward_model(config: Config, sft: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Stage 1's model in `sft` with a new head of one label, and with adapters if there are any."""
+    model: Any = load_scalar(sft, config.model, tokenizer, num_labels=1)
+    init_head(model, config.seed)
+    if not config.reward.lora.rank:
+        return model
+    with seeded(config.seed, "reward's adapters"):
+        return add_lora(model, config.reward.lora, TaskType.SEQ_CLS, "reward.lora")
 
 
 class PairTrainer(Lasting, RewardTrainer):
@@ -66,13 +77,12 @@ def train_reward(
     tokenizer: PreTrainedTokenizerBase,
     run: StageRun,
 ) -> Any:
-    """Train `model` on `pairs`, from the run's checkpoint if it has one; return it, as a PeftModel
-    if adapters are asked for."""
+    """Train `model` on `pairs`, from the run's checkpoint if it has one; return it with all
+    its weights on every rank."""
     launch, held = run.launch, run.launch.sharding
-    trained = adapted(config, model)
     if run.resumed is not None:
-        load_weights(trained, run.resumed.tensors("weights"))
-    stand_in = held.stand_in(trained)
+        load_weights(model, run.resumed.tensors("weights"))
+    stand_in = held.stand_in(model)
     arguments = RewardConfig(
         **common_arguments(
             config.reward, config.model, launch, held, config.seed, len(pairs), run.path, "reward"
@@ -83,27 +93,19 @@ def train_reward(
     one_gpu(arguments)
     rows = [{k: pair[k] for k in ("chosen_ids", "rejected_ids", "margin")} for pair in pairs]
     trainer = PairTrainer(
-        model=trained,
+        model=model,
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    for weight in trained.parameters():
+    for weight in model.parameters():
         if weight.requires_grad:  # TRL puts adapters and head on a quantised base in bf16
             weight.data = weight.data.float()
     names = {name: name for name in ("loss", "accuracy", "margin", "learning_rate")}
     trainer.lasts(config, run, held, names).go()
-    result = held.undone(trained, stand_in)
+    result = held.undone(model, stand_in)
     trainer.accelerator.free_memory()
     return result.to(launch.device)
-
-
-def adapted(config: Config, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
-    """`model` with the stage's adapters, if it has any."""
-    if not config.reward.lora.rank:
-        return model
-    with seeded(config.seed, "reward's adapters"):
-        return add_lora(model, config.reward.lora, TaskType.SEQ_CLS, "reward.lora")
 
 
 def accuracy(

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -49,6 +50,16 @@ def good(model: Path, files: dict[str, Path], out: Path) -> list[str]:
 def in_process(stage: str, words: list[str]) -> None:
     """One stage in this process; what it prints goes to this process's stdout."""
     importlib.import_module(SCRIPTS[stage].removesuffix(".py")).main(words)
+
+
+def script(name: str, words: list[Any]) -> None:
+    """A file of scripts/ in this process."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([str(word) for word in words])
 
 
 def one_paragraph(err: str) -> str:

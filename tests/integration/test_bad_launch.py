@@ -61,7 +61,7 @@ def test_every_rank_ends(llama, files, tmp_path) -> None:
         assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("name", ["gpu", "ddp"])
+@pytest.mark.parametrize("name", [pytest.param("gpu", marks=pytest.mark.long), "ddp"])
 def test_file_for_gpus_without_one(name: str, llama, files, tmp_path) -> None:
     """Said once, before data or models are read; the file is named."""
     out, file = tmp_path / "out", str(ROOT / "configs" / "accelerate" / f"{name}.yaml")

@@ -1,10 +1,9 @@
 """The folder of a checkpoint is the folder that the stage would have finished with."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
-from _helpers import ROOT, good, in_process
+from _helpers import good, in_process, script
 from _resume import until
 from safetensors.torch import load_file
 from test_resume import ADAPTERS, PPO, workplace
@@ -15,25 +14,13 @@ from cores.errors import UserError
 
 CASES = {
     "sft": ("sft", "actor", []),
-    "sft-lora": ("sft", "actor", ADAPTERS),
     "reward": ("reward", "actor", []),
-    "ppo": ("ppo", "actor", []),
     "ppo-lora": ("ppo", "actor", ADAPTERS),
-    "critic": ("ppo", "critic", []),
     "critic-lora": ("ppo", "critic", ADAPTERS),
     "critic-zero": ("ppo", "critic", ["--ppo.critic_init", "zero"]),
     "elsewhere": ("ppo", "critic", ["--reward.path", "{reward}"]),
     "reward-of-elsewhere": ("reward", "actor", ["--sft.path", "{sft}"]),
 }
-
-
-def export(words: list[str]) -> None:
-    """scripts/export.py with these arguments."""
-    spec = importlib.util.spec_from_file_location("export", ROOT / "scripts" / "export.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.main(words)
 
 
 @pytest.mark.parametrize("case", list(CASES))
@@ -53,7 +40,10 @@ def test_the_last_checkpoint_is_the_finished_stage(
     steps = 2 if stage == "ppo" else 3
     words = [*good(llama, files, out), *short, *(word.format(stage, **places) for word in more)]
     until(monkeypatch, stage, words, steps)
-    export([str(out / f"{stage}.unfinished"), str(made), "--step", str(steps), "--role", role])
+    script(
+        "export.py",
+        [str(out / f"{stage}.unfinished"), str(made), "--step", str(steps), "--role", role],
+    )
     in_process(stage, words)
     finished = out / stage / ("critic" if role == "critic" else "")
     one, other = (load_file(folder / "model.safetensors") for folder in (made, finished))
@@ -70,6 +60,8 @@ def test_the_last_checkpoint_is_the_finished_stage(
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     """A run without a folder; a folder that stands in the way."""
     with pytest.raises(UserError, match=r"state\.json"):
-        export([str(tmp_path / "ppo.unfinished"), str(tmp_path / "made"), "--step", "1"])
+        script(
+            "export.py", [str(tmp_path / "ppo.unfinished"), str(tmp_path / "made"), "--step", "1"]
+        )
     with pytest.raises(UserError, match="exists already"):
-        export([str(tmp_path / "ppo.unfinished"), str(tmp_path), "--step", "1"])
+        script("export.py", [str(tmp_path / "ppo.unfinished"), str(tmp_path), "--step", "1"])

@@ -75,7 +75,14 @@ def test_crash_of_a_first_run(tmp_path: Path, llama, files, monkeypatch) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+    ],
+)
 def test_stopped_by_a_signal(tmp_path: Path, llama, files, number: int) -> None:
     """Ctrl-C, a scheduler or a closed terminal: it finishes its step, saves, says how to go on, and
     exits with 75."""

@@ -1,7 +1,6 @@
 """Adapters from stage to stage: merged or alone, mixed with full training, on quantised bases."""
 
 import json
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from _helpers import (
     SCRIPTS,
     in_process,
     record,
+    script,
     sha256,
     sources,
 )
@@ -26,6 +26,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cores.errors import UserError
 from cores.models import ScalarModel, load_policy, load_scalar
 
 LORA = {stage: [f"--{stage}.lora.rank", "2"] for stage in SCRIPTS}
@@ -112,27 +113,17 @@ def test_adapters_load_by_peft(merged: Path, alone: Path, gpt2: Path) -> None:
             torch.testing.assert_close(logits(ours_policy), expected, atol=1e-6, rtol=1e-4)
 
 
-def test_merged_on_request(
-    merged: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_merged_on_request(merged: Path, alone: Path, tmp_path: Path) -> None:
     """scripts/merge_adapter.py writes the folder that the stage would have written."""
-
-    def script(*arguments: Path) -> None:
-        monkeypatch.setattr("signal.signal", lambda *_: None)  # the test's own stay
-        monkeypatch.setattr("sys.argv", ["merge_adapter.py", *map(str, arguments)])
-        runpy.run_path(str(ROOT / "scripts" / "merge_adapter.py"), run_name="__main__")
-
-    script(alone / "reward", out := tmp_path / "whole")
+    script("merge_adapter.py", [alone / "reward", out := tmp_path / "whole"])
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert sha256(out / name) == sha256(merged / "reward" / name)
     for folder, to, words in (
         (out, tmp_path / "x", "there is no adapter in it"),
         (alone / "reward", out, "exists already"),
     ):
-        with pytest.raises(SystemExit, match="1"):
-            script(folder, to)
-        assert words in " ".join(capfd.readouterr().err.split())
+        with pytest.raises(UserError, match=words):
+            script("merge_adapter.py", [folder, to])
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from cores.rollout import Rollout
 from cores.rollout.graph.cache import StaticCache
 from cores.run import StageRun
 from cores.training.calibration import calibrate, policy_engine, score_rows
-from cores.training.reward import accuracy, init_head, train_reward, wins
+from cores.training.reward import accuracy, init_head, reward_model, train_reward, wins
 from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
 
 
@@ -87,14 +87,15 @@ def test_reward_adapters_train_with_the_head(kind: str, tmp_path: Path) -> None:
     """Invariant 25: with adapters the base stays, adapters and head move."""
     config = training_config(tmp_path, 8, lora=LoraSection(rank=4))
     run = begun(config, "reward")
-    model = load_scalar(reward_folder(kind))
-    start = {name: p.clone() for name, p in model.named_parameters()}
+    start = {name: p.clone() for name, p in load_scalar(reward_folder(kind)).named_parameters()}
+    model = reward_model(config, reward_folder(kind), toy_tokenizer())
+    first = model.score.weight.clone()
     trained = train_reward(config, model, pairs(16), toy_tokenizer(), run)
     state = dict(trained.named_parameters())
     moved = [n for n, p in state.items() if "lora_B" in n and p.abs().max() > 0]
     assert moved
     head = next(p for n, p in state.items() if "modules_to_save" in n)
-    assert not torch.equal(head, start["score.weight"])
+    assert not torch.equal(head, first)
     for name, p in state.items():
         if "base_layer" in name or "wte" in name or "embed_tokens" in name:
             plain = name.replace("base_model.model.", "").replace(".base_layer", "")

@@ -72,13 +72,13 @@ def test_launcher_does_not_matter(chain: Chain, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", list(SCRIPTS))
-def test_inspect_writes_nothing(chain: Chain, stage: str) -> None:
+def test_inspect_writes_nothing(chain: Chain, stage: str, call) -> None:
     """--data.inspect prints rows in two colours and lengths, even where the stage is done."""
     before = tree(chain.out)
-    done = run(stage, [*chain.arguments, "--data.inspect", "2"])
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("--- row ") == (4 if stage == "reward" else 2)
-    assert "\x1b[90m" in done.stdout
-    assert "--- lengths in tokens" in done.stdout
+    status, printed, err = call(stage, [*chain.arguments, "--data.inspect", "2"])
+    assert (status, err) == (0, "")
+    assert printed.count("--- row ") == (4 if stage == "reward" else 2)
+    assert "\x1b[90m" in printed
+    assert "--- lengths in tokens" in printed
     assert tree(chain.out) == before
-    assert "### Instruction:" in done.stdout
+    assert "### Instruction:" in printed

@@ -193,9 +193,10 @@ def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) ->
     return parts
 
 
-def room(ppo: PPOSection, halved: bool) -> tuple[int, int | None]:
-    """Rows and, where they decide, tokens of a micro-batch."""
-    size, tokens = ppo.microbatch_size, ppo.microbatch_tokens
+def room(ppo: PPOSection, halved: bool, factor: int = 1) -> tuple[int, int | None]:
+    """Rows and, where they decide, tokens of `factor` micro-batches."""
+    size, tokens = factor * ppo.microbatch_size, ppo.microbatch_tokens
+    tokens = None if tokens is None else factor * tokens
     if not halved:
         return size, tokens
     return max(1, size // 2), None if tokens is None else tokens // 2
@@ -203,11 +204,8 @@ def room(ppo: PPOSection, halved: bool) -> tuple[int, int | None]:
 
 def for_scoring(lengths: Lengths, ppo: PPOSection, halved: bool = False) -> list[list[int]]:
     """All rows, the longest first, in parts for a forward pass without a backward one."""
-    size, tokens = room(ppo, halved)
     rows = by_length(range(len(lengths)), lengths)
-    return cut(
-        rows, lengths, FORWARD_FACTOR * size, None if tokens is None else FORWARD_FACTOR * tokens
-    )
+    return cut(rows, lengths, *room(ppo, halved, FORWARD_FACTOR))
 
 
 def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:

@@ -167,24 +167,29 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
 
     Of one process alone: others would wait where this one turned back.
     """
-    try:
-        return work()
-    except RuntimeError as error:
-        short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not short:
-            raise
-        if scorer.state.halved or scorer.launch.world > 1:
-            raise UserError(
-                f"ppo: memory ran out ({str(error).splitlines()[0]}). Lower ppo.microbatch_size or "
-                "ppo.microbatch_tokens (the result is the same), set model.gradient_checkpointing, "
-                "or launch with shards (docs/launching.md); the run goes on from its last "
-                "checkpoint only with the same options."
-            ) from None
+    while True:
+        try:
+            return work()
+        except RuntimeError as error:
+            _make_room(scorer, error)  # raises the second time
+
+
+def _make_room(scorer: Scorer, error: RuntimeError) -> None:
+    """Halve what goes through a model together; UserError where that cannot be, the error itself
+    where it is another."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    if scorer.state.halved or scorer.launch.world > 1:
+        raise UserError(
+            f"ppo: memory ran out ({str(error).splitlines()[0]}). Lower ppo.microbatch_size or "
+            "ppo.microbatch_tokens (the result is the same), set model.gradient_checkpointing, "
+            "or launch with shards (docs/launching.md); the run goes on from its last "
+            "checkpoint only with the same options."
+        ) from None
     scorer.state.halved = True
     scorer.launch.say("note: memory ran out; from here on micro-batches are half as large")
     if scorer.launch.device.type == "cuda":
         torch.cuda.empty_cache()
-    return work()
 
 
 def weighted_sum(parts: Tensor, weights: list[float]) -> Tensor:

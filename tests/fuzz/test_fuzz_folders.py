@@ -1,7 +1,7 @@
-"""Folders of models and of finished stages, damaged by hand and at random.
+"""Folders of models, damaged by hand and at random.
 
-What comes of each is a whole model, a whole parent, or a UserError: never another exception, and
-never a model that has random weights in it.
+What comes of each is a whole model or a UserError: never another exception, and never a model that
+has random weights in it.
 """
 
 import json
@@ -13,33 +13,28 @@ from typing import Any
 
 import pytest
 import torch
+from _damage import (
+    CONFIG,
+    RANDOMLY,
+    WEIGHTS,
+    Damage,
+    damage_at_random,
+    instead,
+    keys,
+    one_paragraph,
+)
 from _models import sft_folder
-from _stages import config, facts
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from cores.config import plain
 from cores.errors import UserError
 from cores.models import check_saving, load_tokenizer, settle_pad_token
 from cores.models.loading import check_base, load_base, load_config, scalar_problem
-from cores.runtime.fingerprint import model_files
-from cores.runtime.parents import load_parents, parent_facts, stale_parents
 
-ORDINARY = 100
-EXAMPLES = settings.default.max_examples if settings.default.max_examples > ORDINARY else 50
-"""A longer profile says how many; hypothesis's own number would take too long here."""
-RANDOMLY = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-GENERATION = "generation_config.json"
+TOKENIZER, GENERATION = "tokenizer.json", "generation_config.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"
-Damage = Callable[[Path], Any]
-VALUES: list[Any] = [None, True, -1, 0, 2.5, 10**9, 10**19, "2", "x", [], [1], {}, {"a": []}]
 
 
 def read_base(folder: Path) -> Any:
@@ -69,20 +64,8 @@ def without(*names: str) -> Damage:
     return lambda folder: [(folder / name).unlink() for name in names]
 
 
-def instead(name: str, make: Callable[[Path], Any]) -> Damage:
-    return lambda folder: ((folder / name).unlink(), make(folder / name))
-
-
 def cut(name: str, size: int) -> Damage:
     return lambda folder: os.truncate(folder / name, size)
-
-
-def keys(name: str, **values: Any) -> Damage:
-    def damage(folder: Path) -> None:
-        facts = json.loads((folder / name).read_text("utf-8"))
-        (folder / name).write_text(json.dumps({**facts, **values}), "utf-8")
-
-    return damage
 
 
 def sharded(change: Callable[[Path, dict[str, Any]], Any]) -> Damage:
@@ -220,167 +203,3 @@ def test_any_damage_to_a_base(data: st.DataObject, tmp_path: Path) -> None:
     damaged = damage_at_random(data, folder)
     model = one_paragraph(read_base, folder)
     assert model is None or damaged == WEIGHTS or same_weights(model)
-
-
-def one_paragraph(read: Callable[[Path], Any], folder: Path) -> Any:
-    """What `read` gives, or None where it refuses the folder."""
-    try:
-        return read(folder)
-    except UserError as error:
-        said = str(error)
-    assert said
-    assert "\n" not in said
-    return None
-
-
-def damage_at_random(data: st.DataObject, folder: Path) -> str:
-    """Damage one file; gives its name."""
-    names = sorted(p.name for p in folder.iterdir())
-    name = data.draw(st.sampled_from(names))
-    path = folder / name
-    how = data.draw(st.sampled_from(["key", "byte", "cut", "swap", "gone"]))
-    if how == "key" and path.suffix == ".json":
-        record = json.loads(path.read_text("utf-8"))
-        key = data.draw(st.sampled_from([*sorted(record), "new"]))
-        if data.draw(st.booleans()):
-            record.pop(key, None)
-        else:
-            record[key] = data.draw(st.sampled_from(VALUES))
-        path.write_text(json.dumps(record), "utf-8")
-    elif how == "swap":
-        other = folder / data.draw(st.sampled_from(names))
-        mine, theirs = path.read_bytes(), other.read_bytes()
-        path.write_bytes(theirs)
-        other.write_bytes(mine)
-    elif how == "gone":
-        path.unlink()
-    else:
-        content = bytearray(path.read_bytes())
-        place = data.draw(st.integers(0, min(len(content) - 1, 3000)))
-        if how == "cut":
-            del content[place:]
-        else:
-            content[place] ^= data.draw(st.integers(1, 255))
-        path.write_bytes(content)
-    return name
-
-
-PARTS = ("stage", "version", "files", "tokenizer", "vocab_size", "parents", "config")
-RECORDS: dict[str, bytes | dict[str, Any]] = {
-    **{f"{part} is {value!r}": {part: value} for part in PARTS for value in (None, [], 2.5)},
-    **{f"{part} is text": {part: "x"} for part in PARTS if part != "tokenizer"},
-    "template a list": {"config": {"template": []}},
-    "template none": {"config": {"template": None}},
-    "no template": {"config": {}},
-    "no files": {"files": {}},
-    "files without weights": {"files": {"config.json": "0"}},
-    "a file outside": {"files": {"../model.safetensors": "0"}},
-    "an absolute file": {"files": {"/etc/model.safetensors": "0"}},
-    "parents of text": {"parents": {"base": "x"}},
-    "parents' files a list": {"parents": {"base": {"files": []}}},
-    "another stage's": {"stage": "reward"},
-    "version below": {"version": -1},
-    "NaN": b'{"stage": NaN}',
-    "cut": b'{"stage": "sft", "files"',
-    "a list": b"[]",
-    "deep": b'{"a":' * 100_000,
-    "digits": b'{"vocab_size": 1' + b"0" * 5000 + b"}",
-    "not UTF-8": b"\xff\xfe\x00",
-    "empty": b"",
-}
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output_dir with a finished stage, whose weights are no weights."""
-    root = tmp_path_factory.mktemp("run")
-    folder = root / "sft"
-    folder.mkdir()
-    for name in (WEIGHTS, CONFIG, "adapter/adapter_model.safetensors"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("{}")
-    base = {"base": {"folder": "x", "files": {WEIGHTS: "0"}}}
-    record = {"stage": "sft", **facts(parents=base), "files": model_files(folder)}
-    record["config"] = plain(config(root))
-    (folder / "stage.json").write_text(json.dumps(record), "utf-8")
-    return root
-
-
-def read_parent(root: Path) -> None:
-    parents = load_parents(config(root), ["sft"])
-    stale_parents(parents)
-    parent_facts(parents)
-
-
-def said_of(root: Path) -> str:
-    with pytest.raises(UserError) as error:
-        read_parent(root)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-@pytest.mark.parametrize("kind", RECORDS)
-def test_a_record_of_another_form_is_damaged(kind: str, stage: Path, tmp_path: Path) -> None:
-    """By its path, with the remedy."""
-    root = Path(shutil.copytree(stage, tmp_path / "run"))
-    path, damage = root / "sft" / "stage.json", RECORDS[kind]
-    if isinstance(damage, bytes):
-        path.write_bytes(damage)
-    else:
-        keys("stage.json", **damage)(root / "sft")
-    said = said_of(root)
-    assert said.startswith(f"{path}: damaged ("), said
-    assert said.endswith("Run stage1_sft.py again with --overwrite.")
-
-
-def test_records_of_other_versions(stage: Path, tmp_path: Path) -> None:
-    """None and the present one are read, as are keys that others added; a newer one is not."""
-    root = Path(shutil.copytree(stage, tmp_path / "run"))
-    read_parent(root)
-    keys("stage.json", version=1, more={"a": [1]})(root / "sft")
-    read_parent(root)
-    keys("stage.json", version=2)(root / "sft")
-    assert "written by a newer version of this program" in said_of(root)
-
-
-@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
-def test_a_record_that_is_no_file(make: Callable[[Path], Any], stage: Path, tmp_path: Path) -> None:
-    """A pipe would be waited for."""
-    root = Path(shutil.copytree(stage, tmp_path / "run"))
-    instead("stage.json", make)(root / "sft")
-    assert "stage.json: damaged (no regular file)" in said_of(root)
-
-
-def test_weights_that_the_stage_did_not_write(stage: Path, tmp_path: Path) -> None:
-    """They would be loaded in the place of its own, or with them; notes beside them may be."""
-    root = Path(shutil.copytree(stage, tmp_path / "run"))
-    for name in ("notes.json", "state.json", "checkpoints/1/model.safetensors", "weights/a.bin"):
-        (root / "sft" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "sft" / name).write_text("{}")
-    read_parent(root)
-    (root / "sft" / "more.safetensors").write_text("x")
-    assert "more.safetensors: the stage did not write it" in said_of(root)
-
-
-def test_only_one_rank_need_hash(stage: Path, tmp_path: Path) -> None:
-    """The others see that the files are there."""
-    root = Path(shutil.copytree(stage, tmp_path / "run"))
-    (root / "sft" / WEIGHTS).write_text("other")
-    load_parents(config(root), ["sft"], hashed=False)
-    assert "not the file that the stage wrote" in said_of(root)
-    (root / "sft" / WEIGHTS).unlink()
-    with pytest.raises(UserError, match="missing; the checkpoint is damaged"):
-        load_parents(config(root), ["sft"], hashed=False)
-
-
-@RANDOMLY
-@given(data=st.data())
-def test_any_damage_to_a_stage(data: st.DataObject, stage: Path, tmp_path: Path) -> None:
-    """stage.json or a file that it lists."""
-    root = tmp_path / "run"
-    if root.exists():
-        shutil.rmtree(root)
-    shutil.copytree(stage, root)
-    shutil.rmtree(root / "sft" / "adapter")
-    damage_at_random(data, root / "sft")
-    one_paragraph(read_parent, root)

@@ -1,10 +1,16 @@
 """Data: files or hub sets -> conversations -> segments -> ids and labels (docs/data.md)."""
 
-from cores.data.build import StageData, preference_data, prompt_data, sft_data
+from cores.data.build import (
+    StageData,
+    StreamedData,
+    TextStream,
+    preference_data,
+    prompt_data,
+    sft_data,
+)
 from cores.data.collate import left_pad, right_pad
 from cores.data.inspect import readable, show
 from cores.data.report import DataReport, MixtureReport, SplitReport
-from cores.data.stream import StreamedData, TextStream
 
 __all__ = [
     "DataReport",

@@ -7,9 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.data.build import StageData
+from cores.data.build import StageData, StreamedData
 from cores.data.encode import IGNORED
-from cores.data.stream import StreamedData
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 STREAMED = 1000

@@ -71,7 +71,8 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """For stage.json: split name to its fields."""
         return {
-            name: _without_none({**vars(split), "dropped": dict(split.dropped)})
+            name: {k: v for k, v in vars(split).items() if v is not None}
+            | {"dropped": dict(split.dropped)}
             for name, split in self.splits().items()
         }
 
@@ -84,10 +85,6 @@ class DataReport:
                 "data.test_fraction, or give the source a test_path"
             )
         return lines
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,7 @@ def show(data: StageData | StreamedData, tokenizer: PreTrainedTokenizerBase, n: 
         for name, ids, flags in _sides(row):
             print(f"--- row {number}{name}: {len(ids)} tokens, {sum(flags)} trained")
             print(_coloured(ids, flags, tokenizer, colour))
-    print("--- lengths in tokens")
-    for line in length_lines(rows):
-        print(line)
-    for line in data.report.lines():
-        print(line)
+    print("--- lengths in tokens", *length_lines(rows), *data.report.lines(), sep="\n")
 
 
 def readable(

@@ -102,20 +102,19 @@ class MixtureReport:
         """For stage.json: an entry a source, in `sources`."""
         return {
             "sources": [
-                {"weight": weight, "rows": count, "share": count / sum(self.counts)}
-                | source.to_json()
-                for source, weight, count in self._entries()
+                {"weight": weight, "rows": count, "share": share} | source.to_json()
+                for source, weight, count, share in self._entries()
             ]
         }
 
     def lines(self) -> list[str]:
         """For the terminal: a line a source and split."""
         lines = []
-        for source, weight, count in self._entries():
-            share = count / sum(self.counts)
+        for source, weight, count, share in self._entries():
             first, *rest = source.lines()
             lines += [f"{first}; weight {weight:g}: {count} rows, {share:.2%} of all", *rest]
         return lines
 
-    def _entries(self) -> Iterator[tuple[DataReport, float, int]]:
-        return zip(self.sources, self.weights, self.counts, strict=True)
+    def _entries(self) -> Iterator[tuple[DataReport, float, int, float]]:
+        shares = [count / sum(self.counts) for count in self.counts]
+        return zip(self.sources, self.weights, self.counts, shares, strict=True)

@@ -95,11 +95,21 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/collate.py": (
-        ("tests/unit/test_rollout.py", "tests/integration/test_models_training.py"),
+        (
+            "tests/unit/test_rollout.py", "tests/integration/test_models_training.py",
+            "tests/unit/test_packing.py",
+        ),
         [
             ("pad-side", "left and right padding exchanged", "if left else", "if not left else"),
             ("mask-by-id", "mask by comparing ids with pad",
              "    return ids, mask\n", "    return ids, ids != pad_id\n"),
+            ("packed-first-label", "a row's first token predicted from the row before",
+             '(IGNORED, *row["labels"][1:])', 'row["labels"]'),
+            ("packed-positions", "positions go on over the rows inside",
+             '[t for row in inside for t in range(len(row["input_ids"]))]',
+             'list(range(sum(len(row["input_ids"]) for row in inside)))'),
+            ("packed-width", "rows wider than the limit", "(room - lengths[i], group)",
+             "(room - lengths[i] + 1, group)"),
         ],
     ),
     "cores/data/build.py": (
@@ -112,18 +122,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("split-by-row", "one prompt on both sides of the split",
              "sides[held_out(example.key, fraction)]",
              "sides[held_out(example.row.where, fraction)]"),
-        ],
-    ),
-    "cores/data/packing.py": (
-        ("tests/unit/test_packing.py",),
-        [
-            ("packed-first-label", "a row's first token predicted from the row before",
-             '(IGNORED, *row["labels"][1:])', 'row["labels"]'),
-            ("packed-positions", "positions go on over the rows inside",
-             '[t for row in inside for t in range(len(row["input_ids"]))]',
-             'list(range(sum(len(row["input_ids"]) for row in inside)))'),
-            ("packed-width", "rows wider than the limit", "(room - lengths[i], group)",
-             "(room - lengths[i] + 1, group)"),
         ],
     ),
     "cores/data/mixture.py": (

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cores.config.schema import Config
-from cores.config.sources import Format, OneSource
+from cores.config.schema import Config, Format, OneSource
 from cores.data.files import separator_hint
 from cores.data.sources import Row
 from cores.data.transcripts import FURTHER, parse, part_texts, part_turns

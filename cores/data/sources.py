@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cores.config.nodes import checked
-from cores.config.sources import OneSource
+from cores.config.schema import OneSource
 from cores.data.files import READERS
 from cores.errors import UserError, readable
 from cores.runtime.hub import HUB_TIMEOUT

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from cores.config.schema import Config, TemplateSection
-from cores.config.sources import Format, SourceSection
+from cores.config.schema import Config, Format, SourceSection, TemplateSection
 from cores.data.formats import Example, Reader, Stage, choose_format
 from cores.data.sources import Row
 from cores.errors import UserError

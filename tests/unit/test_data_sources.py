@@ -13,7 +13,7 @@ import huggingface_hub
 import pyarrow.parquet
 import pytest
 
-from cores.config.sources import SourceSection
+from cores.config.schema import SourceSection
 from cores.data.files import LONGEST, READERS
 from cores.data.sources import Row, Source, sources
 from cores.data.values import text_of

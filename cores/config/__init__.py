@@ -18,25 +18,3 @@ from cores.config.schema import (
     TemplateSection,
 )
 from cores.config.validate import check_run
-
-__all__ = [
-    "AdamSection",
-    "CheckpointSection",
-    "CoatiSection",
-    "Config",
-    "DataSection",
-    "FaultsSection",
-    "LoggingSection",
-    "LoraSection",
-    "ModelSection",
-    "PPOSection",
-    "RewardSection",
-    "RoleTemplate",
-    "RolloutSection",
-    "SFTSection",
-    "SourceSection",
-    "TemplateSection",
-    "check_run",
-    "parse_config",
-    "plain",
-]

@@ -11,19 +11,3 @@ from cores.data.build import (
 from cores.data.collate import left_pad, right_pad
 from cores.data.inspect import readable, show
 from cores.data.report import DataReport, MixtureReport, SplitReport
-
-__all__ = [
-    "DataReport",
-    "MixtureReport",
-    "SplitReport",
-    "StageData",
-    "StreamedData",
-    "TextStream",
-    "left_pad",
-    "preference_data",
-    "prompt_data",
-    "readable",
-    "right_pad",
-    "sft_data",
-    "show",
-]

@@ -171,6 +171,7 @@ def require(rows: Rows, report: SplitReport, what: str, key: str) -> None:
     )
 
 
+@dataclass(eq=False)
 class TextStream(IterableDataset[dict[str, Any]]):
     """Rows {"input_ids", "labels"} without end: pass after pass, each row once in each.
 
@@ -178,17 +179,11 @@ class TextStream(IterableDataset[dict[str, Any]]):
     can take its own part of it.
     """
 
-    def __init__(
-        self,
-        maker: RowMaker,
-        examples: Callable[[], Iterator[Example]],
-        report: SplitReport,
-        seed: int,
-    ) -> None:
-        self.maker = maker
-        self.examples = examples
-        self.report = report
-        self.seed = seed
+    maker: RowMaker
+    examples: Callable[[], Iterator[Example]]
+    """Those of one pass."""
+    report: SplitReport
+    seed: int
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """From the beginning. UserError for a malformed row, or if no row can be used."""

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
-from typing import Any
 
 from cores.config.limits import LARGEST, range_problems
 from cores.config.lora import LoraSection
@@ -40,13 +39,13 @@ def check_run(config: Config, stage: str) -> None:
 
 
 def _paths(config: Config) -> Iterator[str]:
-    found: list[tuple[str, Any]] = [("output_dir", config), ("model.path", config.model)]
-    found += [("sft.path", config.sft), ("reward.path", config.reward)]
+    found: dict[str, str | None] = {"output_dir": config.output_dir}
+    for stage in ("model", "sft", "reward"):
+        found[f"{stage}.path"] = getattr(config, stage).path
     for key, section in _data(config):
         for place, source in [(key, section), *_items(section, key)]:
-            found += [(f"{place}.path", source), (f"{place}.test_path", source)]
-    for key, holder in found:
-        path = getattr(holder, key.rpartition(".")[2])
+            found |= {f"{place}.path": source.path, f"{place}.test_path": source.test_path}
+    for key, path in found.items():
         if path is not None and not path.strip():
             yield f"{key}: is empty; give a path."
         elif path is not None and os.path.expanduser(path).startswith("~"):

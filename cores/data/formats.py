@@ -37,8 +37,6 @@ COLUMNS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
 it takes the prompt of any format, does not need. Among PROMPTS a pair may stand for the column."""
 
 NO_TURN = 'no turn "Human:" or "Assistant:"'
-FURTHER_TURNS = "further turns in a reply"
-UNPARTED = "chosen and rejected do not differ in one last reply"
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class Reader:
         if dropped is None and any(not reply.strip() for reply in replies):
             dropped = "empty reply"
         if dropped is None and self.transcripts and any(map(FURTHER.search, replies)):
-            dropped = FURTHER_TURNS
+            dropped = "further turns in a reply"
         conversations = tuple(
             [*prompt, {"role": "assistant", "content": reply}] for reply in replies
         )
@@ -191,7 +189,8 @@ class Reader:
             (chosen, one), (rejected, other) = (self._turns(row, side) for side in PAIR)
             parted = part_turns(chosen, rejected)
             if parted is None:
-                return chosen, [], one or other or UNPARTED
+                unlike = "chosen and rejected do not differ in one last reply"
+                return chosen, [], one or other or unlike
             return parted[0], list(parted[1][: self.sides]), None
         if self.template.kind != "none":
             raise UserError(

@@ -16,10 +16,6 @@ from cores.data.report import SplitReport
 from cores.data.template import Segment, Template, leading_ids, with_system
 from cores.data.values import Turn
 
-MERGED = "prompt and reply merge into one token under the chat template"
-PAD_INSIDE = "contains the pad token"
-CONTROL = "holds the control token {}"
-
 Texts = list[list[Segment]]
 Outcome = tuple[dict[str, Any] | str, bool]
 """A row for the stage, or the reason why there is none; whether it was truncated."""
@@ -71,13 +67,13 @@ class RowMaker:
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         """The stage's row of an example's conversations, each encoded and as segments."""
         if self.by_template and any(row.merged for row in rows):
-            return MERGED, False
+            return "prompt and reply merge into one token under the chat template", False
         # The stock classification head reads the last id that is not pad, so none may be inside. A
         # pad that is also the stop token is in every row, and stage 1 replaces it.
         pad = self.tokenizer.pad_token_id
         inside = pad is not None and any(pad in row.ids for row in rows)
         if inside and pad != self.tokenizer.eos_token_id:
-            return PAD_INSIDE, False
+            return "contains the pad token", False
         return self.made(example, rows, texts)
 
     def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
@@ -146,7 +142,7 @@ class RowMaker:
             for token in self.controls.findall(content) if self.controls else ():
                 ids = self.tokenizer(content, add_special_tokens=False)["input_ids"]
                 if self.tokenizer.convert_tokens_to_ids(token) in ids:
-                    return replace(example, dropped=CONTROL.format(token))
+                    return replace(example, dropped=f"holds the control token {token}")
         return example
 
     def _ended_once(self, turns: list[Turn]) -> list[Turn]:

@@ -6,10 +6,10 @@ data sets go through `datasets`.
 """
 
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +89,12 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
         found = _load_hub(path, split, section, key, streaming)
         fingerprints = {path: "streamed" if streaming else found._fingerprint}
 
-    def rows() -> Iterator[Row]:
-        for file in files:
-            yield from itertools.starmap(Row, READERS[file.suffix.lower()](file))
-        for i, row in enumerate(found, 1):
-            yield Row(f"{path} ({split}), row {i}", dict(row))
-
     def a_pass() -> Iterator[Row]:
         row = None
         with readable(where):
-            for row in itertools.islice(rows(), section.limit):
+            read = (Row(*each) for file in files for each in READERS[file.suffix.lower()](file))
+            sent = (Row(f"{path} ({split}), row {i}", dict(x)) for i, x in enumerate(found, 1))
+            for row in islice(chain(read, sent), section.limit):
                 yield row
         if row is None:
             raise UserError(f"{where} holds no rows; give a source with at least one row.")

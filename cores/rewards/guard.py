@@ -110,8 +110,8 @@ def _limited(
             if done.wait(wait):
                 return
             signal.pthread_kill(main, INTERRUPT)
-        text = late(sys._current_frames()[main])
-        STOP.leave(f"error: {text}\n", 1)  # from here, the main thread being lost in C
+        # From here, the main thread being lost in C.
+        STOP.leave(f"error: {late(sys._current_frames()[main])}\n", 1)
 
     for number, was in before.items():
         if callable(was) or number == INTERRUPT:

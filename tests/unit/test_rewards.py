@@ -34,7 +34,7 @@ def scores(*functions: Callable[..., Any]) -> torch.Tensor:
 
 
 def texts(made: RewardFunctions, replies: Rollout) -> list[str]:
-    return [text for text, _ in reply_texts(replies, made.tokenizer, made.stop_ids)]
+    return [text for text, _ in reply_texts(replies, made.tokenizer, made.config)]
 
 
 def refused(returned: Any) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain script
 
 from cores.config import Config
-from cores.config.help import descriptions
 from cores.config.limits import in_words
+from cores.config.parse import descriptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEAD = """\

@@ -1,21 +1,30 @@
-"""Command line and YAML to `Config`, and every error in them as one sentence that names the key."""
+"""Command line and YAML to `Config`, and every error in them as one sentence that names the key;
+`--help`, with every key's docstring as it stands in the source of the dataclasses."""
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import json
 import os
 import re
+import textwrap
 import typing
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import yaml
 
-from cores.config.help import help_text
-from cores.config.nodes import TAG, checked, compose, optional, printable, shown, value_of
+from cores.config.nodes import TAG, checked, compose, optional, printable, shown, value_of, words
 from cores.config.schema import Config
 from cores.config.validate import check
 from cores.errors import UserError, readable
 
+OPTIONS = """
+  --config FILE    YAML file; several are read in order, and the command line after them.
+  --print_config   Print the configuration as it is read, as YAML, and stop.
+  --help           Print this and stop."""
 COMMAND_LINE = "command line"
 LARGEST = 1_000_000
 """Bytes of a configuration file at most: a hundred times what one needs."""
@@ -34,7 +43,8 @@ def parse_config(argv: list[str], prog: str, description: str) -> Config:
     line") and the key of the first mistake.
     """
     if "-h" in argv or "--help" in argv:
-        print(help_text(Config, prog, description))
+        print(f"usage: {prog} [--config FILE ...] [--KEY VALUE ...]\n\n{description}\n{OPTIONS}")
+        print(*_help(Config, ""), sep="\n")
         raise SystemExit(0)
     given, options = Given(), _options(argv)
     for name, value in options:
@@ -154,8 +164,7 @@ class Given:
         if not isinstance(root, yaml.MappingNode):
             raise UserError(f"{file}: must hold keys and values, such as `output_dir: runs/mine`.")
         self.lines.clear()
-        for key in self._keys(root, "", file):
-            self._take(*key)
+        self._section(root, "", file)
 
     def read_option(self, name: str, text: str) -> None:
         """Take over an option: a key, a section as JSON, or `key+` with an item for a list."""
@@ -170,9 +179,8 @@ class Given:
                 )
             raise UserError(f"{COMMAND_LINE}: {_unknown_key(key)}")
         inner, null = optional(kind)
-        if (inner is str or typing.get_origin(inner) is typing.Literal) and not (
-            null and text == "null"
-        ):
+        textual = inner is str or typing.get_origin(inner) is typing.Literal
+        if textual and not (null and text == "null"):
             node: yaml.Node | None = yaml.ScalarNode(f"{TAG}str", text)
         else:
             node = compose(checked(text, place), place)
@@ -186,10 +194,8 @@ class Given:
         self.lines.clear()
         self._take(key, kind, node or yaml.ScalarNode(f"{TAG}null", ""), COMMAND_LINE, 0, before)
 
-    def _keys(
-        self, node: yaml.MappingNode, prefix: str, source: str
-    ) -> Iterator[tuple[str, Any, yaml.Node, str, int]]:
-        """(key, type, value, source, line) of each key of a section, none twice."""
+    def _section(self, node: yaml.MappingNode, prefix: str, source: str) -> None:
+        """Each key of a section, none twice."""
         for name, value in node.value:
             line = name.start_mark.line + 1
             where = COMMAND_LINE if source == COMMAND_LINE else f"{source}:{line}"
@@ -203,7 +209,7 @@ class Given:
                     f"{where}: key {key} stands in line {self.lines[key]} already; remove one."
                 )
             self.lines[key] = line
-            yield key, kind, value, source, line
+            self._take(key, kind, value, source, line)
 
     def _take(
         self,
@@ -225,14 +231,12 @@ class Given:
             if not isinstance(node, yaml.MappingNode):
                 what = ITEM if key.endswith("]") else SECTION
                 raise UserError(f"{place}: {what}; it holds {shown(node)}.")
-            for inside in self._keys(node, f"{key}.", source):
-                self._take(*inside)
+            self._section(node, f"{key}.", source)
         elif f"{key}[]" in KEYS and isinstance(node, yaml.SequenceNode):
             self.values[key] = [*before, *self._items(key, node, source, len(before))]
         else:
-            self.values[key] = value_of(node, kind, place)
-            if before:
-                self.values[key] = [*before, *self.values[key]]
+            value = value_of(node, kind, place)
+            self.values[key] = [*before, *value] if before else value
 
     def _items(self, key: str, node: yaml.SequenceNode, source: str, first: int) -> Iterator[Any]:
         """Items of a list of sections, numbered from `first`; those of an earlier list are gone."""
@@ -243,3 +247,29 @@ class Given:
             line = item.start_mark.line + 1 if item.start_mark else 0
             self._take(f"{key}[{i}]", KEYS[f"{key}[]"], item, source, line)
             yield self.build(KEYS[f"{key}[]"], f"{key}[{i}].")
+
+
+def descriptions(cls: Any) -> dict[str, str]:
+    """Field name to the docstring below it, on one line; fields without one are missing."""
+    found: dict[str, str] = {}
+    for base in cls.__mro__[-2::-1]:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for field, below in pairwise(definition.body):  # type: ignore[attr-defined]
+            said = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Constant):
+                found[ast.unparse(field.target)] = " ".join(str(said.value).split())
+    return found
+
+
+def _help(cls: Any, prefix: str) -> Iterator[str]:
+    said = descriptions(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield f"\n{prefix}{field.name}: {said[field.name]}"
+            yield from _help(field.type, f"{prefix}{field.name}.")
+            continue
+        factory = field.default_factory
+        value = field.default if factory is dataclasses.MISSING else factory()
+        text = f"{said[field.name]} (type: {words(field.type)}, default: {json.dumps(value)})"
+        yield f"  --{prefix}{field.name} {field.name.upper()}"
+        yield textwrap.fill(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)

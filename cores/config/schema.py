@@ -6,11 +6,13 @@ Imports nothing heavy: `--help` and argument errors must answer before torch is 
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
-from cores.config.checkpoint import CheckpointSection, FaultsSection
 from cores.config.limits import number
 from cores.config.lora import LoraSection
 from cores.config.ppo import PPOSection
-from cores.config.sources import DataSection
+
+Format = Literal[
+    "instruction", "completion", "messages", "conversations", "text", "preference", "prompt"
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,71 @@ class ModelSection:
     (bitsandbytes; Dettmers et al. 2022, 2023): less still, for time and some accuracy."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
+
+
+@dataclass(frozen=True)
+class OneSource:
+    """Where rows come from."""
+
+    path: Optional[str] = None
+    """JSON, JSONL, CSV or Parquet file, a folder of them, or a data set id on the Hugging Face hub.
+    No default: a stage that needs the source says so."""
+    name: Optional[str] = None
+    """Configuration (subset) of a hub data set. None: the data set's only one."""
+    split: str = "train"
+    """Split of a hub data set to train on. Files have the one split "train"."""
+    test_path: Optional[str] = None
+    """Held-out rows, as `path`. None: `test_split`, or else `data.test_fraction` of the rows."""
+    test_split: Optional[str] = None
+    """Split of a hub data set held out. None: `data.test_fraction` of the rows."""
+    format: Optional[Format] = None
+    """How to read a row (docs/data.md). None: from the columns, which is enough unless they fit
+    several formats and the stage's own choice is not wanted."""
+    limit: Optional[int] = number(None, above=0)
+    """Rows read at most, from the first. None: all."""
+    transcripts: bool = False
+    """Take texts apart into turns at "Human:" and "Assistant:" after an empty line (hh-rlhf's
+    form). Off: such a text is one turn, or with template.kind none verbatim."""
+    prompt_tokens: int = number(8, above=0)
+    """Tokens at the beginning of a row of format text that are its prompt in stage 3; a few words,
+    as in sentiment tuning (Ziegler et al. 2019 take 32)."""
+
+
+@dataclass(frozen=True)
+class WeightedSource(OneSource):
+    """One of several sources, in a list: `- {path: FILE, weight: 2}`."""
+
+    weight: float = number(1.0, above=0)
+    """Share of the training rows, relative to the other sources', above 0; kept exactly, by
+    repeating or leaving out rows. Equal by default."""
+
+
+@dataclass(frozen=True)
+class SourceSection(OneSource):
+    """The source of a stage, or several with weights."""
+
+    sources: list[WeightedSource] = field(default_factory=list)
+    """Several sources in place of `path`, each with its weight. Empty: the one of `path`."""
+    streaming: bool = False
+    """Read rows of format text while training, for sets that do not fit in memory; stage 1 only,
+    and needs sft.max_steps. Off: a shuffle of all rows is better where they fit."""
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """The three data sets and how they are split."""
+
+    sft: SourceSection = field(default_factory=SourceSection)
+    """Demonstrations for stage 1."""
+    preference: SourceSection = field(default_factory=SourceSection)
+    """Pairs for stage 2."""
+    prompts: SourceSection = field(default_factory=SourceSection)
+    """Prompts for stage 3."""
+    test_fraction: float = number(0.1, below=1)
+    """Share of rows held out, 0 to 1, chosen by a hash of the first user turn: rows of one prompt
+    stay on one side, the same in every stage, so that stage 3 is judged on unseen prompts."""
+    inspect: int = 0
+    """Print this many rows of the stage's data, trained tokens coloured, and stop. 0: train."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +225,35 @@ class RolloutSection:
     """graph: our own decode step over a cache in place, on CUDA one captured graph a token
     (GPT-2, OPT, GPT-NeoX, Llama, Mistral, Qwen 2 and 3). hf: Hugging Face generate, slow, for
     every architecture. auto: graph where it can, else hf, and a line says why."""
+
+
+@dataclass(frozen=True)
+class CheckpointSection:
+    """What an unfinished run keeps to go on from (docs/reliability.md)."""
+
+    every_steps: Optional[int] = number(None, above=0)
+    """Steps between checkpoints: optimizer steps in stages 1 and 2, updates in stage 3. None:
+    by time alone."""
+    every_minutes: Optional[float] = number(15.0, above=0)
+    """Minutes between checkpoints: what a killed run loses at most. None: by steps alone."""
+    keep: int = number(2, above=0)
+    """Checkpoints kept, the newest ones; an older one goes when a newer one is whole."""
+    keep_weights: int = 0
+    """Stage 3: the policy of every so many updates stays as ppo/weights/step-N. 0: none."""
+    stop_after_minutes: Optional[float] = number(None, above=0)
+    """Stop so many minutes after the start as a signal would: save, and exit with 75. For machines
+    that are taken away at a known time. None: off."""
+
+
+@dataclass(frozen=True)
+class FaultsSection:
+    """What a run does about numbers that are none."""
+
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A gradient with NaN or infinity. stop: end the run, its last checkpoint kept. skip: leave
+    that optimizer step out and count it; not under DeepSpeed, whose engine takes it unasked."""
+    max_skips: int = 3
+    """With skip: so many in a row; one more ends the run."""
 
 
 @dataclass(frozen=True)

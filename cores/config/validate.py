@@ -1,105 +1,31 @@
-"""Values that parse but cannot work: ranges and combinations, before anything heavy is imported."""
+"""Values that parse but cannot work: ranges and combinations, before anything heavy is imported.
+
+Each rule yields sentences as they are shown: "KEY: what is wrong; what to do."
+"""
 
 import os
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
-from typing import Any
 
-from cores.config.limits import range_problems
+from cores.config.limits import LARGEST, range_problems
 from cores.config.lora import LoraSection
-from cores.config.ppo_checks import ppo_problems
-from cores.config.schema import Config
-from cores.config.sources import OneSource, SourceSection, WeightedSource
+from cores.config.ppo import ESTIMATORS, OPTIONS, PPOSection
+from cores.config.schema import Config, OneSource, SourceSection, WeightedSource
 from cores.errors import UserError
 
 
 def check(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (key, what is wrong and what to do) for each impossible value."""
     yield from range_problems(config)
-    yield from _paths(config)
-    yield from _combinations(config)
-
-
-def _paths(config: Config) -> Iterator[tuple[str, str]]:
-    found: list[tuple[str, Any]] = [("output_dir", config), ("model.path", config.model)]
-    found += [("sft.path", config.sft), ("reward.path", config.reward)]
-    for stage in ("sft", "preference", "prompts"):
-        section = getattr(config.data, stage)
-        for place, source in [(f"data.{stage}", section), *_items(section, f"data.{stage}")]:
-            found += [(f"{place}.path", source), (f"{place}.test_path", source)]
-    for key, holder in found:
-        path = getattr(holder, key.rpartition(".")[2])
-        if path is not None and not path.strip():
-            yield key, "is empty; give a path."
-        elif path is not None and os.path.expanduser(path).startswith("~"):
-            yield key, f"{path}: there is no such user's home; write the whole path, or ./~."
-
-
-def _combinations(config: Config) -> Iterator[tuple[str, str]]:
-    yield from ppo_problems(config.ppo)
-    for stage in ("sft", "reward", "ppo"):
-        lora, key = getattr(config, stage).lora, f"{stage}.lora"
-        for name in ("alpha", "dropout", "target_modules", "merge"):
-            if not lora.rank and getattr(lora, name) != getattr(LoraSection(), name):
-                yield f"{key}.{name}", f"has no effect with {key}.rank 0; set a rank, or remove it."
-    yield from _elsewhere(config)
-    tokens = config.reward.calibration_tokens
-    if tokens is not None and tokens <= config.ppo.min_new_tokens:
-        yield (
-            "reward.calibration_tokens",
-            f"{tokens} must be above ppo.min_new_tokens {config.ppo.min_new_tokens}, so that a "
-            "reply can stop.",
-        )
-    for name in config.logging.trackers:
-        if find_spec(name) is None:
-            yield (
-                "logging.trackers",
-                f"the package {name} is not installed; run `pip install {name}`, or leave it out "
-                "(metrics.jsonl is always written).",
-            )
-    if config.model.quantization == "bf16" and config.model.precision != "bf16":
-        yield (
-            "model.quantization",
-            "bf16 holds weights as computing in bf16 rounds them; set model.precision bf16, or "
-            "this to none.",
-        )
-    if config.model.quantization in ("8bit", "4bit") and find_spec("bitsandbytes") is None:
-        yield (
-            "model.quantization",
-            f"{config.model.quantization} needs the package bitsandbytes, which is not installed; "
-            "run `pip install bitsandbytes`, or set it to none.",
-        )
-    if config.sft.packing and config.data.sft.streaming:
-        yield (
-            "sft.packing",
-            "rows that are read while training are not packed; set sft.packing or "
-            "data.sft.streaming to false.",
-        )
-    if config.ppo.ptx_coef and config.data.sft.streaming:
-        yield (
-            "ppo.ptx_coef",
-            "stage 3 draws whole rows of data.sft again and again, which a stream does not have; "
-            "set ppo.ptx_coef to 0 or data.sft.streaming to false.",
-        )
-    yield from _template(config)
-    for stage in ("sft", "preference", "prompts"):
-        yield from _sources(config, getattr(config.data, stage), f"data.{stage}")
-    yield from _streaming(config)
-
-
-def _elsewhere(config: Config) -> Iterator[tuple[str, str]]:
-    """Models from elsewhere that would not be used."""
-    for stage in ("sft", "reward"):
-        section = getattr(config, stage)
-        if section.revision is not None and section.path is None:
-            yield f"{stage}.revision", f"has no effect without {stage}.path; set that to a hub id."
-    if config.reward.path is not None and "model" not in config.ppo.rewards:
-        yield (
-            "reward.path",
-            f"{config.reward.path} would not be used, as ppo.rewards does not name model; remove "
-            "it, or name the model there (weight 0 logs it alone).",
-        )
+    ppo = config.ppo
+    for sentences in (
+        _paths(config), _sizes(ppo), _policy(ppo), _estimator(ppo), _unused(ppo), _adapters(config),
+        _elsewhere(config), _together(config), _template(config), _rows(config), _streaming(config),
+    ):  # fmt: skip
+        for sentence in sentences:
+            key, _, problem = sentence.partition(": ")
+            yield key, problem
 
 
 def check_run(config: Config, stage: str) -> None:
@@ -112,69 +38,252 @@ def check_run(config: Config, stage: str) -> None:
         )
 
 
-def _sources(config: Config, section: SourceSection, key: str) -> Iterator[tuple[str, str]]:
-    """One source or several, each with a path and a weight."""
-    if section.sources:
-        if section.path is not None:
+def _paths(config: Config) -> Iterator[str]:
+    found: dict[str, str | None] = {"output_dir": config.output_dir}
+    for stage in ("model", "sft", "reward"):
+        found[f"{stage}.path"] = getattr(config, stage).path
+    for key, section in _data(config):
+        for place, source in [(key, section), *_items(section, key)]:
+            found |= {f"{place}.path": source.path, f"{place}.test_path": source.test_path}
+    for key, path in found.items():
+        if path is not None and not path.strip():
+            yield f"{key}: is empty; give a path."
+        elif path is not None and os.path.expanduser(path).startswith("~"):
+            yield f"{key}: {path}: there is no such user's home; write the whole path, or ./~."
+
+
+def _sizes(ppo: PPOSection) -> Iterator[str]:
+    for key, so_that in {
+        "minibatch_size": "every optimizer step sees as many replies",
+        "samples_per_prompt": "every prompt has as many replies",
+    }.items():
+        size = getattr(ppo, key)
+        if size > 0 and ppo.batch_size % size:
             yield (
-                f"{key}.path",
-                f"{section.path} stands beside {key}.sources; remove one of them, or give "
-                f"--{key}.sources '[]' or --{key}.path null on the command line.",
+                f"ppo.{key}: {size} does not divide ppo.batch_size {ppo.batch_size}; choose a "
+                f"divisor, so that {so_that}."
             )
-        for field in fields(OneSource):
-            if getattr(section, field.name) != field.default:
-                yield f"{key}.{field.name}", f"belongs into the items of {key}.sources, one by one."
-    for item, source in _items(section, key):
-        if source.path is None:
-            yield f"{item}.path", "is not set; give the item the path of its rows, or remove it."
-    places: list[tuple[str, OneSource]] = [(key, section), *_items(section, key)]
-    for place, one in places:
-        if one.transcripts and config.template.kind == "none":
+    longest = ppo.max_prompt_length + ppo.max_new_tokens
+    if ppo.microbatch_tokens is not None and ppo.microbatch_tokens < longest:
+        yield (
+            f"ppo.microbatch_tokens: {ppo.microbatch_tokens} is less than one row may have: "
+            f"ppo.max_prompt_length + ppo.max_new_tokens is {longest}; choose at least that."
+        )
+    if ppo.lora.dropout:
+        yield f"ppo.lora.dropout: {ppo.lora.dropout} must be 0: old and new log-probs must agree."
+    if ppo.critic_warmup >= ppo.updates:
+        yield (
+            f"ppo.critic_warmup: {ppo.critic_warmup} of {ppo.updates} ppo.updates leave none that "
+            "trains the actor; choose fewer."
+        )
+
+
+def _policy(ppo: PPOSection) -> Iterator[str]:
+    if ppo.kl_in == "loss" and ppo.kl_kind == "k1":
+        yield (
+            "ppo.kl_kind: k1 as a loss has a gradient of mean 0, whatever the policy; choose k2 or "
+            "k3, or ppo.kl_in reward."
+        )
+    if ppo.kl_target is not None and not ppo.kl_coef:
+        yield "ppo.kl_target: steers ppo.kl_coef by factors, and 0 stays 0; start it above 0."
+    if ppo.kl_target is not None and ppo.kl_horizon < ppo.batch_size:
+        yield (
+            f"ppo.kl_horizon: {ppo.kl_horizon:g} is below ppo.batch_size {ppo.batch_size}: kl_coef "
+            "would move by more than a fifth an update, or even below 0; choose at least the batch."
+        )
+    if ppo.ptx_mix == "convex" and ppo.ptx_coef > 1:
+        yield f"ppo.ptx_coef: {ppo.ptx_coef} must be at most 1 with ppo.ptx_mix convex."
+    if ppo.eval_prompts == 1:
+        yield "ppo.eval_prompts: 1 has no deviation to measure by; give at least 2, or 0 for none."
+    if not all(ppo.stop_strings):
+        yield "ppo.stop_strings: an empty text would stop every reply at once; remove it."
+    if ppo.min_new_tokens >= ppo.max_new_tokens:
+        yield (
+            f"ppo.min_new_tokens: {ppo.min_new_tokens} must be below ppo.max_new_tokens "
+            f"{ppo.max_new_tokens}, so that a reply can stop."
+        )
+
+
+def _estimator(ppo: PPOSection) -> Iterator[str]:
+    """Of the estimator and of the rewards."""
+    name = ppo.estimator
+    if ESTIMATORS[name].grouped and ppo.samples_per_prompt < 2:
+        yield (
+            f"ppo.samples_per_prompt: {ppo.samples_per_prompt}: {name} compares the replies to one "
+            "prompt and needs at least 2."
+        )
+    if name == "coati" and ppo.kl_in == "loss":
+        yield "ppo.kl_in: coati pays the KL in the reward; set it to reward."
+    if not any(ppo.rewards.values()):
+        yield "ppo.rewards: weighs no source; give `model: 1.0`, or a file.py:function."
+    for source, weight in ppo.rewards.items():
+        if not abs(weight) <= LARGEST:
             yield (
-                f"{place}.transcripts",
-                'takes texts apart at "Human:" and "Assistant:", and template.kind none would put '
-                "nothing back; turn it off for verbatim texts, or choose kind chat or roles.",
+                f"ppo.rewards: the weight of {source} is {weight}; give a number, 0 to log it "
+                "alone."
             )
+        file, _, function = source.rpartition(":")
+        if source != "model" and not (file.endswith(".py") and function.isidentifier()):
+            yield f"ppo.rewards: {source!r} is neither `model` nor file.py:function."
+    names = [source.rpartition(":")[2] for source in ppo.rewards]
+    if len(set(names)) < len(names):
+        yield "ppo.rewards: two functions have one name, and each is logged by it; rename one."
+    if "std" in names:
+        yield "ppo.rewards: score_std is the scores' deviation; give the function another name."
+    if "model" not in ppo.rewards and ESTIMATORS[name].critic and ppo.critic_init != "zero":
+        yield (
+            "ppo.critic_init: the critic cannot start from a reward model that ppo.rewards does "
+            "not name; set it to zero, name the model with weight 0, or choose an estimator "
+            "without a critic."
+        )
+
+
+def _unused(ppo: PPOSection) -> Iterator[str]:
+    """Options that were set and would do nothing."""
+    name, default = ppo.estimator, PPOSection()
+    gae = {"gamma", "lam"} if name == "coati" and not ppo.coati.r_minus_v else set()
+    reads = ESTIMATORS[name].reads | gae
+    used = {
+        **{key: key in reads for key in OPTIONS},
+        "kl_horizon": ppo.kl_target is not None,
+        "ptx_mix": ppo.ptx_coef > 0,
+        "reward_timeout": any(source != "model" for source in ppo.rewards),
+        "rollout_cap": ppo.rollout_correction != "none",
+        "keep_best": ppo.eval_every > 0 and ppo.eval_prompts > 0,
+        "eval_every": ppo.eval_prompts > 0,
+    }
+    for key, has_effect in used.items():
+        if not has_effect and getattr(ppo, key) != getattr(default, key):
+            yield (
+                f"ppo.{key}: has no effect with ppo.estimator {name} and the other options as they "
+                f"are; remove it, set it back to {getattr(default, key)}, or set what it belongs "
+                "to."
+            )
+
+
+def _adapters(config: Config) -> Iterator[str]:
+    for stage in ("sft", "reward", "ppo"):
+        lora, key = getattr(config, stage).lora, f"{stage}.lora"
+        for name in ("alpha", "dropout", "target_modules", "merge"):
+            if not lora.rank and getattr(lora, name) != getattr(LoraSection(), name):
+                yield f"{key}.{name}: has no effect with {key}.rank 0; set a rank, or remove it."
+
+
+def _elsewhere(config: Config) -> Iterator[str]:
+    """Models from elsewhere that would not be used, and what calibrates one of ours."""
+    for stage in ("sft", "reward"):
+        section = getattr(config, stage)
+        if section.revision is not None and section.path is None:
+            yield f"{stage}.revision: has no effect without {stage}.path; set that to a hub id."
+    if config.reward.path is not None and "model" not in config.ppo.rewards:
+        yield (
+            f"reward.path: {config.reward.path} would not be used, as ppo.rewards does not name "
+            "model; remove it, or name the model there (weight 0 logs it alone)."
+        )
+    tokens = config.reward.calibration_tokens
+    if tokens is not None and tokens <= config.ppo.min_new_tokens:
+        yield (
+            f"reward.calibration_tokens: {tokens} must be above ppo.min_new_tokens "
+            f"{config.ppo.min_new_tokens}, so that a reply can stop."
+        )
+
+
+def _together(config: Config) -> Iterator[str]:
+    """Packages that are missing, and options that do not go together."""
+    for name in config.logging.trackers:
+        if find_spec(name) is None:
+            yield (
+                f"logging.trackers: the package {name} is not installed; run `pip install {name}`, "
+                "or leave it out (metrics.jsonl is always written)."
+            )
+    model = config.model
+    if model.quantization == "bf16" and model.precision != "bf16":
+        yield (
+            "model.quantization: bf16 holds weights as computing in bf16 rounds them; set "
+            "model.precision bf16, or this to none."
+        )
+    if model.quantization in ("8bit", "4bit") and find_spec("bitsandbytes") is None:
+        yield (
+            f"model.quantization: {model.quantization} needs the package bitsandbytes, which is "
+            "not installed; run `pip install bitsandbytes`, or set it to none."
+        )
+    if config.sft.packing and config.data.sft.streaming:
+        yield (
+            "sft.packing: rows that are read while training are not packed; set sft.packing or "
+            "data.sft.streaming to false."
+        )
+    if config.ppo.ptx_coef and config.data.sft.streaming:
+        yield (
+            "ppo.ptx_coef: stage 3 draws whole rows of data.sft again and again, which a stream "
+            "does not have; set ppo.ptx_coef to 0 or data.sft.streaming to false."
+        )
+
+
+def _template(config: Config) -> Iterator[str]:
+    template = config.template
+    roles = (template.system, template.user, template.assistant)
+    written = any(role.prefix or role.suffix for role in roles)
+    if template.kind == "roles" and not written:
+        yield (
+            "template.kind: roles needs a prefix or suffix for at least one role (template.user, "
+            "template.assistant); for verbatim text choose none."
+        )
+    if template.kind != "roles" and written:
+        yield (
+            f"template.kind: {template.kind} does not use template.system, template.user and "
+            "template.assistant; remove them or choose roles."
+        )
+    if template.kind == "none" and template.system_prompt is not None:
+        yield (
+            "template.system_prompt: template.kind none takes text verbatim and has no place for a "
+            "system turn; remove it, or choose chat or roles."
+        )
+
+
+def _data(config: Config) -> list[tuple[str, SourceSection]]:
+    names = ("sft", "preference", "prompts")
+    return [(f"data.{name}", getattr(config.data, name)) for name in names]
 
 
 def _items(section: SourceSection, key: str) -> list[tuple[str, WeightedSource]]:
     return [(f"{key}.sources[{i}]", source) for i, source in enumerate(section.sources)]
 
 
-def _streaming(config: Config) -> Iterator[tuple[str, str]]:
-    """Streaming is for texts of stage 1, one source, and a fixed number of steps."""
+def _rows(config: Config) -> Iterator[str]:
+    """Of each stage one source or several, each with a path."""
+    for key, section in _data(config):
+        items = _items(section, key)
+        if items and section.path is not None:
+            yield (
+                f"{key}.path: {section.path} stands beside {key}.sources; remove one of them, or "
+                f"give --{key}.sources '[]' or --{key}.path null on the command line."
+            )
+        for field in fields(OneSource):
+            if items and getattr(section, field.name) != field.default:
+                yield f"{key}.{field.name}: belongs into the items of {key}.sources, one by one."
+        for item, source in items:
+            if source.path is None:
+                yield f"{item}.path: is not set; give the item the path of its rows, or remove it."
+        for place, one in [(key, section), *items]:
+            if one.transcripts and config.template.kind == "none":
+                yield (
+                    f'{place}.transcripts: takes texts apart at "Human:" and "Assistant:", and '
+                    "template.kind none would put nothing back; turn it off for verbatim texts, or "
+                    "choose kind chat or roles."
+                )
+
+
+def _streaming(config: Config) -> Iterator[str]:
+    """It is for texts of stage 1, one source, and a fixed number of steps."""
     for name in ("preference", "prompts"):
         if getattr(config.data, name).streaming:
-            yield f"data.{name}.streaming", "is for stage 1 (data.sft) only; turn it off."
+            yield f"data.{name}.streaming: is for stage 1 (data.sft) only; turn it off."
     section, key = config.data.sft, "data.sft.streaming"
     if not section.streaming:
         return
     if config.sft.max_steps is None:
-        yield key, "needs sft.max_steps, as the number of rows is not known; set it."
+        yield f"{key}: needs sft.max_steps, as the number of rows is not known; set it."
     if section.sources:
-        yield key, "reads one source: give it as data.sft.path, or turn streaming off."
+        yield f"{key}: reads one source: give it as data.sft.path, or turn streaming off."
     if section.transcripts or section.format not in (None, "text"):
-        yield key, "reads rows of format text only, without transcripts; turn it off for others."
-
-
-def _template(config: Config) -> Iterator[tuple[str, str]]:
-    template = config.template
-    written = [template.system, template.user, template.assistant]
-    if template.kind == "roles" and not any(r.prefix or r.suffix for r in written):
-        yield (
-            "template.kind",
-            "roles needs a prefix or suffix for at least one role (template.user, "
-            "template.assistant); for verbatim text choose none.",
-        )
-    if template.kind != "roles" and any(r.prefix or r.suffix for r in written):
-        yield (
-            "template.kind",
-            f"{template.kind} does not use template.system, template.user and template.assistant; "
-            "remove them or choose roles.",
-        )
-    if template.kind == "none" and template.system_prompt is not None:
-        yield (
-            "template.system_prompt",
-            "template.kind none takes text verbatim and has no place for a system turn; remove it, "
-            "or choose chat or roles.",
-        )
+        yield f"{key}: reads rows of format text only, without transcripts; turn it off for others."

@@ -1,23 +1,13 @@
 """Data: files or hub sets -> conversations -> segments -> ids and labels (docs/data.md)."""
 
-from cores.data.build import StageData, preference_data, prompt_data, sft_data
+from cores.data.build import (
+    StageData,
+    StreamedData,
+    TextStream,
+    preference_data,
+    prompt_data,
+    sft_data,
+)
 from cores.data.collate import left_pad, right_pad
 from cores.data.inspect import readable, show
 from cores.data.report import DataReport, MixtureReport, SplitReport
-from cores.data.stream import StreamedData, TextStream
-
-__all__ = [
-    "DataReport",
-    "MixtureReport",
-    "SplitReport",
-    "StageData",
-    "StreamedData",
-    "TextStream",
-    "left_pad",
-    "preference_data",
-    "prompt_data",
-    "readable",
-    "right_pad",
-    "sft_data",
-    "show",
-]

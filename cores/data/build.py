@@ -1,36 +1,58 @@
-"""The data of each stage: read -> conversations -> segments -> ids, split, truncated, counted."""
+"""The data of each stage: read -> conversations -> segments -> ids, split, truncated, counted.
 
-from collections.abc import Callable
+In memory, or for texts of stage 1 read while training (`StreamedData`).
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from cores.config.schema import Config
-from cores.config.sources import OneSource, SourceSection
-from cores.data.encode import IGNORED
-from cores.data.formats import Example, Reader, Stage
+from cores.config.schema import Config, OneSource, SourceSection
+from cores.data.formats import NO_TURN, Example, Reader, Stage
 from cores.data.mixture import interleave, mix
 from cores.data.report import DataReport, MixtureReport, SplitReport
-from cores.data.rows import Outcome, Piece, RowMaker
-from cores.data.sources import Source, held_out_source, train_source
-from cores.data.split import held_out, require
-from cores.data.stream import StreamedData, stream_data
-from cores.data.template import with_system
+from cores.data.rows import RowMaker
+from cores.data.sources import Source, sources
 from cores.errors import UserError
+
+BUFFER = 1000
+"""Rows that wait to be drawn at random: far rows of a file meet, and a thousand texts are small."""
+
+TEST_ROWS = 1000
+"""Held-out rows of a stream kept at most: their mean loss is then known to a few percent."""
+
+KEY = "data.sft"
+"""Section of the rows that may be streamed."""
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class StageData:
     """What a stage trains and is judged on."""
 
-    train: list[dict[str, Any]]
-    """sft: input_ids, labels. reward: chosen_ids, rejected_ids, prompt_length, margin. ppo:
-    input_ids, prompt, turns, row."""
-    test: list[dict[str, Any]]
+    train: Rows
+    """Of the form that `sft_data`, `preference_data` and `prompt_data` tell."""
+    test: Rows
     """Rows of the same form; empty if nothing is held out."""
     report: DataReport | MixtureReport
     """Where they came from, and what was left out."""
+
+
+@dataclass(frozen=True)
+class StreamedData:
+    """As `StageData`, with training rows that come one by one and never end."""
+
+    train: "TextStream"
+    test: Rows
+    report: DataReport
+    """Its counts grow while `train` is read."""
 
 
 def sft_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | StreamedData:
@@ -38,18 +60,9 @@ def sft_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | 
 
     Raises UserError for anything wrong with the source, or if no row is left to train on.
     """
-    limit = config.sft.max_length
-
-    def finish(piece: Piece) -> Outcome:
-        (row,) = piece.rows
-        labels = row.labels[:limit]
-        if all(label == IGNORED for label in labels[1:]):  # nothing predicts the first token
-            return None, "no trained token within sft.max_length", False
-        return {"input_ids": row.ids[:limit], "labels": labels}, "", len(row.ids) > limit
-
     if config.data.sft.streaming:
-        return stream_data(config, tokenizer, config.data.sft, "data.sft", finish)
-    return _build(config, tokenizer, "sft", finish)
+        return _streamed(config, tokenizer)
+    return _build(config, tokenizer, "sft", "data.sft", config.data.sft)
 
 
 def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
@@ -60,26 +73,7 @@ def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> Stage
     template writes after it: stage 3 scores replies that end there. margin is in units of score,
     0 where the row has none. Raises as `sft_data`.
     """
-    limit = config.reward.max_length
-
-    def finish(piece: Piece) -> Outcome:
-        chosen, rejected = (row.ids[: row.reply_end] for row in piece.rows)
-        prompt_length = piece.rows[0].prompt_length
-        if chosen == rejected:
-            return None, "chosen equals rejected", False
-        if prompt_length >= limit:
-            return None, "prompt as long as reward.max_length", False
-        if chosen[:limit] == rejected[:limit]:
-            return None, "equal after truncation to reward.max_length", False
-        row = {
-            "chosen_ids": chosen[:limit],
-            "rejected_ids": rejected[:limit],
-            "prompt_length": prompt_length,
-            "margin": piece.example.margin,
-        }
-        return row, "", max(len(chosen), len(rejected)) > limit
-
-    return _build(config, tokenizer, "reward", finish)
+    return _build(config, tokenizer, "reward", "data.preference", config.data.preference)
 
 
 def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
@@ -90,54 +84,21 @@ def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData
     stage-2 rows with the same prompt. Of a text without turns the prompt is its first
     `prompt_tokens` tokens. Raises as `sft_data`.
     """
-    limit = config.ppo.max_prompt_length
-
-    def finish(piece: Piece) -> Outcome:
-        ids = piece.rows[0].ids
-        prompt = "".join(segment.text for segment in piece.texts[0])
-        if piece.texts[0][0].role == "text":
-            length = beginning(tokenizer, ids, piece.leading, piece.source.prompt_tokens)
-            if length >= len(ids) - 1:  # nothing before the stop token is left to write
-                return None, "text not longer than prompt_tokens", False
-            ids = ids[:length]
-            prompt = _decoded(tokenizer, ids[piece.leading :])
-        if len(ids) > limit:
-            return None, "prompt longer than ppo.max_prompt_length", False
-        turns = with_system(piece.example.conversations[0], config.template.system_prompt)
-        columns = piece.example.row.columns
-        row = {"input_ids": ids, "prompt": prompt, "turns": turns, "row": columns}
-        return row, "", False
-
-    return _build(config, tokenizer, "ppo", finish)
-
-
-def beginning(tokenizer: PreTrainedTokenizerBase, ids: list[int], leading: int, tokens: int) -> int:
-    """Length of the beginning of `ids` that holds `tokens` tokens after the `leading` ones, or as
-    many more as a character takes whose bytes are spread over several."""
-    whole = _decoded(tokenizer, ids[leading:])
-    for length in range(leading + tokens, len(ids)):
-        if whole.startswith(_decoded(tokenizer, ids[leading:length])):
-            return length
-    return len(ids)
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    return _build(config, tokenizer, "ppo", "data.prompts", config.data.prompts)
 
 
 def _build(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
     stage: Stage,
-    finish: Callable[[Piece], Outcome],
+    key: str,
+    section: SourceSection,
 ) -> StageData:
-    name = {"sft": "sft", "reward": "preference", "ppo": "prompts"}[stage]
-    section: SourceSection = getattr(config.data, name)
-    key = f"data.{name}"
+    """Of the one source of `section`, which stands at `key`, or of several with weights."""
     if not section.sources:
-        return StageData(*_one(config, tokenizer, stage, section, key, finish))
+        return StageData(*_one(config, tokenizer, stage, key, section))
     parts = [
-        _one(config, tokenizer, stage, source, f"{key}.sources[{i}]", finish)
+        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source)
         for i, source in enumerate(section.sources)
     ]
     trains, tests, reports = zip(*parts, strict=True)
@@ -154,38 +115,26 @@ def _build(
 
 
 def _one(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    stage: Stage,
-    section: OneSource,
-    key: str,
-    finish: Callable[[Piece], Outcome],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], DataReport]:
-    """Training rows, held-out rows and counts of one source, which stands at `key`."""
-
-    def used(
-        source: Source, reader: Reader, examples: list[Example]
-    ) -> tuple[list[dict[str, Any]], SplitReport]:
-        report = SplitReport(source.path, source.fingerprints, reader.format, hidden=source.hidden)
-        maker = RowMaker(config, tokenizer, section, reader, finish)
-        return list(maker.rows(examples, report)), report
+    config: Config, tokenizer: PreTrainedTokenizerBase, stage: Stage, key: str, section: OneSource
+) -> tuple[Rows, Rows, DataReport]:
+    """Training rows, held-out rows and counts of one source."""
 
     def read(source: Source) -> tuple[Reader, list[Example]]:
         rows = list(source.open())
         columns = list(dict.fromkeys(name for row in rows for name in row.columns))
-        reader = Reader.of(config, section, columns, source.path, stage, key)
+        reader = Reader(config, section, columns, source.path, stage, key)
         return reader, [reader.read(row) for row in rows]
 
-    source, held = train_source(section, key), held_out_source(section, key)
+    def made(source: Source, reader: Reader, examples: list[Example]) -> tuple[Rows, SplitReport]:
+        report = SplitReport(source.path, source.fingerprints, reader.format, hidden=source.hidden)
+        return list(RowMaker(config, tokenizer, section, reader).rows(examples, report)), report
+
+    source, other = sources(section, key)
     reader, examples = read(source)
     fraction = config.data.test_fraction
-    if held is not None:
-        train, report = used(source, reader, examples)
-        test, test_report = used(held, *read(held))
-        require(test, test_report, "held-out row", key)
-        reports = DataReport(report, test_report)
-    else:
-        sides: tuple[list[Example], list[Example]] = ([], [])
+    sides: tuple[list[Example], list[Example]] = (examples, [])
+    if other is None:
+        sides = ([], [])
         for example in examples:
             sides[held_out(example.key, fraction)].append(example)
         if not sides[0]:
@@ -193,8 +142,118 @@ def _one(
                 f"{key}.path {section.path!r}: all {len(examples)} rows fall into the held-out "
                 f"share data.test_fraction {fraction}; give more rows, or lower it (0: none)."
             )
-        train, report = used(source, reader, sides[0])
-        test, test_report = used(source, reader, sides[1])
-        reports = DataReport(report, test_report if fraction else None)
+    train, report = made(source, reader, sides[0])
+    if other is None:
+        test, test_report = made(source, reader, sides[1])
+    else:
+        test, test_report = made(other, *read(other))
+        require(test, test_report, "held-out row", key)
     require(train, report, "row", key)
-    return train, test, reports
+    return train, test, DataReport(report, test_report if other or fraction else None)
+
+
+def held_out(key: str, fraction: float) -> bool:
+    """Whether rows with this first user turn are held out: by its sha256, mapped to 0..1."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+
+
+def require(rows: Rows, report: SplitReport, what: str, key: str) -> None:
+    """UserError with the counts if nothing is left."""
+    if rows:
+        return
+    reasons = ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common())
+    remedy = f", or set {key}.transcripts to false" if NO_TURN in report.dropped else ""
+    raise UserError(
+        f"{key}: no {what} of {report.path!r} is left: {report.read} read as format "
+        f"{report.format}, all dropped ({reasons}); correct the rows, raise the length limit named "
+        f"if one is, or give another {key}.format{remedy}."
+    )
+
+
+@dataclass(eq=False)
+class TextStream(IterableDataset[dict[str, Any]]):
+    """Rows {"input_ids", "labels"} without end: pass after pass, each row once in each.
+
+    Rows are shuffled within a buffer by the seed, so that every process sees the same order and
+    can take its own part of it.
+    """
+
+    maker: RowMaker
+    examples: Callable[[], Iterator[Example]]
+    """Those of one pass."""
+    report: SplitReport
+    seed: int
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """From the beginning. UserError for a malformed row, or if no row can be used."""
+        draw = random.Random(self.seed)
+        self.report.clear()
+        while True:
+            used = self.report.used
+            for row, truncated in self._one_pass(draw):
+                self.report.used += 1
+                self.report.truncated += truncated
+                self.report.read = self.report.used + self.report.dropped.total()
+                yield row
+            if self.report.used == used:
+                self.report.read = self.report.dropped.total()
+                require([], self.report, "row", KEY)
+            self.report.passes = (self.report.passes or 0) + 1
+
+    def _one_pass(self, draw: random.Random) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each row, and whether it was truncated."""
+        ahead = SplitReport(self.report.path, {}, self.report.format, dropped=self.report.dropped)
+        buffer: list[tuple[dict[str, Any], int]] = []
+        truncated = 0
+        for row in self.maker.rows(self.examples(), ahead):
+            buffer.append((row, ahead.truncated - truncated))
+            truncated = ahead.truncated
+            if len(buffer) > BUFFER:
+                yield buffer.pop(draw.randrange(len(buffer)))
+        draw.shuffle(buffer)
+        yield from buffer
+
+
+def _streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedData:
+    """The texts of stage 1. UserError as `sft_data`; for rows further on, later."""
+    section, fraction = config.data.sft, config.data.test_fraction
+    source, other = sources(section, KEY, streaming=True)
+    reader = _text_reader(config, source)
+    maker = RowMaker(config, tokenizer, section, reader)
+
+    def examples(held: bool) -> Iterator[Example]:
+        for example in map(reader.read, (other if other and held else source).open()):
+            if other or held_out(example.key, fraction) == held:
+                yield example
+
+    def counts(source: Source, passes: int | None) -> SplitReport:
+        return SplitReport(
+            source.path, source.fingerprints, reader.format, hidden=source.hidden, passes=passes
+        )
+
+    report = counts(source, 0)
+    rows = TextStream(maker, lambda: examples(False), report, config.seed)
+    next(iter(rows))  # mistakes at the beginning are told before a model is loaded
+    report.clear()
+    if not other and not fraction:
+        return StreamedData(rows, [], DataReport(report, None))
+    if other:
+        _text_reader(config, other)  # its columns fit too
+    test_report = counts(other or source, None)
+    kept = list(maker.rows(islice(examples(True), TEST_ROWS), test_report))
+    if other:
+        require(kept, test_report, "held-out row", KEY)
+    return StreamedData(rows, kept, DataReport(report, test_report))
+
+
+def _text_reader(config: Config, source: Source) -> Reader:
+    columns = list(next(source.open()).columns)
+    reader = Reader(config, config.data.sft, columns, source.path, "sft", KEY)
+    if reader.format != "text":
+        raise UserError(
+            f"{KEY}.streaming reads rows of format text, but {source.path!r} is of format "
+            f"{reader.format}; turn streaming off, or set {KEY}.format to text if it has a column "
+            "text."
+        )
+    return reader

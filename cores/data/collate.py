@@ -1,8 +1,16 @@
-"""Padding rows of ids to one tensor. The mask comes from lengths, never from comparing ids."""
+"""Rows of ids padded to one tensor, or side by side in wider rows, so that less is padding.
 
+A mask comes from lengths, never from comparing ids.
+"""
+
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import torch
+
+from cores.data.encode import IGNORED
+
+Row = dict[str, list[int]]
 
 
 def left_pad(rows: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,3 +32,43 @@ def _pad(rows: Sequence[list[int]], pad_id: int, left: bool) -> tuple[torch.Tens
     # All at once: a tensor a row takes milliseconds of which a rollout has few.
     ids[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.int64)
     return ids, mask
+
+
+def pack(rows: list[Row], width: int) -> list[Row]:
+    """`rows` of `input_ids` and `labels` in rows of at most `width` tokens, with `position_ids`.
+
+    Positions begin again at 0 with each of the rows inside. The label of its first token is
+    ignored: what stands before it is another row, and nothing predicts it alone either.
+    """
+    packed = []
+    for group in best_fit([len(row["input_ids"]) for row in rows], width):
+        inside = [rows[i] for i in group]
+        packed.append(
+            {
+                "input_ids": [token for row in inside for token in row["input_ids"]],
+                "labels": [x for row in inside for x in (IGNORED, *row["labels"][1:])],
+                "position_ids": [t for row in inside for t in range(len(row["input_ids"]))],
+            }
+        )
+    return packed
+
+
+def best_fit(lengths: list[int], width: int) -> list[list[int]]:
+    """Indices of `lengths` in groups whose sums are at most `width`, each index once.
+
+    Best fit decreasing: the longest first, each to the group where it leaves the least room. It
+    leaves the fewest empty places of the simple ways, and needs no seed; the order of the groups
+    is the trainer's to shuffle. No length may be above `width`.
+    """
+    groups: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, group), sorted
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect_left(rooms, (lengths[i], 0))
+        if at < len(rooms):
+            room, group = rooms.pop(at)
+        else:
+            room, group = width, len(groups)
+            groups.append([])
+        groups[group].append(i)
+        insort(rooms, (room - lengths[i], group))
+    return groups

@@ -9,7 +9,6 @@ beginning of the stage-1 and stage-2 rows with that prompt.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -85,20 +84,14 @@ def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Pieces:
     return dict(zip(texts, zip(found["input_ids"], starts, strict=True), strict=True))
 
 
-def _cuts(row: list[Segment]) -> list[int]:
-    """Characters at which replies begin, and the length of the text."""
-    ends = list(accumulate(len(segment.text) for segment in row))
-    begins = [
-        end - len(segment.text)
-        for segment, end in zip(row, ends, strict=True)
-        if segment.role != "prompt"
-    ]
-    return [*begins, ends[-1]]
-
-
 def _prefixes(row: list[Segment]) -> list[str]:
-    text = "".join(segment.text for segment in row)
-    return [text[:cut] for cut in _cuts(row)]
+    """The text before each reply, and the whole."""
+    text, found = "", []
+    for segment in row:
+        if segment.role != "prompt":
+            found.append(text)
+        text += segment.text
+    return [*found, text]
 
 
 def _encode(
@@ -108,13 +101,13 @@ def _encode(
     loss_on: LossOn,
     pieces: Pieces,
 ) -> Encoded:
-    cuts = _cuts(row)
-    lengths = [0] * len(cuts)  # tokens before each cut
+    prefixes = _prefixes(row)
+    lengths = []  # tokens before each cut
     ids: list[int] = []
     starts: list[int] = []
     merged = False
     before = 0
-    for k, (cut, prefix) in enumerate(zip(cuts, _prefixes(row), strict=True)):
+    for prefix in prefixes:
         new_ids, new_starts = pieces[prefix]
         if new_ids[: len(ids)] == ids:
             ids, starts = new_ids, new_starts
@@ -123,12 +116,12 @@ def _encode(
             piece = prefix[before:]
             new_ids, new_starts = _tokenize([piece], tokenizer)[piece]
             ids, starts = ids + new_ids, starts + [before + start for start in new_starts]
-        lengths[k] = len(ids)
-        before = cut
+        lengths.append(len(ids))
+        before = len(prefix)
     replies = [segment for segment in row if segment.role != "prompt"]
     reply_ends = [
-        _first_at(starts, cut + len(reply.text), lengths[k], lengths[k + 1])
-        for k, (cut, reply) in enumerate(zip(cuts, replies, strict=False))
+        _first_at(starts, len(prefix) + len(reply.text), lengths[k], lengths[k + 1])
+        for k, (prefix, reply) in enumerate(zip(prefixes, replies, strict=False))
     ]
     labels = [IGNORED] * len(ids)
     for k, reply in enumerate(replies):

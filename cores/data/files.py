@@ -67,30 +67,26 @@ def read_csv(path: Path) -> Rows:
     """Comma-separated values with a header line; every value is text, as CSV has no types."""
     csv.field_size_limit(LONGEST)  # the standard limit of 131072 characters is below long texts
     reader = csv.reader(_lines(path, ""), strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            values = next(reader, None)
-        except csv.Error as error:
-            raise UserError(
-                f"{path}:{line}: malformed CSV row: {error}; see that the quotes are balanced."
-            ) from error
-        if values is None:
-            return
-        if not values:
-            continue  # a blank line
-        if header is None:
-            header = values
-            _once(header, f"{path}:{line}: the header")
-            continue
-        if len(values) != len(header):
-            raise UserError(
-                f"{path}:{line}: malformed CSV row: {len(values)} values for the "
-                f"{len(header)} columns {', '.join(header)}; quote values that hold commas."
-                f"{separator_hint(header)}"
-            )
-        yield f"{path}:{line}", dict(zip(header, values, strict=True))
+    header: list[str] = []
+    line = 1
+    try:
+        for values in reader:
+            if values and not header:
+                header = values
+                _once(header, f"{path}:{line}: the header")
+            elif values and len(values) != len(header):
+                raise UserError(
+                    f"{path}:{line}: malformed CSV row: {len(values)} values for the "
+                    f"{len(header)} columns {', '.join(header)}; quote values that hold commas."
+                    f"{separator_hint(header)}"
+                )
+            elif values:  # else a blank line
+                yield f"{path}:{line}", dict(zip(header, values, strict=True))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{line}: malformed CSV row: {error}; see that the quotes are balanced."
+        ) from error
 
 
 def read_parquet(path: Path) -> Rows:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cores.config.schema import Config
-from cores.config.sources import Format, OneSource
+from cores.config.schema import Config, Format, OneSource
 from cores.data.files import separator_hint
 from cores.data.sources import Row
 from cores.data.transcripts import FURTHER, parse, part_texts, part_turns
@@ -25,31 +24,19 @@ PROMPTS = ("prompt", "instruction", "messages", "conversations")
 
 PAIR = ("chosen", "rejected")
 
-NEEDS: dict[Format, tuple[tuple[str, ...], ...]] = {
-    "messages": (("messages",),),
-    "conversations": (("conversations",),),
-    "instruction": (("instruction", "output"),),
-    "completion": (("prompt", "completion"),),
-    "text": (("text",),),
-    "preference": (*((prompt, *PAIR) for prompt in PROMPTS), PAIR),
-    "prompt": (*((prompt,) for prompt in PROMPTS), PAIR),
+COLUMNS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "messages": (("messages",), ()),
+    "conversations": (("conversations",), ()),
+    "instruction": (("instruction",), ("output",)),
+    "completion": (("prompt",), ("completion",)),
+    "text": (("text",), ()),
+    "preference": (PROMPTS, PAIR),
+    "prompt": (PROMPTS, ()),
 }
-"""Columns of which one group must be there."""
-
-PROMPT_OF: dict[Format, tuple[tuple[str, ...], ...]] = {
-    "messages": (("messages",),),
-    "conversations": (("conversations",),),
-    "instruction": (("instruction",),),
-    "completion": (("prompt",),),
-    "text": (("text",),),
-    "preference": NEEDS["prompt"],
-    "prompt": NEEDS["prompt"],
-}
-"""The columns of which a format's prompt is read: stage 3 takes the prompt of any format."""
+"""Of which columns one must be there, for the prompt; and those of the replies, which stage 3, as
+it takes the prompt of any format, does not need. Among PROMPTS a pair may stand for the column."""
 
 NO_TURN = 'no turn "Human:" or "Assistant:"'
-FURTHER_TURNS = "further turns in a reply"
-UNPARTED = "chosen and rejected do not differ in one last reply"
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ def choose_format(
     for candidate in candidates:
         groups = _needs(stage, candidate)
         if not groups:
-            takes = sorted({*ORDER[stage], *(PROMPT_OF if stage == "ppo" else ())})
+            takes = sorted({*ORDER[stage], *(COLUMNS if stage == "ppo" else ())})
             raise UserError(
                 f"{key}.format is {candidate!r}, which this stage cannot use; it takes one of: "
                 f"{', '.join(takes)}."
@@ -101,49 +88,39 @@ def choose_format(
     )
 
 
-def _needs(stage: Stage, name: Format) -> tuple[tuple[str, ...], ...]:
+def _needs(stage: Stage, name: Format) -> list[tuple[str, ...]]:
+    """The groups of columns of which one must be there; none if the stage cannot use the format."""
+    prompts, replies = COLUMNS[name]
     if stage == "ppo":
-        return PROMPT_OF.get(name, ())
-    return NEEDS[name] if name in ORDER[stage] else ()
+        replies = ()
+    elif name not in ORDER[stage]:
+        return []
+    return [(prompt, *replies) for prompt in prompts] + ([PAIR] if prompts == PROMPTS else [])
 
 
-@dataclass(frozen=True)
 class Reader:
     """Reads the rows of one source under the format chosen for it."""
 
-    format: Format
-    stage: Stage
-    column: str | None
-    """The one that holds the prompt; None: `chosen` and `rejected` hold it both."""
-    separator: str
-    """Between an instruction and its input."""
-    transcripts: bool
-    """Texts are taken apart into turns."""
-    verbatim: bool
-    """template.kind none: whole texts of a pair part where their common beginning ends."""
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         config: Config,
         source: OneSource,
         columns: list[str],
         path: str,
         stage: Stage,
         key: str,
-    ) -> "Reader":
+    ) -> None:
         """For rows of `path` with these columns; UserError as `choose_format`."""
-        name = choose_format(columns, path, stage, key, source.format)
-        column = next((g[0] for g in PROMPT_OF[name] if g != PAIR and g[0] in columns), None)
-        return cls(
-            name, stage, column, config.template.separator,
-            source.transcripts, config.template.kind == "none",
-        )  # fmt: skip
-
-    @property
-    def plain(self) -> bool:
+        self.template = config.template
+        self.transcripts = source.transcripts
+        self.stage = stage
+        self.format = choose_format(columns, path, stage, key, source.format)
+        self.column = next((name for name in COLUMNS[self.format][0] if name in columns), None)
+        """The one that holds the prompt; None: `chosen` and `rejected` hold it both."""
+        self.plain = self.format == "text" and not self.transcripts
         """Rows are texts without turns, which no template touches."""
-        return self.format == "text" and not self.transcripts
+        self.sides = {"sft": 1, "reward": 2, "ppo": 0}[stage]
+        """Replies of a row that the stage reads."""
 
     def read(self, row: Row) -> Example:
         """Empty prompts and replies, and conversations of another form, are dropped with their
@@ -157,29 +134,23 @@ class Reader:
         if self.column is None:
             prompt, replies, dropped = self._whole(row)
         else:
-            prompt, dropped = self._prompt(row, self.column)
-            replies = self._replies(row)
+            prompt, dropped = self._turns(row, self.column)
+            while prompt and prompt[-1]["role"] == "assistant":
+                prompt.pop()
+            replies = [reply_of(row, name) for name in COLUMNS[self.format][1][: self.sides]]
+            if self.transcripts:
+                replies = [reply.removeprefix(" ") for reply in replies]
         dropped = dropped or _problem(prompt)
         if dropped is None and any(not reply.strip() for reply in replies):
             dropped = "empty reply"
         if dropped is None and self.transcripts and any(map(FURTHER.search, replies)):
-            dropped = FURTHER_TURNS
-        conversations = tuple([*prompt, _assistant(reply)] for reply in replies)
+            dropped = "further turns in a reply"
+        conversations = tuple(
+            [*prompt, {"role": "assistant", "content": reply}] for reply in replies
+        )
         margin = margin_of(row) if self.stage == "reward" else 0.0
         key = _first_user_turn(prompt)
         return Example(row, key, conversations or (prompt,), dropped, margin=margin)
-
-    def _replies(self, row: Row) -> list[str]:
-        """None for stage 3; chosen and rejected for stage 2; the reply to learn for stage 1."""
-        if self.stage == "ppo":
-            return []
-        columns = {"instruction": ("output",), "completion": ("completion",)}.get(self.format, PAIR)
-        replies = [reply_of(row, column) for column in columns[: self._sides]]
-        return [reply.removeprefix(" ") for reply in replies] if self.transcripts else replies
-
-    @property
-    def _sides(self) -> int:
-        return {"sft": 1, "reward": 2, "ppo": 0}[self.stage]
 
     def _demonstration(self, row: Row) -> Example:
         """A conversation that is all shown, up to the last reply."""
@@ -194,20 +165,13 @@ class Reader:
             dropped = "empty reply"
         return Example(row, key, (kept,), dropped, trimmed=len(kept) < len(turns))
 
-    def _prompt(self, row: Row, column: str) -> tuple[list[Turn], str | None]:
-        """The turns before the reply, and why there are none."""
-        turns, dropped = self._turns(row, column)
-        while turns and turns[-1]["role"] == "assistant":
-            turns.pop()
-        return turns, dropped
-
     def _turns(self, row: Row, column: str) -> tuple[list[Turn], str | None]:
         """A column's turns: its own, those of its transcript, or its text as a user's turn."""
         if column in ("messages", "conversations") or isinstance(value_of(row, column), list):
             return turns_of(row, column), None
         text = text_of(row, column)
         if column == "instruction" and row.columns.get("input"):
-            text = text + self.separator + text_of(row, "input")
+            text = text + self.template.separator + text_of(row, "input")
         if self.transcripts:
             turns = parse(text)
             return turns, NO_TURN if text.strip() and not turns else None
@@ -225,9 +189,10 @@ class Reader:
             (chosen, one), (rejected, other) = (self._turns(row, side) for side in PAIR)
             parted = part_turns(chosen, rejected)
             if parted is None:
-                return chosen, [], one or other or UNPARTED
-            return parted[0], list(parted[1][: self._sides]), None
-        if not self.verbatim:
+                unlike = "chosen and rejected do not differ in one last reply"
+                return chosen, [], one or other or unlike
+            return parted[0], list(parted[1][: self.sides]), None
+        if self.template.kind != "none":
             raise UserError(
                 f"{row.where}: there is no column for the prompt ({', '.join(PROMPTS)}), so "
                 "'chosen' and 'rejected' must hold it; for texts with \"\\n\\nHuman:\" and "
@@ -235,11 +200,7 @@ class Reader:
                 "template.kind: none, or give lists of turns."
             )
         prompt, rests = part_texts(text_of(row, "chosen"), text_of(row, "rejected"))
-        return [{"role": "user", "content": prompt}], list(rests[: self._sides]), None
-
-
-def _assistant(reply: str) -> Turn:
-    return {"role": "assistant", "content": reply}
+        return [{"role": "user", "content": prompt}], list(rests[: self.sides]), None
 
 
 def _first_user_turn(turns: list[Turn]) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.data.build import StageData
+from cores.data.build import StageData, StreamedData
 from cores.data.encode import IGNORED
-from cores.data.stream import StreamedData
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 STREAMED = 1000
@@ -32,11 +31,7 @@ def show(data: StageData | StreamedData, tokenizer: PreTrainedTokenizerBase, n: 
         for name, ids, flags in _sides(row):
             print(f"--- row {number}{name}: {len(ids)} tokens, {sum(flags)} trained")
             print(_coloured(ids, flags, tokenizer, colour))
-    print("--- lengths in tokens")
-    for line in length_lines(rows):
-        print(line)
-    for line in data.report.lines():
-        print(line)
+    print("--- lengths in tokens", *length_lines(rows), *data.report.lines(), sep="\n")
 
 
 def readable(

@@ -71,7 +71,8 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """For stage.json: split name to its fields."""
         return {
-            name: _without_none({**vars(split), "dropped": dict(split.dropped)})
+            name: {k: v for k, v in vars(split).items() if v is not None}
+            | {"dropped": dict(split.dropped)}
             for name, split in self.splits().items()
         }
 
@@ -84,10 +85,6 @@ class DataReport:
                 "data.test_fraction, or give the source a test_path"
             )
         return lines
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -105,20 +102,19 @@ class MixtureReport:
         """For stage.json: an entry a source, in `sources`."""
         return {
             "sources": [
-                {"weight": weight, "rows": count, "share": count / sum(self.counts)}
-                | source.to_json()
-                for source, weight, count in self._entries()
+                {"weight": weight, "rows": count, "share": share} | source.to_json()
+                for source, weight, count, share in self._entries()
             ]
         }
 
     def lines(self) -> list[str]:
         """For the terminal: a line a source and split."""
         lines = []
-        for source, weight, count in self._entries():
-            share = count / sum(self.counts)
+        for source, weight, count, share in self._entries():
             first, *rest = source.lines()
             lines += [f"{first}; weight {weight:g}: {count} rows, {share:.2%} of all", *rest]
         return lines
 
-    def _entries(self) -> Iterator[tuple[DataReport, float, int]]:
-        return zip(self.sources, self.weights, self.counts, strict=True)
+    def _entries(self) -> Iterator[tuple[DataReport, float, int, float]]:
+        shares = [count / sum(self.counts) for count in self.counts]
+        return zip(self.sources, self.weights, self.counts, shares, strict=True)

@@ -1,41 +1,24 @@
-"""Rows of a stage: examples become segments, then ids, or are dropped with their reason."""
+"""Rows of a stage: examples become segments, then ids, then what the stage reads, or are dropped
+with their reason."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.config.schema import Config
-from cores.config.sources import OneSource
-from cores.data.encode import CHUNK, Encoded, encode_rows
+from cores.config.schema import Config, OneSource
+from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
 from cores.data.report import SplitReport
-from cores.data.template import Segment, Template, leading_ids
+from cores.data.template import Segment, Template, leading_ids, with_system
 from cores.data.values import Turn
 
-MERGED = "prompt and reply merge into one token under the chat template"
-PAD_INSIDE = "contains the pad token"
-CONTROL = "holds the control token {}"
-
-Outcome = tuple[dict[str, Any] | None, str, bool]
-"""A row for the stage, or None and the reason; whether it was truncated."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One example, encoded: what a stage makes its row of."""
-
-    example: Example
-    rows: list[Encoded]
-    """One a conversation: two for a pair."""
-    texts: list[list[Segment]]
-    """Their segments."""
-    leading: int
-    """Tokens put before the text (BOS or none)."""
-    source: OneSource
+Texts = list[list[Segment]]
+Outcome = tuple[dict[str, Any] | str, bool]
+"""A row for the stage, or the reason why there is none; whether it was truncated."""
 
 
 class RowMaker:
@@ -45,57 +28,105 @@ class RowMaker:
     """
 
     def __init__(
-        self,
-        config: Config,
-        tokenizer: PreTrainedTokenizerBase,
-        source: OneSource,
-        reader: Reader,
-        finish: Callable[[Piece], Outcome],
+        self, config: Config, tokenizer: PreTrainedTokenizerBase, source: OneSource, reader: Reader
     ) -> None:
+        self.config = config
         self.tokenizer = tokenizer
         self.source = source
-        self.finish = finish
-        self.loss_on = config.sft.loss_on  # labels matter in stage 1 only
+        made = {"sft": self._demonstration, "reward": self._pair, "ppo": self._prompt}
+        self.made = made[reader.stage]
         self.template = Template(config.template, tokenizer)
         self.by_template = config.template.kind == "chat" and not reader.plain
-        self.verbatim = config.template.kind == "none"
         self.controls = control_tokens(tokenizer)
         self.leading = [] if self.by_template else leading_ids(tokenizer)
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
         left = iter(examples)
-        while chunk := list(islice(left, CHUNK)):
+        while chunk := [self._checked(example) for example in islice(left, CHUNK)]:
             report.read += len(chunk)
-            for piece in self._encode(chunk, report):
-                row, reason, truncated = self.finish(piece)
-                if row is None:
-                    report.dropped[reason] += 1
+            report.dropped.update(e.dropped for e in chunk if e.dropped is not None)
+            usable = [example for example in chunk if example.dropped is None]
+            texts = [
+                [self.template.segments(turns, e.row.where) for turns in e.conversations]
+                for e in usable
+            ]
+            flat = [segments for row in texts for segments in row]
+            # Labels matter in stage 1 only.
+            encoded = encode_rows(flat, self.tokenizer, self.leading, self.config.sft.loss_on)
+            for example, segments in zip(usable, texts, strict=True):
+                row, truncated = self._row(example, [next(encoded) for _ in segments], segments)
+                if isinstance(row, str):
+                    report.dropped[row] += 1
                     continue
                 report.used += 1
                 report.truncated += truncated
-                report.trimmed += piece.example.trimmed
+                report.trimmed += example.trimmed
                 yield row
 
-    def _encode(self, examples: list[Example], report: SplitReport) -> Iterator[Piece]:
-        """Encode what can be used."""
-        examples = [self._checked(example) for example in examples]
-        report.dropped.update(e.dropped for e in examples if e.dropped is not None)
-        usable = [example for example in examples if example.dropped is None]
-        texts = [
-            [self.template.segments(turns, example.row.where) for turns in example.conversations]
-            for example in usable
-        ]
-        flat = [segments for row in texts for segments in row]
-        encoded = encode_rows(flat, self.tokenizer, self.leading, self.loss_on)
-        for example, segments in zip(usable, texts, strict=True):
-            rows = [next(encoded) for _ in segments]
-            if self.by_template and any(row.merged for row in rows):
-                report.dropped[MERGED] += 1
-            elif any(self._has_pad(row.ids) for row in rows):
-                report.dropped[PAD_INSIDE] += 1
-            else:
-                yield Piece(example, rows, segments, len(self.leading), self.source)
+    def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
+        """The stage's row of an example's conversations, each encoded and as segments."""
+        if self.by_template and any(row.merged for row in rows):
+            return "prompt and reply merge into one token under the chat template", False
+        # The stock classification head reads the last id that is not pad, so none may be inside. A
+        # pad that is also the stop token is in every row, and stage 1 replaces it.
+        pad = self.tokenizer.pad_token_id
+        inside = pad is not None and any(pad in row.ids for row in rows)
+        if inside and pad != self.tokenizer.eos_token_id:
+            return "contains the pad token", False
+        return self.made(example, rows, texts)
+
+    def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
+        (row,), limit = rows, self.config.sft.max_length
+        labels = row.labels[:limit]
+        if all(label == IGNORED for label in labels[1:]):  # nothing predicts the first token
+            return "no trained token within sft.max_length", False
+        return {"input_ids": row.ids[:limit], "labels": labels}, len(row.ids) > limit
+
+    def _pair(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
+        chosen, rejected = (row.ids[: row.reply_end] for row in rows)
+        prompt_length, limit = rows[0].prompt_length, self.config.reward.max_length
+        if chosen == rejected:
+            return "chosen equals rejected", False
+        if prompt_length >= limit:
+            return "prompt as long as reward.max_length", False
+        if chosen[:limit] == rejected[:limit]:
+            return "equal after truncation to reward.max_length", False
+        row = {
+            "chosen_ids": chosen[:limit],
+            "rejected_ids": rejected[:limit],
+            "prompt_length": prompt_length,
+            "margin": example.margin,
+        }
+        return row, max(len(chosen), len(rejected)) > limit
+
+    def _prompt(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
+        ids = rows[0].ids
+        prompt = "".join(segment.text for segment in texts[0])
+        if texts[0][0].role == "text":
+            length = self._beginning(ids)
+            if length >= len(ids) - 1:  # nothing before the stop token is left to write
+                return "text not longer than prompt_tokens", False
+            ids = ids[:length]
+            prompt = self._decoded(ids)
+        if len(ids) > self.config.ppo.max_prompt_length:
+            return "prompt longer than ppo.max_prompt_length", False
+        turns = with_system(example.conversations[0], self.config.template.system_prompt)
+        columns = example.row.columns
+        return {"input_ids": ids, "prompt": prompt, "turns": turns, "row": columns}, False
+
+    def _beginning(self, ids: list[int]) -> int:
+        """Length of the beginning of `ids` that holds `prompt_tokens` tokens after the leading
+        ones, or as many more as a character takes whose bytes are spread over several."""
+        whole = self._decoded(ids)
+        for length in range(len(self.leading) + self.source.prompt_tokens, len(ids)):
+            if whole.startswith(self._decoded(ids[:length])):
+                return length
+        return len(ids)
+
+    def _decoded(self, ids: list[int]) -> str:
+        own = ids[len(self.leading) :]
+        return str(self.tokenizer.decode(own, clean_up_tokenization_spaces=False))
 
     def _checked(self, example: Example) -> Example:
         """Dropped if a turn holds a control token, which would be read as one: a stop token that a
@@ -111,22 +142,15 @@ class RowMaker:
             for token in self.controls.findall(content) if self.controls else ():
                 ids = self.tokenizer(content, add_special_tokens=False)["input_ids"]
                 if self.tokenizer.convert_tokens_to_ids(token) in ids:
-                    return replace(example, dropped=CONTROL.format(token))
+                    return replace(example, dropped=f"holds the control token {token}")
         return example
 
     def _ended_once(self, turns: list[Turn]) -> list[Turn]:
         *before, last = turns
         rest = last["content"].removesuffix(self.template.eos)
-        own = last["role"] == "text" or (last["role"] == "assistant" and self.verbatim)
+        verbatim = self.config.template.kind == "none" and last["role"] == "assistant"
+        own = last["role"] == "text" or verbatim
         return [*before, {**last, "content": rest}] if own and rest.strip() else turns
-
-    def _has_pad(self, ids: list[int]) -> bool:
-        """The stock classification head reads the last id that is not pad, so none may be inside.
-
-        A pad that is also the stop token is in every row, and stage 1 replaces it.
-        """
-        pad = self.tokenizer.pad_token_id
-        return pad is not None and pad != self.tokenizer.eos_token_id and pad in ids
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

@@ -6,15 +6,15 @@ data sets go through `datasets`.
 """
 
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from cores.config.nodes import checked
-from cores.config.sources import OneSource
+from cores.config.schema import OneSource
 from cores.data.files import READERS
 from cores.errors import UserError, readable
 from cores.runtime.hub import HUB_TIMEOUT
@@ -46,8 +46,9 @@ class Source:
     """Hidden files of the folder, which are left out."""
 
 
-def train_source(section: OneSource, key: str, streaming: bool = False) -> Source:
-    """Rows of `path` (its `split`); `key` is the section's dotted key, for errors.
+def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Source, Source | None]:
+    """Rows of `path` (its `split`); and held-out rows of `test_path` or `test_split`, None where
+    neither is set. `key` is the section's dotted key, for errors.
 
     Raises UserError for a path that is unset, missing or unreachable.
     """
@@ -56,33 +57,26 @@ def train_source(section: OneSource, key: str, streaming: bool = False) -> Sourc
             f"{key}.path is not set: this stage needs a JSON, JSONL, CSV or Parquet file, a folder "
             f"of them, or the id of a data set on the Hugging Face hub; give --{key}.path."
         )
-    return _source(section.path, section.split, section, f"{key}.path", streaming)
-
-
-def held_out_source(section: OneSource, key: str, streaming: bool = False) -> Source | None:
-    """Held-out rows of `test_path` or `test_split`; None where neither is set."""
+    train = _source(section.path, section.split, section, f"{key}.path", streaming)
     if section.test_path is not None:
         split = section.test_split or section.split
-        return _source(section.test_path, split, section, f"{key}.test_path", streaming)
+        return train, _source(section.test_path, split, section, f"{key}.test_path", streaming)
     if section.test_split is None:
-        return None
-    assert section.path is not None, "the training rows come first"
+        return train, None
     if _is_local(section.path):
         raise UserError(
             f"{key}.test_split is {section.test_split!r}, but {key}.path {section.path!r} is a "
             f"local path, and files have no splits; give the held-out rows as {key}.test_path, "
             f"or null as {key}.test_split to hold out data.test_fraction of the rows."
         )
-    return _source(section.path, section.test_split, section, f"{key}.path", streaming)
+    return train, _source(section.path, section.test_split, section, f"{key}.path", streaming)
 
 
 def _source(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Source:
-    where = f"{key} {path!r}"
-    hidden, found = (
-        0,
-        _load_hub(path, split, section, key, streaming) if not _is_local(path) else None,
-    )
-    if found is None:
+    where, hidden = f"{key} {path!r}", 0
+    files: list[Path] = []
+    found: Any = ()
+    if _is_local(path):
         if (section.name, split) != (None, "train"):
             raise UserError(
                 f"{where} is a local path, which has no configurations and no splits; remove "
@@ -92,23 +86,17 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
             files, hidden = _files(Path(path).expanduser(), key, streaming)
             fingerprints = {file.name: _fingerprint(file, streaming) for file in files}
     else:
+        found = _load_hub(path, split, section, key, streaming)
         fingerprints = {path: "streamed" if streaming else found._fingerprint}
 
-    def rows() -> Iterator[Row]:
-        if found is None:
-            for file in files:
-                yield from itertools.starmap(Row, READERS[file.suffix.lower()](file))
-        else:
-            for i, row in enumerate(found, 1):
-                yield Row(f"{path} ({split}), row {i}", dict(row))
-
     def a_pass() -> Iterator[Row]:
-        some = False
+        row = None
         with readable(where):
-            for row in itertools.islice(rows(), section.limit):
-                some = True
+            read = (Row(*each) for file in files for each in READERS[file.suffix.lower()](file))
+            sent = (Row(f"{path} ({split}), row {i}", dict(x)) for i, x in enumerate(found, 1))
+            for row in islice(chain(read, sent), section.limit):
                 yield row
-        if not some:
+        if row is None:
             raise UserError(f"{where} holds no rows; give a source with at least one row.")
 
     return Source(path, fingerprints, a_pass, hidden)

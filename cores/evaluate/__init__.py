@@ -1,5 +1,3 @@
 """What a policy is worth on prompts that no training saw. No trainer is needed."""
 
 from cores.evaluate.held_out import Evaluation, evaluate, sample_pairs
-
-__all__ = ["Evaluation", "evaluate", "sample_pairs"]

@@ -70,20 +70,14 @@ def sample_pairs(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], before: Evaluation, after: Evaluation
 ) -> list[dict[str, Any]]:
     """Replies to the same prompts before and after, the whole sequences scored, their scores."""
-    sides = {"before": before, "after": after}
+
+    def sample(side: Evaluation, i: int) -> dict[str, Any]:
+        text = readable(tokenizer, side.replies[i], skip_special_tokens=True)
+        figures = {"score": round(side.scores[i], 4), "kl": round(side.kl[i], 4)}
+        return {"text": text, "ids": side.rows[i], **figures}
+
     return [
-        {
-            "prompt": prompt,
-            **{
-                name: {
-                    "text": readable(tokenizer, side.replies[i], skip_special_tokens=True),
-                    "ids": side.rows[i],
-                    "score": round(side.scores[i], 4),
-                    "kl": round(side.kl[i], 4),
-                }
-                for name, side in sides.items()
-            },
-        }
+        {"prompt": prompt, "before": sample(before, i), "after": sample(after, i)}
         for i, prompt in enumerate(prompts)
     ]
 

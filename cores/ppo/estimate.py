@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cores.config import PPOSection
-from cores.config.estimators import ESTIMATORS
+from cores.config.ppo import ESTIMATORS
 from cores.ppo.experience import Experience, Scored
 from cores.rl import (
     adjust_scores,

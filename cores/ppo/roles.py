@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cores.config import AdamSection, Config, ModelSection, PPOSection
-from cores.config.estimators import WITH_CRITIC
+from cores.config.ppo import WITH_CRITIC
 from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model

@@ -6,6 +6,7 @@ import math
 import reprlib
 from collections.abc import Awaitable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from itertools import islice
@@ -31,19 +32,13 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
 
+@dataclass(frozen=True)
 class RewardFunctions:
     """Calls the functions of `ppo.rewards` on the replies of a rollout."""
 
-    def __init__(
-        self,
-        config: PPOSection,
-        tokenizer: PreTrainedTokenizerBase,
-        functions: dict[str, RewardFunction],
-    ) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.functions = functions
-        self.stop_ids = stop_ids(config, tokenizer)
+    config: PPOSection
+    tokenizer: PreTrainedTokenizerBase
+    functions: dict[str, RewardFunction]
 
     def __call__(self, rollout: Rollout, rows: list[dict[str, Any]]) -> Tensor:
         """Scores (B, S) float32 of the B replies, one column a function, in their order; NaN where
@@ -57,7 +52,7 @@ class RewardFunctions:
         if len(rows) != rollout.ids.shape[0]:
             raise ValueError(f"{len(rows)} rows for {rollout.ids.shape[0]} replies")
         prompts = [row["prompt"] for row in rows]
-        replies = self.texts(rollout)
+        replies = [text for text, _ in reply_texts(rollout, self.tokenizer, self.config)]
         scores = torch.empty(len(rows), len(self.functions))
         for i, (source, function) in enumerate(self.functions.items()):
             # Copies, so that what one function does to its arguments no other sees.
@@ -70,18 +65,6 @@ class RewardFunctions:
                 f"rewards: {replies!a}",  # of the replies: the same after a run was resumed
             )
             scores[:, i] = torch.tensor(_checked(returned, source, prompts, replies))
-        self._check_rows(scores, prompts, replies)
-        return scores.to(rollout.ids.device)
-
-    def texts(self, rollout: Rollout) -> list[str]:
-        """The B replies, without the token that stopped them and without special tokens.
-
-        A stop string stays: the token that completes it may hold more than its end.
-        """
-        return [text for text, _ in reply_texts(rollout, self.tokenizer, self.stop_ids)]
-
-    def _check_rows(self, scores: Tensor, prompts: list[str], replies: list[str]) -> None:
-        """UserError for a row that no source with a weight gives a number."""
         weights = self.config.rewards
         weighed = [i for i, source in enumerate(self.functions) if weights.get(source)]
         silent = scores[:, weighed].isnan().all(dim=1)
@@ -91,13 +74,17 @@ class RewardFunctions:
                 f"{_row(int(silent.nonzero()[0]), prompts, replies)}, which then has no reward; "
                 "let one of them return a number."
             )
+        return scores.to(rollout.ids.device)
 
 
 def reply_texts(
-    rollout: Rollout, tokenizer: PreTrainedTokenizerBase, stops: list[int]
+    rollout: Rollout, tokenizer: PreTrainedTokenizerBase, config: PPOSection
 ) -> list[tuple[str, bool]]:
-    """Each reply without special tokens, and whether a stop id, which is left out, ended it."""
-    replies = []
+    """Each reply without special tokens, and whether a stop id, which is left out, ended it.
+
+    A stop string stays: the token that completes it may hold more than its end.
+    """
+    replies, stops = [], stop_ids(config, tokenizer)
     for i, ended in enumerate(rollout.ended.tolist()):
         ids = rollout.response_ids[i][rollout.response_mask[i]].tolist()
         stopped = ended and ids[-1] in stops

@@ -110,7 +110,8 @@ def _limited(
             if done.wait(wait):
                 return
             signal.pthread_kill(main, INTERRUPT)
-        _end(late(sys._current_frames()[main]))
+        # From here, the main thread being lost in C.
+        STOP.leave(f"error: {late(sys._current_frames()[main])}\n", 1)
 
     for number, was in before.items():
         if callable(was) or number == INTERRUPT:
@@ -171,8 +172,3 @@ def _cause(error: BaseException, path: str) -> str:
     if isinstance(error, SyntaxError) and error.lineno:
         place, message = f"at {error.filename}:{error.lineno}", error.msg
     return f"{place}: {type(error).__name__}: {message}".rstrip(": ")
-
-
-def _end(text: str) -> None:
-    """End the process from another thread, its main one being lost in C."""
-    STOP.leave(f"error: {text}\n", 1)

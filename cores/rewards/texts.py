@@ -6,15 +6,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config
-from cores.data.render import rendered
 from cores.data.rows import control_tokens
-from cores.data.template import Template, leading_ids
+from cores.data.template import Template, leading_ids, rendered
 from cores.errors import UserError
 from cores.models import load_tokenizer
 from cores.models.loading import load_config, max_length
 from cores.rewards.call import SHORT, reply_texts
 from cores.rollout import Rollout
-from cores.rollout.stops import stop_ids
 from cores.runtime.parents import Parent
 
 Row = dict[str, Any]
@@ -44,11 +42,10 @@ class TextReward:
                 "another tokenizer or template than the policy, or fewer positions than its rows. "
                 "Set it to zero or null."
             )
+        self.config = config
         self.policy = tokenizer
-        self.stop_ids = stop_ids(config.ppo, tokenizer)
         self.tokenizer = load_tokenizer(reward.folder)
         self.positions = max_length(load_config(reward.folder))
-        self.suffix = config.template.assistant.suffix
         self.controls = control_tokens(self.tokenizer)
         self.template = None if chat else Template(config.template, self.tokenizer)
         self.leading = [] if chat else leading_ids(self.tokenizer)
@@ -57,7 +54,7 @@ class TextReward:
 
     def __call__(self, rollout: Rollout, rows: Sequence[Row]) -> list[list[int]]:
         """The ids of each of the B replies behind its prompt; rows: as of `prompt_data`, B."""
-        replies = reply_texts(rollout, self.policy, self.stop_ids)
+        replies = reply_texts(rollout, self.policy, self.config.ppo)
         texts = [self.text(row, *reply) for row, reply in zip(rows, replies, strict=True)]
         found: Any = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         self.cut = 0
@@ -78,7 +75,8 @@ class TextReward:
                 f"{where}: it has no turns, which the chat template of the reward model needs. "
                 "Give prompts, or a reward model without a chat template."
             )
-        said = {"role": "assistant", "content": self._plain(reply.removesuffix(self.suffix))}
+        reply = reply.removesuffix(self.config.template.assistant.suffix)
+        said = {"role": "assistant", "content": self._plain(reply)}
         return rendered(self.tokenizer, [*turns, said], False, where)
 
     def _plain(self, text: str) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from cores.config import Config
 from cores.data import StageData, StreamedData, TextStream, right_pad
-from cores.data.packing import pack
+from cores.data.collate import pack
 from cores.draws import seeded
 from cores.errors import UserError
 from cores.models import add_lora

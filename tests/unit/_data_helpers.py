@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cores.config.schema import Config, RoleTemplate, TemplateSection
-from cores.config.sources import DataSection, SourceSection
+from cores.config.schema import Config, DataSection, RoleTemplate, SourceSection, TemplateSection
 
 NONE = TemplateSection(kind="none")
 CHAT = TemplateSection(kind="chat")

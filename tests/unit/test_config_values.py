@@ -11,7 +11,7 @@ import pytest
 from _config_helpers import mistake, parse
 
 from cores.config import Config, parse_config
-from cores.config.help import descriptions
+from cores.config.parse import descriptions
 from cores.config.validate import check
 from scripts.config_docs import DOCS, document, sections
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from _config_helpers import mistake, parse
 
-from cores.config.sources import WeightedSource
+from cores.config.schema import WeightedSource
 
 TWO = """data:
   sft:

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from cores.config.schema import Config, TemplateSection
-from cores.config.sources import Format, SourceSection
+from cores.config.schema import Config, Format, SourceSection, TemplateSection
 from cores.data.formats import Example, Reader, Stage, choose_format
 from cores.data.sources import Row
 from cores.errors import UserError
@@ -24,7 +23,7 @@ def read(
 ) -> Example:
     template = TemplateSection(kind=kind)  # type: ignore[arg-type]
     source = SourceSection(format=wanted)
-    reader = Reader.of(Config(template=template), source, list(row), "rows.jsonl", stage, "data.x")
+    reader = Reader(Config(template=template), source, list(row), "rows.jsonl", stage, "data.x")
     return reader.read(Row("rows.jsonl:1", row))
 
 
@@ -166,7 +165,7 @@ def test_malformed_values_name_the_row(stage: Stage, row: dict[str, Any], reason
 
 def test_a_row_without_the_others_column() -> None:
     columns = ["prompt", "completion"]
-    reader = Reader.of(Config(), SourceSection(), columns, "f", "sft", "data.sft")
+    reader = Reader(Config(), SourceSection(), columns, "f", "sft", "data.sft")
     assert reader.format == "completion"
     with pytest.raises(UserError, match="f:2: column 'completion' is missing"):
         reader.read(Row("f:2", {"prompt": "Q"}))

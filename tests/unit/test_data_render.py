@@ -1,5 +1,6 @@
 """Chat templates are programs of somebody else's: bounded, and every failure is a paragraph."""
 
+import resource
 import signal
 import time
 from copy import deepcopy
@@ -7,8 +8,7 @@ from copy import deepcopy
 import pytest
 from _tokenizers import chat_like
 
-from cores.data import render
-from cores.data.render import rendered
+from cores.data.template import rendered
 from cores.errors import UserError
 
 TURNS = [{"role": "user", "content": "Hi"}]
@@ -33,8 +33,8 @@ NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% e
 )
 def test_templates_that_fail(monkeypatch: pytest.MonkeyPatch, template: str, said: str) -> None:
     """None hangs, none fills the memory, and the row is named."""
-    monkeypatch.setattr(render, "SECONDS", 0.2)
-    monkeypatch.setattr(render, "LONGEST", 1000)
+    monkeypatch.setattr("cores.data.template.SECONDS", 0.2)
+    monkeypatch.setattr("cores.data.template.LONGEST", 1000)
     tokenizer = deepcopy(chat_like())
     tokenizer.chat_template = template
     start = time.monotonic()
@@ -47,9 +47,9 @@ def test_templates_that_fail(monkeypatch: pytest.MonkeyPatch, template: str, sai
 
 def test_nothing_is_left_behind() -> None:
     """Neither an alarm nor a limit of memory outlives the rendering."""
-    before = render.resource.getrlimit(render.resource.RLIMIT_AS)
+    before = resource.getrlimit(resource.RLIMIT_AS)
     handler = signal.getsignal(signal.SIGALRM)
     assert rendered(chat_like(), TURNS, True, "a").endswith("<|im_start|>assistant\n")
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) is handler
-    assert render.resource.getrlimit(render.resource.RLIMIT_AS) == before
+    assert resource.getrlimit(resource.RLIMIT_AS) == before

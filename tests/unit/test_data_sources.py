@@ -13,9 +13,9 @@ import huggingface_hub
 import pyarrow.parquet
 import pytest
 
-from cores.config.sources import SourceSection
+from cores.config.schema import SourceSection
 from cores.data.files import LONGEST, READERS
-from cores.data.sources import Row, Source, held_out_source, train_source
+from cores.data.sources import Row, Source, sources
 from cores.data.values import text_of
 from cores.errors import UserError
 
@@ -31,7 +31,7 @@ CONTENTS = {
 
 def read(path: Path | str, **fields: object) -> Source:
     section: Any = SourceSection(path=str(path), **fields)  # type: ignore[arg-type]
-    return train_source(section, "data.sft")
+    return sources(section, "data.sft")[0]
 
 
 def rows(source: Source | None) -> list[Row]:
@@ -187,19 +187,21 @@ def test_unreadable_choices(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     assert "several kinds (.csv, .jsonl)" in refused(tmp_path)
     with pytest.raises(UserError, match=r"data\.sft\.path is not set"):
-        train_source(SourceSection(), "data.sft")
+        sources(SourceSection(), "data.sft")
 
 
 def test_held_out_rows_of_another_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x"}\n')
-    assert held_out_source(SourceSection(path=str(path)), "data.sft") is None
-    source = held_out_source(SourceSection(path="gone.jsonl", test_path=str(path)), "data.sft")
-    assert rows(source)[0].columns == {"text": "x"}
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"text": "y"}\n')
+    assert sources(SourceSection(path=str(path)), "data.sft")[1] is None
+    _, source = sources(SourceSection(path=str(path), test_path=str(other)), "data.sft")
+    assert rows(source)[0].columns == {"text": "y"}
     with pytest.raises(UserError, match=r"data\.sft\.test_path 'gone.jsonl' does not exist"):
-        held_out_source(SourceSection(path=str(path), test_path="gone.jsonl"), "data.sft")
+        sources(SourceSection(path=str(path), test_path="gone.jsonl"), "data.sft")
     with pytest.raises(UserError, match="files have no splits"):
-        held_out_source(SourceSection(path=str(path), test_split="test"), "data.sft")
+        sources(SourceSection(path=str(path), test_split="test"), "data.sft")
 
 
 def test_hub_out_of_reach_is_told_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,16 +231,16 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     section = SourceSection(path="owner/set", name="small", test_split="test", limit=2)
-    train, test = train_source(section, "data.sft"), held_out_source(section, "data.sft")
+    train, test = sources(section, "data.sft")
     assert asked == [("owner/set", "small", "train"), ("owner/set", "small", "test")]
     assert [row.columns["text"] for row in rows(train)] == ["train 0", "train 1"]
     assert [row.columns["text"] for row in rows(test)] == ["test 0", "test 1"]
     assert rows(train)[1].where == "owner/set (train), row 2"
     assert len(train.fingerprints["owner/set"]) >= 16
-    stream = train_source(section, "data.sft", streaming=True)
+    stream, held_out = sources(section, "data.sft", streaming=True)
     for _ in range(2):
         assert rows(stream) == rows(train)
-    assert rows(held_out_source(section, "data.sft", streaming=True)) == rows(test)
+    assert rows(held_out) == rows(test)
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cores.config import parse_config
-from cores.data.packing import best_fit, pack
+from cores.data.collate import best_fit, pack
 from cores.errors import UserError
 from cores.models import exclude_tokens
 from cores.models.packing import check_packing

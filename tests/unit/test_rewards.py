@@ -18,8 +18,9 @@ from _tokenizers import chat_like
 
 from cores.errors import UserError
 from cores.ppo.score import weighted_sum
-from cores.rewards.call import RewardFunctions
+from cores.rewards.call import RewardFunctions, reply_texts
 from cores.rewards.load import load_functions
+from cores.rollout import Rollout
 
 
 def scorer(*functions: Callable[..., Any], **ppo: Any) -> RewardFunctions:
@@ -30,6 +31,10 @@ def scorer(*functions: Callable[..., Any], **ppo: Any) -> RewardFunctions:
 
 def scores(*functions: Callable[..., Any]) -> torch.Tensor:
     return scorer(*functions)(TWO, ROWS)
+
+
+def texts(made: RewardFunctions, replies: Rollout) -> list[str]:
+    return [text for text, _ in reply_texts(replies, made.tokenizer, made.config)]
 
 
 def refused(returned: Any) -> str:
@@ -65,10 +70,13 @@ def test_what_a_function_is_given() -> None:
 def test_the_stop_token_is_no_part_of_the_reply() -> None:
     """Invariant 16: whichever id stopped it, once, and only where it did."""
     make = scorer(stop_token_ids=[33])
-    assert make.texts(rollout([[7, 33, 33], [9, EOS]], [True, True])) == ["w7 w33", "w9"]
-    assert make.texts(rollout([[7, 33], [33]], [True, False])) == ["w7", "w33"]
-    assert scorer().texts(rollout([[7, 33], [9]], [True, False])) == ["w7 w33", "w9"]  # stop string
-    assert make.texts(rollout([[EOS], [33]], [True, True])) == ["", ""]
+    assert texts(make, rollout([[7, 33, 33], [9, EOS]], [True, True])) == ["w7 w33", "w9"]
+    assert texts(make, rollout([[7, 33], [33]], [True, False])) == ["w7", "w33"]
+    assert texts(scorer(), rollout([[7, 33], [9]], [True, False])) == [
+        "w7 w33",
+        "w9",
+    ]  # stop string
+    assert texts(make, rollout([[EOS], [33]], [True, True])) == ["", ""]
 
 
 def test_special_tokens_and_cut_characters() -> None:
@@ -79,7 +87,7 @@ def test_special_tokens_and_cut_characters() -> None:
     made = RewardFunctions(PPO, tokenizer, {})
     plain = tokenizer("fine")["input_ids"]
     replies = rollout([cut, [special, *plain, tokenizer.eos_token_id]], [False, True])
-    assert made.texts(replies) == ["天气 ok ", "fine"]
+    assert texts(made, replies) == ["天气 ok ", "fine"]
 
 
 @pytest.mark.parametrize(

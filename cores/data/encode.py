@@ -7,6 +7,7 @@ before the cut only, so that a prompt of stage 3, which ends at a cut, has the s
 beginning of the stage-1 and stage-2 rows with that prompt.
 """
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,14 +73,22 @@ def encode_rows(
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Pieces:
     if not texts:
         return {}
-    found: Any = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # rows longer than the model are truncated or dropped later
-    )
+    try:
+        found: Any = tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # rows longer than the model are truncated or dropped later
+        )
+    except Exception as error:  # tokenizers has no class of its own for them
+        if len(texts) > 1:  # which of them it is
+            return {k: v for text in texts for k, v in _tokenize([text], tokenizer).items()}
+        raise UserError(
+            f"the tokenizer cannot encode the text {reprlib.repr(texts[0])} ({error}). Correct it, "
+            "or give a model whose tokenizer has an unknown token or knows every byte."
+        ) from None
     starts = ([start for start, _ in offsets] for offsets in found["offset_mapping"])
     return dict(zip(texts, zip(found["input_ids"], starts, strict=True), strict=True))
 

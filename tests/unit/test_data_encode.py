@@ -7,6 +7,7 @@ from _data_helpers import CHAT, NONE, ROLES
 from _tokenizers import CHATML, chat_like, gpt2_like, llama_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cores.config.schema import RoleTemplate, TemplateSection
@@ -259,3 +260,14 @@ def test_tokenizers_that_cannot_work() -> None:
 
     with pytest.raises(UserError, match="fast tokenizer"):
         list(encode_rows([[Segment("text", "x", True)]], Slow(), []))  # type: ignore[arg-type]
+
+
+def test_texts_that_a_tokenizer_cannot_encode() -> None:
+    """Without an unknown token a word that it does not have is an error of the library's, which
+    names nothing; here the text is named, not those beside it."""
+    words = Tokenizer(models.WordLevel({"towel": 0, "room": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    rows = [[Segment("text", text, True)] for text in ("towel", "towel bath", "room")]
+    with pytest.raises(UserError, match=r"cannot encode the text 'towel bath' \(.*unknown token"):
+        list(encode_rows(rows, tokenizer, []))

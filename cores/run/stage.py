@@ -86,6 +86,8 @@ class StageRun:
             self.seconds_before = self.resumed.numbers["seconds"]
 
     def _claim(self) -> None:
+        if LOG.path is not None:  # a run before this one in the same process has failed
+            LOG.attach(None)
         if (note := self.lock.take()) is not None:
             self.launch.say(note)
         settle(self.final)
@@ -97,6 +99,12 @@ class StageRun:
             self.launch.say(f"--resume never: removes {self.path} ({self._contents()})")
             shutil.rmtree(self.path)
         begun = read_json(self.path / STATE) if self.path.exists() else {}
+        if begun.get("version", 0) > VERSION:
+            raise UserError(
+                f"{self.path / STATE}: written by a newer version of this program (form "
+                f"{begun['version']}; this one knows {VERSION}). Update the program, or give "
+                "another --output_dir."
+            )
         self.resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
         for note in notes:
             self.launch.say(note)
@@ -216,8 +224,14 @@ class StageRun:
         """What `action` returns; None, and a line, if it fails: no reason to lose the stage."""
         try:
             return action()
-        except UserError as error:
-            self.launch.say(f"note: {what} failed and is left out: {error}")
+        except Stopped:
+            raise
+        except Exception as error:
+            known = isinstance(error, UserError)
+            if self.launch.world > 1 and not known:
+                raise  # of this rank alone, in the middle of what the others wait for
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            self.launch.say(f"note: {what} failed and is left out: {reason}")
             return None
 
     def log(self, step: int, values: dict[str, float], line: str) -> None:
@@ -298,7 +312,8 @@ class StageRun:
         if not self.launch.is_main:
             return
         self.writer.shutdown()  # a checkpoint that is under way is finished
-        LOG.attach(None)
+        if error is None or LOG.path is None:
+            LOG.attach(None)  # else what is said of the error is yet to come
         if error is not None and (self.path / STATE).exists() and self.lock.number is not None:
             with contextlib.suppress(OSError):  # the disk is full: the folder stays as it is
                 self._write_state(f"{kind.__name__ if kind else ''}: {error}"[:2000])

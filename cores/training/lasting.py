@@ -59,15 +59,18 @@ class Lasting:
                 trainer.train(resume_from_checkpoint=folder)
         self.run.stepped()
 
-    def _load_from_checkpoint(self, *unused: Any, **more: Any) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done before the trainer was made, the same way under every launch."""
 
     def _load_rng_state(self, checkpoint: Any) -> None:
         """Nothing draws from a generator's past: see `Steps.on_step_begin`."""
 
-    def _prepare_for_training(self, max_steps: int, dataloader: Any, resume: Any) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
         trainer: Any = self
-        prepared = super()._prepare_for_training(max_steps, dataloader, None)  # type: ignore[misc]
+        theirs = super()._prepare_for_training  # type: ignore[misc]
+        prepared = theirs(max_steps, train_dataloader, None)
         resumed = self.run.resumed
         if resumed is not None and resumed.step:
             self.held.of_trainer(trainer).load_moments(resumed.tensors)

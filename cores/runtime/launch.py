@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import ElsewhereError, UserError
 from cores.runtime.checks import ASKED, check_clipping, check_launch, config_file
-from cores.runtime.watch import WAITING, WATCH
+from cores.runtime.ranks import WAITING, WATCH
 from cores.sharding import Whole, sharding
 from cores.sharding.asked import deepspeed_asked
 

@@ -61,7 +61,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("calibration-std", "the unbiased deviation in calibration",
              "raw.std(correction=0)", "raw.std(correction=1)"),
             ("calibration-numbers", "the same random numbers on all ranks in calibration",
-             '"calibration")[launch.rank :: launch.world]', '"calibration")'),
+             "    drawn = drawn[launch.rank :: launch.world]\n", ""),
             ("calibration-live", "the model in memory keeps its old mean",
              "    model.mean = stock.config.reward_mean\n", ""),
         ],

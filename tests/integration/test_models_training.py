@@ -244,7 +244,7 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
     raw = ScalarModel(classifier(kind))
     for each in (model, raw):
         each.model.score.weight.data *= 3  # far from a deviation of 1
-    facts = calibrate(model, made, PROMPTS * 10, PAD, 8, LAUNCH, seed=0, tokens=6)
+    facts = calibrate(short_replies(), model, made, PROMPTS * 10, PAD, 8, LAUNCH)
     before = torch.tensor(score_rows(raw, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     after = torch.tensor(score_rows(model, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     assert len(made.rows) == facts["samples"] == 40
@@ -293,4 +293,4 @@ def test_a_reward_model_that_does_not_vary_is_refused(weight: float) -> None:
         model.score.weight.fill_(weight)
     made = policy_engine(short_replies(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     with pytest.raises(UserError, match="teaches nothing"):
-        calibrate(ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH, seed=0, tokens=6)
+        calibrate(short_replies(), ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH)

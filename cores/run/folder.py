@@ -23,11 +23,10 @@ from cores.run.checkpoint import Checkpoint
 from cores.run.files import exchange, settle, sync_tree
 from cores.run.lock import Lock
 from cores.runtime.launch import Launch
+from cores.runtime.parents import VERSION, check_version
 from cores.runtime.screen import LOG
 
 STATE, CHECKPOINTS = "state.json", "checkpoints"
-VERSION = 1
-"""Of state.json's form."""
 ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
 """Files that grow with the steps, and the key that says at which."""
 FREE = ("output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect")
@@ -65,7 +64,7 @@ class Folder:
             self.launch.say(f"--resume never: removes {self.path} ({count}, {newest})")
             shutil.rmtree(self.path)
         if self.path.exists():
-            self.found = _read_state(self.path / STATE)
+            self.found = read_state(self.path / STATE)
         resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
         for note in notes:
             self.launch.say(note)
@@ -137,14 +136,10 @@ class Folder:
         self.lock.release()
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    state = read_json(path)
-    version = state.get("version", 0)
-    if type(version) is int and version > VERSION:
-        raise UserError(
-            f"{path}: written by a newer version of this program (form {version}; this one knows "
-            f"{VERSION}). Update the program, or give another --output_dir."
-        )
+def read_state(path: Path, remedy: str = "") -> dict[str, Any]:
+    """state.json of an unfinished run; UserError if it is damaged, or of a newer program."""
+    state = read_json(path, remedy)
+    check_version(path, state)
     return state
 
 

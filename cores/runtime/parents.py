@@ -22,7 +22,7 @@ BASES = {"sft": "base", "reward": "sft"}
 """The parent whose weights a stage's adapter goes on."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
 VERSION = 1
-"""Of stage.json's form; 0 where it names none."""
+"""Of stage.json's form, and of an unfinished run's state.json; 0 where they name none."""
 OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth"]
 """Files of a hub's model that hold its weights in other forms."""
 
@@ -104,15 +104,21 @@ def policy_tokenizer(config: Config, policy: Parent) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_record(parent: Parent, remedy: str) -> None:
-    """UserError unless its stage.json is of the form that stages write."""
-    path, record = parent.folder / "stage.json", parent.record
+def check_version(path: Path, record: dict[str, Any]) -> Any:
+    """The version of the form of a record; UserError if a newer program wrote it."""
     version = record.get("version", 0)
     if type(version) is int and version > VERSION:
         raise UserError(
             f"{path}: written by a newer version of this program (form {version}; this one knows "
             f"{VERSION}). Update the program, or give another --output_dir."
         )
+    return version
+
+
+def _check_record(parent: Parent, remedy: str) -> None:
+    """UserError unless its stage.json is of the form that stages write."""
+    path, record = parent.folder / "stage.json", parent.record
+    version = check_version(path, record)
     try:
         files, parents = record["files"], record["parents"].values()
         objects = [files, record["config"]["template"], *(p.get("files", {}) for p in parents)]

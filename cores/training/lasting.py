@@ -110,8 +110,8 @@ class Lasting(Trainer):
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(self, run: StageRun, names: dict[str, str], **arguments: Any) -> None:
-        """`names`: entries of the trainer's log, with the names shown."""
+    def __init__(self, run: StageRun, names: list[str], **arguments: Any) -> None:
+        """`names`: entries of the trainer's log that are shown."""
         super().__init__(**arguments)
         self.run, self.held = run, run.launch.sharding
         self.skipped = self.left_out = 0
@@ -182,10 +182,8 @@ class Lasting(Trainer):
 class Steps(TrainerCallback):
     """Between the steps: random numbers, the log, checkpoints, the end."""
 
-    def __init__(self, trainer: Any, names: dict[str, str]) -> None:
-        self.trainer = trainer
-        self.names = names
-        """Entry of the trainer's log to the name shown."""
+    def __init__(self, trainer: Lasting, names: list[str]) -> None:
+        self.trainer, self.names = trainer, names
         self.told = False
         """The run was told to stop."""
 
@@ -222,7 +220,7 @@ class Steps(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         run = self.trainer.run
-        values = {ours: float(logs[theirs]) for theirs, ours in self.names.items()}
+        values = {name: float(logs[name]) for name in self.names}
         if run.config.faults.nonfinite == "skip":  # of the last step, which may be left out
             values = {name: x for name, x in values.items() if name == "loss" or math.isfinite(x)}
             values["skipped_steps"], self.trainer.left_out = float(self.trainer.left_out), 0

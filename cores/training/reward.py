@@ -86,7 +86,7 @@ def train_reward(
         )
         made = PairTrainer(
             run,
-            {name: name for name in ("loss", "accuracy", "margin", "learning_rate")},
+            ["loss", "accuracy", "margin", "learning_rate"],
             model=model,
             args=one_gpu(arguments),
             train_dataset=Dataset.from_list(rows),

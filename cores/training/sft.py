@@ -65,13 +65,12 @@ def train_sft(
 ) -> Any:
     """`model`, trained: see `lasting.train`."""
     dataset, count = _dataset(config, rows, run.launch)
-    names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
     def trainer() -> Lasting:
         common = common_arguments(config, config.sft, "sft", count, run)
         return Lasting(
             run,
-            names,
+            ["loss", "grad_norm", "learning_rate"],
             model=model,
             args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
             train_dataset=dataset,

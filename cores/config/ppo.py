@@ -184,9 +184,9 @@ class PPOSection:
     """Cap of those weights."""
     old_logprobs: Literal["auto", "recompute"] = "auto"
     """What ratios compare with. auto: the log-probs that the engine sampled with, if on the run's
-    first rollout (with adapters the first one behind a step of theirs) they are the trainer's
-    within a tolerance (fp32: 1e-5 nats a token, at most 1e-4; bf16: 0.01, at most 0.5), which
-    saves a forward pass an update; without rollout_correction.
+    first rollout (with adapters the first one behind a step of theirs), and again on every tenth
+    behind it, they are the trainer's within a tolerance (fp32: 1e-5 nats a token, at most 1e-4;
+    bf16: 0.01, at most 0.5), which saves a forward pass an update; without rollout_correction.
     recompute: the trainer's, teacher-forced, always."""
     eval_prompts: int = 128
     """Held-out prompts on which score and KL are measured before and after. 0: no

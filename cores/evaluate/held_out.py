@@ -9,8 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cores.data import readable
-from cores.ppo.batches import share
-from cores.ppo.experience import Scored, gather_rows
+from cores.ppo.experience import Scored, gather_rows, share
 from cores.ppo.score import Row, Scorer
 from cores.rl import kl_estimate
 

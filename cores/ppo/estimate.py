@@ -26,14 +26,6 @@ def has_critic(ppo: PPOSection) -> bool:
     return ESTIMATORS[ppo.estimator].critic
 
 
-def weighted_sum(parts: Tensor, weights: list[float]) -> Tensor:
-    """Scores (B,) of parts (B, S): the sum over sources of weight times score, NaN counting as 0:
-    a reward function that says None of a row."""
-    if parts.dim() != 2 or parts.shape[1] != len(weights):
-        raise ValueError(f"parts has shape {tuple(parts.shape)}, expected (B, {len(weights)})")
-    return torch.where(parts.isnan(), 0.0, parts * parts.new_tensor(weights)).sum(dim=1)
-
-
 def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
     """Rewards a token, advantages and returns, over the rows of all ranks."""
     mask = scored.response_mask

@@ -2,10 +2,13 @@
 
 One alignment throughout: index t of every (B, T) tensor is response token t, and values[:, t] is
 the value of the state before it. What lies outside `response_mask` has no meaning.
+
+Behind it, which rows go through a model together: so many rows, or so many tokens with their
+padding, decided on the host from lengths that are read once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,9 +17,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cores.ppo.batches import Lengths, on_device, widened
+from cores.config import PPOSection
 from cores.runtime.launch import Launch
 
+Lengths = Sequence[tuple[int, int]]
+"""Prompt and response tokens of each row. A forward pass pads both to their longest."""
+FORWARD_FACTOR = 4
+"""Rows or tokens of a forward pass that keeps nothing for a backward one, to one that does."""
 S = TypeVar("S", bound="Scored")
 
 
@@ -71,8 +78,7 @@ class Scored:
 
     def to(self: S, device: torch.device | str) -> S:
         """The same on another device."""
-        moved = {name: column.to(device) for name, column in columns(self).items()}
-        return with_columns(type(self), moved)
+        return replace(self, **{name: x.to(device) for name, x in columns(self).items()})
 
     def as_selected(self, lengths: Lengths, widths: int) -> Lengths:
         """`lengths` of some of the rows as `select` makes them: where there is any padding, they
@@ -88,8 +94,7 @@ class Scored:
         prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
         width = self.response_mask.shape[1]
         left = max(1, *prompts) - (self.mask.shape[1] - width)
-        taken = _fitted(taken, left, max(1, *responses) - width)
-        result = with_columns(type(self), taken)
+        result = replace(self, **_fitted(taken, left, max(1, *responses) - width))
         vars(result)["lengths"] = lengths
         return result
 
@@ -110,12 +115,6 @@ def columns(scored: Scored) -> dict[str, Tensor]:
     """The columns that there are, by name."""
     found = {f.name: getattr(scored, f.name) for f in fields(scored)}
     return {name: column for name, column in found.items() if column is not None}
-
-
-def with_columns(cls: type[S], found: dict[str, Tensor]) -> S:
-    """The opposite of `columns`."""
-    every: dict[str, Any] = dict.fromkeys(f.name for f in fields(cls))
-    return cls(**{**every, **found})
 
 
 def _fitted(found: dict[str, Tensor], left: int, right: int) -> dict[str, Tensor]:
@@ -145,10 +144,10 @@ def gather_rows(scored: Scored, launch: Launch) -> Scored:
     if launch.world == 1:
         return scored
     rows = {name: column.cpu() for name, column in columns(scored).items()}
-    return _concatenate(gather_object([rows]), launch.device)
+    return replace(scored, **_concatenate(gather_object([rows]), launch.device))
 
 
-def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> Scored:
+def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
     response = max(p["response_mask"].shape[1] for p in parts)
     prompt = max(p["mask"].shape[1] - p["response_mask"].shape[1] for p in parts)
     collected: dict[str, list[Tensor]] = {name: [] for name in parts[0]}
@@ -157,5 +156,93 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> Scored
         left = prompt - (part["mask"].shape[1] - part["response_mask"].shape[1])
         for name, value in _fitted(part, left, right).items():
             collected[name].append(value)
-    made = {name: torch.cat(values).to(device) for name, values in collected.items()}
-    return with_columns(Scored, made)
+    return {name: torch.cat(values).to(device) for name, values in collected.items()}
+
+
+def widened(lengths: Lengths, widths: int) -> Lengths:
+    """Lengths rounded up to multiples of `widths`."""
+    return [
+        (-(-prompt // widths) * widths, -(-response // widths) * widths)
+        for prompt, response in lengths
+    ]
+
+
+def by_length(rows: Sequence[int], lengths: Lengths) -> list[int]:
+    """The longest first: neighbours then need little padding, and memory runs out at once or not
+    at all."""
+    return sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
+
+
+def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) -> list[list[int]]:
+    """`rows` in parts of `size` rows, or of at most `tokens` tokens if that is not None.
+
+    Tokens are those of the forward pass, padding included; a row that has more goes alone.
+    """
+    parts: list[list[int]] = []
+    prompt = response = 0  # longest of the part being filled
+    for row in rows:
+        longer = max(prompt, lengths[row][0]), max(response, lengths[row][1])
+        count = len(parts[-1]) + 1 if parts else 1
+        fits = count <= size if tokens is None else count * sum(longer) <= tokens
+        if parts and fits:
+            parts[-1].append(row)
+            prompt, response = longer
+        else:
+            parts.append([row])
+            prompt, response = lengths[row]
+    return parts
+
+
+def room(ppo: PPOSection, halved: bool, factor: int = 1) -> tuple[int, int | None]:
+    """Rows and, where they decide, tokens of `factor` micro-batches."""
+    size, tokens = factor * ppo.microbatch_size, ppo.microbatch_tokens
+    tokens = None if tokens is None else factor * tokens
+    if not halved:
+        return size, tokens
+    return max(1, size // 2), None if tokens is None else tokens // 2
+
+
+def for_scoring(lengths: Lengths, ppo: PPOSection, halved: bool = False) -> list[list[int]]:
+    """All rows, the longest first, in parts for a forward pass without a backward one."""
+    rows = by_length(range(len(lengths)), lengths)
+    return cut(rows, lengths, *room(ppo, halved, FORWARD_FACTOR))
+
+
+def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
+    """`parts` as `count` parts, none of them empty, by halving the largest as often as it takes.
+
+    ValueError if there are fewer rows than that, or more parts.
+    """
+    if not len(parts) <= count <= sum(map(len, parts)):
+        raise ValueError(f"{parts} cannot be {count} parts")
+    parts = list(parts)
+    while len(parts) < count:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        half = (len(parts[largest]) + 1) // 2
+        parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
+    return parts
+
+
+def shared(
+    rows: Sequence[int], lengths: Lengths, world: int, size: int, tokens: int | None
+) -> list[list[list[int]]]:
+    """The micro-batches of each of `world` ranks: as many on each, since they meet at every one.
+
+    `world` divides the number of rows, which are dealt out by length.
+    """
+    ordered = by_length(rows, lengths)
+    ranks = [cut(ordered[rank::world], lengths, size, tokens) for rank in range(world)]
+    most = max(map(len, ranks))
+    return [in_parts(parts, most) for parts in ranks]
+
+
+def share(batch: list[Any], rank: int, world: int) -> list[Any]:
+    """Rank `rank`'s consecutive part of `batch`, whose length `world` divides."""
+    size = len(batch) // world
+    return batch[rank * size : (rank + 1) * size]
+
+
+def on_device(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Row numbers (N,) on `device`, without waiting for what it is computing."""
+    index = torch.tensor(rows, dtype=torch.int64)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index

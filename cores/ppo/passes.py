@@ -1,6 +1,6 @@
 """Forward and backward of one micro-batch, and the step behind the last, for actor and critic."""
 
-from dataclasses import fields
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,19 +10,31 @@ from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.plain import attention_problem, looks_for_outliers
-from cores.ppo.experience import Experience, columns, with_columns
-from cores.ppo.objective import (
-    Terms,
-    Totals,
-    critic_objective,
-    policy_objective,
-    response_values,
+from cores.ppo.experience import Experience, Scored, columns
+from cores.ppo.roles import Roles, TrainedRole
+from cores.rl import (
+    kl_estimate,
+    masked_mean,
+    policy_loss,
+    rollout_weights,
+    sequence_weights,
+    value_loss,
 )
-from cores.ppo.roles import Roles
-from cores.ppo.trained import TrainedRole
-from cores.rl import masked_mean
+from cores.rl.coati import read_values
 from cores.runtime.captured import Captured, KeptGradients, Tensors
 from cores.runtime.launch import Launch
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of the whole minibatch over all ranks: what sums over its parts are divided by."""
+
+    tokens: Tensor
+    """0-d, response tokens."""
+    replies: int
+
 
 SMALL = 500_000_000
 """Parameters of a model up to which its passes are captured unasked: kernels of larger ones run
@@ -54,11 +66,8 @@ class Passes:
             if self._captures(role):
                 role.make_capturable()
                 self.kept[role.name] = KeptGradients(role.trained.parameters)
-
-    @property
-    def widths(self) -> int:
+        self.widths = WIDTHS if self.kept else 1
         """What the widths of padded micro-batches are multiples of."""
-        return WIDTHS if self.kept else 1
 
     def _captures(self, role: TrainedRole) -> bool:
         """Whether the role's passes are captured; UserError if they must be and cannot."""
@@ -136,8 +145,7 @@ class Passes:
         lengths, whole = batch.lengths, batch.attended is None
 
         def work(inputs: Tensors) -> Tensors:
-            found = {f.name: inputs[f.name] for f in fields(Experience) if f.name in inputs}
-            own = with_columns(Experience, found)
+            own = replace(batch, **{name: inputs[name] for name in columns(batch)})
             vars(own)["lengths"] = lengths  # read for padding alone, which `whole` tells
             gradients.begin(turn.first, turn.last)
             with self.launch.autocast():
@@ -157,3 +165,89 @@ class Passes:
         if turn.last:
             role.count(terms.pop("grad_norm"))
         return terms
+
+
+def policy_objective(
+    batch: Experience,
+    logprobs: Tensor,
+    entropy: Tensor | None,
+    totals: Totals,
+    ppo: PPOSection,
+    kl_coef: float | Tensor,
+) -> tuple[Tensor, Terms]:
+    """The actor's loss, 0-d, and its statistics: this micro-batch's share of the minibatch's.
+
+    The clipped surrogate, plus kl_coef * KL where it is paid in the loss, less entropy_coef *
+    entropy, scaled down where the ptx loss is mixed in. logprobs, entropy (B, T) have gradients;
+    entropy may be None where entropy_coef is 0.
+    """
+    mask, tokens = batch.response_mask, totals.tokens
+    mean = _mean_weights(batch, totals, ppo)
+    weights = mean
+    extra: Terms = {}
+    if ppo.rollout_correction != "none":
+        correction = rollout_weights(
+            batch.logprobs, batch.rollout_logprobs, mask, ppo.rollout_correction, ppo.rollout_cap
+        )
+        weights = correction if mean is None else correction * mean
+        extra["rollout_weight"] = masked_mean(correction, mask, tokens)
+    loss, stats = policy_loss(
+        logprobs,
+        batch.logprobs,
+        batch.advantages,
+        mask,
+        ppo.clip,
+        tokens,
+        clip_high=ppo.clip_high,
+        dual_clip=ppo.dual_clip,
+        weights=weights,
+    )
+    extra["policy_loss"] = loss.detach()
+    if ppo.kl_in == "loss":
+        kl = kl_estimate(logprobs, batch.ref_logprobs, ppo.kl_kind, mask)
+        kl_loss = masked_mean(kl if mean is None else kl * mean, mask, tokens)
+        loss = loss + kl_coef * kl_loss
+        extra["kl_loss"] = kl_loss.detach()
+    if ppo.entropy_coef:
+        assert entropy is not None
+        loss = loss - ppo.entropy_coef * masked_mean(
+            entropy if mean is None else entropy * mean, mask, tokens
+        )
+    if ppo.ptx_coef and ppo.ptx_mix == "convex":
+        loss = (1 - ppo.ptx_coef) * loss
+    return loss, {**stats, **extra}
+
+
+def critic_objective(
+    batch: Experience, values: Tensor, totals: Totals, ppo: PPOSection
+) -> tuple[Tensor, Terms]:
+    """The critic's loss, 0-d, and its statistics; values (B, T) have gradients."""
+    loss, stats = value_loss(
+        values,
+        batch.values,
+        batch.returns,
+        batch.response_mask,
+        ppo.value_clip,
+        totals.tokens,
+        weights=_mean_weights(batch, totals, ppo),
+    )
+    return loss, {**stats, "value_loss": loss.detach()}
+
+
+def response_values(values: Tensor, batch: Scored, ppo: PPOSection) -> Tensor:
+    """Values (B, T) of the states before the response tokens, from all (B, L)."""
+    width = batch.response_mask.shape[1]
+    if ppo.estimator == "coati":
+        switches = ppo.coati
+        return read_values(
+            values, batch.mask, width, switches.mean_over_positions, switches.r_minus_v
+        )
+    return values[:, -width - 1 : -1]
+
+
+def _mean_weights(batch: Experience, totals: Totals, ppo: PPOSection) -> Tensor | None:
+    """What makes the mean over tokens one over replies, if that is asked for."""
+    if ppo.loss_mean == "tokens" and ppo.estimator != "coati":
+        return None
+    with torch.no_grad():
+        return sequence_weights(batch.response_mask, totals.tokens, totals.replies)

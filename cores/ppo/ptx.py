@@ -8,7 +8,7 @@ from torch import Tensor
 from cores.data import right_pad
 from cores.data.encode import IGNORED
 from cores.draws import in_epochs
-from cores.ppo.batches import share
+from cores.ppo.experience import share
 from cores.rl import masked_sum
 
 

@@ -1,6 +1,7 @@
 """Replies sampled, and what the models and functions say of them: all that an evaluation needs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -11,13 +12,12 @@ from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models.scalar import last_attended
-from cores.ppo.batches import for_scoring, in_parts, on_device
-from cores.ppo.estimate import weighted_sum
-from cores.ppo.experience import Scored
-from cores.ppo.objective import response_values
+from cores.ppo.experience import Scored, for_scoring, in_parts, on_device
+from cores.ppo.passes import response_values
 from cores.ppo.roles import Roles
 from cores.ppo.state import PPOState
 from cores.rewards.call import RewardFunctions
+from cores.rl import masked_mean
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
@@ -167,21 +167,76 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
 
     Of one process alone: others would wait where this one turned back.
     """
-    try:
-        return work()
-    except RuntimeError as error:
-        short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not short:
-            raise
-        if scorer.state.halved or scorer.launch.world > 1:
-            raise UserError(
-                f"ppo: memory ran out ({str(error).splitlines()[0]}). Lower ppo.microbatch_size or "
-                "ppo.microbatch_tokens (the result is the same), set model.gradient_checkpointing, "
-                "or launch with shards (docs/launching.md); the run goes on from its last "
-                "checkpoint only with the same options."
-            ) from None
+    while True:
+        try:
+            return work()
+        except RuntimeError as error:
+            _make_room(scorer, error)  # raises the second time
+
+
+def _make_room(scorer: Scorer, error: RuntimeError) -> None:
+    """Halve what goes through a model together; UserError where that cannot be, the error itself
+    where it is another."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    if scorer.state.halved or scorer.launch.world > 1:
+        raise UserError(
+            f"ppo: memory ran out ({str(error).splitlines()[0]}). Lower ppo.microbatch_size or "
+            "ppo.microbatch_tokens (the result is the same), set model.gradient_checkpointing, "
+            "or launch with shards (docs/launching.md); the run goes on from its last "
+            "checkpoint only with the same options."
+        ) from None
     scorer.state.halved = True
     scorer.launch.say("note: memory ran out; from here on micro-batches are half as large")
     if scorer.launch.device.type == "cuda":
         torch.cuda.empty_cache()
-    return work()
+
+
+def weighted_sum(parts: Tensor, weights: list[float]) -> Tensor:
+    """Scores (B,) of parts (B, S): the sum over sources of weight times score, NaN counting as 0:
+    a reward function that says None of a row."""
+    if parts.dim() != 2 or parts.shape[1] != len(weights):
+        raise ValueError(f"parts has shape {tuple(parts.shape)}, expected (B, {len(weights)})")
+    return torch.where(parts.isnan(), 0.0, parts * parts.new_tensor(weights)).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest mismatch |trainer - engine| of a token's log-prob, in nats."""
+
+    mean: float
+    """Over all tokens."""
+    largest: float
+    """Of any token."""
+
+
+TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "bf16": Tolerance(0.01, 0.5)}
+"""By precision. fp32: rounding through some tens of layers stays below; a ratio is off by 0.01% at
+most, where it is clipped at 20%. bf16: with 8 bits two right computations of one token differ by
+hundredths, in the tail by tenths; 0.01 moves a ratio by a twentieth of the clip. A real mistake (a
+position, a temperature, a mask) is off by nats."""
+LOOK = 10
+"""Updates between looks. A forward pass of the actor every so often costs under 1% of an update."""
+
+
+def looks(ppo: PPOSection, update: int) -> bool:
+    """Whether the rollout of an update (from 0) is scored by the trainer too, to decide on."""
+    if ppo.old_logprobs == "recompute" or ppo.rollout_correction != "none":
+        return False  # the correction weighs one against the other: both are always there
+    after = ppo.critic_warmup + 1 if ppo.lora.rank else 0
+    return update >= after and (update - after) % LOOK == 0
+
+
+def decide(scored: Scored, precision: str) -> tuple[bool, str]:
+    """Whether rollouts from now on bring the old log-probs, from the rows of all ranks; a line."""
+    gap = torch.where(scored.response_mask, (scored.logprobs - scored.rollout_logprobs).abs(), 0.0)
+    mean, largest = masked_mean(gap, scored.response_mask).item(), gap.max().item()
+    limit = TOLERANCES[precision]
+    agree = mean <= limit.mean and largest <= limit.largest
+    found = (
+        f"old log-probs: the engine's differ from the trainer's by {mean:.1e} nats a token, at "
+        f"most {largest:.1e} (tolerated: {limit.mean:g}, {limit.largest:g})"
+    )
+    if agree:
+        return True, f"{found}; from here on they are the rollout's own"
+    return False, f"{found}; they are recomputed for every update"

@@ -11,18 +11,14 @@ from torch import Tensor
 from cores.config import FaultsSection, PPOSection
 from cores.draws import permutation
 from cores.errors import UserError
-from cores.ppo.batches import on_device, room, shared
-from cores.ppo.estimate import estimate, has_critic
-from cores.ppo.experience import Experience, Scored, gather_rows
-from cores.ppo.objective import Totals
-from cores.ppo.passes import Passes, Turn
+from cores.ppo.estimate import estimate
+from cores.ppo.experience import Experience, Scored, gather_rows, on_device, room, shared
+from cores.ppo.passes import Passes, Totals, Turn
 from cores.ppo.ptx import PtxRows, ptx_loss
-from cores.ppo.reuse import decide, looks
-from cores.ppo.roles import Roles
-from cores.ppo.score import Row, Scorer, with_room
+from cores.ppo.roles import Roles, TrainedRole
+from cores.ppo.score import Row, Scorer, decide, looks, with_room
 from cores.ppo.state import PPOState
 from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
-from cores.ppo.trained import TrainedRole
 from cores.rewards.call import RewardFunctions
 from cores.rl import lr_factor, next_kl_coef
 from cores.rollout import RolloutEngine
@@ -96,7 +92,7 @@ class PPOTrainer(Scorer):
         # 4 update: epochs of minibatches, each one optimizer step of every trained role
         steps = self.update(experience)
         # 5 steer the price of KL, which the statistics show as it was
-        stats = describe(experience, list(c.rewards), has_critic(c), reused)
+        stats = describe(experience, list(c.rewards), self.roles.critic is not None, reused)
         if self.roles.texts is not None:
             cut = torch.tensor(float(self.roles.texts.cut), device=self.launch.device)
             stats["reward_truncated"] = over_ranks({"cut": cut}, self.launch.world)["cut"].item()
@@ -113,11 +109,6 @@ class PPOTrainer(Scorer):
         UserError, on every rank, if anything in it is no number.
         """
         scored = scored.to("cpu")
-        self._check(scored)
-        return estimate(scored, self.config, self.state.kl_coef).to(self.launch.device)
-
-    def _check(self, scored: Scored) -> None:
-        """Whose numbers are none, in which rows."""
         mask, critic = scored.response_mask, self.roles.critic is not None
         columns = {
             "the actor's log-probs": (~scored.logprobs.isfinite() & mask).any(dim=1),
@@ -135,6 +126,7 @@ class PPOTrainer(Scorer):
                     "trained, look at the weights in ppo.rewards, or compute in fp32 "
                     "(--model.precision fp32)."
                 )
+        return estimate(scored, self.config, self.state.kl_coef).to(self.launch.device)
 
     def update(self, experience: Experience) -> list[Stats]:
         """`epochs` passes of minibatches, each exactly one optimizer step of every trained role.
@@ -144,7 +136,12 @@ class PPOTrainer(Scorer):
         """
         limit, self.minibatch = self.config.early_stop_kl, 0
         steps: list[Unread] = []
-        for rows in self._minibatches(experience.ids.shape[0]):
+        count, now = experience.ids.shape[0], self.state.update
+        orders = [
+            torch.tensor(permutation(count, self.seed, "minibatches", now, epoch))
+            for epoch in range(self.config.epochs)
+        ]
+        for rows in (rows for order in orders for rows in order.split(self.config.minibatch_size)):
             steps.append(self.optimize(experience, rows))
             if limit is not None and float(steps[-1].get("approx_kl", 0.0)) > limit:
                 break
@@ -152,11 +149,6 @@ class PPOTrainer(Scorer):
         self.state.update += 1
         self.minibatch = 0
         return found
-
-    def _minibatches(self, count: int) -> Iterator[Tensor]:
-        for epoch in range(self.config.epochs):
-            order = permutation(count, self.seed, "minibatches", self.state.update, epoch)
-            yield from torch.tensor(order).split(self.config.minibatch_size)
 
     def _finite(self, steps: list[Stats]) -> list[Stats]:
         """The steps that were taken; UserError for a gradient that was no number, unless it may be
@@ -201,7 +193,7 @@ class PPOTrainer(Scorer):
         self.minibatch += 1
         return {
             **over_ranks(sums, self.launch.world),
-            **{role.norm_name: role.grad_norm for role in trained},
+            **{f"{role.name}_grad_norm": role.grad_norm for role in trained},
             "learning_rate_factor": factors[trained[0].name],
         }
 

@@ -5,13 +5,10 @@ token counts. What lies outside the mask, NaN included, reaches no result and no
 results are 0 there. Half precision is computed in float32; float64 stays.
 """
 
-from cores.rl.advantages import explained_variance, gae, whiten
-from cores.rl.correction import rollout_weights
-from cores.rl.estimators import grpo, reinforce_pp, rloo
-from cores.rl.kl import kl_estimate
-from cores.rl.losses import pairwise_loss, policy_loss, sequence_weights, value_loss
+from cores.rl.advantages import explained_variance, gae, grpo, reinforce_pp, rloo, whiten
+from cores.rl.losses import policy_loss, rollout_weights, sequence_weights, value_loss
 from cores.rl.masked import masked_mean, masked_moments, masked_sum
-from cores.rl.rewards import adjust_scores, shape_rewards
+from cores.rl.rewards import adjust_scores, kl_estimate, shape_rewards
 from cores.rl.schedule import lr_factor, next_kl_coef
 
 __all__ = [
@@ -25,7 +22,6 @@ __all__ = [
     "masked_moments",
     "masked_sum",
     "next_kl_coef",
-    "pairwise_loss",
     "policy_loss",
     "reinforce_pp",
     "rloo",

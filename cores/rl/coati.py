@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cores.rl.advantages import gae
-from cores.rl.kl import kl_estimate
 from cores.rl.masked import full_precision, select
+from cores.rl.rewards import kl_estimate
 
 
 def mean_over_row(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The losses of stage 2 and stage 3. Shapes: chosen, rejected (B,); the rest (B, T).
+"""The losses of stage 3. Shapes: (B, T).
 
 `weights` (B, T) multiply the loss of each token: importance weights, or `sequence_weights`.
 Losses and statistics divide by the number of valid tokens, or by `denominator`: the minibatch's
@@ -7,11 +7,12 @@ statistics of the micro-batches add up to the minibatch's. (ratio_max does not a
 largest.)
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from cores.rl.masked import full_precision, masked_mean, select
+from cores.rl.masked import masked_mean, select
 
 
 def policy_loss(
@@ -118,27 +119,25 @@ def _weighted(x: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
     return x * weights
 
 
-def pairwise_loss(
-    chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, center_coef: float = 0.0
+def rollout_weights(
+    logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    response_mask: Tensor,
+    kind: Literal["truncate", "mask"],
+    cap: float,
 ) -> Tensor:
-    """Mean of -log sigmoid(chosen - rejected - margin), 0-d; scores (B,) each.
+    """Importance weights (B, T) of tokens sampled by another engine, 0 outside the mask.
 
-    Bradley-Terry: Ouyang et al. 2022, eq. 1. margin (B,), in units of score, is what the chosen
-    side has to lead by (Touvron et al. 2023, "Llama 2", eq. 2). center_coef weighs the mean of
-    (chosen + rejected)^2, which pulls scores towards 0 (Eisenstein et al. 2023, "Helping or
-    herding?", arXiv 2312.09244). logsigmoid rather than log(sigmoid(...)), which
-    underflows to -inf.
+    w = exp(logprobs - rollout_logprobs): 1 where trainer and engine agree. truncate: min(w, cap)
+    (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
+    mask: w where it lies in 1 / cap .. cap, else 0: the token is left out. No gradient.
     """
-    for x in (rejected,) if margin is None else (rejected, margin):
-        if x.shape != chosen.shape:
-            raise ValueError(
-                f"expected shape {tuple(chosen.shape)} as chosen, got {tuple(x.shape)}"
-            )
-    chosen, rejected = full_precision(chosen), full_precision(rejected)
-    lead = chosen - rejected
-    if margin is not None:
-        lead = lead - margin
-    loss = -logsigmoid(lead).mean()
-    if center_coef:
-        loss = loss + center_coef * (chosen + rejected).square().mean()
-    return loss
+    logprobs, rollout_logprobs = select(response_mask, logprobs, rollout_logprobs)
+    weights = (logprobs - rollout_logprobs).detach().exp()
+    if kind == "truncate":
+        weights = weights.clamp(max=cap)
+    elif kind == "mask":
+        weights = torch.where((weights <= cap) & (weights >= 1 / cap), weights, 0.0)
+    else:
+        raise ValueError(f"correction {kind!r} is unknown; use truncate or mask")
+    return torch.where(response_mask, weights, 0.0)

@@ -40,26 +40,19 @@ def masked_mean(x: Tensor, mask: Tensor, denominator: float | Tensor | None = No
     the whole minibatch's count of tokens, so that the means of its micro-batches add up to its
     own. With nothing valid the mean is 0.
     """
-    total = masked_sum(x, mask)
+    total = select(mask, x)[0].sum()
     count = mask.sum() if denominator is None else denominator
     count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     # Only 0 is affected: 0 / tiny is 0, where 0 / 0 would be NaN.
     return total / count.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-def masked_moments(
-    x: Tensor, mask: Tensor, mean: float | Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean and biased (population) variance of x (B, T) where mask (B, T), both 0-d.
-
-    mean: None for x's own, else the mean that the variance is taken around. Exactly (c, 0) for
-    an x of constant c.
-    """
+def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased (population) variance of x (B, T) where mask (B, T), both 0-d. Exactly (c, 0)
+    for an x of constant c."""
     (x,) = select(mask, x)
-    if mean is None:
-        mean = masked_mean(x, mask)
-        # A second pass takes away the rounding error of the first, which in a large constant
-        # input would be all there is to whiten.
-        mean = mean + masked_mean(x - mean, mask)
-    mean = torch.as_tensor(mean, dtype=x.dtype, device=x.device)
+    mean = masked_mean(x, mask)
+    # A second pass takes away the rounding error of the first, which in a large constant
+    # input would be all there is to whiten.
+    mean = mean + masked_mean(x - mean, mask)
     return mean, masked_mean((x - mean).square(), mask)

@@ -16,14 +16,12 @@ from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.models.loading import check_length, check_scalar
-from cores.ppo.batches import share
 from cores.ppo.estimate import has_critic
-from cores.ppo.experience import Experience
+from cores.ppo.experience import Experience, share
 from cores.ppo.ptx import PtxRows
-from cores.ppo.roles import Roles
+from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.score import Row
 from cores.ppo.stats import Stats
-from cores.ppo.trained import TrainedRole
 from cores.ppo.trainer import PPOTrainer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import RewardFunction

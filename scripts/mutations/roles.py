@@ -4,7 +4,7 @@ from scripts.mutations.ppo import PPO, Bug
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/ppo/roles.py": (
-        (*PPO, "tests/integration/test_quantization.py"),
+        (*PPO, "tests/integration/test_quantization.py", "tests/unit/test_ppo_captured.py"),
         [
             ("actor-dropout", "dropout on in the actor",
              "load_policy(folder, dropout=False, frozen",
@@ -39,11 +39,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "module.requires_grad_(False).eval()", "module.eval()"),
             ("frozen-train", "reference and reward model in training mode",
              "module.requires_grad_(False).eval()", "module.requires_grad_(False)"),
-        ],
-    ),
-    "cores/ppo/trained.py": (
-        (*PPO, "tests/integration/test_quantization.py", "tests/unit/test_ppo_captured.py"),
-        [
             ("adam-of-actor", "the critic's optimizer settings are the actor's",
              "return ppo.critic_adam, ppo.critic_learning_rate",
              "return ppo.actor_adam, ppo.critic_learning_rate"),

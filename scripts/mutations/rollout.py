@@ -1,6 +1,6 @@
 """Bugs in the rollout engines; see rl.py for the form."""
 
-from scripts.mutations.models import Bug
+from scripts.mutations.ppo import PPO, Bug
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/rollout/engine.py": (
@@ -225,7 +225,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/passes.py": (
-        ("tests/unit/test_ppo_captured.py", "tests/unit/test_ppo_terms.py"),
+        ("tests/unit/test_ppo_captured.py", *PPO),
         [
             ("pass-step", "a captured pass steps at every micro-batch",
              'if turn.last:\n                terms["grad_norm"]',
@@ -238,6 +238,42 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'inputs["kl_coef"]\n', "kl_coef\n"),
             ("pass-tokens", "the number of tokens is that of the capture",
              'Totals(inputs["tokens"], totals.replies)', "totals"),
+            ("old-logprobs-reference", "ratio to the reference, not the rollout's policy",
+             "        batch.logprobs,\n        batch.advantages,",
+             "        batch.ref_logprobs,\n        batch.advantages,"),
+            ("old-logprobs-new", "ratio to the policy as it is now: always 1",
+             "        batch.logprobs,\n        batch.advantages,",
+             "        logprobs.detach(),\n        batch.advantages,"),
+            ("old-logprobs-engine", "ratio to the engine's log-probs",
+             "        batch.logprobs,\n        batch.advantages,",
+             "        batch.rollout_logprobs,\n        batch.advantages,"),
+            ("advantages-returns", "returns in place of advantages",
+             "        batch.advantages,\n", "        batch.returns,\n"),
+            ("critic-target", "the critic learns advantages",
+             "        batch.returns,\n", "        batch.advantages,\n"),
+            ("old-values-new", "value clip around the value as it is now",
+             "        batch.values,\n", "        values.detach(),\n"),
+            ("clips-swapped", "the value's clip for the policy",
+             "        ppo.clip,\n", "        ppo.value_clip,\n"),
+            ("value-clip-swapped", "the policy's clip for the value",
+             "        ppo.value_clip,\n", "        ppo.clip,\n"),
+            ("micro-denominator", "the micro-batch's own tokens (actor)",
+             "        tokens,\n", "        None,\n"),
+            ("micro-denominator-critic", "the micro-batch's own tokens (critic)",
+             "        totals.tokens,\n", "        None,\n"),
+            ("value-shift", "values of the state after the token",
+             "    return values[:, -width - 1 : -1]\n", "    return values[:, -width:]\n"),
+            ("entropy-sign", "entropy is lowered",
+             "loss - ppo.entropy_coef", "loss + ppo.entropy_coef"),
+            ("kl-loss-sign", "KL in the loss is rewarded",
+             "loss + kl_coef * kl_loss", "loss - kl_coef * kl_loss"),
+            ("kl-loss-old", "KL in the loss without a gradient",
+             "kl_estimate(logprobs, batch", "kl_estimate(logprobs.detach(), batch"),
+            ("convex", "the policy's loss keeps its whole weight in the convex mix",
+             "(1 - ppo.ptx_coef) * loss", "loss"),
+            ("value-mean", "values are means over the row (the original's)",
+             'if ppo.estimator == "coati":', "if True:"),
+            ("length-term", "loss_mean ignored", 'ppo.loss_mean == "tokens" and', "True or"),
         ],
     ),
     "cores/rollout/graph/cache.py": (

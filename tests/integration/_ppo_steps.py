@@ -12,7 +12,7 @@ import torch
 from cores.config import Config, LoraSection, PPOSection
 from cores.models import load_tokenizer
 from cores.ppo import PPOTrainer, Roles, build_roles, gather_rows
-from cores.ppo.batches import share
+from cores.ppo.experience import share
 from cores.rollout import Rollout, response_mask
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cores.rl import pairwise_loss, policy_loss, value_loss
+from cores.rl import policy_loss, value_loss
 
 GENERATOR_SEED = 5
 
@@ -87,68 +87,3 @@ def test_value_loss_without_clipping_is_half_mse():
     torch.testing.assert_close(loss, mse / 2)
     torch.testing.assert_close(stats["value_error"], mse)
     assert stats["value_clip_fraction"] == 0
-
-
-@pytest.mark.parametrize("sizes", [[8], [4, 4], [1] * 8, [3, 2, 2, 1]])
-def test_micro_batches_under_one_denominator(sizes):
-    """Invariant 21: loss, gradient and statistics of a batch, in any micro-batches, actor and
-    critic, though the micro-batches hold unequal numbers of tokens (and one of them none)."""
-    tensors, mask = _batch()
-    logprobs, old_logprobs, advantages, values, old_values, returns = tensors
-    cases = [
-        (logprobs, lambda x, s, n: policy_loss(x, old_logprobs[s], advantages[s], mask[s], 0.2, n)),
-        (values, lambda x, s, n: value_loss(x, old_values[s], returns[s], mask[s], 0.1, n)),
-    ]
-    for start, loss_of in cases:
-        whole = start.clone().requires_grad_()
-        whole_loss, whole_stats = loss_of(whole, slice(None), None)
-        whole_loss.backward()
-        parts = start.clone().requires_grad_()
-        loss, stats, first = 0.0, {}, 0
-        for size in sizes:
-            s = slice(first, first + size)
-            part_loss, part_stats = loss_of(parts[s], s, mask.sum())
-            part_loss.backward()
-            loss += part_loss.detach()
-            for key, value in part_stats.items():
-                seen = stats.get(key, torch.zeros(()))
-                stats[key] = torch.maximum(seen, value) if key == "ratio_max" else seen + value
-            first += size
-        torch.testing.assert_close(loss, whole_loss.detach())
-        torch.testing.assert_close(parts.grad, whole.grad)
-        for key, value in whole_stats.items():
-            torch.testing.assert_close(stats[key].to(value.dtype), value, rtol=1e-5, atol=1e-6)
-
-
-def test_pairwise_loss_is_cross_entropy():
-    """Invariant 26: BCE with logits on the difference, target 1; cross-entropy over the two."""
-    generator = torch.Generator().manual_seed(2)
-    chosen, rejected, margin = torch.randn(3, 16, generator=generator) * 3
-    bce = functional.binary_cross_entropy_with_logits
-    torch.testing.assert_close(
-        pairwise_loss(chosen, rejected), bce(chosen - rejected, torch.ones(16))
-    )
-    torch.testing.assert_close(
-        pairwise_loss(chosen, rejected, margin=margin),
-        bce(chosen - rejected - margin, torch.ones(16)),
-    )
-    first = torch.zeros(16, dtype=torch.long)
-    as_classes = functional.cross_entropy(torch.stack([chosen, rejected], dim=1), first)
-    torch.testing.assert_close(pairwise_loss(chosen, rejected), as_classes)
-
-
-def test_swapping_the_pair_flips_the_sign():
-    """Invariant 26: of the gradient's direction; and the two losses differ by the mean lead."""
-    generator = torch.Generator().manual_seed(4)
-    chosen, rejected = torch.randn(2, 16, generator=generator)
-    swapped = pairwise_loss(rejected, chosen)
-    lead = (chosen - rejected).mean()
-    torch.testing.assert_close(swapped - pairwise_loss(chosen, rejected), lead)
-
-    def slope(a, b, wanted):
-        leaf = wanted.clone().requires_grad_()
-        pairwise_loss(*(leaf if x is wanted else x for x in (a, b))).backward()
-        return leaf.grad
-
-    assert (slope(chosen, rejected, chosen) < 0).all()
-    assert (slope(rejected, chosen, chosen) > 0).all()

@@ -21,8 +21,7 @@ from _ppo import SGD, experience_of
 from cores.config import Config
 from cores.config.validate import check
 from cores.models import Actor, ScalarModel
-from cores.ppo.batches import by_length, cut, in_parts, shared
-from cores.ppo.passes import Passes
+from cores.ppo.experience import by_length, cut, in_parts, shared
 from cores.runtime.launch import Launch
 
 LENGTHS = [(3, 5), (6, 2), (1, 1), (4, 4), (2, 6), (6, 6)]
@@ -72,7 +71,7 @@ def test_every_rank_takes_as_many() -> None:
 def test_budgets_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariants 4, 21: scores, parameters of actor and critic and every statistic are those of one
     forward pass, and no pass is above its budget."""
-    monkeypatch.setattr("cores.ppo.batches.FORWARD_FACTOR", 1)  # scoring in small parts too
+    monkeypatch.setattr("cores.ppo.experience.FORWARD_FACTOR", 1)  # scoring in small parts too
     found = []
     for tokens in (None, 12, 25, 40):
         trainer = make_trainer(kind, microbatch_size=8, microbatch_tokens=tokens, **SGD)
@@ -108,7 +107,7 @@ def test_a_budget_holds_for_rows_made_wider(monkeypatch: pytest.MonkeyPatch) -> 
     trainer = make_trainer("gpt2", batch_size=8, minibatch_size=8, microbatch_tokens=24)
     experience = trainer.estimate(trainer.score(fixed_rollout(8)))
     for widths in (1, 4, 8):
-        monkeypatch.setattr(Passes, "widths", widths)
+        monkeypatch.setattr(trainer.passes, "widths", widths)
         sizes = []
         for micro, _ in trainer._micro_batches(experience, torch.arange(8)):
             batch = experience.select(micro, widths=widths)

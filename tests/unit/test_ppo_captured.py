@@ -13,7 +13,7 @@ from _ppo import experience_of
 from cores.config import LoraSection
 from cores.errors import UserError
 from cores.ppo import passes
-from cores.ppo.objective import response_values
+from cores.ppo.passes import response_values
 from cores.runtime import captured
 from cores.runtime.captured import Captured, Graph, Tensors
 

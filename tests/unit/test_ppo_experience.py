@@ -13,8 +13,7 @@ from _models import KINDS, PROMPTS, CountReward, Scored, fixed_rollout, make_tra
 from cores.draws import in_epochs
 from cores.evaluate import evaluate, sample_pairs
 from cores.ppo import Scorer, gather_rows
-from cores.ppo.batches import share
-from cores.ppo.experience import _concatenate
+from cores.ppo.experience import _concatenate, share
 from cores.runtime.launch import Launch
 
 COLUMNS = [f.name for f in fields(Scored)]
@@ -97,7 +96,7 @@ def test_parts_of_unequal_width_are_joined() -> None:
     rank order; prompts are padded on the left, replies on the right, with an id that exists."""
     first, second = numbered([(2, 3), (1, 1)]), numbered([(4, 1), (3, 2)], base=5)
     parts = [{n: getattr(part, n) for n in COLUMNS} for part in (first, second)]
-    joined = _concatenate(parts, torch.device("cpu"))
+    joined = replace(first, **_concatenate(parts, torch.device("cpu")))
     assert rows_of(joined) == rows_of(first) + rows_of(second)
     assert joined.ids.shape == (4, 4 + 3)
     assert torch.equal(joined.mask[:, 4:], joined.response_mask)
@@ -121,9 +120,8 @@ def test_joined_rows_give_the_same_numbers(kind: str) -> None:
         trainer.score(fixed_rollout(seed=i, width=4 + 2 * i, prompts=p))
         for i, p in enumerate(prompts)
     ]
-    joined = _concatenate(
-        [{n: getattr(h, n) for n in COLUMNS} for h in halves], torch.device("cpu")
-    )
+    parts = [{n: getattr(half, n) for n in COLUMNS} for half in halves]
+    joined = replace(halves[0], **_concatenate(parts, torch.device("cpu")))
     again = trainer.score(
         type(fixed_rollout())(
             joined.ids, joined.mask, joined.response_mask, joined.rollout_logprobs, joined.ended

@@ -17,7 +17,7 @@ from _models import (
 )
 
 from cores.evaluate import evaluate
-from cores.ppo.reuse import LOOK, TOLERANCES, decide, looks
+from cores.ppo.score import LOOK, TOLERANCES, decide, looks
 from cores.runtime.launch import Launch
 
 
@@ -144,7 +144,7 @@ def test_a_wrong_engine_is_told_and_not_believed(monkeypatch: pytest.MonkeyPatch
 def test_an_engine_may_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 33: every so many updates one is scored by the trainer too; whichever way it is
     then decided holds until the next look, and one line says so where it changes."""
-    monkeypatch.setattr("cores.ppo.reuse.LOOK", 2)
+    monkeypatch.setattr("cores.ppo.score.LOOK", 2)
     trainer = make_trainer("gpt2", updates=8)
     generate, lines = trainer.engine.generate, said_by(trainer, monkeypatch)
     measured, told = [], []

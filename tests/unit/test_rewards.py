@@ -17,7 +17,7 @@ from _rewards import ROWS, TWO, rollout
 from _tokenizers import chat_like
 
 from cores.errors import UserError
-from cores.ppo.estimate import weighted_sum
+from cores.ppo.score import weighted_sum
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import load_functions
 

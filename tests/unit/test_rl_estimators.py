@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cores.rl import grpo, reinforce_pp, rloo
-from cores.rl.estimators import EPS
+from cores.rl.advantages import EPS
 
 NAN = float("nan")
 MASK = torch.tensor([[True, True], [True, False], [True, False], [True, True]])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cores.rl import masked_mean, masked_sum, pairwise_loss, policy_loss, value_loss
+from cores.rl import masked_mean, masked_sum, policy_loss, value_loss
 
 NAN = float("nan")
 RATIOS = torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.1, NAN]])
@@ -111,40 +111,8 @@ def test_masked_sum_and_mean():
     assert masked_mean(x, torch.zeros(1, 3, dtype=torch.bool)) == 0
 
 
-def test_pairwise_loss_by_hand():
-    """Invariant 26: -log sigmoid of the difference: log 2 when equal, log(1 + e^-2) for 2."""
-    assert pairwise_loss(torch.tensor([1.0]), torch.tensor([1.0])).item() == pytest.approx(
-        math.log(2)
-    )
-    chosen, rejected = torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])
-    expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(1))) / 2
-    assert pairwise_loss(chosen, rejected).item() == pytest.approx(expected)
-
-
-def test_pairwise_loss_options():
-    """Invariant 26: the margin is subtracted from the lead; centring adds mean (c + r)^2."""
-    chosen, rejected = torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])
-    with_margin = pairwise_loss(chosen, rejected, margin=torch.tensor([2.0, 0.0]))
-    expected = (math.log(2) + math.log1p(math.exp(1))) / 2
-    assert with_margin.item() == pytest.approx(expected)
-    centred = pairwise_loss(chosen, rejected, center_coef=0.01)
-    extra = 0.01 * (16 + 1) / 2
-    assert centred.item() == pytest.approx(pairwise_loss(chosen, rejected).item() + extra)
-
-
-def test_pairwise_loss_does_not_underflow():
-    """Invariant 26: a lead of -200 costs 200, where log(sigmoid(-200)) is -inf in float32."""
-    chosen = torch.tensor([-100.0], requires_grad=True)
-    loss = pairwise_loss(chosen, torch.tensor([100.0]))
-    loss.backward()
-    assert loss.item() == pytest.approx(200)
-    assert chosen.grad.item() == pytest.approx(-1)
-
-
 def test_shapes_that_would_broadcast():
-    """(B,) against (B, 1) would make (B, B) pairs; it is refused, in the token losses too."""
-    with pytest.raises(ValueError, match="as chosen"):
-        pairwise_loss(torch.zeros(3), torch.zeros(3, 1))
+    """(B, T) against (B, 1) would go unnoticed; it is refused."""
     mask = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="as the mask"):
         policy_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 1), mask, 0.2)

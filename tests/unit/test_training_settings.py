@@ -12,7 +12,6 @@ from _training import pairs, sft_rows, training_config
 
 from cores.config import Config, SFTSection
 from cores.models import ScalarModel
-from cores.rl import pairwise_loss
 from cores.run import StageRun
 from cores.training.calibration import calibration_prompts
 from cores.training.lasting import common_arguments
@@ -30,9 +29,12 @@ def test_held_out_loss_is_without_dropout() -> None:
     assert found == [pytest.approx(expected, rel=1e-6)] * 2
 
 
-def test_centring_reaches_the_loss(tmp_path: Path) -> None:
-    """Invariant 26: the first step's loss has center_coef times the mean (chosen + rejected)^2."""
-    config, rows = training_config(tmp_path, 8), pairs(8)
+def test_the_loss_of_pairs(tmp_path: Path) -> None:
+    """Invariant 26: the first step's is the mean of -log sigmoid(chosen - rejected - margin), and
+    center_coef times that of (chosen + rejected)^2."""
+    margins = torch.arange(8) / 4
+    config = training_config(tmp_path, 8)
+    rows = [{**pair, "margin": m} for pair, m in zip(pairs(8), margins.tolist(), strict=True)]
     config = replace(config, reward=replace(config.reward, center_coef=0.5))
     model = classifier("gpt2")
     sides = ([pair[name] for pair in rows] for name in ("chosen_ids", "rejected_ids"))
@@ -42,9 +44,11 @@ def test_centring_reaches_the_loss(tmp_path: Path) -> None:
     run = begun(config, "reward")
     train_reward(config, model, rows, toy_tokenizer(), run)
     first, *_ = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    expected = pairwise_loss(chosen, rejected, center_coef=0.5)
-    assert json.loads(first)["loss"] == pytest.approx(expected.item(), rel=1e-3)
-    assert expected - pairwise_loss(chosen, rejected) > 0.1
+    lead = -torch.nn.functional.logsigmoid(chosen - rejected - margins).mean()
+    centre = 0.5 * (chosen + rejected).square().mean()
+    assert json.loads(first)["loss"] == pytest.approx((lead + centre).item(), rel=1e-3)
+    assert centre > 0.1
+    assert abs(lead + torch.nn.functional.logsigmoid(chosen - rejected).mean()) > 0.1
 
 
 def test_calibration_asks_the_prompts_of_the_pairs() -> None:

@@ -20,8 +20,7 @@ def main(argv: list[str]) -> None:
     from cores.models.packing import check_packing
     from cores.models.quantization import check_quantization
     from cores.run import StageRun
-    from cores.runtime.fingerprint import base_facts, tokenizer_fingerprint
-    from cores.runtime.hub import cache_if_unreachable
+    from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.training.sft import sft_model, train_and_judge
 

@@ -37,10 +37,11 @@ def main(argv: list[str]) -> None:
     from cores.files import read_json
     from cores.models import save_model
     from cores.run import checkpoint
+    from cores.run.folder import read_state
     from cores.runtime.launch import quiet
 
     quiet()
-    state = read_json(run / "state.json", "Give the folder of an unfinished run.")
+    state = read_state(run / "state.json", "Give the folder of an unfinished run.")
     folder = run / "checkpoints" / f"step-{options.step}"
     if not folder.is_dir():
         found = checkpoint.steps(run / "checkpoints")

@@ -17,7 +17,7 @@ from cores.config.nodes import checked
 from cores.config.schema import OneSource
 from cores.data.files import READERS
 from cores.errors import UserError, readable
-from cores.runtime.hub import HUB_TIMEOUT
+from cores.runtime.fingerprint import HUB_TIMEOUT
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cores.rl import masked_mean
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.runtime.launch import Launch
-from cores.runtime.watch import WATCH
+from cores.runtime.ranks import WATCH
 
 Row = dict[str, Any]
 Texts = list[list[int]] | None

@@ -135,20 +135,20 @@ def damage(folder: Path, step: int) -> str | None:
     try:
         manifest = read_json(folder / MANIFEST)
         version, files = manifest["version"], manifest["files"]
-        if version > VERSION:
-            raise UserError(
-                f"{folder}: written by a newer version of this program (checkpoints of form "
-                f"{version}, known up to {VERSION}). Go on with that one."
-            )
-        wrong = [name for name, facts in files.items() if _facts(folder / name) != facts]
-        if manifest["step"] != step or NUMBERS not in files:
-            return "its manifest is of another"
+        newer, wrong = version > VERSION, []
+        if not newer:
+            wrong = [name for name, facts in files.items() if _facts(folder / name) != facts]
+            if manifest["step"] != step or NUMBERS not in files:
+                return "its manifest is of another"
+    except UserError as error:
+        return str(error)
     except (OSError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
-    except UserError as error:
-        if "newer version" in str(error):
-            raise
-        return str(error)
+    if newer:
+        raise UserError(
+            f"{folder}: written by a newer version of this program (checkpoints of form "
+            f"{version}, known up to {VERSION}). Go on with that one."
+        )
     return f"{wrong[0]} is not what was written" if wrong else None
 
 

@@ -37,26 +37,27 @@ class Lock:
 
         UserError while another run holds it, or if the folder cannot be written.
         """
-        self.made = _missing(self.path.parent)
+        folder = self.path.parent
+        self.made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             while self.number is None:
                 self.number = self._try()
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                file = next((p for p in self.path.parents if p.is_file()), None)
-                if file is not None:
-                    raise UserError(
-                        f"output_dir: {file} is a file, not a folder. Choose another folder."
-                    ) from None
-                raise UserError(
-                    f"output_dir: {self.path.parent} cannot be written: {error.strerror}. Give "
-                    "another --output_dir, or make it writable."
-                ) from None
-            return (
-                f"note: the file system of {self.path.parent} has no locks ({error.strerror}): a "
-                "second run on it would not be noticed"
-            )
+            if error.errno in NO_LOCKS:
+                return (
+                    f"note: the file system of {folder} has no locks ({error.strerror}): a second "
+                    "run on it would not be noticed"
+                )
+            file = next((place for place in self.path.parents if place.is_file()), None)
+            if file is not None:
+                problem = f"{file} is a file, not a folder. Choose another folder."
+            else:
+                problem = (
+                    f"{folder} cannot be written: {error.strerror}. Give another --output_dir, or "
+                    "make it writable."
+                )
+            raise UserError(f"output_dir: {problem}") from None
         os.truncate(self.number, 0)
         os.write(self.number, json.dumps(_holder()).encode())
         return None
@@ -93,23 +94,16 @@ class Lock:
                 folder.rmdir()
 
 
-def _missing(folder: Path) -> list[Path]:
-    return [place for place in (folder, *folder.parents) if not place.exists()]
-
-
 def _holder() -> dict[str, str]:
-    with contextlib.suppress(KeyError, OSError):  # a user without a name
-        return _facts(getpass.getuser())
-    return _facts(str(os.getuid()))
-
-
-def _facts(user: str) -> dict[str, str]:
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name
+        user = str(os.getuid())
     return {
         "process": str(os.getpid()),
         "host": socket.gethostname(),
         "user": user,
-        "since": started,
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv[:1]),
     }
 
@@ -117,10 +111,8 @@ def _facts(user: str) -> dict[str, str]:
 def _who(number: int) -> str:
     """The holder as it says of itself; it may just be about to."""
     try:
-        facts = json.loads(os.pread(number, 4096, 0))
-        return (
-            f"process {facts['process']} on {facts['host']} (user {facts['user']}, since "
-            f"{facts['since']})"
-        )
+        who = json.loads(os.pread(number, 4096, 0))
+        process, since = f"process {who['process']} on {who['host']}", who["since"]
+        return f"{process} (user {who['user']}, since {since})"
     except (ValueError, KeyError, TypeError, OSError):
         return "another run"

@@ -1,15 +1,20 @@
 """One stream of metrics: JSON lines always, trackers when asked, a status line on the screen."""
 
+import contextlib
+import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cores.config import Config
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+
+from cores.config import Config, plain
 from cores.errors import UserError
 from cores.files import not_finite
-from cores.run.trackers import finish_trackers, start_trackers
+from cores.run.folder import flat
 from cores.runtime.launch import Launch
 
 
@@ -25,10 +30,7 @@ class Metrics:
         self.last: dict[str, float] = last_row(self.path) if launch.is_main else {}
         """The newest row."""
         if launch.is_main:
-            self._try("start", lambda: self._start(config, stage, folder))
-
-    def _start(self, config: Config, stage: str, folder: Path) -> None:
-        self.trackers = start_trackers(config, stage, folder)
+            self._try("start", lambda: self.trackers.extend(start_trackers(config, stage, folder)))
 
     def _try(self, what: str, action: Callable[[], None]) -> None:
         try:
@@ -50,13 +52,57 @@ class Metrics:
 
     def close(self) -> None:
         """Close the trackers: the folder is moved next."""
-
-        def finish() -> None:
-            for line in finish_trackers(self.trackers):
-                self.launch.say(line)
-
-        self._try("finish", finish)
+        self._try("finish", self._finish)
         self.trackers = []
+
+    def _finish(self) -> None:
+        for tracker in self.trackers:
+            settings = tracker.tracker.settings if tracker.name == "wandb" else None
+            tracker.finish()
+            if settings and settings.mode == "offline":
+                say = f"wandb is offline; `wandb sync {settings.sync_dir}` sends this run"
+                self.launch.say(say)
+
+
+class _QuietTrackio(TrackioTracker):
+    """Without trackio's seven lines on the screen, and without a second goodbye at exit."""
+
+    def start(self) -> None:
+        """Begin the run."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().start()
+
+    def finish(self) -> None:
+        """End the run; trackio's own function also forgets it."""
+        import trackio
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            trackio.finish()
+
+
+def start_trackers(config: Config, stage: str, folder: Path) -> list[GeneralTracker]:
+    """The trackers of `logging.trackers`, begun, with the configuration as their hyperparameters.
+
+    The run is named `<output_dir's name>/<stage>`. TensorBoard writes to `folder`/tensorboard, W&B
+    to <output_dir>/wandb, trackio to its own place (TRACKIO_DIR).
+    """
+    root = Path(config.output_dir).expanduser()
+    project, run, settings = config.logging.project, f"{root.name}/{stage}", flat(plain(config))
+    trackers: list[GeneralTracker] = []
+    for name in dict.fromkeys(config.logging.trackers):
+        if name == "tensorboard":
+            trackers.append(TensorBoardTracker("tensorboard", logging_dir=folder))
+        elif name == "wandb":
+            mode = os.environ.get("WANDB_MODE", "offline")  # a run must not wait for a login
+            quiet = {"silent": mode == "offline"}
+            options = {"dir": str(root), "mode": mode, "config": settings, "settings": quiet}
+            trackers.append(WandBTracker(project, name=run, **options))
+        else:
+            trackers.append(_QuietTrackio(project, name=run, config=settings))
+        trackers[-1].start()
+        if name == "tensorboard":  # the others are made with them
+            trackers[-1].store_init_configuration(settings)
+    return trackers
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
@@ -71,23 +117,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
         file.write(line)
 
 
-def cut(path: Path, key: str, last: int) -> None:
-    """Take out the rows behind `last`: they are made again. Half a row, of a kill, goes as well."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)[key] <= last:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    path.write_text("".join(kept), encoding="utf-8")
-
-
 def last_row(path: Path) -> dict[str, Any]:
     """The last row of a file of JSON lines; empty where there is none."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return json.loads(lines[-1]) if lines else {}

@@ -1,63 +1,43 @@
-"""A run of one stage, from the claim of its folder to the finished stage.
+"""A run of one stage, from the claim of its folder to the finished stage."""
 
-`<output_dir>/<stage>.unfinished` holds everything until the stage is whole and takes the place of
-`<output_dir>/<stage>`: metrics, samples, what the screen said, and checkpoints to go on from.
-"""
-
-import contextlib
-import os
-import shlex
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
-
-import psutil
 
 from cores.config import Config, plain
 from cores.errors import UserError
-from cores.files import read_json, write_json
+from cores.files import write_json
 from cores.run import checkpoint
 from cores.run.checkpoint import Checkpoint, State
-from cores.run.files import exchange, settle, sync_tree
-from cores.run.keys import differing
-from cores.run.lock import Lock
-from cores.run.metrics import Metrics, append, cut
+from cores.run.folder import CHECKPOINTS, Folder, command
+from cores.run.metrics import Metrics, append
 from cores.runtime.fingerprint import model_files, versions
 from cores.runtime.launch import Launch
-from cores.runtime.screen import LOG, show_everything
+from cores.runtime.parents import VERSION
+from cores.runtime.screen import show_everything
 from cores.runtime.stop import STOP, Stopped
 
 T = TypeVar("T")
-STATE, RECORD, CHECKPOINTS = "state.json", "stage.json", "checkpoints"
-VERSION = 1
-"""Of state.json and stage.json."""
-ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
-"""Files that grow with the steps, and the key that says at which."""
-REPLACE = "Give --overwrite to replace it, or another --output_dir."
 
 
 class StageRun:
     """The one owner of what a run writes. As a context manager: whatever goes wrong within, what
     was trained stays, and the next run may begin."""
 
+    metrics: Metrics
+    """From `begin` on."""
+
     def __init__(self, config: Config, stage: str, launch: Launch, started: float) -> None:
-        self.config = config
-        self.stage = stage
-        self.launch = launch
+        self.config, self.stage, self.launch = config, stage, launch
         self.started = started
         """Seconds of the clock `time.monotonic`."""
-        self.final = Path(config.output_dir).expanduser().absolute() / stage
-        self.path = self.final.with_name(f"{stage}.unfinished")
-        self.lock = Lock(self.final.with_name(f".{stage}.lock"))
+        self.folder = Folder(config, stage, launch)
+        self.final, self.path = self.folder.final, self.folder.path
         self.resumed: Checkpoint | None = None
         """What the run goes on from."""
-        self.metrics: Metrics | None = None
         self.saved = 0
         """Step of the newest checkpoint."""
         self.saved_at = time.monotonic()
@@ -73,89 +53,19 @@ class StageRun:
         UserError if another run has it, if it cannot be written, if a finished stage stands there
         without `overwrite`, or if an unfinished run was begun with other options.
         """
-        place = None
-        if self.launch.is_main:
-            self._claim()
-            place = (self.resumed.folder, self.resumed.step) if self.resumed else None
-        place = self.launch.shared(place)
-        if place is not None and self.resumed is None:
-            folder, step = place
-            self.resumed = Checkpoint(folder, step, read_json(folder / checkpoint.NUMBERS))
+        found = self.folder.claim() if self.launch.is_main else None
+        self.resumed = self.launch.shared(found)
         if self.resumed is not None:
             self.saved = self.resumed.step
             self.seconds_before = self.resumed.numbers["seconds"]
-
-    def _claim(self) -> None:
-        if (note := self.lock.take()) is not None:
-            self.launch.say(note)
-        settle(self.final)
-        if (self.final / STATE).exists():  # killed when all but this was done
-            _clean(self.final)
-        if self.path.exists() and not (self.path / STATE).exists():
-            shutil.rmtree(self.path)  # the older stage, replaced by a run that was killed then
-        if self.config.resume == "never" and self.path.exists():
-            self.launch.say(f"--resume never: removes {self.path} ({self._contents()})")
-            shutil.rmtree(self.path)
-        begun = read_json(self.path / STATE) if self.path.exists() else {}
-        self.resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
-        for note in notes:
-            self.launch.say(note)
-        if self.final.exists() and not (self.config.overwrite or begun.get("overwrite")):
-            raise UserError(f"{self.final}: exists already. {REPLACE}")
-        if self.resumed is not None and (keys := differing(begun["config"], self.config)):
-            raise UserError(
-                f"{self.path}: an unfinished run with other options stands there, at step "
-                f"{self.resumed.step}: {'; '.join(keys)}. Give the same options to go on, "
-                "--resume never to remove it and begin anew, or another --output_dir."
-            )
-
-    def _contents(self) -> str:
-        found = checkpoint.steps(self.path / CHECKPOINTS)
-        newest = f"the newest at step {found[0]}" if found else "nothing to go on from"
-        return f"{len(found)} checkpoint{'s' * (len(found) != 1)}, {newest}"
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Make the folder. `facts` are what the steps depend on beside the configuration (parents,
         data): an unfinished run goes on with the same alone, UserError otherwise."""
         if self.launch.is_main:
-            if self.resumed is not None:
-                self._same(facts)
-            self.path.mkdir(exist_ok=True)
-            for name, key in ROWS.items():
-                cut(self.path / name, key, self.saved)
-            self._write_state(None, facts)
-            LOG.attach(self.path / "log.txt")
+            self.folder.begin(facts, self.resumed)
         self.metrics = Metrics(self.config, self.stage, self.path, self.launch)
         self.saved_at = time.monotonic()
-
-    def _same(self, facts: dict[str, Any]) -> None:
-        before = read_json(self.path / STATE)["facts"]
-        changed = [name for name in facts if before.get(name) != facts[name]]
-        if "reward_files" in changed:  # a function that failed may be mended
-            changed.remove("reward_files")
-            self.launch.say("note: the files of ppo.rewards are not those that the run began with")
-        if changed:
-            raise UserError(
-                f"{self.path}: {' and '.join(changed)} are not what the unfinished run began with "
-                "(other files or rows). Put them back to go on, or give --resume never to begin "
-                "anew."
-            )
-
-    def _write_state(self, stopped: str | None, facts: dict[str, Any] | None = None) -> None:
-        old = read_json(self.path / STATE) if facts is None else {}
-        write_json(
-            self.path / STATE,
-            {
-                "version": VERSION,
-                "stage": self.stage,
-                "stopped": stopped,
-                "resume": command(),
-                "directory": os.getcwd(),
-                "overwrite": self.config.overwrite or old.get("overwrite", False),
-                "facts": old.get("facts") if facts is None else facts,
-                "config": plain(self.config),
-            },
-        )
 
     def going_on(self, total: int) -> None:
         """Say where the run goes on, if it does; steps begin now."""
@@ -216,13 +126,18 @@ class StageRun:
         """What `action` returns; None, and a line, if it fails: no reason to lose the stage."""
         try:
             return action()
-        except UserError as error:
-            self.launch.say(f"note: {what} failed and is left out: {error}")
+        except Stopped:
+            raise
+        except Exception as error:
+            known = isinstance(error, UserError)
+            if self.launch.world > 1 and not known:
+                raise  # of this rank alone, in the middle of what the others wait for
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            self.launch.say(f"note: {what} failed and is left out: {reason}")
             return None
 
     def log(self, step: int, values: dict[str, float], line: str) -> None:
         """A row of metrics.jsonl, and a line on the screen."""
-        assert self.metrics is not None, "begin comes first"
         self.metrics.log(step, {"seconds": round(self.seconds, 3), **values}, line)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
@@ -239,7 +154,6 @@ class StageRun:
 
     def last_row(self) -> dict[str, float]:
         """The newest metrics, without their step and time."""
-        assert self.metrics is not None, "begin comes first"
         row = self.metrics.last if self.launch.is_main else {}
         return {k: round(v, 6) for k, v in row.items() if k not in ("step", "seconds")}
 
@@ -251,11 +165,11 @@ class StageRun:
         """
         STOP.stepping = False
         save(self.path)
-        assert self.metrics is not None, "begin comes first"
         self.metrics.close()
         if self.launch.is_main:
             self._record(facts)
-            self._publish()
+            self.folder.publish()
+            self.launch.say(f"wrote {self.final} in {self.seconds:.0f} s")
         self.launch.agree(False)
 
     def _record(self, facts: dict[str, Any]) -> None:
@@ -270,51 +184,15 @@ class StageRun:
             "versions": versions(),
             "config": plain(self.config),
         }
-        write_json(self.path / RECORD, record)
-
-    def _publish(self) -> None:
-        sync_tree(self.path)
-        if self.final.exists():
-            exchange(self.path, self.final)
-        else:
-            self.path.rename(self.final)
-        LOG.attach(self.final / "log.txt")
-        _clean(self.final)
-        shutil.rmtree(self.path, ignore_errors=True)  # the older stage
-        self.launch.say(f"wrote {self.final} in {self.seconds:.0f} s")
+        write_json(self.path / "stage.json", record)
 
     def __enter__(self) -> "StageRun":
         STOP.reason, STOP.stepping = None, False
         show_everything()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         STOP.stepping = False
-        if not self.launch.is_main:
-            return
-        self.writer.shutdown()  # a checkpoint that is under way is finished
-        LOG.attach(None)
-        if error is not None and (self.path / STATE).exists() and self.lock.number is not None:
-            with contextlib.suppress(OSError):  # the disk is full: the folder stays as it is
-                self._write_state(f"{kind.__name__ if kind else ''}: {error}"[:2000])
-        self.lock.release()
-
-
-def _clean(folder: Path) -> None:
-    """Take out of a finished stage what only an unfinished one needs."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    (folder / STATE).unlink(missing_ok=True)
-
-
-def command() -> str:
-    """What was typed to start this run, its launcher included."""
-    words = [Path(sys.executable).name, *sys.argv]
-    if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
-        with contextlib.suppress(psutil.Error):  # it is gone
-            words = psutil.Process(os.getppid()).cmdline() or words
-    return shlex.join(words)
+        if self.launch.is_main:
+            self.writer.shutdown()  # a checkpoint that is under way is finished
+            self.folder.leave(error)

@@ -34,20 +34,15 @@ BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu")
 """Keys of a DeepSpeed file that the stages decide themselves as well."""
 
 
-def config_file() -> str | None:
-    """The file given to the `accelerate launch` that started this process."""
-    return _option("config_file")
-
-
-def _option(name: str) -> str | None:
-    """What the launcher that started this process was given as --`name`."""
+def option(name: str) -> str | None:
+    """What the `accelerate launch` that started this process was given as --`name`."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return None
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        option, _, value = word.partition("=")
-        if option.replace("-", "_") == f"__{name}":  # accelerate takes hyphens as well
+        key, _, value = word.partition("=")
+        if key.replace("-", "_") == f"__{name}":  # accelerate takes hyphens as well
             return value or following
     return None
 
@@ -93,9 +88,8 @@ def _processes_asked(env: Mapping[str, str], file: str | None) -> int:
     """num_processes of accelerate's command line or else of its file; 0 if neither can be read."""
     if "ACCELERATE_MIXED_PRECISION" not in env:  # not launched by accelerate
         return 0
-    option = _option("num_processes")
-    if option is not None:
-        return int(option) if option.isdecimal() else 0
+    if (given := option("num_processes")) is not None:
+        return int(given) if given.isdecimal() else 0
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None
     except (OSError, ValueError, yaml.YAMLError):  # moved since, say: accelerate has read it
@@ -175,12 +169,8 @@ def deepspeed_settings(env: Mapping[str, str]) -> dict[str, Any]:
     UserError if the file cannot be read or says no ZeRO stage from 0 to 3.
     """
     path = env.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
-    if path:
-        return _deepspeed_file(path)
-    return {name: _value(env.get(f"ACCELERATE_{name.upper()}", "auto")) for name in INLINE}
-
-
-def _deepspeed_file(path: str) -> dict[str, Any]:
+    if not path:
+        return {name: _value(env.get(f"ACCELERATE_{name.upper()}", "auto")) for name in INLINE}
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

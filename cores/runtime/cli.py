@@ -1,5 +1,5 @@
-"""How a stage script ends: a user's mistake is one paragraph on stderr and exit status 1, a stopped
-run a sentence and 75.
+"""How a stage script begins and ends: a user's mistake is one paragraph on stderr and exit status
+1, a stopped run a sentence and 75.
 
 Of several ranks one speaks: torch's launcher ends all of them when the first exits, and most other
 ranks fail only because that one did.
@@ -7,19 +7,19 @@ ranks fail only because that one did.
 
 import logging
 import os
+import re
 import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import psutil
 
 from cores.errors import ElsewhereError, UserError
-from cores.runtime.children import end_children, free_children
-from cores.runtime.environment import environment_problem
-from cores.runtime.ranks import Board
+from cores.runtime.ranks import WATCH, Board
 from cores.runtime.screen import show_everything
-from cores.runtime.stop import STOP, STOPPED, Stopped
-from cores.runtime.watch import WATCH
+from cores.runtime.stop import STOP, STOPPED, Stopped, end_children, free_children
 
 RANK_0_SPEAKS_FIRST = 3.0
 """Seconds that another rank leaves to rank 0, which nearly always sees the same mistake."""
@@ -28,6 +28,21 @@ CAUSE_SPEAKS_FIRST = 1.0
 connection, and the launcher, who knows of it, then ends this rank."""
 SPEAKER_ENDS = 0.5
 """Seconds in which the speaking rank finishes its sentence."""
+RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+SIZES = (
+    "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE",
+)  # fmt: skip
+OTHERS = (
+    "MASTER_PORT", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE",
+    "OMP_NUM_THREADS", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+)  # fmt: skip
+"""Numbers that accelerate and torch read as well."""
+BOOLEANS = "y yes t true on 1 n no f false off 0".split()
+LAUNCHERS = re.compile(
+    r"(torchrun|accelerate|deepspeed|mpi\w*|orted|prte\w*|hydra\w*|slurm\w*|srun)"
+)
+"""Programs and modules that start several processes."""
 
 
 def guarded(main: Callable[[list[str]], None]) -> None:
@@ -57,7 +72,12 @@ def guarded(main: Callable[[list[str]], None]) -> None:
         first = isinstance(error, ElsewhereError) or board.rank
         _end(board, _paragraph(who, str(error)), 1, RANK_0_SPEAKS_FIRST if first else 0.0)
     except OSError as error:
-        _end(board, _paragraph("error: ", _disk(error)), 1, CAUSE_SPEAKS_FIRST)
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        text = (
+            f"{where}{error.strerror or error}. Mend this (space, permissions, the folder itself); "
+            "the same command then goes on from the last checkpoint, if there is one."
+        )
+        _end(board, _paragraph("error: ", text), 1, CAUSE_SPEAKS_FIRST)
     except Exception:  # whatever it is: shown, and the process ended without its destructors
         text = f"error on rank {board.rank}:\n" if "RANK" in os.environ else ""
         patience = RANK_0_SPEAKS_FIRST if board.rank else CAUSE_SPEAKS_FIRST
@@ -75,15 +95,6 @@ def _end(board: Board, text: str, status: int, patience: float = 0.0) -> None:
     else:
         time.sleep(SPEAKER_ENDS)
     _leave(board, 1 if killed else status)
-
-
-def _disk(error: OSError) -> str:
-    """A file that could not be read or written."""
-    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-    return (
-        f"{where}{error.strerror or error}. Mend this (space, permissions, the folder itself); the "
-        "same command then goes on from the last checkpoint, if there is one."
-    )
 
 
 def _killed(ranks: list[int]) -> str:
@@ -111,3 +122,43 @@ def _leave(board: Board, status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def environment_problem(env: Mapping[str, str]) -> str | None:
+    """What is wrong with the variables of launchers in `env`, and what to do about it.
+
+    One that an earlier job left behind makes a lone process one of several: it would wait for
+    others that never come.
+    """
+    for name in (*RANKS, *SIZES, *OTHERS):
+        if name in env and not re.fullmatch(r"-?\d{1,9}|auto", env[name]):
+            return _unset([name], f"is {env[name]!r}, which is no number")
+    for name, value in env.items():
+        if name.startswith("ACCELERATE_USE_") and value.lower() not in BOOLEANS:
+            return _unset([name], f"is {value!r}, which is neither true nor false")
+    several = [name for name in SIZES if int(env.get(name, 1)) > 1]
+    several += [name for name in RANKS if int(env.get(name, -1)) >= 0]
+    if several and not launched():
+        return _unset(
+            several,
+            "would make this process wait for others that no launcher started with it, left over "
+            "from another job perhaps",
+        )
+    return None
+
+
+def launched() -> bool:
+    """Whether a launcher is among the processes above this one."""
+    try:
+        words = [word for parent in psutil.Process().parents() for word in parent.cmdline()]
+    except psutil.Error:
+        return False
+    names = {part for word in words for part in re.split(r"\W+", os.path.basename(word))}
+    return "torch.distributed.run" in words or any(map(LAUNCHERS.fullmatch, names))
+
+
+def _unset(names: list[str], problem: str) -> str:
+    return (
+        f"the environment variable {' and '.join(names)} {problem}. Run `unset {' '.join(names)}`, "
+        "or start several processes with accelerate launch or torchrun."
+    )

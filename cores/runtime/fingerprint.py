@@ -1,4 +1,4 @@
-"""What a checkpoint is, in a few hashes: to refuse a parent that is damaged or does not fit."""
+"""What a model is, in a few hashes: to refuse a parent that is damaged or does not fit."""
 
 import hashlib
 import json
@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from transformers import PreTrainedTokenizerBase
 
 from cores.errors import UserError
+
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja")
+NO_MODELS = {"stage.json", "state.json", "checkpoints", "weights"}
+"""What a stage folder has at its top beside its models."""
+HUB_TIMEOUT = 10.0
+"""Seconds to wait for the hub before going on without it."""
 
 
 def sha256_file(path: Path) -> str:
@@ -19,11 +27,6 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-
-
-MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja")
-NO_MODELS = {"stage.json", "state.json", "checkpoints", "weights"}
-"""What a stage folder has at its top beside its models."""
 
 
 def model_files(folder: Path, hashed: bool = True) -> dict[str, str]:
@@ -63,3 +66,18 @@ def versions() -> dict[str, Any]:
     names = ["transformers", "trl", "datasets", "peft", "accelerate"]
     installed = {name: metadata.version(name) for name in names}
     return {"torch": torch.__version__, **installed}
+
+
+def cache_if_unreachable(path: str) -> None:
+    """For a model that is no local folder: use the cache alone from here on if the hub is away.
+
+    What is not in the cache then fails at once, and its loader says how to give a local path.
+    """
+    if constants.HF_HUB_OFFLINE or Path(path).expanduser().is_dir():
+        return
+    try:
+        HfApi().model_info(path, timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError):
+        return  # the hub answers, or would refuse such a name: the loader says what is wrong
+    except (HTTPError, OSError):
+        constants.HF_HUB_OFFLINE = True

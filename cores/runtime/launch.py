@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -15,8 +15,8 @@ from huggingface_hub import constants
 
 from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import ElsewhereError, UserError
-from cores.runtime.checks import ASKED, check_clipping, check_launch, config_file
-from cores.runtime.watch import WAITING, WATCH
+from cores.runtime.checks import ASKED, check_clipping, check_launch, option
+from cores.runtime.ranks import WAITING, WATCH
 from cores.sharding import Whole, sharding
 from cores.sharding.asked import deepspeed_asked
 
@@ -90,17 +90,15 @@ class Launch:
     def together(self, action: Callable[[], T]) -> T:
         """What `action` returns here. If it raises UserError on any rank, every rank ends, rather
         than wait for the one that did."""
-        problem, result = None, None
         try:
             result = action()
-        except UserError as error:
-            problem = error
-        (failed,) = self.agree(0 if problem is None else self.rank + 1)
-        if problem is not None:
-            raise problem
+        except UserError:
+            self.agree(self.rank + 1)
+            raise
+        (failed,) = self.agree(0)
         if failed:
             raise ElsewhereError(f"rank {failed - 1} failed.")
-        return cast(T, result)
+        return result
 
     def share(self, batch_size: int, key: str) -> int:
         """Rows of one process of a batch over all; UserError if they do not divide."""
@@ -132,13 +130,16 @@ def launch(config: Config) -> Launch:
     What we draw ourselves does not depend on that: see `cores.draws`.
     """
     quiet()
-    check_launch(ASKED, torch.cuda.device_count(), config_file())
+    check_launch(ASKED, torch.cuda.device_count(), option("config_file"))
     # accelerate's default under ZeRO-3 is to shard models while they are loaded: ours are whole.
     os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
     # It would refuse the complete settings that the stages make of the file's inline keys.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
-    if config.model.precision == "bf16" and torch.cuda.is_available():
-        _need_bf16()
+    gpu = torch.cuda.is_available()
+    if config.model.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
+        raise UserError(
+            "model.precision: this GPU does not compute in bf16; use --model.precision fp32."
+        )
     # cuDNN attention gives NaN gradients for masked rows of some lengths (64, 192, ...) on Hopper:
     # pytorch issue 196678, torch 2.11. The other kernels do not.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -189,13 +190,6 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
-
-
-def _need_bf16() -> None:
-    if not torch.cuda.is_bf16_supported():
-        raise UserError(
-            "model.precision: this GPU does not compute in bf16; use --model.precision fp32."
-        )
 
 
 def _join() -> PartialState:

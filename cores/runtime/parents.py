@@ -4,21 +4,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from huggingface_hub import snapshot_download
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config, plain
 from cores.errors import UserError
 from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
+from cores.models.folders import place, reading
+from cores.models.health import CLASSIFIER
+from cores.models.loading import check_base, check_scalar, load_config
 from cores.models.lora import base_of, lone_adapter
-from cores.runtime.elsewhere import found_elsewhere
-from cores.runtime.fingerprint import model_files
+from cores.models.vocabulary import fitted
+from cores.runtime.fingerprint import cache_if_unreachable, model_files, tokenizer_fingerprint
 
 BASES = {"sft": "base", "reward": "sft"}
 """The parent whose weights a stage's adapter goes on."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
 VERSION = 1
-"""Of stage.json's form; 0 where it names none."""
+"""Of stage.json's form, and of an unfinished run's state.json; 0 where they name none."""
+OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth"]
+"""Files of a hub's model that hold its weights in other forms."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class Parent:
     def key(self) -> str:
         """Of the configuration: what its model, or the one that it was trained from, came by."""
         return f"{self.stage}.path" if self.elsewhere else "model.path"
+
+
+def _again(stage: str) -> str:
+    return f"{SCRIPTS[stage]} again with --overwrite"
 
 
 def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict[str, Parent]:
@@ -76,8 +86,10 @@ def _parent(config: Config, stage: str, folder: Path, hashed: bool) -> Parent:
         if stage == "sft" or not parent.record["chat"]:
             _check_template(config, parent, parent.record["template"])
         return parent
-    parent = Parent(stage, folder, _record(folder))
-    _check_files(parent, hashed)
+    remedy = f"Run {_again(stage)}."
+    parent = Parent(stage, folder, read_json(folder / "stage.json", remedy))
+    _check_record(parent, remedy)
+    _check_files(parent, hashed, remedy)
     if hashed:
         _check_base(parent)
     _check_template(config, parent, parent.record["config"]["template"])
@@ -92,22 +104,27 @@ def policy_tokenizer(config: Config, policy: Parent) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """stage.json of a finished stage; UserError unless it is of the form that stages write."""
-    path, remedy = folder / "stage.json", _again(folder.name)
-    record = read_json(path, remedy)
+def check_version(path: Path, record: dict[str, Any]) -> Any:
+    """The version of the form of a record; UserError if a newer program wrote it."""
     version = record.get("version", 0)
     if type(version) is int and version > VERSION:
         raise UserError(
             f"{path}: written by a newer version of this program (form {version}; this one knows "
             f"{VERSION}). Update the program, or give another --output_dir."
         )
+    return version
+
+
+def _check_record(parent: Parent, remedy: str) -> None:
+    """UserError unless its stage.json is of the form that stages write."""
+    path, record = parent.folder / "stage.json", parent.record
+    version = check_version(path, record)
     try:
         files, parents = record["files"], record["parents"].values()
         objects = [files, record["config"]["template"], *(p.get("files", {}) for p in parents)]
         names = [Path(name) for name in files]
         fits = {
-            "stage": record["stage"] == folder.name,
+            "stage": record["stage"] == parent.stage,
             "version": type(version) is int and version >= 0,
             "tokenizer": isinstance(record["tokenizer"], str),
             "vocab_size": type(record["vocab_size"]) is int,
@@ -120,15 +137,10 @@ def _record(folder: Path) -> dict[str, Any]:
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
     if reason:
         raise UserError(f"{path}: damaged ({reason}). {remedy}")
-    return record
 
 
-def _again(stage: str) -> str:
-    return f"Run {SCRIPTS[stage]} again with --overwrite."
-
-
-def _check_files(parent: Parent, hashed: bool) -> None:
-    remedy, folder = _again(parent.stage), parent.folder
+def _check_files(parent: Parent, hashed: bool, remedy: str) -> None:
+    folder = parent.folder
     found = model_files(folder, hashed)
     for name, digest in parent.record["files"].items():
         if name not in found:
@@ -160,12 +172,12 @@ def _check_base(parent: Parent) -> None:
         raise UserError(
             f"{parent.folder}: it holds an adapter alone, to the model in {base}, which is not "
             "the one that it was trained on any more (other files, by their sha256). Put that one "
-            f"back, or run {SCRIPTS[parent.stage]} again with --overwrite."
+            f"back, or run {_again(parent.stage)}."
         )
 
 
 def _check_template(config: Config, parent: Parent, theirs: dict[str, Any]) -> None:
-    again = "" if parent.elsewhere else f", or run {SCRIPTS[parent.stage]} again with --overwrite"
+    again = "" if parent.elsewhere else f", or run {_again(parent.stage)}"
     for key, mine in plain(config.template).items():
         if theirs and theirs.get(key) != mine:
             raise UserError(
@@ -184,7 +196,7 @@ def _check_fit(parents: dict[str, Parent]) -> None:
                 raise UserError(
                     f"{other.folder}: its {name} ({str(other.record[key])[:12]}) is not that of "
                     f"{first.folder} ({str(first.record[key])[:12]}), so it would score other "
-                    f"tokens. Run {SCRIPTS[other.stage]} again with --overwrite."
+                    f"tokens. Run {_again(other.stage)}."
                 )
 
 
@@ -211,3 +223,60 @@ def parent_facts(parents: dict[str, Parent]) -> dict[str, Any]:
         or {"folder": str(parent.folder), "files": parent.record["files"]}
         for name, parent in parents.items()
     }
+
+
+def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dict[str, Any]]:
+    """Folder of the model that `<stage>.path` names, and as much of a stage.json as there is.
+
+    Tokenizer and vocab_size as they will be, with a pad token of its own; template, of a folder
+    that a stage wrote; chat: whether it knows texts by a chat template; source: its files' hashes,
+    or the hub's commit; notes to print. UserError if it cannot take the stage's place.
+    """
+    path, revision, note = getattr(config, stage).path, getattr(config, stage).revision, None
+    try:
+        folder = _fetched(path, revision, f"{stage}.revision")
+        model, tokenizer = load_config(folder), load_tokenizer(folder)
+        if stage == "sft":
+            note = settle_pad_token(tokenizer, config.model.pad_token)
+            check_base(folder, model, tokenizer)
+        else:
+            _check_reward(model, path)
+            if tokenizer.eos_token is not None:  # as the policy's, so that they compare
+                settle_pad_token(tokenizer, None)
+    except UserError as error:  # it names the key of stage 1's base
+        raise UserError(str(error).replace("model.path", f"{stage}.path")) from None
+    written = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {}
+    template = written.get("config", {}).get("template", {})
+    hub = {} if Path(path).expanduser().is_dir() else {"hub": path, "commit": folder.name}
+    return folder, {
+        "parents": {},
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "vocab_size": fitted(model.get_text_config().vocab_size, tokenizer),
+        "template": template,
+        "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",
+        "source": hub or {"folder": path, "files": model_files(folder, hashed)},
+        "notes": [f"{stage}: from {hub or path}", *([note] if note else [])],
+    }
+
+
+def _fetched(path: str, revision: str | None, key: str) -> Path:
+    """A local folder; or of a hub id the one in the hub's cache, which is named as its commit."""
+    if (folder := Path(place(path))).is_dir():
+        if revision is not None:
+            raise UserError(f"{key}: is for hub ids, and {path} is a folder; remove the key.")
+        return folder.resolve()
+    cache_if_unreachable(path)
+    with reading(f"{path}@{revision}" if revision else path, "files"):
+        return Path(snapshot_download(path, revision=revision, ignore_patterns=OTHERS))
+
+
+def _check_reward(model: PretrainedConfig, path: str) -> None:
+    """UserError unless it has one trained number at every token."""
+    names = ", ".join(model.architectures or [])
+    if CLASSIFIER not in names or model.num_labels != 1:
+        labels = f" with {model.num_labels} labels" if CLASSIFIER in names else ""
+        raise UserError(
+            f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
+            "score is one number. Give a sequence-classification model with num_labels 1."
+        )
+    check_scalar(model)

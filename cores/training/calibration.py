@@ -88,19 +88,17 @@ def calibrated(
     """Stage 2's calibration of `reward`, on replies of the policy in `sft`: see `calibrate`."""
     engine, size = policy_engine(config, sft, tokenizer, launch), config.reward.microbatch_size
     pad_id: Any = tokenizer.pad_token_id
-    tokens = reply_tokens(config)
-    return calibrate(reward, engine, prompts, pad_id, size, launch, config.seed, tokens)
+    return calibrate(config, reward, engine, prompts, pad_id, size, launch)
 
 
 def calibrate(
+    config: Config,
     model: ScalarModel,
     engine: RolloutEngine,
-    prompts: list[list[int]],
+    prompts: list[Row],
     pad_id: int,
     batch_size: int,
     launch: Launch,
-    seed: int,
-    tokens: int,
     texts: TextReward | None = None,
     told: Sequence[dict[str, Any]] = (),
 ) -> dict[str, float]:
@@ -110,7 +108,8 @@ def calibrate(
     the engine's ids. UserError if the scores do not vary, or are not numbers.
     """
     own = []
-    drawn = uniforms(len(prompts), tokens, seed, "calibration")[launch.rank :: launch.world]
+    drawn = uniforms(len(prompts), reply_tokens(config), config.seed, "calibration")
+    drawn = drawn[launch.rank :: launch.world]
     mine, asked = prompts[launch.rank :: launch.world], told[launch.rank :: launch.world]
     for start in range(0, len(mine), batch_size):
         part = slice(start, start + batch_size)
@@ -147,15 +146,8 @@ def calibrate_elsewhere(
     found = calibration_rows(config, [row["input_ids"] for row in rows], load_config(sft))
     told = [rows[i] for i in found]
     model: Any = load_scalar(folder, tokenizer=texts.tokenizer if texts else tokenizer)
-    return calibrate(
-        ScalarModel(model).to(launch.device),
-        policy_engine(config, sft, tokenizer, launch),
-        [row["input_ids"] for row in told],
-        0,  # for padding, which is never read; every vocabulary has it
-        config.ppo.microbatch_size,
-        launch,
-        config.seed,
-        reply_tokens(config),
-        texts,
-        told,
-    )
+    reward = ScalarModel(model).to(launch.device)
+    engine = policy_engine(config, sft, tokenizer, launch)
+    prompts, size = [row["input_ids"] for row in told], config.ppo.microbatch_size
+    pad_id = 0  # never read; every vocabulary has it
+    return calibrate(config, reward, engine, prompts, pad_id, size, launch, texts, told)

@@ -1,5 +1,5 @@
-"""What makes the trainers of stages 1 and 2 last: their state in our checkpoints, steps that end
-when told, gradients that are looked at.
+"""What the trainers of stages 1 and 2 have in common: arguments, their state in our checkpoints,
+steps that end when told, gradients that are looked at.
 
 Private methods of transformers' Trainer that are replaced here (5.17 to 5.23 have them; a test
 reads their signatures): `_load_from_checkpoint`, `_load_rng_state`, `_prepare_for_training`,
@@ -9,81 +9,141 @@ reads their signatures): `_load_from_checkpoint`, `_load_rng_state`, `_prepare_f
 import json
 import math
 import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from cores.config import Config
+from cores.config import Config, RewardSection, SFTSection
 from cores.draws import key
 from cores.errors import UserError
 from cores.run import StageRun
 from cores.run.checkpoint import State
-from cores.sharding import Whole
+from cores.sharding.whole import load_weights
 
+STATUS_LINES = 20
+"""Status lines a stage, about."""
 SHOWN = 3
 """Tensors named in an error."""
 
 
-class Lasting:
-    """Mixed into a Trainer. Weights of a checkpoint are in the model before it is made."""
+def common_arguments(
+    config: Config, section: SFTSection | RewardSection, name: str, rows: int, run: StageRun
+) -> dict[str, Any]:
+    """Arguments of `TrainingArguments` for the stage's `section` of that name, over so many `rows`.
 
-    run: StageRun
-    config: Config
-    held: Whole
-
-    def lasts(self, config: Config, run: StageRun, held: Whole, names: dict[str, str]) -> Any:
-        """Give the trainer its run; `names` are entries of its log, with the names shown."""
-        trainer: Any = self
-        self.config, self.run, self.held = config, run, held
-        self.skipped = self.left_out = 0
+    Batches are counted over all processes and accumulated; UserError if they do not divide.
+    """
+    micro, passes = run.launch.split(section, name)
+    steps = section.max_steps or math.ceil(section.epochs * math.ceil(rows / section.batch_size))
+    return {
+        "output_dir": str(run.path),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": passes,
+        "num_train_epochs": section.epochs,
+        "max_steps": section.max_steps or -1,
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(section.warmup_ratio * steps),
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "optim": "adamw_torch",
+        "gradient_checkpointing": config.model.gradient_checkpointing,
+        "seed": config.seed,
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": max(1, steps // STATUS_LINES),
         # A loss that is no number counts as the mean of the others where its step is left out.
-        trainer.args.logging_nan_inf_filter = config.faults.nonfinite == "skip"
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Steps(trainer, names))
-        return self
+        "logging_nan_inf_filter": config.faults.nonfinite == "skip",
+        "save_strategy": "no",
+        "report_to": "none",
+        "log_level": "error",
+        "disable_tqdm": True,
+        # of a stream each process reads its own rows: batches sent to it must be of one width
+        "accelerator_config": {"dispatch_batches": False},
+        **run.launch.sharding.trainer_arguments(section.max_grad_norm, micro, passes),
+    }
 
-    def go(self) -> None:
-        """Train what is left. Raises `Stopped` behind a checkpoint where the run was told to."""
-        trainer: Any = self
-        if self.run.resumed is None:
-            trainer.train()
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, TRAINER_STATE_NAME)
-                path.write_text(json.dumps(self.run.resumed.numbers["trainer"]), encoding="utf-8")
-                trainer.train(resume_from_checkpoint=folder)
-        self.run.stepped()
 
-    def _load_from_checkpoint(self, *unused: Any, **more: Any) -> None:
+def one_gpu(arguments: Any) -> Any:
+    """`arguments` with nn.DataParallel off: a process takes one GPU, however many it sees.
+
+    The trainers would spread each batch over all of them, and so make it as many times larger.
+    Hiding the others by CUDA_VISIBLE_DEVICES fails once a library has counted them (bitsandbytes
+    does when it is imported).
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def train(model: Any, run: StageRun, make: Callable[[], "Lasting"]) -> Any:
+    """Train `model` by the trainer that `make` makes, from the run's checkpoint if it has one;
+    return it with all its weights on every rank."""
+    resumed, held = run.resumed, run.launch.sharding
+    if resumed is not None:
+        load_weights(model, resumed.tensors("weights"))
+    stand_in = held.stand_in(model)
+    trainer = make()
+    with tempfile.TemporaryDirectory() as folder:
+        if resumed is not None:
+            progress = json.dumps(resumed.numbers["trainer"])
+            Path(folder, TRAINER_STATE_NAME).write_text(progress, encoding="utf-8")
+        trainer.train(resume_from_checkpoint=folder if resumed is not None else None)
+    run.stepped()
+    trained = held.undone(model, stand_in)
+    trainer.accelerator.free_memory()
+    return trained.to(run.launch.device)
+
+
+class Lasting(Trainer):
+    """Goes on where its run was, and ends by `Stopped` behind a checkpoint where that is told.
+
+    Weights of a checkpoint are in the model before it is made.
+    """
+
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(self, run: StageRun, names: list[str], **arguments: Any) -> None:
+        """`names`: entries of the trainer's log that are shown."""
+        super().__init__(**arguments)
+        self.run, self.held = run, run.launch.sharding
+        self.skipped = self.left_out = 0
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Steps(self, names))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done before the trainer was made, the same way under every launch."""
 
     def _load_rng_state(self, checkpoint: Any) -> None:
         """Nothing draws from a generator's past: see `Steps.on_step_begin`."""
 
-    def _prepare_for_training(self, max_steps: int, dataloader: Any, resume: Any) -> Any:
-        trainer: Any = self
-        prepared = super()._prepare_for_training(max_steps, dataloader, None)  # type: ignore[misc]
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         resumed = self.run.resumed
         if resumed is not None and resumed.step:
-            self.held.of_trainer(trainer).load_moments(resumed.tensors)
-            trainer.lr_scheduler.load_state_dict(resumed.numbers["schedule"])
+            self.held.of_trainer(self).load_moments(resumed.tensors)
+            self.lr_scheduler.load_state_dict(resumed.numbers["schedule"])
             rates = resumed.numbers["schedule"]["_last_lr"]
-            for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         return prepared
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)  # type: ignore[misc]
+        norm = super()._clip_grad_norm(model)
         if math.isfinite(float(norm)):
             self.skipped = 0
             return norm
         self.skipped += 1
-        faults = self.config.faults
+        faults = self.run.config.faults
         if faults.nonfinite == "stop" or self.skipped > faults.max_skips:
             raise UserError(self._cause(model))
         self.left_out += 1
@@ -91,8 +151,7 @@ class Lasting:
         return norm
 
     def _cause(self, model: Any) -> str:
-        trainer: Any = self
-        stage, step = self.run.stage, trainer.state.global_step + 1
+        stage, step = self.run.stage, self.state.global_step + 1
         named = list(model.named_parameters())
         bad = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
         weights = [n for n, p in named if not p.isfinite().all()]
@@ -106,42 +165,29 @@ class Lasting:
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        trainer: Any = self
-        state = self.held.of_trainer(trainer).state(keep=self.run.launch.is_main)
-        losses = gather_object([float(trainer._tr_loss)])
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "state.json")
-            trainer.state.save_to_json(str(path))
-            progress = json.loads(path.read_text(encoding="utf-8")) | {"log_history": []}
+        state = self.held.of_trainer(self).state(keep=self.run.launch.is_main)
+        losses = gather_object([float(self._tr_loss)])
+        progress = json.loads(json.dumps(asdict(self.state), sort_keys=True))
+        schedule = self.lr_scheduler.state_dict()
         numbers = {
-            "trainer": progress,
-            "schedule": _plain(trainer.lr_scheduler.state_dict()),
+            "trainer": progress | {"log_history": []},
+            "schedule": schedule | {"lr_lambdas": [None] * len(schedule["lr_lambdas"])},
             "losses": losses,
-            "logged": trainer._globalstep_last_logged,
+            "logged": self._globalstep_last_logged,
             "skipped": [self.skipped, self.left_out],
         }
-        self.run.save(trainer.state.global_step, State(state, numbers))
-
-
-def _plain(schedule: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in schedule.items() if name != "lr_lambdas"} | {
-        "lr_lambdas": [None] * len(schedule.get("lr_lambdas", []))
-    }
+        self.run.save(self.state.global_step, State(state, numbers))
 
 
 class Steps(TrainerCallback):
     """Between the steps: random numbers, the log, checkpoints, the end."""
 
-    def __init__(self, trainer: Any, names: dict[str, str]) -> None:
-        self.trainer = trainer
-        self.names = names
-        """Entry of the trainer's log to the name shown."""
+    def __init__(self, trainer: Lasting, names: list[str]) -> None:
+        self.trainer, self.names = trainer, names
         self.told = False
         """The run was told to stop."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The loss since the last log line goes on where it was."""
         run, trainer = self.trainer.run, self.trainer
         if run.resumed is not None:
@@ -154,40 +200,27 @@ class Steps(TrainerCallback):
                 control.should_training_stop = True
         run.going_on(state.max_steps)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Dropout draws from (seed, step, rank)."""
-        seed, rank = self.trainer.config.seed, self.trainer.run.launch.rank
+        seed, rank = self.trainer.run.config.seed, self.trainer.run.launch.rank
         torch.manual_seed(key(seed, "dropout", state.global_step, rank) % 2**63)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save where it is time; stop where the run was told to."""
         last = state.global_step >= state.max_steps
         control.should_save, self.told = self.trainer.run.look(state.global_step, last)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Behind a checkpoint: the end, where it was told."""
         if self.told:
             self.trainer.run.leave(state.global_step, state.max_steps)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Called by the trainer every `logging_steps` optimizer steps."""
         if not logs or "loss" not in logs:
             return
         run = self.trainer.run
-        values = {ours: float(logs[theirs]) for theirs, ours in self.names.items()}
+        values = {name: float(logs[name]) for name in self.names}
         if run.config.faults.nonfinite == "skip":  # of the last step, which may be left out
             values = {name: x for name, x in values.items() if name == "loss" or math.isfinite(x)}
             values["skipped_steps"], self.trainer.left_out = float(self.trainer.left_out), 0

@@ -17,10 +17,8 @@ from cores.models import ScalarModel, load_scalar
 from cores.models.lora import add_lora
 from cores.run import StageRun
 from cores.runtime.launch import Launch
-from cores.sharding.whole import load_weights
 from cores.training.calibration import score_rows
-from cores.training.lasting import Lasting
-from cores.training.trainer_args import common_arguments, one_gpu
+from cores.training.lasting import Lasting, common_arguments, one_gpu, train
 
 Pair = dict[str, Any]
 
@@ -77,35 +75,29 @@ def train_reward(
     tokenizer: PreTrainedTokenizerBase,
     run: StageRun,
 ) -> Any:
-    """Train `model` on `pairs`, from the run's checkpoint if it has one; return it with all
-    its weights on every rank."""
-    launch, held = run.launch, run.launch.sharding
-    if run.resumed is not None:
-        load_weights(model, run.resumed.tensors("weights"))
-    stand_in = held.stand_in(model)
-    arguments = RewardConfig(
-        **common_arguments(
-            config.reward, config.model, launch, held, config.seed, len(pairs), run.path, "reward"
-        ),
-        center_rewards_coefficient=config.reward.center_coef or None,
-        max_length=None,
-    )
-    one_gpu(arguments)
+    """`model`, trained on `pairs`: see `lasting.train`."""
     rows = [{k: pair[k] for k in ("chosen_ids", "rejected_ids", "margin")} for pair in pairs]
-    trainer = PairTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
-    for weight in model.parameters():
-        if weight.requires_grad:  # TRL puts adapters and head on a quantised base in bf16
-            weight.data = weight.data.float()
-    names = {name: name for name in ("loss", "accuracy", "margin", "learning_rate")}
-    trainer.lasts(config, run, held, names).go()
-    result = held.undone(model, stand_in)
-    trainer.accelerator.free_memory()
-    return result.to(launch.device)
+
+    def trainer() -> PairTrainer:
+        arguments = RewardConfig(
+            **common_arguments(config, config.reward, "reward", len(pairs), run),
+            center_rewards_coefficient=config.reward.center_coef or None,
+            max_length=None,
+        )
+        made = PairTrainer(
+            run,
+            ["loss", "accuracy", "margin", "learning_rate"],
+            model=model,
+            args=one_gpu(arguments),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        for weight in model.parameters():
+            if weight.requires_grad:  # TRL puts adapters and head on a quantised base in bf16
+                weight.data = weight.data.float()
+        return made
+
+    return train(model, run, trainer)
 
 
 def accuracy(

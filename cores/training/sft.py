@@ -13,7 +13,7 @@ from datasets import Dataset
 from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from cores.config import Config
 from cores.data import StageData, StreamedData, TextStream, right_pad
@@ -24,9 +24,7 @@ from cores.models import add_lora
 from cores.models.loading import load_base
 from cores.run import StageRun
 from cores.runtime.launch import Launch
-from cores.sharding.whole import load_weights
-from cores.training.lasting import Lasting
-from cores.training.trainer_args import common_arguments, one_gpu
+from cores.training.lasting import Lasting, common_arguments, one_gpu, train
 
 IGNORED = -100
 
@@ -58,10 +56,6 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
         return add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
 
 
-class SFTTrainer(Lasting, Trainer):
-    """Hugging Face's, that lasts."""
-
-
 def train_sft(
     config: Config,
     model: PreTrainedModel,
@@ -69,31 +63,21 @@ def train_sft(
     pad_id: int,
     run: StageRun,
 ) -> Any:
-    """Train `model`, from the run's checkpoint if it has one; return it with all its weights on
-    every rank."""
-    launch, held = run.launch, run.launch.sharding
-    dataset, count = _dataset(config, rows, launch)
-    if run.resumed is not None:
-        load_weights(model, run.resumed.tensors("weights"))
-    stand_in = held.stand_in(model)
-    arguments = TrainingArguments(
-        **common_arguments(
-            config.sft, config.model, launch, held, config.seed, count, run.path, "sft"
-        ),
-        remove_unused_columns=False,
-    )
-    one_gpu(arguments)
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=lambda batch: collate(batch, pad_id),
-    )
-    names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
-    trainer.lasts(config, run, held, names).go()
-    trained = held.undone(model, stand_in)
-    trainer.accelerator.free_memory()
-    return trained.to(launch.device)
+    """`model`, trained: see `lasting.train`."""
+    dataset, count = _dataset(config, rows, run.launch)
+
+    def trainer() -> Lasting:
+        common = common_arguments(config, config.sft, "sft", count, run)
+        return Lasting(
+            run,
+            ["loss", "grad_norm", "learning_rate"],
+            model=model,
+            args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
+            train_dataset=dataset,
+            data_collator=lambda batch: collate(batch, pad_id),
+        )
+
+    return train(model, run, trainer)
 
 
 def _dataset(

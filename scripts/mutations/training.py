@@ -61,7 +61,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("calibration-std", "the unbiased deviation in calibration",
              "raw.std(correction=0)", "raw.std(correction=1)"),
             ("calibration-numbers", "the same random numbers on all ranks in calibration",
-             '"calibration")[launch.rank :: launch.world]', '"calibration")'),
+             "    drawn = drawn[launch.rank :: launch.world]\n", ""),
             ("calibration-live", "the model in memory keeps its old mean",
              "    model.mean = stock.config.reward_mean\n", ""),
         ],
@@ -93,7 +93,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/training/lasting.py": (
-        ("tests/unit/test_training_stops.py", "tests/integration/test_resume.py"),
+        (*TRAINING, "tests/unit/test_training_stops.py", "tests/integration/test_resume.py"),
         [
             ("gradient-nan", "a gradient that is no number is stepped with",
              "if math.isfinite(float(norm)):", "if True:"),
@@ -101,11 +101,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "self.skipped > faults.max_skips", "False"),
             ("dropout-repeats", "dropout is the same at every step",
              '"dropout", state.global_step, rank', '"dropout", 0, rank'),
-        ],
-    ),
-    "cores/training/trainer_args.py": (
-        (*TRAINING, "tests/unit/test_training_stops.py"),
-        [
             ("sft-warmup", "warm-up of steps counted in epochs",
              "math.ceil(section.warmup_ratio * steps)",
              "math.ceil(section.warmup_ratio * section.epochs)"),

@@ -34,10 +34,10 @@ POINTS: dict[str, tuple[str, str, bool]] = {
     "evaluation": ("cores.training.ppo", "_evaluate", False),
     "models-saved": ("cores.run.stage:StageRun", "_record", False),
     "recorded": ("cores.run.stage:StageRun", "_record", True),
-    "exchange": ("cores.run.stage", "exchange", False),
-    "exchanged": ("cores.run.stage", "exchange", True),
-    "clean": ("cores.run.stage", "_clean", False),
-    "cleaned": ("cores.run.stage", "_clean", True),
+    "exchange": ("cores.run.folder", "exchange", False),
+    "exchanged": ("cores.run.folder", "exchange", True),
+    "clean": ("cores.run.folder", "_clean", False),
+    "cleaned": ("cores.run.folder", "_clean", True),
     "lock": ("cores.run.lock:Lock", "release", False),
 }
 """Where a function is, its name, and whether the end comes behind it."""
@@ -48,8 +48,8 @@ WRITES: dict[str, tuple[str, str, int]] = {
     "denied-folder": ("pathlib:Path", "mkdir", errno.EACCES),
     "full-metrics": ("cores.run.metrics", "append", errno.ENOSPC),
     "full-models": ("cores.models", "save_model", errno.ENOSPC),
-    "io-exchange": ("cores.run.stage", "exchange", errno.EIO),
-    "io-sync": ("cores.run.stage", "sync_tree", errno.EIO),
+    "io-exchange": ("cores.run.folder", "exchange", errno.EIO),
+    "io-sync": ("cores.run.folder", "sync_tree", errno.EIO),
 }
 """Where a function is, its name, and how it fails."""
 

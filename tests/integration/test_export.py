@@ -58,8 +58,14 @@ def test_the_last_checkpoint_is_the_finished_stage(
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    """A run without a folder; a folder that stands in the way."""
+    """A run without a folder, or of a newer program; a folder that stands in the way."""
     with pytest.raises(UserError, match=r"state\.json"):
+        script(
+            "export.py", [str(tmp_path / "ppo.unfinished"), str(tmp_path / "made"), "--step", "1"]
+        )
+    (tmp_path / "ppo.unfinished").mkdir()
+    (tmp_path / "ppo.unfinished" / "state.json").write_text('{"version": 2}')
+    with pytest.raises(UserError, match="written by a newer version of this program"):
         script(
             "export.py", [str(tmp_path / "ppo.unfinished"), str(tmp_path / "made"), "--step", "1"]
         )

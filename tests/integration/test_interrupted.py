@@ -110,6 +110,7 @@ def test_stopped_by_a_signal(tmp_path: Path, llama, files, number: int) -> None:
     told, _, said = err.partition("\n")
     assert told == f"{name}: stopping behind this step (once more: at once)"
     step = max(int(p.name.removeprefix("step-")) for p in (left / "checkpoints").iterdir())
+    assert (left / "log.txt").read_text().endswith(err)
     said = " ".join(said.split())
     assert said.startswith(f"{name}: saved at step {step} of 100000; to go on: python")
     assert "stage1_sft.py --config" in said

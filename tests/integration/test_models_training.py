@@ -1,5 +1,7 @@
 """Stages 1 and 2: accumulation, held-out figures, calibration."""
 
+import inspect
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from _models import (
 )
 from _stages import begun
 from _training import gradient_descent, pairs, random_rows, sft_rows, training_config
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Trainer
 
 from cores.config import Config, LoraSection
 from cores.data import DataReport, SplitReport, StageData
@@ -33,6 +35,7 @@ from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
 from cores.rollout.graph.cache import StaticCache
 from cores.run import StageRun
+from cores.training import lasting
 from cores.training.calibration import calibrate, policy_engine, score_rows
 from cores.training.reward import accuracy, init_head, reward_model, train_reward, wins
 from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
@@ -45,6 +48,21 @@ def files(run: StageRun) -> set[str]:
 LEFT = {"metrics.jsonl", "log.txt", "state.json", "manifest.json", "weights.safetensors",
         "exp_avg.safetensors", "exp_avg_sq.safetensors", "step.safetensors"}  # fmt: skip
 """Of a run that is not finished, behind its last step."""
+
+
+def test_private_methods_of_the_trainer() -> None:
+    """Each that is replaced is named, is still transformers' and takes what ours takes: a release
+    that renames one would call its own."""
+    named = set(re.findall(r"`(_\w+)`", lasting.__doc__ or ""))
+    ours = {name for name in vars(lasting.Lasting) if hasattr(Trainer, name) and name[:2] != "__"}
+    assert named == ours == {name for name in ours if name.startswith("_")}
+    assert len(ours) == 5
+    for name in ours:
+        theirs, replaced = (
+            [(x.name, x.kind) for x in inspect.signature(f).parameters.values()]
+            for f in (getattr(Trainer, name), getattr(lasting.Lasting, name))
+        )
+        assert theirs == replaced, name
 
 
 def test_sft_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +244,7 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
     raw = ScalarModel(classifier(kind))
     for each in (model, raw):
         each.model.score.weight.data *= 3  # far from a deviation of 1
-    facts = calibrate(model, made, PROMPTS * 10, PAD, 8, LAUNCH, seed=0, tokens=6)
+    facts = calibrate(short_replies(), model, made, PROMPTS * 10, PAD, 8, LAUNCH)
     before = torch.tensor(score_rows(raw, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     after = torch.tensor(score_rows(model, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
     assert len(made.rows) == facts["samples"] == 40
@@ -275,4 +293,4 @@ def test_a_reward_model_that_does_not_vary_is_refused(weight: float) -> None:
         model.score.weight.fill_(weight)
     made = policy_engine(short_replies(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     with pytest.raises(UserError, match="teaches nothing"):
-        calibrate(ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH, seed=0, tokens=6)
+        calibrate(short_replies(), ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH)

@@ -13,7 +13,7 @@ import pytest
 from _helpers import SCRIPTS, good, in_process, record, rows
 
 from cores.config import parse_config, plain
-from cores.run.keys import flat
+from cores.run.folder import flat
 from cores.runtime.fingerprint import model_files
 
 Values = dict[str, list[tuple[int, float]]]

@@ -9,7 +9,7 @@ import torch
 from _models import WORDS
 
 from cores.config import Config, RewardSection, SFTSection
-from cores.training.trainer_args import common_arguments
+from cores.training.lasting import common_arguments
 
 
 def random_rows(count: int, seed: int = 0) -> list[list[int]]:

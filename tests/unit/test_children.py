@@ -16,7 +16,7 @@ STAGE = """\
 import multiprocessing, os, signal, subprocess, sys, threading, time
 import psutil
 sys.path.insert(0, {root!r})
-from cores.runtime.children import end_children, free_children
+from cores.runtime.stop import end_children, free_children
 reader, writer = os.pipe()
 os.set_blocking(writer, False)
 signal.set_wakeup_fd(writer)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cores.config import CheckpointSection, Config, LoggingSection, PPOSection, plain
-from cores.run.keys import differing
+from cores.run.folder import differing
 
 
 def changed(section: str | None = None, **values: Any) -> Config:

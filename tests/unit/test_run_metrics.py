@@ -12,7 +12,8 @@ from _stages import begun, config
 
 from cores.errors import UserError
 from cores.run import metrics
-from cores.run.metrics import Metrics, append, cut, last_row
+from cores.run.folder import cut
+from cores.run.metrics import Metrics, append, last_row
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

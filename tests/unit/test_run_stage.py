@@ -139,8 +139,14 @@ def test_other_options_are_refused_before_anything_is_touched(tmp_path: Path) ->
     """By key, with both values and the ways out."""
     path = break_off(config(tmp_path, seed=1), 3)
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
-    with pytest.raises(UserError, match=r"other options stands there, at step 3: seed: 1 -> 2\. "):
-        claimed(config(tmp_path, seed=2))
+    for _ in range(2):  # a second try is refused like the first
+        with (
+            pytest.raises(
+                UserError, match=r"other options stands there, at step 3: seed: 1 -> 2\. "
+            ),
+            StageRun(config(tmp_path, seed=2), "sft", LAUNCH, 0.0) as run,
+        ):
+            run.claim()
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
 
 
@@ -184,6 +190,7 @@ def test_a_finished_stage_needs_overwrite(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"exists already\. Give --overwrite"):
         claimed(config(tmp_path))
     break_off(config(tmp_path, overwrite=True), 3)
+    break_off(config(tmp_path), 4)
     run = begun(config(tmp_path))
     assert run.resumed is not None
     with run:
@@ -262,13 +269,13 @@ def test_other_ranks_go_on_from_the_same_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = break_off(config(tmp_path), 2, 4)
-    place = (path / "checkpoints" / "step-2", 2)
-    monkeypatch.setattr(Launch, "shared", lambda self, value: place)
+    place = path / "checkpoints" / "step-2"
+    sent = Checkpoint(place, 2, record(place / "state.json"))
+    monkeypatch.setattr(Launch, "shared", lambda self, value: sent)
     run = StageRun(config(tmp_path), "sft", OTHER_RANK, 0.0)
     run.claim()
-    numbers = record(place[0] / "state.json")
-    assert run.resumed == Checkpoint(place[0], 2, numbers)
-    assert (run.saved, run.seconds_before) == (2, numbers["seconds"])
+    assert run.resumed == sent
+    assert (run.saved, run.seconds_before) == (2, sent.numbers["seconds"])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -356,18 +363,61 @@ def test_how_to_go_on_is_what_was_typed(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["directory"] == os.getcwd()
 
 
+def fail(error: BaseException) -> None:
+    raise error
+
+
 def test_what_is_optional_costs_no_stage(tmp_path: Path, capsys: Any) -> None:
-    """A user's mistake behind the training is said; any other error is one."""
+    """Whatever fails behind the training is said, what is no user's mistake by its type as well;
+    who ends the run ends it."""
     run = begun(config(tmp_path))
-
-    def fail(error: Exception) -> None:
-        raise error
-
     assert run.optional("the sum", lambda: 3) == 3
+    for error, said in [
+        (UserError("no answer"), "no answer"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out of memory"),
+        (OSError(5, "Input/output error", "a"), "OSError: [Errno 5] Input/output error: 'a'"),
+        (KeyError("x"), "KeyError: 'x'"),
+    ]:
+        assert run.optional("the evaluation", lambda error=error: fail(error)) is None
+        assert f"the evaluation failed and is left out: {said}\n" in capsys.readouterr().out
+    for end in (Stopped("told"), KeyboardInterrupt(), SystemExit(3)):
+        with pytest.raises(type(end)):
+            run.optional("the evaluation", lambda end=end: fail(end))
+
+
+def test_what_fails_on_one_rank_alone_ends_the_run(tmp_path: Path) -> None:
+    """The others wait for it in the middle; a UserError is on all ranks (`Launch.together`)."""
+    run = StageRun(config(tmp_path), "sft", OTHER_RANK, 0.0)
     assert run.optional("the evaluation", lambda: fail(UserError("no answer"))) is None
-    assert "note: the evaluation failed and is left out: no answer" in capsys.readouterr().out
     with pytest.raises(KeyError):
         run.optional("the evaluation", lambda: fail(KeyError("x")))
+
+
+def test_a_newer_unfinished_run_is_refused(tmp_path: Path) -> None:
+    """By its state.json, before anything is touched; `--resume never` removes it."""
+    path = break_off(config(tmp_path), 3)
+    state = record(path / "state.json")
+    (path / "state.json").write_text(json.dumps({**state, "version": 2}))
+    with (
+        pytest.raises(UserError, match=r"state\.json: written by a newer version of this program"),
+        StageRun(config(tmp_path), "sft", LAUNCH, 0.0) as run,
+    ):
+        run.claim()
+    assert record(path / "state.json")["version"] == 2
+    assert names(path / "checkpoints") == {"step-3"}
+    assert begun(config(tmp_path, resume="never")).resumed is None
+
+
+def test_the_log_has_the_end_of_a_part(tmp_path: Path, capsys: Any) -> None:
+    """What is said of an error behind the run is of its log, and of no other's."""
+    path = break_off(config(tmp_path), 1)
+    print("error: why")
+    assert (path / "log.txt").read_text().endswith("error: why\n")
+    with begun(config(tmp_path / "other")):
+        print("another")
+    print("outside")
+    assert "another" not in (path / "log.txt").read_text()
+    assert (tmp_path / "other" / "sft.unfinished" / "log.txt").read_text() == "another\n"
 
 
 def test_model_files_of_a_finished_stage(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import sys
 import pytest
 from _helpers import ROOT, one_paragraph
 
-from cores.runtime import environment
-from cores.runtime.environment import environment_problem, launched
+from cores.runtime import cli
+from cores.runtime.cli import environment_problem, launched
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from cores.runtime.environment import environment_problem, launched
     ],
 )
 def test_refused_by_name(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], said: str) -> None:
-    monkeypatch.setattr(environment, "launched", lambda: False)
+    monkeypatch.setattr(cli, "launched", lambda: False)
     problem = environment_problem(env)
     assert problem is not None
     assert said in problem
@@ -41,13 +41,13 @@ def test_refused_by_name(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], s
     ],
 )
 def test_harmless(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
-    monkeypatch.setattr(environment, "launched", lambda: False)
+    monkeypatch.setattr(cli, "launched", lambda: False)
     assert environment_problem(env) is None
 
 
 def test_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same variables are then its own."""
-    monkeypatch.setattr(environment, "launched", lambda: True)
+    monkeypatch.setattr(cli, "launched", lambda: True)
     assert environment_problem({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}) is None
 
 
@@ -69,7 +69,7 @@ def test_launchers_are_known_by_their_commands(
         def cmdline(self) -> list[str]:
             return words
 
-    monkeypatch.setattr(environment.psutil.Process, "parents", lambda _: [Parent()])
+    monkeypatch.setattr(cli.psutil.Process, "parents", lambda _: [Parent()])
     assert launched() is found
 
 

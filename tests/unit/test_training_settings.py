@@ -10,12 +10,13 @@ from _models import LAUNCH, PAD, PROMPTS, classifier, model_config, policy_of, t
 from _stages import begun
 from _training import pairs, sft_rows, training_config
 
-from cores.config import Config, ModelSection, SFTSection
+from cores.config import Config, SFTSection
 from cores.models import ScalarModel
+from cores.run import StageRun
 from cores.training.calibration import calibration_prompts
+from cores.training.lasting import common_arguments
 from cores.training.reward import score_rows, train_reward
 from cores.training.sft import held_out_loss
-from cores.training.trainer_args import common_arguments
 
 
 def test_held_out_loss_is_without_dropout() -> None:
@@ -63,11 +64,10 @@ def test_calibration_asks_the_prompts_of_the_pairs() -> None:
     assert all(prompt in fitting for prompt in found)
 
 
-def test_warmup_is_a_share_of_the_steps(tmp_path: Path) -> None:
+def test_warmup_is_a_share_of_the_steps() -> None:
     """Invariant 22: 2 epochs of 40 rows at 8 a step are 10 steps, 3 of which .3 of them are."""
     section = SFTSection(batch_size=8, microbatch_size=4, epochs=2, warmup_ratio=0.3)
-    made = common_arguments(
-        section, ModelSection(), LAUNCH, LAUNCH.sharding, 0, 40, tmp_path, "sft"
-    )
+    run = StageRun(Config(), "sft", LAUNCH, 0.0)
+    made = common_arguments(Config(), section, "sft", 40, run)
     assert made["warmup_steps"] == 3
     assert made["gradient_accumulation_steps"] == 2

@@ -189,6 +189,7 @@ def test_two_ranks_sample_the_replies_of_one() -> None:
 
 def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariants 12, 31: they sample for other prompts the replies that one process would."""
+    nobody: Any = None
     engine = policy_engine(ppo_config(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     alone = engine.generate(PROMPTS, uniforms(4, 6, 0, "calibration"))
     found: list[list[int]] = []
@@ -200,7 +201,7 @@ def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "gather_object", sent)
     for launch in RANKS:
         with pytest.raises(InterruptedError):
-            calibration.calibrate(None, engine, PROMPTS, PAD, 2, launch, 0, 6)  # type: ignore[arg-type]
+            calibration.calibrate(ppo_config(), nobody, engine, PROMPTS, PAD, 2, launch)
     assert found == [alone.row(i) for i in (0, 2, 1, 3)]
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cores.runtime.watch import WAITING, Watch
+from cores.runtime.ranks import WAITING, Watch
 
 
 def beat(folder: Path, rank: int, what: str, since: float, at: float) -> None:

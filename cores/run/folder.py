@@ -1,0 +1,204 @@
+"""The folder of a run: who may write, what goes on there, and how it becomes the finished stage.
+
+`<output_dir>/<stage>.unfinished` holds everything until the stage is whole and takes the place of
+`<output_dir>/<stage>`: metrics, samples, what the screen said, and checkpoints to go on from.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cores.config import Config, plain
+from cores.errors import UserError
+from cores.files import read_json, write_json
+from cores.run import checkpoint
+from cores.run.checkpoint import Checkpoint
+from cores.run.files import exchange, settle, sync_tree
+from cores.run.lock import Lock
+from cores.runtime.launch import Launch
+from cores.runtime.parents import VERSION, check_version
+from cores.runtime.screen import LOG
+
+STATE, CHECKPOINTS = "state.json", "checkpoints"
+ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
+"""Files that grow with the steps, and the key that says at which."""
+FREE = ("output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect")
+"""Keys and sections that change nothing that is trained."""
+
+
+class Folder:
+    """On the main process; the others know the paths alone."""
+
+    def __init__(self, config: Config, stage: str, launch: Launch) -> None:
+        self.config, self.stage, self.launch = config, stage, launch
+        self.final = Path(config.output_dir).expanduser().absolute() / stage
+        self.path = self.final.with_name(f"{stage}.unfinished")
+        self.lock = Lock(self.final.with_name(f".{stage}.lock"))
+        self.found: dict[str, Any] = {}
+        """state.json of the unfinished run that goes on."""
+        self.state: dict[str, Any] = {}
+        """That of this run, from `begin` on."""
+
+    def claim(self) -> Checkpoint | None:
+        """Take the stage's place; what to go on from. UserError: see `StageRun.claim`."""
+        if LOG.path is not None:  # a run before this one in the same process has failed
+            LOG.attach(None)
+        if (note := self.lock.take()) is not None:
+            self.launch.say(note)
+        settle(self.final)
+        if (self.final / STATE).exists():  # killed when all but this was done
+            _clean(self.final)
+        if self.path.exists() and not (self.path / STATE).exists():
+            shutil.rmtree(self.path)  # the older stage, replaced by a run that was killed then
+        if self.config.resume == "never" and self.path.exists():
+            steps = checkpoint.steps(self.path / CHECKPOINTS)
+            newest = f"the newest at step {steps[0]}" if steps else "nothing to go on from"
+            count = f"{len(steps)} checkpoint{'s' * (len(steps) != 1)}"
+            self.launch.say(f"--resume never: removes {self.path} ({count}, {newest})")
+            shutil.rmtree(self.path)
+        if self.path.exists():
+            self.found = read_state(self.path / STATE)
+        resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
+        for note in notes:
+            self.launch.say(note)
+        if self.final.exists() and not (self.config.overwrite or self.found.get("overwrite")):
+            raise UserError(
+                f"{self.final}: exists already. Give --overwrite to replace it, or another "
+                "--output_dir."
+            )
+        if resumed is not None and (keys := differing(self.found["config"], self.config)):
+            raise UserError(
+                f"{self.path}: an unfinished run with other options stands there, at step "
+                f"{resumed.step}: {'; '.join(keys)}. Give the same options to go on, --resume "
+                "never to remove it and begin anew, or another --output_dir."
+            )
+        return resumed
+
+    def begin(self, facts: dict[str, Any], resumed: Checkpoint | None) -> None:
+        """Make the folder, or cut its rows to the checkpoint `resumed`: see `StageRun.begin`."""
+        if resumed is not None:
+            self._check_facts(facts)
+        self.path.mkdir(exist_ok=True)
+        for name, key in ROWS.items():
+            cut(self.path / name, key, resumed.step if resumed else 0)
+        self.state = {
+            "version": VERSION,
+            "stage": self.stage,
+            "stopped": None,
+            "resume": command(),
+            "directory": os.getcwd(),
+            "overwrite": self.config.overwrite or self.found.get("overwrite", False),
+            "facts": facts,
+            "config": plain(self.config),
+        }
+        write_json(self.path / STATE, self.state)
+        LOG.attach(self.path / "log.txt")
+
+    def _check_facts(self, facts: dict[str, Any]) -> None:
+        before = self.found["facts"]
+        changed = [name for name in facts if before.get(name) != facts[name]]
+        if "reward_files" in changed:  # a function that failed may be mended
+            changed.remove("reward_files")
+            self.launch.say("note: the files of ppo.rewards are not those that the run began with")
+        if changed:
+            raise UserError(
+                f"{self.path}: {' and '.join(changed)} are not what the unfinished run began with "
+                "(other files or rows). Put them back to go on, or give --resume never to begin "
+                "anew."
+            )
+
+    def publish(self) -> None:
+        """Put the folder in the stage's place. The older stage is there until it is."""
+        sync_tree(self.path)
+        if self.final.exists():
+            exchange(self.path, self.final)
+        else:
+            self.path.rename(self.final)
+        LOG.attach(self.final / "log.txt")
+        _clean(self.final)
+        shutil.rmtree(self.path, ignore_errors=True)  # the older stage
+
+    def leave(self, error: BaseException | None) -> None:
+        """Let go. Of a run that began and is not finished, state.json says why."""
+        if error is None or LOG.path is None:
+            LOG.attach(None)  # else what is said of the error is yet to come
+        if error is not None and self.state and (self.path / STATE).exists():
+            stopped = f"{type(error).__name__}: {error}"[:2000]
+            with contextlib.suppress(OSError):  # the disk is full: the folder stays as it is
+                write_json(self.path / STATE, {**self.state, "stopped": stopped})
+        self.lock.release()
+
+
+def read_state(path: Path, remedy: str = "") -> dict[str, Any]:
+    """state.json of an unfinished run; UserError if it is damaged, or of a newer program."""
+    state = read_json(path, remedy)
+    check_version(path, state)
+    return state
+
+
+def _clean(folder: Path) -> None:
+    """Take out of a finished stage what only an unfinished one needs."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def cut(path: Path, key: str, last: int) -> None:
+    """Take the rows behind `last` out of a file of JSON lines: they are made again. Half a row, of
+    a kill, goes as well."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)[key] <= last:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def command() -> str:
+    """What was typed to start this run, its launcher included."""
+    words = [Path(sys.executable).name, *sys.argv]
+    if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
+        with contextlib.suppress(psutil.Error):  # it is gone
+            words = psutil.Process(os.getppid()).cmdline() or words
+    return shlex.join(words)
+
+
+def differing(before: dict[str, Any], now: Config) -> list[str]:
+    """Keys with another value than the unfinished run began with, each `key: before -> now`."""
+    new, old = flat(plain(now)), flat(before)
+    known = flat(plain(Config())) | old  # a key that is new since then had its default
+    # No rate depends on the number of updates then. (Stages 1 and 2 always have a cosine.)
+    constant = new["ppo.lr_schedule"] == "constant" and new["ppo.warmup_ratio"] == 0
+    lines = []
+    for key, value in new.items():
+        was = known.get(key)
+        grows = key == "ppo.updates" and constant and value > was
+        if was != value and not grows and not _free(key):
+            shown = (json.dumps(x, ensure_ascii=False) for x in (was, value))
+            lines.append(f"{key}: {' -> '.join(shown)}")
+    return lines + [f"{key}: is gone" for key in old if key not in new and not _free(key)]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted keys, as the command line names them; lists as JSON."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = json.dumps(value) if isinstance(value, list) else value
+    return result
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)

@@ -1,5 +1,5 @@
 """Triton kernels of log-probs and entropy on CUDA; their reference in plain torch is
-`token_logprobs` in `logprobs.py`.
+`token_logprobs` in `actor.py`.
 
 Shapes: N rows, V vocabulary, S stop ids. Everything is computed in float32.
 """

@@ -10,7 +10,7 @@ from cores.config import PPOSection
 from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import UserError
-from cores.models.scalar import last_attended
+from cores.models.actor import last_attended
 from cores.ppo.batches import for_scoring, in_parts, on_device
 from cores.ppo.estimate import weighted_sum
 from cores.ppo.experience import Scored

@@ -14,8 +14,8 @@ from transformers import CohereConfig, GraniteConfig
 
 from cores.errors import UserError
 from cores.models import Actor, actor, token_logprobs
+from cores.models.actor import head_logits
 from cores.models.body import model_inputs
-from cores.models.head import head_logits
 
 SMALL: dict[str, Any] = {
     "vocab_size": ROWS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cores.models.head import head_logits
+from cores.models.actor import head_logits
 from cores.rollout.graph.cache import ATTENTION
 
 

@@ -15,13 +15,14 @@ from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_availab
 
 from cores.config import LoraSection, ModelSection
 from cores.errors import UserError
-from cores.models.precision import SCALAR_HEAD, hold_linears_in_bf16
 
 # It tells of every cast to fp16, and on CPUs of kernels that nobody needs, when TRL imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 BLOCK = 64
 """Weights that share one scale in 4 bits, bitsandbytes' default."""
+SCALAR_HEAD = "score"
+"""Head of a classification model: it computes in fp32, outside autocast, and may be trained."""
 
 
 def check_quantization(
@@ -127,3 +128,19 @@ def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
             # On CPUs it would pack weights for inference, which training cannot read afterwards.
             layer.support_avx512bf16_for_cpu = False
     return small.eval()
+
+
+def hold_linears_in_bf16(model: Any) -> Any:
+    """`model` (never to be trained itself; adapters may be) with its linear weights in bfloat16.
+
+    Under bfloat16 autocast linear layers (nn.Linear, GPT-2's Conv1D) round their weights so at each
+    use, so outputs stay the same bit for bit, for about half the memory. Everything else stays as
+    it is: biases, embeddings, norms, the scalar head. A head tied to the embeddings gets a weight
+    of its own. Outside autocast the model does not run any more.
+    """
+    for name, module in model.named_modules():
+        linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != SCALAR_HEAD
+        if linear and module.weight.dtype == torch.float32:
+            weight = module.weight.detach().to(torch.bfloat16)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+    return model

@@ -18,8 +18,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.errors import UserError
 from cores.models.actor import plain_model
-from cores.models.folders import reading
-from cores.models.health import CLASSIFIER, SHOWN, nonfinite
+from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
 from cores.models.loading import load_as, load_config, load_tokenizer
 from cores.models.lora import save_adapter
 from cores.models.vocabulary import excluded_ids

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
 from cores.errors import UserError
-from cores.models.plain import attention_problem, looks_for_outliers
+from cores.models.body import attention_problem, looks_for_outliers
 from cores.rollout.engine import RolloutEngine
 from cores.rollout.graph.engine import GraphEngine
 from cores.rollout.hf import HFEngine

@@ -88,7 +88,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "        vars(masking_utils).update(found)\n", ""),
         ],
     ),
-    "cores/models/precision.py": (
+    "cores/models/quantization.py": (
         ("tests/unit/test_precision.py",),
         [
             ("score-rounded", "the score head rounded to bf16",
@@ -138,7 +138,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
         ],
     ),
-    "cores/models/activations.py": (
+    "cores/models/layers.py": (
         ("tests/unit/test_models_activations.py",),
         [
             ("gelu-exact", "the exact GELU in place of GPT-2's",

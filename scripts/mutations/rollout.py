@@ -182,17 +182,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "        self.cache.keep(order)\n", ""),
         ],
     ),
-    "cores/models/plain.py": (
-        ("tests/unit/test_rollout_build.py",),
-        [
-            ("window-missed", "a sliding window is not seen",
-             'getattr(config, "sliding_window", None)', 'getattr(config, "no_window", None)'),
-            ("rope-missed", "angles that follow the longest row are not seen",
-             'rope.get("rope_type", "default")', '"default"'),
-        ],
-    ),
     "cores/models/body.py": (
-        ("tests/unit/test_rollout_graph.py", "tests/unit/test_models_policy.py"),
+        ("tests/unit/test_rollout_graph.py", "tests/unit/test_models_policy.py",
+         "tests/unit/test_rollout_build.py"),
         [
             ("mask-padding", "padding is attended to",
              "before & mask[:, None, :].bool()", "before & mask[:, None, :].bool().any()"),
@@ -200,6 +192,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "device=mask.device).tril()", "device=mask.device)"),
             ("mask-nothing", "a softmax over nothing in padding",
              "seen | (itself & ~seen.any(dim=2, keepdim=True))", "seen"),
+            ("window-missed", "a sliding window is not seen",
+             'getattr(config, "sliding_window", None)', 'getattr(config, "no_window", None)'),
+            ("rope-missed", "angles that follow the longest row are not seen",
+             'rope.get("rope_type", "default")', '"default"'),
         ],
     ),
     "cores/runtime/captured.py": (

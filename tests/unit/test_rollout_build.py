@@ -12,7 +12,7 @@ from transformers import MistralConfig, PretrainedConfig
 
 from cores.config import Config
 from cores.errors import UserError
-from cores.models.plain import FAMILIES, attention_problem
+from cores.models.body import FAMILIES, attention_problem
 from cores.rollout import GraphEngine, HFEngine, build, build_engine, check_engine, stop_ids
 from cores.rollout.build import graph_problem
 from cores.runtime.launch import Launch

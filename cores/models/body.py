@@ -5,8 +5,6 @@ Shapes: B rows of L columns, d width of the model.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,14 +25,6 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def model_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Arguments of a Hugging Face model; position ids where it takes them (ALiBi does not)."""
-    inputs = {"input_ids": ids, "attention_mask": mask.long()}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = position_ids(mask)
-    return inputs
-
-
 def causal_mask(mask: Tensor) -> Tensor:
     """(B, 1, L, L) bool of mask (B, L): each position attends to the tokens up to itself.
 
@@ -51,28 +41,22 @@ def causal_mask(mask: Tensor) -> Tensor:
 def hidden_states(body: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     """Last hidden states (B, L, d) of ids (B, L) under mask (B, L); None: nothing is padding.
 
-    Then attention is plain causal, and positions are columns, by the model's own defaults.
+    Then attention is plain causal, and positions are columns, by the model's own defaults, without
+    transformers' looks into ids, positions and OPT's own mask for padding and packed rows, of which
+    it is known that there are none: on a GPU each look waits for everything asked of it before, and
+    cannot be part of a CUDA graph. Nor is a mask made where a graph is captured, as transformers
+    would (5.17) in any tracing: the attention would be slower, and compiled layers not the ones
+    that were compiled.
     """
     if mask is not None:
-        inputs = model_inputs(body, ids, mask)
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
+        if "position_ids" in inspect.signature(body.forward).parameters:  # ALiBi takes none
+            inputs["position_ids"] = position_ids(mask)
         if attention_problem(body.config) is None:
             # transformers takes it as it is. Of a mask (B, L) it would ask whether there is any
             # padding at all, and a GPU would be waited for.
             inputs["attention_mask"] = causal_mask(mask)
         return body(**inputs, use_cache=False).last_hidden_state
-    with _trusted(body):
-        return body(input_ids=ids, use_cache=False).last_hidden_state
-
-
-@contextmanager
-def _trusted(body: Any) -> Iterator[None]:
-    """Without transformers' looks into ids, positions and OPT's own mask for padding and packed
-    rows, of which it is known that there are none: on a GPU each look waits for everything asked of
-    it before, and cannot be part of a CUDA graph.
-
-    Nor does it make a mask where a graph is captured, as it would (5.17) in any tracing: the
-    attention would be slower, and compiled layers not the ones that were compiled.
-    """
     answers: dict[str, Any] = {
         "find_packed_sequence_indices": lambda position_ids: None,
         "fast_all": lambda mask: True,
@@ -82,7 +66,7 @@ def _trusted(body: Any) -> Iterator[None]:
     vars(masking_utils).update(answers)
     vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
     try:
-        yield
+        return body(input_ids=ids, use_cache=False).last_hidden_state
     finally:
         vars(masking_utils).update(found)
         del vars(body)["warn_if_padding_and_no_attention_mask"]

@@ -203,9 +203,5 @@ def _some(names: Iterable[str]) -> str:
 
 def _prefix(missing: set[str], surplus: set[str]) -> str:
     """What stands before every name of the checkpoint, if that is all that is wrong."""
-    for name in sorted(missing):
-        found = {other.removesuffix(name) for other in surplus if other.endswith("." + name)}
-        for prefix in found:
-            if all(other.startswith(prefix) for other in surplus):
-                return prefix
-    return ""
+    found = (o.removesuffix(n) for n in sorted(missing) for o in surplus if o.endswith("." + n))
+    return next((prefix for prefix in found if all(o.startswith(prefix) for o in surplus)), "")

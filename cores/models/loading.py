@@ -22,7 +22,7 @@ from cores.errors import UserError
 from cores.models.folders import WHOLE, check_config, check_finite, check_tensors, place, reading
 from cores.models.layers import fuse_activations
 from cores.models.lora import base_of, lone_adapter, merged
-from cores.models.quantization import check_widths, needs_whole_blocks, quantize
+from cores.models.quantization import check_widths, quantize
 from cores.models.vocabulary import (
     ROWS,
     architecture,
@@ -199,10 +199,8 @@ def load_as(
     text.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
     for key, value in kwargs.items():
         setattr(config, key, value)
-    if frozen is not None and needs_whole_blocks(frozen):
-        with torch.device("meta"), reading(path, "model"):  # no memory, no time
-            shapes = auto.from_config(deepcopy(config), trust_remote_code=False)
-        check_widths(shapes)
+    if frozen is not None:
+        check_widths(frozen, auto, path, config)
     model = _weights(auto, path, config)
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer)

@@ -5,7 +5,6 @@ beside it. Without that the adapter's base, which adapter_config.json names, is 
 """
 
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.utils import load_peft_weights
@@ -31,7 +30,11 @@ def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: 
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=section.dropout,
         target_modules=section.target_modules or "all-linear",
-        fan_in_fan_out=any(_is_conv1d(module) for module in model.modules()),
+        # GPT-2's linear layer has a weight (in, out); a quantised one knows that it was one.
+        fan_in_fan_out=any(
+            isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
+            for module in model.modules()
+        ),
     )
     try:
         return get_peft_model(model, config)
@@ -42,11 +45,6 @@ def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: 
             f"{key}.target_modules: {section.target_modules} names no layer of "
             f"{type(model).__name__}; leave the key out to adapt every linear layer."
         ) from None
-
-
-def _is_conv1d(module: Any) -> bool:
-    """GPT-2's linear layer, whose weight is (in, out); a quantised one knows that it was one."""
-    return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

@@ -4,7 +4,9 @@ Only linear layers are held so, of the body alone in 8 and 4 bits; the rest stay
 """
 
 import logging
+from copy import deepcopy
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_availab
 
 from cores.config import LoraSection, ModelSection
 from cores.errors import UserError
+from cores.models.folders import reading
 
 # It tells of every cast to fp16, and on CPUs of kernels that nobody needs, when TRL imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -72,16 +75,18 @@ def _probe(how: str, device: torch.device) -> None:
         )
 
 
-def needs_whole_blocks(section: ModelSection) -> bool:
-    """Whether weights go where bitsandbytes 0.50 reads some widths back wrongly, without a word:
-    into 4 bits on a CPU."""
-    return section.quantization == "4bit" and not torch.cuda.is_available()
+def check_widths(section: ModelSection, auto: Any, path: str | Path, config: Any) -> None:
+    """UserError for a layer whose rows are not whole blocks, before any weights are read.
 
-
-def check_widths(model: PreTrainedModel) -> None:
-    """UserError for a layer whose rows are not whole blocks; only shapes are looked at."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    for name, layer in layers.items():
+    In 4 bits on a CPU bitsandbytes 0.50 reads some other widths back wrongly, without a word.
+    """
+    if section.quantization != "4bit" or torch.cuda.is_available():
+        return
+    with torch.device("meta"), reading(path, "model"):  # no memory, no time
+        shapes = auto.from_config(deepcopy(config), trust_remote_code=False)
+    for name, layer in shapes.named_modules():
+        if not isinstance(layer, (nn.Linear, Conv1D)):
+            continue
         width = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
         if width % BLOCK:
             raise UserError(
@@ -102,17 +107,14 @@ def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
         return hold_linears_in_bf16(model)
     head: Any = model.get_output_embeddings()
     heads = [name for name, m in model.named_modules() if m is head or name == SCALAR_HEAD]
-    compute = torch.bfloat16 if section.precision == "bf16" else torch.float32
-    if section.quantization == "8bit":
-        how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
-    else:
-        how = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-            llm_int8_skip_modules=heads,
-        )
+    how = BitsAndBytesConfig(
+        load_in_8bit=section.quantization == "8bit",
+        load_in_4bit=section.quantization == "4bit",
+        llm_int8_skip_modules=heads,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if section.precision == "bf16" else torch.float32,
+    )
     small: Any = type(model).from_pretrained(
         None,
         config=model.config,

@@ -13,8 +13,7 @@ from cores.errors import UserError
 from cores.models import load_tokenizer
 from cores.models.loading import load_config, max_length
 from cores.rewards.call import SHORT, reply_texts
-from cores.rollout import Rollout
-from cores.rollout.stops import stop_ids
+from cores.rollout import Rollout, stop_ids
 from cores.runtime.parents import Parent
 
 Row = dict[str, Any]

@@ -95,9 +95,11 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != '
              "SCALAR_HEAD", "linear = isinstance(module, (nn.Linear, Conv1D))"),
             ("conv1d-whole", "GPT-2's linear layers not held in bf16",
-             "(nn.Linear, Conv1D))", "nn.Linear)"),
+             "linear = isinstance(module, (nn.Linear, Conv1D))",
+             "linear = isinstance(module, nn.Linear)"),
             ("embeddings-rounded", "embeddings and norms rounded too",
-             "    return model\n", "    return model.bfloat16()\n"),
+             "requires_grad=False)\n    return model\n",
+             "requires_grad=False)\n    return model.bfloat16()\n"),
         ],
     ),
     "cores/models/vocabulary.py": (

@@ -9,7 +9,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             (
                 "twin-copies",
                 "the twin has weights of its own",
-                "deepcopy(model, _shared(model))",
+                "deepcopy(model, shared)",
                 "deepcopy(model)",
             ),
             (

@@ -14,11 +14,10 @@ from torch.nn.functional import pad
 
 from cores.data import left_pad
 from cores.models.body import position_ids
-from cores.rollout.engine import Rollout, response_mask
+from cores.rollout.engine import Rollout, Sampling, cut_at_stops
 from cores.rollout.graph.cache import StaticCache
 from cores.rollout.graph.steps import Steps
 from cores.rollout.graph.twin import Twin
-from cores.rollout.sampling import Sampling
 from cores.runtime.captured import Captured
 
 LOOK = 16
@@ -80,7 +79,9 @@ class GraphEngine:
         ):
             self._prefill(steps, ids, mask if padded else None)
             self._decode(steps)
-        rollout = self._rollout(steps, ids[:count, more:], mask[:count, more:])
+        drawn = (steps.tokens, steps.texts, steps.logprobs, steps.entropies)
+        rows_of = (each[:count] for each in (ids[:, more:], mask[:, more:], *drawn))
+        rollout = cut_at_stops(self.sampling, *rows_of)
         if steps.cache.keys.nbytes + steps.cache.values.nbytes + self.twin.nbytes > self.keeps:
             self._release()
             self.twin.release()
@@ -153,12 +154,15 @@ class GraphEngine:
         if not self.capture:
             return lambda: self._advance(steps, rows)
         if rows not in self.graphs:
-            with steps.kept():  # what is run for warming up is run again
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    self._advance(steps, rows)
-                torch.cuda.current_stream().wait_stream(side)
+            state = (steps.token, steps.place, steps.cache.position)
+            before = [each.clone() for each in state]
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._advance(steps, rows)
+            torch.cuda.current_stream().wait_stream(side)
+            for each, value in zip(state, before, strict=True):
+                each.copy_(value)  # what is run for warming up is run again
             graph = torch.cuda.CUDAGraph()
             pool = next(iter(self.graphs.values())).pool() if self.graphs else None
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
@@ -172,23 +176,6 @@ class GraphEngine:
         logits = self.twin(ids, positions, steps.cache)
         steps.cache.filled += 1
         steps.emit(logits)
-
-    def _rollout(self, steps: Steps, ids: Tensor, mask: Tensor) -> Rollout:
-        """What was sampled, cut at the end of the longest reply."""
-        count = len(ids)
-        tokens = steps.tokens[:count]
-        texts = steps.texts[:count] if self.sampling.text_matcher is not None else None
-        kept, ended = response_mask(tokens, steps.stop_ids, texts)
-        wide = int(kept.sum(dim=1).max())
-        kept = kept[:, :wide]
-        return Rollout(
-            ids=torch.cat([ids, torch.where(kept, tokens[:, :wide], self.sampling.pad_id)], dim=1),
-            mask=torch.cat([mask, kept], dim=1),
-            response_mask=kept,
-            logprobs=torch.where(kept, steps.logprobs[:count, :wide], 0.0),
-            ended=ended,
-            entropy=torch.where(kept, steps.entropies[:count, :wide], 0.0),
-        )
 
 
 def bucket(rows: int) -> int:

@@ -3,15 +3,12 @@
 Shapes: R rows of which the first b are in use, T new tokens, V vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from cores.models.vocabulary import EXCLUDED_LOGIT
+from cores.rollout.engine import Sampling, sample
 from cores.rollout.graph.cache import StaticCache
-from cores.rollout.sampling import Sampling, sample
 
 
 class Steps:
@@ -113,12 +110,3 @@ class Steps:
             column[:rows] = column[order]
         self.cache.keep(order)
         self.used = rows
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Undo what steps within it did to the state; what they wrote is written again."""
-        state = (self.token, self.place, self.cache.position)
-        before = [each.clone() for each in state]
-        yield
-        for each, value in zip(state, before, strict=True):
-            each.copy_(value)

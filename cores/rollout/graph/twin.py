@@ -20,10 +20,13 @@ class Twin:
     """
 
     def __init__(self, model: Any, autocast: bool) -> None:
-        self.model: Any = deepcopy(model, _shared(model))
+        shared = {id(p): p for p in model.parameters()}  # by id as `deepcopy` asks for it
+        for module in model.modules():
+            if hasattr(module, "init_8bit_state"):  # there the weight moves to at its first use
+                shared[id(module.state)] = module.state
+        self.model: Any = deepcopy(model, shared)
         self.model.eval()
         self.model.config._attn_implementation = ATTENTION
-        self.autocast = autocast
         self.sources: list[Tensor] = []
         self.copies: list[Tensor] = []
         if autocast:
@@ -67,12 +70,3 @@ class Twin:
         ).last_hidden_state
         # Contiguous rows: the last column of (b, T, d) would be multiplied row by row.
         return head_logits(self.model, states[:, -1].contiguous())
-
-
-def _shared(model: Any) -> dict[int, Any]:
-    """What a copy of `model` has in common with it, by id as `deepcopy` asks for it."""
-    shared = {id(p): p for p in model.parameters()}
-    for module in model.modules():
-        if hasattr(module, "init_8bit_state"):  # there the weight moves to at its first use
-            shared[id(module.state)] = module.state
-    return shared

@@ -88,10 +88,9 @@ class Trained:
         kept: dict[str, dict[str, Future[Tensor]]] = {part: {} for part in PARTS}
         with ThreadPoolExecutor(COPIES) as pool:  # fresh memory costs more than the copy
             for name, parameter in self.named().items():
-                for part, tensor in self._whole(parameter).items() if keep else ():
-                    kept[part][name] = pool.submit(_copy, tensor)
-                if not keep:
-                    self._whole(parameter)
+                for part, tensor in self._whole(parameter).items():
+                    if keep:
+                        kept[part][name] = pool.submit(_copy, tensor)
         return {
             part: {name: copy.result() for name, copy in copies.items()}
             for part, copies in kept.items()
@@ -123,6 +122,8 @@ class Whole:
 
     stage = 0
     """ZeRO stage: 1 optimizer, 2 and gradients, 3 and weights are shards."""
+    fused = True
+    """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
 
     def __init__(self, precision: str, cpu: bool) -> None:
         self.precision = precision
@@ -141,11 +142,6 @@ class Whole:
         """`model` and its optimizer as this launch trains them; `name` tells them from others."""
         made = self._accelerator.prepare(model, optimizer)
         return Trained(made[0], made[1], self._accelerator, max_grad_norm)
-
-    @property
-    def fused(self) -> bool:
-        """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
-        return True
 
     def frozen(self, module: nn.Module, device: torch.device) -> Any:
         """`module`, which is never trained, as this launch holds it."""

@@ -107,14 +107,11 @@ class ZeroTrained(Trained):
     def _make_states(self, steps: Any) -> None:
         """States of zeros for every shard, which AdamW would make at its first step."""
         step = steps[min(steps.names)]
-        two = hasattr(self.zero, "single_partition_of_fp32_groups")
-        shards = (
-            self.zero.single_partition_of_fp32_groups
-            if two
-            else self.zero.fp32_partitioned_groups_flat
-        )
+        zero = self.zero
+        two = hasattr(zero, "single_partition_of_fp32_groups")
+        shards = zero.single_partition_of_fp32_groups if two else zero.fp32_partitioned_groups_flat
         for shard in shards:
-            self.zero.optimizer.state[shard] = {
+            zero.optimizer.state[shard] = {
                 "step": step.clone(),
                 **{key: torch.zeros_like(shard) for key in SHARDED},
             }
@@ -131,6 +128,8 @@ class ZeroTrained(Trained):
 class Zero(Whole):
     """DeepSpeed as the accelerate file asks for it."""
 
+    fused = False
+
     @property
     def stage(self) -> int:  # type: ignore[override]
         """ZeRO stage."""
@@ -140,10 +139,6 @@ class Zero(Whole):
     def name(self) -> str:
         return f"DeepSpeed ZeRO-{self.stage}"
 
-    @property
-    def fused(self) -> bool:
-        return False
-
     @cached_property
     def _accelerators(self) -> dict[str, Accelerator]:
         """One for each trained model: DeepSpeed allows one engine an Accelerator, and reads its
@@ -151,24 +146,22 @@ class Zero(Whole):
         return {}
 
     def prepare(self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float) -> Trained:
-        accelerator = self._accelerators.get(name) or self._make(name, max_grad_norm)
+        if name not in self._accelerators:
+            first: dict[str, Any] = {}
+            if not self._accelerators:
+                # It names all plugins there will be; the others take one of them. Micro-batches are
+                # ours to count: to DeepSpeed each minibatch is one accumulation.
+                config = settings(self.precision, max_grad_norm)
+                first["deepspeed_plugins"] = {
+                    each: DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config)) for each in ROLES
+                }
+                if self.cpu:
+                    first["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+            self._accelerators[name] = Accelerator(**first)
+        accelerator = self._accelerators[name]
         accelerator.state.select_deepspeed_plugin(name)
         made = accelerator.prepare(model, optimizer)
         return ZeroTrained(made[0], made[1], accelerator)
-
-    def _make(self, name: str, max_grad_norm: float) -> Accelerator:
-        """The first names all plugins there will be; the others take one of them."""
-        if not self._accelerators:
-            # Micro-batches are ours to count: to DeepSpeed each minibatch is one accumulation.
-            config = settings(self.precision, max_grad_norm)
-            plugins = {each: DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config)) for each in ROLES}
-            kwargs: dict[str, Any] = {}
-            if self.cpu:
-                kwargs["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
-            self._accelerators[name] = Accelerator(deepspeed_plugins=plugins, **kwargs)
-        else:
-            self._accelerators[name] = Accelerator()
-        return self._accelerators[name]
 
     def frozen(self, module: nn.Module, device: torch.device) -> Any:
         """Under ZeRO-3 an engine without an optimizer: a part of the weights a rank."""

@@ -14,7 +14,7 @@ from cores.draws import uniforms
 from cores.rollout import GraphEngine, HFEngine, Rollout, Sampling
 from cores.rollout.engine import sample as invert
 from cores.rollout.graph import engine as graph
-from cores.rollout.graph.steps import Steps
+from cores.rollout.graph.buffers import Steps
 from cores.runtime.captured import Captured, Graph
 
 ENGINES: dict[str, Any] = {"hf": HFEngine, "graph": GraphEngine}

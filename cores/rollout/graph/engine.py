@@ -15,8 +15,7 @@ from torch.nn.functional import pad
 from cores.data import left_pad
 from cores.models.body import position_ids
 from cores.rollout.engine import Rollout, Sampling, cut_at_stops
-from cores.rollout.graph.cache import StaticCache
-from cores.rollout.graph.steps import Steps
+from cores.rollout.graph.buffers import StaticCache, Steps
 from cores.rollout.graph.twin import Twin
 from cores.runtime.captured import Captured
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cores.models.actor import head_logits
-from cores.rollout.graph.cache import ATTENTION
+from cores.rollout.graph.buffers import ATTENTION
 
 
 class Twin:

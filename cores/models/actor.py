@@ -5,6 +5,7 @@ the model.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
@@ -114,14 +115,9 @@ class Actor(nn.Module):
         logprobs_of = logprobs_on(logits.device)
         if plain:
             return logprobs_of(logits, ids, temperature=1.0, entropy=entropy)
+        where = early if self.min_new_tokens else None
         return logprobs_of(
-            logits,
-            ids,
-            self.temperature,
-            self.stop_ids,
-            early if self.min_new_tokens else None,
-            entropy,
-            self.entropy_grad,
+            logits, ids, self.temperature, self.stop_ids, where, entropy, self.entropy_grad
         )
 
 
@@ -134,11 +130,11 @@ class _Hidden(tuple):
         return self[0] if name == "last_hidden_state" else None
 
 
+@dataclass(frozen=True)
 class _Body:
     """Stands where the model's body is; a part of the body (OPT's decoder) is it too."""
 
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden
+    hidden: Tensor
 
     def __getattr__(self, name: str) -> "_Body":
         return self

@@ -3,7 +3,7 @@
 from scripts.mutations.ppo import Bug
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
-    "cores/rollout/graph/twin.py": (
+    "cores/rollout/graph/engine.py": (
         ("tests/unit/test_rollout_twin.py", "tests/unit/test_rollout_graph.py"),
         [
             (

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, GraniteConfig
 
 from cores.errors import UserError
-from cores.models import Actor, actor, token_logprobs
-from cores.models.actor import head_logits
+from cores.models import Actor, actor
+from cores.models.actor import head_logits, token_logprobs
 from cores.models.body import position_ids
 
 SMALL: dict[str, Any] = {

@@ -17,8 +17,8 @@ from _models import fixed_rollout, largest_difference, policy_of
 from torch import Tensor
 
 from cores import models
-from cores.models import Actor, actor, token_logprobs
-from cores.models.actor import fused_logprobs, logprobs_on
+from cores.models import Actor, actor
+from cores.models.actor import fused_logprobs, logprobs_on, token_logprobs
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

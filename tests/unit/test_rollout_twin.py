@@ -28,7 +28,7 @@ from cores.models import Actor, save_model
 from cores.ppo import build_roles
 from cores.rollout import Rollout
 from cores.rollout.graph.buffers import StaticCache
-from cores.rollout.graph.twin import Twin
+from cores.rollout.graph.engine import Twin
 from cores.runtime.parents import Parent
 from cores.training.ppo import build_trainer
 

@@ -5,7 +5,6 @@ Shapes: R rows of which the first b are in use, H query heads, G key-value heads
 D head width, P prompt tokens (left-padded), T new tokens, N layers, V vocabulary.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,9 +59,9 @@ class StaticCache:
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *unused: Any, **more: Any
-    ) -> tuple["Written", Tensor]:
+    ) -> tuple[Any, Tensor]:
         """Hand the new keys and values (b, G, T, D) on to the attention, which writes them."""
-        return Written(self, layer, keys), values
+        return (self, layer, keys), values
 
     def keep(self, order: Tensor) -> None:
         """Move the rows `order` (n,) to the front."""
@@ -93,27 +92,19 @@ class StaticCache:
         return (places >= self.start[:rows, None])[:, None, None]
 
 
-@dataclass(frozen=True)
-class Written:
-    """New keys of one layer on their way through a model to `static_attention`."""
-
-    cache: StaticCache
-    layer: int
-    keys: Tensor
-
-
 def static_attention(
     module: Any,
     query: Tensor,
-    key: Written,
+    key: tuple[StaticCache, int, Tensor],
     value: Tensor,
     attention_mask: Any,
     scaling: float | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention (b, T, H, D) of query (b, H, T, D) to the cache and the new positions."""
-    cache = key.cache
-    keys, values = cache.keys[key.layer], cache.values[key.layer]
+    """Attention (b, T, H, D) of query (b, H, T, D) to the cache and the new positions; key and
+    value are what `StaticCache.update` handed on."""
+    cache, layer, new_keys = key
+    keys, values = cache.keys[layer], cache.values[layer]
     rows, _, count, _ = query.shape
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     prefill = cache.filled == 0
@@ -121,13 +112,13 @@ def static_attention(
         from cores.rollout.graph.kernels import decode_attention
 
         out = decode_attention(
-            query, key.keys, value, keys, values, cache.start, cache.position, scale
+            query, new_keys, value, keys, values, cache.start, cache.position, scale
         )
         return out, None
     end = cache.filled + count
     mask = cache.mask if prefill else cache.seen(rows)
     part = slice(cache.first_row, cache.first_row + rows)
-    keys[part, :, cache.filled : end] = key.keys
+    keys[part, :, cache.filled : end] = new_keys
     values[part, :, cache.filled : end] = value
     out = scaled_dot_product_attention(
         query.to(keys.dtype),

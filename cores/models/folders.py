@@ -107,22 +107,20 @@ def reading(path: str | Path, what: str, done: str = "loaded") -> Iterator[None]
     except UserError:
         raise
     except Exception as error:  # by file and library anything from KeyError to RecursionError
-        raise UserError(_unloadable(path, what, done, error)) from None
-
-
-def _unloadable(path: str | Path, what: str, done: str, error: Exception) -> str:
-    first = " ".join(" ".join(str(error).split("\n")[:2]).split())[:300]
-    folder = Path(path).expanduser()
-    if isinstance(error, OSError) and done == "loaded" and not folder.is_dir():
-        return (
-            f"model.path: {str(path)!r} is no local folder, and its {what} could not be fetched "
-            "from the Hugging Face hub. Check the name and the network, or download the model "
-            "elsewhere and give its folder: --model.path FOLDER."
-        )
-    reason = (folder.is_dir() and _culprit(folder)) or f"{type(error).__name__}: {first}"
-    said = next((words for words in REMEDIES if words in f"{reason} {error}"), "")
-    remedy = REMEDIES.get(said, WHOLE if done == "loaded" else "Take another model.")
-    return f"{path}: its {what} cannot be {done}: {reason.rstrip('. ')}. {remedy}"
+        first = " ".join(" ".join(str(error).split("\n")[:2]).split())[:300]
+        folder = Path(path).expanduser()
+        if isinstance(error, OSError) and done == "loaded" and not folder.is_dir():
+            raise UserError(
+                f"model.path: {str(path)!r} is no local folder, and its {what} could not be "
+                "fetched from the Hugging Face hub. Check the name and the network, or download "
+                "the model elsewhere and give its folder: --model.path FOLDER."
+            ) from None
+        reason = (folder.is_dir() and _culprit(folder)) or f"{type(error).__name__}: {first}"
+        said = next((words for words in REMEDIES if words in f"{reason} {error}"), "")
+        remedy = REMEDIES.get(said, WHOLE if done == "loaded" else "Take another model.")
+        raise UserError(
+            f"{path}: its {what} cannot be {done}: {reason.rstrip('. ')}. {remedy}"
+        ) from None
 
 
 def _culprit(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 Shapes: B rows, P prompt tokens, T response tokens so far.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,17 +22,17 @@ from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout.engine import Rollout, Sampling, cut_at_stops, sample
 
 
+@dataclass(eq=False)
 class _Sampler(LogitsProcessor):
     """Draws each token itself, as `GraphEngine` does, and keeps its log-prob and the entropy.
 
     `generate` calls it once a token and takes the likeliest by what it returns: the token drawn.
     """
 
-    def __init__(self, sampling: Sampling, uniform: Tensor) -> None:
-        self.sampling = sampling
-        self.uniform = uniform
-        self.logprobs: list[Tensor] = []
-        self.entropies: list[Tensor] = []
+    sampling: Sampling
+    uniform: Tensor
+    logprobs: list[Tensor] = field(default_factory=list)
+    entropies: list[Tensor] = field(default_factory=list)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         s, taken = self.sampling, len(self.logprobs)
@@ -43,6 +44,7 @@ class _Sampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
 
+@dataclass(eq=False)
 class TextStops(StoppingCriteria):
     """Ends each row of one `generate` at the token that completes a stop string; keeps where.
 
@@ -51,15 +53,12 @@ class TextStops(StoppingCriteria):
     ids cannot be sampled either; the reply goes on and the next one counts.
     """
 
-    def __init__(
-        self, matcher: StopStringCriteria, prompt_length: int, min_new_tokens: int
-    ) -> None:
-        self.matcher = matcher
-        self.prompt_length = prompt_length
-        self.min_new_tokens = min_new_tokens
-        self.met: list[Tensor] = []
-        """(B,) bool for each response token: whether it completed a string. Behind the end of a
-        row it means nothing."""
+    matcher: StopStringCriteria
+    prompt_length: int
+    min_new_tokens: int
+    met: list[Tensor] = field(default_factory=list)
+    """(B,) bool for each response token: whether it completed a string. Behind the end of a
+    row it means nothing."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **unused: Any) -> Tensor:
         """(B,) bool, at the newest token of `input_ids` (B, P + T)."""
@@ -71,6 +70,7 @@ class TextStops(StoppingCriteria):
         return met
 
 
+@dataclass(eq=False)
 class HFEngine:
     """Samples with `model.generate`, whatever the parent's generation_config asks for.
 
@@ -78,9 +78,8 @@ class HFEngine:
     at none of its first `min_new_tokens` tokens; see `TextStops`.
     """
 
-    def __init__(self, model: Any, sampling: Sampling) -> None:
-        self.model = model
-        self.sampling = sampling
+    model: Any
+    sampling: Sampling
 
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,17 +20,15 @@ COPIES = 8
 """Tensors copied at a time."""
 
 
+@dataclass(eq=False)
 class Trained:
     """A model that is trained, as its launch holds it, with its optimizer."""
 
-    def __init__(
-        self, module: Any, optimizer: Any, accelerator: Accelerator, max_grad_norm: float
-    ) -> None:
-        self.module = module
-        """What is called: the model itself, or what wraps it."""
-        self.optimizer = optimizer
-        self.accelerator = accelerator
-        self.max_grad_norm = max_grad_norm
+    module: Any
+    """What is called: the model itself, or what wraps it."""
+    optimizer: Any
+    accelerator: Accelerator
+    max_grad_norm: float
 
     @property
     def unwrapped(self) -> Any:
@@ -117,22 +116,19 @@ class Trained:
             }
 
 
+@dataclass(eq=False)
 class Whole:
     """One process, or DDP."""
 
+    precision: str
+    cpu: bool
+
     stage = 0
     """ZeRO stage: 1 optimizer, 2 and gradients, 3 and weights are shards."""
+    name = "DDP"
+    """For the screen."""
     fused = True
     """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
-
-    def __init__(self, precision: str, cpu: bool) -> None:
-        self.precision = precision
-        self.cpu = cpu
-
-    @property
-    def name(self) -> str:
-        """For the screen."""
-        return "DDP"
 
     @cached_property
     def _accelerator(self) -> Accelerator:

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -27,18 +28,13 @@ from cores.sharding.whole import Trained, Whole
 SHARDED = ("exp_avg", "exp_avg_sq")
 
 
+@dataclass(eq=False)
 class ZeroTrained(Trained):
     """The engine clips and steps inside its backward pass; a step is the same."""
 
-    def __init__(self, module: Any, optimizer: Any, accelerator: Accelerator) -> None:
-        super().__init__(module, optimizer, accelerator, 0.0)
-        self.steps = 0
-        """Taken by us; the engine decides by its own count of micro-batches."""
-
-    @property
-    def engine(self) -> Any:
-        """DeepSpeed's."""
-        return self.accelerator.deepspeed_engine_wrapped
+    max_grad_norm: float = 0.0
+    steps: int = 0
+    """Taken by us; the engine decides by its own count of micro-batches."""
 
     @property
     def zero(self) -> Any:
@@ -49,14 +45,15 @@ class ZeroTrained(Trained):
         return nullcontext()
 
     def backward(self, loss: Tensor, last: bool) -> Tensor | None:
-        self.engine.backward(loss * self.accelerator.num_processes, sync_gradients=last)
+        engine: Any = self.accelerator.deepspeed_engine_wrapped
+        engine.backward(loss * self.accelerator.num_processes, sync_gradients=last)
         if not last:
             return None
         self.steps += 1
         taken = self.module.global_steps
         if taken != self.steps:
             raise RuntimeError(f"DeepSpeed took {taken} optimizer steps, not {self.steps}.")
-        norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
+        norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32)
         return norm.detach().to(loss.device)  # offloaded: it is on the CPU
 
     def clear(self) -> None:
@@ -136,7 +133,7 @@ class Zero(Whole):
         return launched_settings()["zero_optimization"]["stage"]
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         return f"DeepSpeed ZeRO-{self.stage}"
 
     @cached_property

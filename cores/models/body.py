@@ -1,15 +1,19 @@
-"""The body of a language model: hidden states of rows, padded or not; whose attention is plain,
-which our own decode step and captured passes rely on; and whether it keeps packed rows apart.
+"""The body of a language model: hidden states of rows, padded or not; whether its attention is
+plain, as our own decode step and captured passes need it, and keeps packed rows apart; its layers
+made faster.
 
 Shapes: B rows of L columns, d width of the model.
 """
 
 import inspect
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, masking_utils
+from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cores.errors import UserError
 from cores.models.vocabulary import architecture, embedding
@@ -25,6 +29,9 @@ TOLERANCE, TOLERANCE_QUANTIZED = 1e-3, 0.1
 """Largest difference allowed, in median deviations of the logits. fp32 rounds to 1e-6 of them; a
 leak changes large weights by 1 and more, and fresh small ones (0.02) by 0.05. 8 and 4 bits round
 coarsely, and only trained models are held in them."""
+VARIANTS = 64
+"""Compiled forms of one layer's code at most: with and without gradient, padding and adapters, of
+actor and critic. Beyond it torch silently runs the layer uncompiled."""
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -141,3 +148,48 @@ def packed_logits(model: nn.Module, rows: list[list[Tensor]]) -> Tensor:
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = positions.to(ids.device)
     return model(**inputs, use_cache=False).logits.float()
+
+
+class TanhGELU(nn.GELU):
+    """GELU as GPT-2 approximates it: x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) of x (...).
+
+        Compiled it is x sigmoid(2 u), which is the same: on a CPU the vectorised tanh takes most of
+        torch's kernel and of the compiled one alike, and exp a third of that.
+        """
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        slope = 2 * math.sqrt(2 / math.pi)
+        return x * torch.sigmoid(x * (slope + slope * 0.044715 * x * x))
+
+
+def fuse_activations(model: Any) -> Any:
+    """`model` with torch's GELU (tanh approximation) in place of transformers' `gelu_new`.
+
+    The same function (Hendrycks & Gimpel 2016, as GPT-2 approximates it), which transformers
+    writes out as eight operations, each a pass over the widest tensor of a layer.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, TanhGELU())
+    return model
+
+
+def compile_layers(model: Any) -> Any:
+    """`model` with each of its transformer layers compiled.
+
+    All layers share one compiled form, so this takes a fraction of the time that the whole model
+    would. Names of parameters and modules stay; a copy of the model is not compiled.
+    """
+    torch._dynamo.config.recompile_limit = VARIANTS
+    torch._dynamo.config.accumulated_recompile_limit = 4 * VARIANTS
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile()
+    return model

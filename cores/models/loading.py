@@ -19,8 +19,8 @@ from transformers import (
 
 from cores.config import ModelSection
 from cores.errors import UserError
+from cores.models.body import fuse_activations
 from cores.models.folders import WHOLE, check_config, check_finite, check_tensors, place, reading
-from cores.models.layers import fuse_activations
 from cores.models.lora import base_of, lone_adapter, merged
 from cores.models.quantization import check_widths, quantize
 from cores.models.vocabulary import (

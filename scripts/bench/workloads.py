@@ -27,7 +27,7 @@ from transformers import (
 
 from cores.config import Config, ModelSection, parse_config
 from cores.errors import UserError
-from cores.models.layers import fuse_activations
+from cores.models.body import fuse_activations
 from cores.models.loading import DROPOUTS
 from cores.models.quantization import quantize
 from cores.models.vocabulary import rounded

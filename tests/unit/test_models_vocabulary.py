@@ -29,7 +29,7 @@ from cores.models import (
     save_model,
     settle_pad_token,
 )
-from cores.models.layers import fuse_activations
+from cores.models.body import fuse_activations
 from cores.models.loading import check_length, exclude_from, max_length
 from cores.models.vocabulary import NEW_PAD, embedding, excluded_ids, fit_vocabulary, rounded
 

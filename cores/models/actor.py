@@ -210,11 +210,8 @@ def fused_logprobs(
     entropy: bool = True,
     entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `token_logprobs` returns for logits (N, V), ids (N,) and early (N,), by kernels.
-
-    The logits are read once in each direction, and nothing of their size is made but their
-    gradient.
-    """
+    """What `token_logprobs` returns for logits (N, V), ids (N,) and early (N,), by kernels: the
+    logits are read once in each direction, and nothing of their size is made but their gradient."""
     logprobs, nats = _Fused.apply(logits, ids, temperature, stop_ids, early)
     return logprobs, (nats if entropy_grad else nats.detach()) if entropy else None
 
@@ -270,10 +267,7 @@ class ScalarModel(nn.Module):
 @torch.no_grad()
 def rescale(model: Any, mean: float, std: float) -> None:
     """Make scores of the stock `model` with this mean and deviation have 0 and 1: 1/std goes into
-    the head, and what is then left of the mean into `config.reward_mean`.
-
-    So score = stock logit - reward_mean, in this code and in any other.
-    """
+    the head, and what is then left of the mean into `config.reward_mean`."""
     for parameter in model.score.parameters():
         parameter.mul_(1.0 / std)
     before = float(getattr(model.config, "reward_mean", 0.0))

@@ -157,13 +157,11 @@ class TanhGELU(nn.GELU):
         super().__init__(approximate="tanh")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(...) of x (...).
-
-        Compiled it is x sigmoid(2 u), which is the same: on a CPU the vectorised tanh takes most of
-        torch's kernel and of the compiled one alike, and exp a third of that.
-        """
+        """(...) of x (...)."""
         if not torch.compiler.is_compiling():
             return super().forward(x)
+        # x sigmoid(2 u), which is the same: on a CPU the vectorised tanh takes most of torch's
+        # kernel and of the compiled one alike, and exp a third of that.
         slope = 2 * math.sqrt(2 / math.pi)
         return x * torch.sigmoid(x * (slope + slope * 0.044715 * x * x))
 

@@ -154,10 +154,7 @@ def load_policy(
 def load_base(
     path: str | Path, tokenizer: PreTrainedTokenizerBase, frozen: ModelSection | None = None
 ) -> PreTrainedModel:
-    """The model that stage 1 starts from, with a row for every id and pad excluded.
-
-    `frozen` as in `load_policy`.
-    """
+    """The model that stage 1 starts from, a `load_policy` with a row for every id, pad excluded."""
     model = load_policy(path, True, frozen, tokenizer)
     exclude_from(model, tokenizer)
     return model
@@ -169,10 +166,7 @@ def load_scalar(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **head: Any,
 ) -> PreTrainedModel:
-    """A one-label sequence-classification model in fp32, without dropout.
-
-    `frozen` and `tokenizer` as in `load_policy`.
-    """
+    """A one-label sequence-classification model in fp32, without dropout, else as `load_policy`."""
     return load_as(AutoModelForSequenceClassification, path, False, tokenizer, frozen, **head)
 
 

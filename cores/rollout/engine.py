@@ -1,9 +1,5 @@
 """What a rollout is, what makes one, and how its tokens are drawn.
 
-One token a row by inversion of the distribution function: the uniform number of each is given
-before the rollout, so a reply is the same whatever rows are beside it, however they are bucketed
-and moved.
-
 Shapes: B rows, P prompt tokens (left-padded), T response tokens (right-padded), L = P + T,
 V vocabulary.
 """
@@ -70,7 +66,7 @@ class RolloutEngine(Protocol):
     """Samples replies from the policy as it is now."""
 
     def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
-        """One reply for each prompt.
+        """One reply for each prompt, whatever rows are beside it.
 
         uniform (B, T) in [0, 1), float32, on the CPU, T at least the new tokens of the longest
         reply: number t of row i decides token t of reply i, so a reply depends on its own row alone
@@ -119,7 +115,7 @@ def cut_at_stops(
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (B,), their log-probs and the entropies (B,), in nats and float32.
+    """Tokens (B,), by inversion, their log-probs and the entropies (B,), in nats and float32.
 
     The distribution is softmax(logits / temperature) of logits (B, V); the token of a row is the
     first at which the cumulated probability exceeds `uniform` (B,), in [0, 1). An id with

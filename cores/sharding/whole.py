@@ -169,10 +169,8 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def load_weights(model: nn.Module, weights: Any) -> None:
-    """Put trained weights, by name (a `Reader`), into `model`, which no launch holds yet.
-
-    UserError if one has another shape, or is not there.
-    """
+    """Put trained weights, by name (a `Reader`), into `model`, which no launch holds yet; UserError
+    if one has another shape, or is not there."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:

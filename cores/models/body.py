@@ -23,7 +23,7 @@ FAMILIES = ("gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 and whose keys and values go to the cache and the attention function and nowhere else."""
 STILL_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles do not depend on the longest row so far."""
-LENGTHS = [[7, 5], [4, 9]]
+PROBE = [[7, 5], [4, 9]]
 """Tokens of the samples of the probe, side by side in two rows."""
 TOLERANCE, TOLERANCE_QUANTIZED = 1e-3, 0.1
 """Largest difference allowed, in median deviations of the logits. fp32 rounds to 1e-6 of them; a
@@ -116,7 +116,7 @@ def check_packing(model: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     rows, device = embedding(model).shape[0], embedding(model).device
     samples = [
-        [torch.randint(rows, (n,), generator=generator).to(device) for n in row] for row in LENGTHS
+        [torch.randint(rows, (n,), generator=generator).to(device) for n in row] for row in PROBE
     ]
     training = model.training
     model.eval()

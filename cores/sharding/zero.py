@@ -36,11 +36,6 @@ class ZeroTrained(Trained):
     steps: int = 0
     """Taken by us; the engine decides by its own count of micro-batches."""
 
-    @property
-    def zero(self) -> Any:
-        """The optimizer of shards."""
-        return self.module.optimizer
-
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext()
 
@@ -83,7 +78,7 @@ class ZeroTrained(Trained):
         with deepspeed.zero.GatheredParameters([parameter]):
             weight = parameter.data.clone()
         found = {key: safe_get_full_optimizer_state(parameter, key) for key in SHARDED}
-        (flat, *_) = self.zero.optimizer.state.values()  # all step together
+        (flat, *_) = self.module.optimizer.optimizer.state.values()  # all step together
         return {"weights": weight, **found, "step": flat["step"]}
 
     def load_moments(self, read: Callable[[str], Any]) -> None:
@@ -104,7 +99,7 @@ class ZeroTrained(Trained):
     def _make_states(self, steps: Any) -> None:
         """States of zeros for every shard, which AdamW would make at its first step."""
         step = steps[min(steps.names)]
-        zero = self.zero
+        zero = self.module.optimizer
         two = hasattr(zero, "single_partition_of_fp32_groups")
         shards = zero.single_partition_of_fp32_groups if two else zero.fp32_partitioned_groups_flat
         for shard in shards:
@@ -117,9 +112,10 @@ class ZeroTrained(Trained):
     def _link(self) -> None:
         """Let DeepSpeed (1 and 2) find each weight's part of the states. It does so by itself once,
         behind the first group's first step, when those of other groups do not exist yet."""
-        if hasattr(self.zero, "single_partition_of_fp32_groups"):
-            self.zero._hp_optimizer_states_linked = False
-            self.zero._lazy_init_hp_params_optimizer_state()
+        zero = self.module.optimizer
+        if hasattr(zero, "single_partition_of_fp32_groups"):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
 
 class Zero(Whole):

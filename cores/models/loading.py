@@ -19,10 +19,9 @@ from transformers import (
 
 from cores.config import ModelSection
 from cores.errors import UserError
+from cores.models.adapters import base_of, check_widths, lone_adapter, merged, quantize
 from cores.models.body import fuse_activations
 from cores.models.folders import WHOLE, check_config, check_finite, check_tensors, place, reading
-from cores.models.lora import base_of, lone_adapter, merged
-from cores.models.quantization import check_widths, quantize
 from cores.models.vocabulary import (
     ROWS,
     architecture,
@@ -125,8 +124,7 @@ def scalar_problem(config: PretrainedConfig) -> str | None:
 
 def check_scalar(config: PretrainedConfig, key: str = "model.path") -> None:
     """UserError if there can be no reward model of this architecture, which `key` gave."""
-    problem = scalar_problem(config)
-    if problem:
+    if problem := scalar_problem(config):
         raise UserError(f"{key}: {problem}")
 
 

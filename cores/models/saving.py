@@ -18,9 +18,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.errors import UserError
 from cores.models.actor import plain_model
+from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
 from cores.models.loading import load_as, load_config, load_tokenizer
-from cores.models.lora import save_adapter
 from cores.models.vocabulary import excluded_ids
 
 SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()

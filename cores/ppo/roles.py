@@ -16,9 +16,9 @@ from cores.config.estimators import WITH_CRITIC
 from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model, rescale
+from cores.models.adapters import hold_linears_in_bf16
 from cores.models.body import compile_layers
 from cores.models.loading import exclude_from
-from cores.models.quantization import hold_linears_in_bf16
 from cores.ppo.trained import ACTOR, CRITIC, TrainedRole
 from cores.rewards.texts import TextReward
 from cores.rollout import stop_ids

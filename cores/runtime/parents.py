@@ -10,7 +10,7 @@ from cores.config import Config, plain
 from cores.errors import UserError
 from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
-from cores.models.lora import base_of, lone_adapter
+from cores.models.adapters import base_of, lone_adapter
 from cores.runtime.elsewhere import found_elsewhere
 from cores.runtime.fingerprint import model_files
 

@@ -83,7 +83,14 @@ class ZeroTrained(Trained):
 
     def load_moments(self, read: Callable[[str], Any]) -> None:
         moments = {key: read(key) for key in (*SHARDED, "step")}
-        self._make_states(moments["step"])
+        step = moments["step"][min(moments["step"].names)]
+        zero = self.module.optimizer
+        two = hasattr(zero, "single_partition_of_fp32_groups")
+        shards = zero.single_partition_of_fp32_groups if two else zero.fp32_partitioned_groups_flat
+        for shard in shards:  # zeros, which AdamW would make at its first step
+            zeros = {key: torch.zeros_like(shard) for key in SHARDED}
+            zero.optimizer.state[shard] = {"step": step.clone(), **zeros}
+        self._link()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for name, parameter in self.named().items():
             for key in SHARDED:
@@ -95,19 +102,6 @@ class ZeroTrained(Trained):
                 flat = value.flatten()
                 part = pad(flat, (0, size * world - flat.numel()))[rank * size : (rank + 1) * size]
                 safe_set_local_optimizer_state(parameter, part, key)
-
-    def _make_states(self, steps: Any) -> None:
-        """States of zeros for every shard, which AdamW would make at its first step."""
-        step = steps[min(steps.names)]
-        zero = self.module.optimizer
-        two = hasattr(zero, "single_partition_of_fp32_groups")
-        shards = zero.single_partition_of_fp32_groups if two else zero.fp32_partitioned_groups_flat
-        for shard in shards:
-            zero.optimizer.state[shard] = {
-                "step": step.clone(),
-                **{key: torch.zeros_like(shard) for key in SHARDED},
-            }
-        self._link()
 
     def _link(self) -> None:
         """Let DeepSpeed (1 and 2) find each weight's part of the states. It does so by itself once,

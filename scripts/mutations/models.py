@@ -92,20 +92,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "slope = 2 * math.sqrt", "slope = math.sqrt"),
         ],
     ),
-    "cores/models/quantization.py": (
-        ("tests/unit/test_precision.py",),
-        [
-            ("score-rounded", "the score head rounded to bf16",
-             'linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != '
-             "SCALAR_HEAD", "linear = isinstance(module, (nn.Linear, Conv1D))"),
-            ("conv1d-whole", "GPT-2's linear layers not held in bf16",
-             "linear = isinstance(module, (nn.Linear, Conv1D))",
-             "linear = isinstance(module, nn.Linear)"),
-            ("embeddings-rounded", "embeddings and norms rounded too",
-             "requires_grad=False)\n    return model\n",
-             "requires_grad=False)\n    return model.bfloat16()\n"),
-        ],
-    ),
     "cores/models/vocabulary.py": (
         ("tests/unit/test_models_vocabulary.py", "tests/unit/test_models_policy.py"),
         [
@@ -119,13 +105,22 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "table[:old].mean(dim=0)", "table.mean(dim=0)"),
         ],
     ),
-    "cores/models/lora.py": (
-        ("tests/integration/test_lora_families.py",),
+    "cores/models/adapters.py": (
+        ("tests/integration/test_lora_families.py", "tests/unit/test_precision.py"),
         [
             ("lora-alpha", "alpha is the rank, whatever is asked",
              "lora_alpha=section.alpha,", "lora_alpha=section.rank,"),
             ("lora-frozen", "a merged model stays frozen",
              "requires_grad_(True)", "requires_grad_(False)"),
+            ("score-rounded", "the score head rounded to bf16",
+             'linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != '
+             "SCALAR_HEAD", "linear = isinstance(module, (nn.Linear, Conv1D))"),
+            ("conv1d-whole", "GPT-2's linear layers not held in bf16",
+             "linear = isinstance(module, (nn.Linear, Conv1D))",
+             "linear = isinstance(module, nn.Linear)"),
+            ("embeddings-rounded", "embeddings and norms rounded too",
+             "requires_grad=False)\n    return model\n",
+             "requires_grad=False)\n    return model.bfloat16()\n"),
         ],
     ),
     "cores/models/loading.py": (

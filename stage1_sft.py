@@ -16,9 +16,9 @@ def main(argv: list[str]) -> None:
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
     from cores.models import check_saving, load_tokenizer, save_model, settle_pad_token
+    from cores.models.adapters import check_quantization
+    from cores.models.body import check_packing
     from cores.models.loading import check_base, check_length, load_config, scalar_problem
-    from cores.models.packing import check_packing
-    from cores.models.quantization import check_quantization
     from cores.run import StageRun
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch

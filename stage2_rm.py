@@ -16,8 +16,8 @@ def main(argv: list[str]) -> None:
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
     from cores.models import ScalarModel, check_saving, save_model
+    from cores.models.adapters import check_quantization
     from cores.models.loading import check_length, check_scalar, load_config
-    from cores.models.quantization import check_quantization
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch

@@ -14,8 +14,8 @@ def main(argv: list[str]) -> None:
     # Heavy imports come after the arguments are known to be right.
     from cores.data import prompt_data, show
     from cores.models import check_saving
+    from cores.models.adapters import check_quantization
     from cores.models.loading import load_config
-    from cores.models.quantization import check_quantization
     from cores.ppo import build_roles
     from cores.rewards.load import load_functions
     from cores.rewards.texts import text_reward

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     """Merge argv[0] into argv[1]."""
     if len(argv) != 2:
         sys.exit(__doc__)
-    from cores.models.lora import ADAPTER
+    from cores.models.adapters import ADAPTER
     from cores.models.saving import merge_adapter
     from cores.runtime.launch import quiet
 

@@ -1,24 +1,19 @@
 """Thin wrappers over Hugging Face classes: a policy, and a scalar head for reward and critic."""
 
-from cores.models.actor import Actor
+from cores.models.actor import Actor, ScalarModel
+from cores.models.adapters import add_lora
 from cores.models.loading import load_policy, load_scalar, load_tokenizer
-from cores.models.logprobs import token_logprobs
-from cores.models.lora import add_lora
 from cores.models.saving import check_saving, save_model
-from cores.models.scalar import ScalarModel
-from cores.models.vocabulary import exclude_tokens, excluded_ids, settle_pad_token
+from cores.models.vocabulary import settle_pad_token
 
 __all__ = [
     "Actor",
     "ScalarModel",
     "add_lora",
     "check_saving",
-    "exclude_tokens",
-    "excluded_ids",
     "load_policy",
     "load_scalar",
     "load_tokenizer",
     "save_model",
     "settle_pad_token",
-    "token_logprobs",
 ]

@@ -1,20 +1,25 @@
-"""The policy: log-probs of response tokens under a causal language model.
+"""What models say of rows: log-probs of the response (`Actor`), a number a token (`ScalarModel`).
 
-Shapes: B rows, L = P + T tokens a row (prompt then response), V vocabulary, d width of the model.
+Shapes: B rows, L = P + T tokens a row (prompt then response), N tokens, V vocabulary, d width of
+the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from cores.errors import UserError
 from cores.models.body import hidden_states
-from cores.models.head import check_body, head_logits
-from cores.models.logprobs import logprobs_on
+from cores.models.vocabulary import EXCLUDED_LOGIT
 
 CHUNK_LOGITS = 2**26
 """Logits that exist at a time: 256 MiB in fp32, of 1,335 tokens with GPT-2's vocabulary and 441
@@ -45,10 +50,17 @@ class Actor(nn.Module):
         min_new_tokens: int = 0,
         entropy_grad: bool = False,
     ) -> None:
+        """UserError if `model` is not made of a body and a head."""
         super().__init__()
-        check_body(plain_model(model))
+        plain = plain_model(model)
+        if plain.base_model is plain or plain.get_output_embeddings() is None:
+            raise UserError(
+                f"model.path: {type(plain).__name__} does not keep its head apart from its body, "
+                "which stage 3 needs to make logits a few tokens at a time. Choose another "
+                "architecture."
+            )
         self.model = model
-        self.vocabulary: int = plain_model(model).config.get_text_config().vocab_size
+        self.vocabulary: int = plain.config.get_text_config().vocab_size
         self.temperature = temperature
         self.register_buffer("stop_ids", torch.tensor(list(stop_ids)).long(), persistent=False)
         self.min_new_tokens = min_new_tokens
@@ -71,33 +83,29 @@ class Actor(nn.Module):
         not sampled: temperature 1, stop ids anywhere, entropy without a gradient. `entropy`: else
         None stands in its place, which saves a pass or two over the logits.
         """
-        body: Any = plain_model(self.model).base_model
-        states = hidden_states(body, ids, mask)
+        states = hidden_states(plain_model(self.model).base_model, ids, mask)
         states = states[:, -response_length - 1 : -1].flatten(0, 1)
         chosen = ids[:, -response_length:]
         columns = torch.arange(response_length, device=ids.device)
         early = (columns < self.min_new_tokens).expand_as(chosen).flatten()
-        logits = self._most(len(states), ids.device) * self.vocabulary
+        tokens = len(states)
+        if hasattr(next(self.model.parameters()), "ds_id"):
+            # Shards (ZeRO-3) are put together for each part by all ranks or never, so the parts are
+            # those of the most tokens that a rank has.
+            most = torch.tensor(tokens, device=ids.device)
+            torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+            tokens = int(most)
+        logits = tokens * self.vocabulary
         parts = max(1, -(-logits // CHUNK_LOGITS))
+        again = partial(checkpoint, self._chunk, use_reentrant=False, preserve_rng_state=False)
         # Few are kept for the backward pass: they take little memory, and time to make again.
-        part_of = self._chunk if logits <= CHUNK_LOGITS // 8 else self._chunk_again
-        found = [
-            part_of(*part, plain, entropy)
-            for part in zip(
-                states.tensor_split(parts),
-                chosen.flatten().tensor_split(parts),
-                early.tensor_split(parts),
-                strict=True,
-            )
-        ]
+        part_of: Any = self._chunk if logits <= CHUNK_LOGITS // 8 else again
+        each = (each.tensor_split(parts) for each in (states, chosen.flatten(), early))
+        found = [part_of(*part, plain, entropy) for part in zip(*each, strict=True)]
         logprobs, nats = zip(*found, strict=True)
         return torch.cat(logprobs).view_as(chosen), (
             torch.cat(nats).view_as(chosen) if entropy else None
         )
-
-    def _chunk_again(self, *args: Any) -> tuple[Tensor, Tensor | None]:
-        """`_chunk`, which keeps nothing and is run again in the backward pass."""
-        return checkpoint(self._chunk, *args, use_reentrant=False, preserve_rng_state=False)
 
     def _chunk(
         self, states: Tensor, ids: Tensor, early: Tensor, plain: bool, entropy: bool
@@ -107,21 +115,167 @@ class Actor(nn.Module):
         logprobs_of = logprobs_on(logits.device)
         if plain:
             return logprobs_of(logits, ids, temperature=1.0, entropy=entropy)
+        where = early if self.min_new_tokens else None
         return logprobs_of(
-            logits,
-            ids,
-            self.temperature,
-            self.stop_ids,
-            early if self.min_new_tokens else None,
-            entropy,
-            self.entropy_grad,
+            logits, ids, self.temperature, self.stop_ids, where, entropy, self.entropy_grad
         )
 
-    def _most(self, tokens: int, device: torch.device) -> int:
-        """`tokens`; of shards (ZeRO-3), which are put together for each part by all ranks or
-        never, the most that a rank has."""
-        if not hasattr(next(self.model.parameters()), "ds_id"):
-            return tokens
-        most = torch.tensor(tokens, device=device)
-        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-        return int(most)
+
+class _Hidden(tuple):
+    """What a body returns, as far as heads look: hidden states (1, N, d), and None otherwise."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
+
+
+@dataclass(frozen=True)
+class _Body:
+    """Stands where the model's body is; a part of the body (OPT's decoder) is it too."""
+
+    hidden: Tensor
+
+    def __getattr__(self, name: str) -> "_Body":
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Hidden:
+        return _Hidden((self.hidden,))
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits (N, V) of `hidden` (N, d), outputs of the body of `model` (a plain one).
+
+    Between the two architectures do more than multiply by a matrix: Gemma 2 caps the logits,
+    Granite and Cohere scale them, GPT-J adds a bias, adapters may sit in the head. So this is the
+    model's own forward pass, its body replaced by the hidden states at hand.
+    """
+    # The instance's own attribute hides the module of that name, which stays registered: no
+    # parameter moves, and hooks, wrappers and shards know nothing of it.
+    name = model.base_model_prefix
+    vars(model)[name] = _Body(hidden.unsqueeze(0))
+    try:
+        return model().logits.squeeze(0)
+    finally:
+        del vars(model)[name]
+
+
+@cache
+def logprobs_on(device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The faster of `token_logprobs` and `fused_logprobs` for logits on `device`."""
+    fused = device.type == "cuda" and find_spec("triton") is not None
+    return fused_logprobs if fused else token_logprobs
+
+
+def token_logprobs(
+    logits: Tensor,
+    ids: Tensor,
+    temperature: float,
+    stop_ids: Tensor | None = None,
+    early: Tensor | None = None,
+    entropy: bool = True,
+    entropy_grad: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of `ids` (...) and entropy (...), in nats, from logits (..., V).
+
+    The distribution is softmax(logits / temperature), without `stop_ids` (S,) where `early` (which
+    broadcasts to ids) is True; logits[t] predicts ids[t]. Without `entropy` None stands in its
+    place. It carries a gradient only with `entropy_grad`: it keeps two tensors of the logits' size
+    for the backward pass.
+    """
+    scaled = logits.float()
+    if temperature != 1 or early is not None:
+        scaled = scaled / temperature
+    if stop_ids is not None and early is not None:
+        stops = scaled.index_select(-1, stop_ids)
+        stops = stops.masked_fill(early.unsqueeze(-1), EXCLUDED_LOGIT / temperature)
+        # In place: the backward pass of a division by a number needs no output.
+        scaled = scaled.index_copy_(-1, stop_ids, stops)
+    # One pass over the logits, and one back; logsumexp and the logits' own gradient take several.
+    logprobs = scaled.log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    if not entropy:
+        return chosen, None
+    with torch.set_grad_enabled(entropy_grad):
+        nats = -(logprobs.exp() * logprobs).sum(dim=-1)
+    return chosen, nats
+
+
+def fused_logprobs(
+    logits: Tensor,
+    ids: Tensor,
+    temperature: float,
+    stop_ids: Tensor | None = None,
+    early: Tensor | None = None,
+    entropy: bool = True,
+    entropy_grad: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """What `token_logprobs` returns for logits (N, V), ids (N,) and early (N,), by kernels: the
+    logits are read once in each direction, and nothing of their size is made but their gradient."""
+    logprobs, nats = _Fused.apply(logits, ids, temperature, stop_ids, early)
+    return logprobs, (nats if entropy_grad else nats.detach()) if entropy else None
+
+
+class _Fused(torch.autograd.Function):
+    """Log-probs and entropies (N,) of one distribution a row, both with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        from cores.models import kernels  # triton is not everywhere
+
+        logits, ids, ctx.temperature, stop_ids, early = given
+        logprobs, normalizers, entropies = kernels.forward(*given)
+        ctx.save_for_backward(logits, ids, stop_ids, early, normalizers, entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logprob: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        from cores.models import kernels
+
+        # A tensor of its own: a head may need its logits, say behind a tanh, for its own gradient.
+        slope = kernels.backward(by_logprob, by_entropy, ctx.temperature, *ctx.saved_tensors)
+        return slope, None, None, None, None
+
+
+class ScalarModel(nn.Module):
+    """A stock `AutoModelForSequenceClassification` with one label, read at every token.
+
+    The number at a token is the stock logit there minus `reward_mean` of the model's config, so
+    that the score of a row is what any other tool computes from the saved folder, less that
+    constant.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+        self.mean = float(getattr(model.config, "reward_mean", 0.0))
+
+    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Values (B, L) of ids (B, L) under mask (B, L), in float32; None: nothing is padding."""
+        inner: Any = plain_model(self.model)
+        hidden = hidden_states(inner.base_model, ids, mask)
+        # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return inner.score(hidden.float()).squeeze(-1) - self.mean
+
+    def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Values at the last attended token of each row, (B,)."""
+        return last_attended(self(ids, mask), mask)
+
+
+@torch.no_grad()
+def rescale(model: Any, mean: float, std: float) -> None:
+    """Make scores of the stock `model` with this mean and deviation have 0 and 1: 1/std goes into
+    the head, and what is then left of the mean into `config.reward_mean`."""
+    for parameter in model.score.parameters():
+        parameter.mul_(1.0 / std)
+    before = float(getattr(model.config, "reward_mean", 0.0))
+    model.config.reward_mean = (before + mean) * (1.0 / std)
+
+
+def last_attended(values: Tensor, mask: Tensor) -> Tensor:
+    """The entry of values (B, L) at the last True of mask (B, L), (B,)."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (positions * mask).argmax(dim=1)
+    return values.gather(1, last.unsqueeze(1)).squeeze(1)

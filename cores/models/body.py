@@ -1,31 +1,42 @@
-"""The body of a language model: hidden states of rows, padded or not.
+"""The body of a language model: hidden states of rows, padded or not; whether its attention is
+plain, as our own decode step and captured passes need it, and keeps packed rows apart; its layers
+made faster.
 
 Shapes: B rows of L columns, d width of the model.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import masking_utils
+from torch import Tensor, nn
+from transformers import PretrainedConfig, masking_utils
+from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cores.models.plain import attention_problem
+from cores.errors import UserError
+from cores.models.vocabulary import architecture, embedding
+
+FAMILIES = ("gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+"""Model types whose attention is causal, over all positions, with scores neither capped nor biased,
+and whose keys and values go to the cache and the attention function and nowhere else."""
+STILL_ROPE = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose angles do not depend on the longest row so far."""
+PROBE = [[7, 5], [4, 9]]
+"""Tokens of the samples of the probe, side by side in two rows."""
+TOLERANCE, TOLERANCE_QUANTIZED = 1e-3, 0.1
+"""Largest difference allowed, in median deviations of the logits. fp32 rounds to 1e-6 of them; a
+leak changes large weights by 1 and more, and fresh small ones (0.02) by 0.05. 8 and 4 bits round
+coarsely, and only trained models are held in them."""
+VARIANTS = 64
+"""Compiled forms of one layer's code at most: with and without gradient, padding and adapters, of
+actor and critic. Beyond it torch silently runs the layer uncompiled."""
 
 
 def position_ids(mask: Tensor) -> Tensor:
     """(B, L) positions counted from each row's first attended token; 0 in padding before it."""
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def model_inputs(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Arguments of a Hugging Face model; position ids where it takes them (ALiBi does not)."""
-    inputs = {"input_ids": ids, "attention_mask": mask.long()}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = position_ids(mask)
-    return inputs
 
 
 def causal_mask(mask: Tensor) -> Tensor:
@@ -44,28 +55,22 @@ def causal_mask(mask: Tensor) -> Tensor:
 def hidden_states(body: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     """Last hidden states (B, L, d) of ids (B, L) under mask (B, L); None: nothing is padding.
 
-    Then attention is plain causal, and positions are columns, by the model's own defaults.
+    Then attention is plain causal, and positions are columns, by the model's own defaults, without
+    transformers' looks into ids, positions and OPT's own mask for padding and packed rows, of which
+    it is known that there are none: on a GPU each look waits for everything asked of it before, and
+    cannot be part of a CUDA graph. Nor is a mask made where a graph is captured, as transformers
+    would (5.17) in any tracing: the attention would be slower, and compiled layers not the ones
+    that were compiled.
     """
     if mask is not None:
-        inputs = model_inputs(body, ids, mask)
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
+        if "position_ids" in inspect.signature(body.forward).parameters:  # ALiBi takes none
+            inputs["position_ids"] = position_ids(mask)
         if attention_problem(body.config) is None:
             # transformers takes it as it is. Of a mask (B, L) it would ask whether there is any
             # padding at all, and a GPU would be waited for.
             inputs["attention_mask"] = causal_mask(mask)
         return body(**inputs, use_cache=False).last_hidden_state
-    with _trusted(body):
-        return body(input_ids=ids, use_cache=False).last_hidden_state
-
-
-@contextmanager
-def _trusted(body: Any) -> Iterator[None]:
-    """Without transformers' looks into ids, positions and OPT's own mask for padding and packed
-    rows, of which it is known that there are none: on a GPU each look waits for everything asked of
-    it before, and cannot be part of a CUDA graph.
-
-    Nor does it make a mask where a graph is captured, as it would (5.17) in any tracing: the
-    attention would be slower, and compiled layers not the ones that were compiled.
-    """
     answers: dict[str, Any] = {
         "find_packed_sequence_indices": lambda position_ids: None,
         "fast_all": lambda mask: True,
@@ -75,7 +80,114 @@ def _trusted(body: Any) -> Iterator[None]:
     vars(masking_utils).update(answers)
     vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
     try:
-        yield
+        return body(input_ids=ids, use_cache=False).last_hidden_state
     finally:
         vars(masking_utils).update(found)
         del vars(body)["warn_if_padding_and_no_attention_mask"]
+
+
+def attention_problem(config: PretrainedConfig) -> str | None:
+    """What keeps an architecture's attention from being plain, if anything."""
+    name = architecture(config)
+    if config.model_type not in FAMILIES:
+        return f"{name} is none of the model types {', '.join(FAMILIES)}"
+    if getattr(config, "sliding_window", None):
+        return f"{name} attends to a sliding window"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind not in STILL_ROPE:
+        return f"the rotary embedding of {name} is {kind}, which changes with the length"
+    return None
+
+
+def looks_for_outliers(model: Any) -> bool:
+    """Whether layers in 8 bits ask in every forward pass which inputs are large (bitsandbytes):
+    the device is waited for, which a captured graph cannot."""
+    return any(hasattr(module, "init_8bit_state") for module in model.modules())
+
+
+@torch.no_grad()
+def check_packing(model: Any) -> None:
+    """UserError if `model` computes other logits for packed samples than for each alone.
+
+    transformers tells packed samples by positions that begin again, where there is no attention
+    mask; some architectures take no notice. Random ids, evaluation mode, no change to the model.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows, device = embedding(model).shape[0], embedding(model).device
+    samples = [
+        [torch.randint(rows, (n,), generator=generator).to(device) for n in row] for row in PROBE
+    ]
+    training = model.training
+    model.eval()
+    alone = [[packed_logits(model, [[sample]])[0] for sample in row] for row in samples]
+    packed = packed_logits(model, samples)
+    model.train(training)
+    apart = max(
+        (together[: len(expected)] - expected).abs().max().item()
+        for together, expected in zip(packed, map(torch.cat, alone), strict=True)
+    )
+    everything = torch.cat([sample for row in alone for sample in row])
+    spread = (everything - everything.median()).abs().median().item()  # blind to excluded ids
+    tolerance = TOLERANCE_QUANTIZED if getattr(model, "is_quantized", False) else TOLERANCE
+    if not apart <= tolerance * spread:
+        raise UserError(
+            f"sft.packing: {type(model).__name__} mixes rows that are packed side by side: in a "
+            f"trial their logits differed by {apart:.2g} from those of each row alone (the logits' "
+            f"median deviation is {spread:.2g}). Set sft.packing false."
+        )
+
+
+def packed_logits(model: nn.Module, rows: list[list[Tensor]]) -> Tensor:
+    """Logits (B, L, V) of B rows of samples side by side, as training packs them."""
+    ids = nn.utils.rnn.pad_sequence([torch.cat(row) for row in rows], batch_first=True)
+    positions = nn.utils.rnn.pad_sequence(
+        [torch.cat([torch.arange(len(sample)) for sample in row]) for row in rows], batch_first=True
+    )
+    inputs = {"input_ids": ids}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = positions.to(ids.device)
+    return model(**inputs, use_cache=False).logits.float()
+
+
+class TanhGELU(nn.GELU):
+    """GELU as GPT-2 approximates it: x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) of x (...)."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        # x sigmoid(2 u), which is the same: on a CPU the vectorised tanh takes most of torch's
+        # kernel and of the compiled one alike, and exp a third of that.
+        slope = 2 * math.sqrt(2 / math.pi)
+        return x * torch.sigmoid(x * (slope + slope * 0.044715 * x * x))
+
+
+def fuse_activations(model: Any) -> Any:
+    """`model` with torch's GELU (tanh approximation) in place of transformers' `gelu_new`.
+
+    The same function (Hendrycks & Gimpel 2016, as GPT-2 approximates it), which transformers
+    writes out as eight operations, each a pass over the widest tensor of a layer.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, TanhGELU())
+    return model
+
+
+def compile_layers(model: Any) -> Any:
+    """`model` with each of its transformer layers compiled.
+
+    All layers share one compiled form, so this takes a fraction of the time that the whole model
+    would. Names of parameters and modules stay; a copy of the model is not compiled.
+    """
+    torch._dynamo.config.recompile_limit = VARIANTS
+    torch._dynamo.config.accumulated_recompile_limit = 4 * VARIANTS
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile()
+    return model

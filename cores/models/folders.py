@@ -1,13 +1,17 @@
-"""Folders and hub ids of models: judged before a library reads them, its errors put in words."""
+"""Folders and hub ids of models: judged before a library reads them, its errors put in words; and
+whether the weights read are all there, of the model's shapes, and numbers."""
 
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from cores.errors import UserError
 from cores.files import impostor, read_json
@@ -28,6 +32,14 @@ REMEDIES = {
     "custom code": "No code of a folder is run: take a model that transformers has a class of.",
     "Weights only": "Its .bin holds more than weights, and is not run: convert it to safetensors.",
 }
+SHOWN = 3
+"""Names that an error gives before it counts."""
+CLASSIFIER = "SequenceClassification"
+STALE = re.compile(
+    r"(^|\.)(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$|(^|\.)position_ids$"
+)
+"""Buffers that old checkpoints hold and that today's classes compute."""
+OLD_HEAD = re.compile(r"^(lm_head|embed_out)\.")
 
 
 def place(path: str | Path) -> str:
@@ -95,22 +107,20 @@ def reading(path: str | Path, what: str, done: str = "loaded") -> Iterator[None]
     except UserError:
         raise
     except Exception as error:  # by file and library anything from KeyError to RecursionError
-        raise UserError(_unloadable(path, what, done, error)) from None
-
-
-def _unloadable(path: str | Path, what: str, done: str, error: Exception) -> str:
-    first = " ".join(" ".join(str(error).split("\n")[:2]).split())[:300]
-    folder = Path(path).expanduser()
-    if isinstance(error, OSError) and done == "loaded" and not folder.is_dir():
-        return (
-            f"model.path: {str(path)!r} is no local folder, and its {what} could not be fetched "
-            "from the Hugging Face hub. Check the name and the network, or download the model "
-            "elsewhere and give its folder: --model.path FOLDER."
-        )
-    reason = (folder.is_dir() and _culprit(folder)) or f"{type(error).__name__}: {first}"
-    said = next((words for words in REMEDIES if words in f"{reason} {error}"), "")
-    remedy = REMEDIES.get(said, WHOLE if done == "loaded" else "Take another model.")
-    return f"{path}: its {what} cannot be {done}: {reason.rstrip('. ')}. {remedy}"
+        first = " ".join(" ".join(str(error).split("\n")[:2]).split())[:300]
+        folder = Path(path).expanduser()
+        if isinstance(error, OSError) and done == "loaded" and not folder.is_dir():
+            raise UserError(
+                f"model.path: {str(path)!r} is no local folder, and its {what} could not be "
+                "fetched from the Hugging Face hub. Check the name and the network, or download "
+                "the model elsewhere and give its folder: --model.path FOLDER."
+            ) from None
+        reason = (folder.is_dir() and _culprit(folder)) or f"{type(error).__name__}: {first}"
+        said = next((words for words in REMEDIES if words in f"{reason} {error}"), "")
+        remedy = REMEDIES.get(said, WHOLE if done == "loaded" else "Take another model.")
+        raise UserError(
+            f"{path}: its {what} cannot be {done}: {reason.rstrip('. ')}. {remedy}"
+        ) from None
 
 
 def _culprit(folder: Path) -> str | None:
@@ -125,3 +135,71 @@ def _culprit(folder: Path) -> str | None:
             except SafetensorError as error:
                 return f"{file.name} is cut off or no safetensors file ({error})"
     return None
+
+
+@torch.no_grad()
+def nonfinite(model: nn.Module) -> list[str]:
+    """Names of the parameters with NaN or infinite values; of shards (ZeRO-3) this rank's part."""
+    names = []
+    for name, parameter in model.named_parameters():
+        values = getattr(parameter, "ds_tensor", parameter)
+        if values.is_floating_point() and values.numel() and not values.is_meta:
+            low, high = torch.aminmax(values)  # NaN is the extreme of whatever it is among
+            if not (math.isfinite(low) and math.isfinite(high)):
+                names.append(name)
+    return names
+
+
+def check_finite(path: Any, model: nn.Module) -> None:
+    """UserError if weights that were just read from `path` are no numbers."""
+    bad = nonfinite(model)
+    mean = getattr(model.config, "reward_mean", 0.0)
+    if not (isinstance(mean, (int, float)) and math.isfinite(mean)):
+        bad.append("reward_mean (config.json)")
+    if bad:
+        raise UserError(
+            f"{path}: NaN or infinite values in {_some(bad)}. The model was bad before this run: "
+            "give another checkpoint, or train this one again with a lower learning rate."
+        )
+
+
+def check_tensors(path: Any, kind: type, info: dict[str, Any], trained_as: list[str]) -> None:
+    """UserError unless the checkpoint `path` has every tensor of the class `kind`, and no other.
+
+    `info` is transformers' loading info. `trained_as`: config.json's architectures. A classifier
+    that starts from a causal model takes a new head for the old one.
+    """
+    new_head = CLASSIFIER in kind.__name__ and CLASSIFIER not in "".join(trained_as)
+    missing = {n for n in info["missing_keys"] if not (new_head and n.startswith("score."))}
+    surplus = {n for n in info["unexpected_keys"] if not STALE.search(n)}
+    if new_head:
+        surplus = {n for n in surplus if not OLD_HEAD.search(n)}
+    shapes = [f"{n} ({list(a)}, not {list(b)})" for n, a, b in sorted(info["mismatched_keys"])]
+    parts = [f"without {_some(missing)}"] if missing else []
+    parts += [f"with {_some(surplus)}, of which it has no use"] if surplus else []
+    parts += [f"with {_some(shapes)}"] if shapes else []
+    if not parts:
+        return
+    remedy = "Give the config.json that belongs to the weights, or download the model again."
+    if wrapped := _prefix(missing, surplus):
+        remedy = (
+            f"Every name begins with `{wrapped}`: it was saved from a wrapped model "
+            "(torch.compile, DDP). Take the prefix from the names, or save the inner model."
+        )
+    raise UserError(
+        f"{path}: its weights do not fit the {kind.__name__} of its config.json: "
+        f"{' and '.join(parts)}. {remedy}"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names and how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
+
+
+def _prefix(missing: set[str], surplus: set[str]) -> str:
+    """What stands before every name of the checkpoint, if that is all that is wrong."""
+    found = (o.removesuffix(n) for n in sorted(missing) for o in surplus if o.endswith("." + n))
+    return next((prefix for prefix in found if all(o.startswith(prefix) for o in surplus)), "")

@@ -1,5 +1,5 @@
 """Triton kernels of log-probs and entropy on CUDA; their reference in plain torch is
-`token_logprobs` in `logprobs.py`.
+`token_logprobs` in `actor.py`.
 
 Shapes: N rows, V vocabulary, S stop ids. Everything is computed in float32.
 """
@@ -69,11 +69,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 def forward(
-    logits: Tensor,
-    ids: Tensor,
-    temperature: float,
-    stop_ids: Tensor | None,
-    early: Tensor | None,
+    logits: Tensor, ids: Tensor, temperature: float, stop_ids: Tensor | None, early: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of ids (N,), normalisers and entropies, each (N,), from logits (N, V).
 
@@ -114,22 +110,15 @@ def _backward(  # type: ignore[no-untyped-def]
     tl.store(out + row * vocabulary + column, slope.to(out.dtype.element_ty), mask=there)
 
 
-def backward(
-    by_logprob: Tensor,
-    by_entropy: Tensor,
-    temperature: float,
-    logits: Tensor,
-    ids: Tensor,
-    stop_ids: Tensor | None,
-    early: Tensor | None,
-    normalizers: Tensor,
-    entropies: Tensor,
-) -> Tensor:
+def backward(by_logprob: Tensor, by_entropy: Tensor, temperature: float, *saved: Tensor) -> Tensor:
     """Gradient (N, V) by the logits, in their dtype, from those by log-probs and entropies (N,).
+
+    saved: logits, ids, stop_ids, early, normalizers, entropies, as `forward` has or returns them.
 
     With p the probabilities and H the entropy: d log p_a / d x_j = [j = a] - p_j and
     d H / d x_j = -p_j (log p_j + H), x the logits over the temperature.
     """
+    logits, ids, stop_ids, early, normalizers, entropies = saved
     rows, vocabulary = logits.shape
     out = torch.empty((rows, vocabulary), dtype=logits.dtype, device=logits.device)
     _backward[(rows, triton.cdiv(vocabulary, LOGITS))](

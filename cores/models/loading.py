@@ -19,11 +19,9 @@ from transformers import (
 
 from cores.config import ModelSection
 from cores.errors import UserError
-from cores.models.activations import fuse_activations
-from cores.models.folders import WHOLE, check_config, place, reading
-from cores.models.health import check_finite, check_tensors
-from cores.models.lora import base_of, lone_adapter, merged
-from cores.models.quantization import check_widths, needs_whole_blocks, quantize
+from cores.models.adapters import base_of, check_widths, lone_adapter, merged, quantize
+from cores.models.body import fuse_activations
+from cores.models.folders import WHOLE, check_config, check_finite, check_tensors, place, reading
 from cores.models.vocabulary import (
     ROWS,
     architecture,
@@ -126,8 +124,7 @@ def scalar_problem(config: PretrainedConfig) -> str | None:
 
 def check_scalar(config: PretrainedConfig, key: str = "model.path") -> None:
     """UserError if there can be no reward model of this architecture, which `key` gave."""
-    problem = scalar_problem(config)
-    if problem:
+    if problem := scalar_problem(config):
         raise UserError(f"{key}: {problem}")
 
 
@@ -155,10 +152,7 @@ def load_policy(
 def load_base(
     path: str | Path, tokenizer: PreTrainedTokenizerBase, frozen: ModelSection | None = None
 ) -> PreTrainedModel:
-    """The model that stage 1 starts from, with a row for every id and pad excluded.
-
-    `frozen` as in `load_policy`.
-    """
+    """The model that stage 1 starts from, a `load_policy` with a row for every id, pad excluded."""
     model = load_policy(path, True, frozen, tokenizer)
     exclude_from(model, tokenizer)
     return model
@@ -170,10 +164,7 @@ def load_scalar(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **head: Any,
 ) -> PreTrainedModel:
-    """A one-label sequence-classification model in fp32, without dropout.
-
-    `frozen` and `tokenizer` as in `load_policy`.
-    """
+    """A one-label sequence-classification model in fp32, without dropout, else as `load_policy`."""
     return load_as(AutoModelForSequenceClassification, path, False, tokenizer, frozen, **head)
 
 
@@ -200,10 +191,8 @@ def load_as(
     text.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
     for key, value in kwargs.items():
         setattr(config, key, value)
-    if frozen is not None and needs_whole_blocks(frozen):
-        with torch.device("meta"), reading(path, "model"):  # no memory, no time
-            shapes = auto.from_config(deepcopy(config), trust_remote_code=False)
-        check_widths(shapes)
+    if frozen is not None:
+        check_widths(frozen, auto, path, config)
     model = _weights(auto, path, config)
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer)

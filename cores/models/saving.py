@@ -18,10 +18,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.errors import UserError
 from cores.models.actor import plain_model
-from cores.models.folders import reading
-from cores.models.health import CLASSIFIER, SHOWN, nonfinite
+from cores.models.adapters import save_adapter
+from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
 from cores.models.loading import load_as, load_config, load_tokenizer
-from cores.models.lora import save_adapter
 from cores.models.vocabulary import excluded_ids
 
 SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
@@ -100,7 +99,14 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     if model.can_generate():
         generation = GenerationConfig.from_dict(model.generation_config.to_dict())
         generation.pad_token_id = tokenizer.pad_token_id
-        generation.eos_token_id = _with(tokenizer.eos_token_id, generation.eos_token_id)
+        others, first = generation.eos_token_id, tokenizer.eos_token_id
+        listed = others if isinstance(others, list) else [others] if others is not None else []
+        if not all(isinstance(i, int) for i in listed):
+            raise UserError(
+                f"model.path: eos_token_id in its generation_config.json is {others!r}."
+            )
+        rest = [i for i in listed if i != first]
+        generation.eos_token_id = [first, *rest] if rest else first
         rows = model.config.get_text_config().vocab_size
         generation.suppress_tokens = excluded_ids(tokenizer, rows)
         if not generation.do_sample:
@@ -109,12 +115,3 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             for name in SAMPLING:
                 setattr(generation, name, None)
         model.generation_config = generation
-
-
-def _with(first: int, others: int | list[int] | None) -> int | list[int]:
-    """Stop ids of the generation config: the tokenizer's eos and those the parent had."""
-    listed = others if isinstance(others, list) else [others] if others is not None else []
-    if not all(isinstance(i, int) for i in listed):
-        raise UserError(f"model.path: eos_token_id in its generation_config.json is {others!r}.")
-    rest = [i for i in listed if i != first]
-    return [first, *rest] if rest else first

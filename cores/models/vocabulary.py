@@ -38,7 +38,18 @@ def settle_pad_token(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> 
             "Set eos_token in its tokenizer_config.json."
         )
     if wanted is not None:
-        return _take_named(tokenizer, wanted)
+        if wanted not in tokenizer.get_vocab():
+            raise UserError(
+                f"model.pad_token: {wanted!r} is not in the tokenizer's vocabulary. Name an unused "
+                f"token of it, or give null (--model.pad_token null) to add {NEW_PAD}."
+            )
+        if wanted in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
+            raise UserError(
+                f"model.pad_token: {wanted!r} has another use (eos, bos or unk). Name an unused "
+                f"token, or leave the key out to add {NEW_PAD}."
+            )
+        tokenizer.add_special_tokens({"pad_token": wanted})
+        return f"pad token: {wanted} taken from the vocabulary"
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return None
     before = "no pad token" if tokenizer.pad_token_id is None else "its pad token was eos"
@@ -47,21 +58,6 @@ def settle_pad_token(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> 
     else:
         tokenizer.add_special_tokens({"pad_token": NEW_PAD})
     return f"pad token: {NEW_PAD} added ({before})"
-
-
-def _take_named(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:
-    if wanted not in tokenizer.get_vocab():
-        raise UserError(
-            f"model.pad_token: {wanted!r} is not in the tokenizer's vocabulary. Name an unused "
-            f"token of it, or give null (--model.pad_token null) to add {NEW_PAD}."
-        )
-    if wanted in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
-        raise UserError(
-            f"model.pad_token: {wanted!r} has another use (eos, bos or unk). Name an unused token, "
-            f"or leave the key out to add {NEW_PAD}."
-        )
-    tokenizer.add_special_tokens({"pad_token": wanted})
-    return f"pad token: {wanted} taken from the vocabulary"
 
 
 def embedding(model: PreTrainedModel) -> torch.Tensor:

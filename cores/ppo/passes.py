@@ -9,7 +9,7 @@ from torch import Tensor
 from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
-from cores.models.plain import attention_problem, looks_for_outliers
+from cores.models.body import attention_problem, looks_for_outliers
 from cores.ppo.experience import Experience, Scored, columns
 from cores.ppo.roles import Roles, TrainedRole
 from cores.rl import (

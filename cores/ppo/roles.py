@@ -15,11 +15,10 @@ from cores.config import AdamSection, Config, ModelSection, PPOSection
 from cores.config.ppo import WITH_CRITIC
 from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
-from cores.models.actor import plain_model
-from cores.models.compiled import compile_layers
+from cores.models.actor import plain_model, rescale
+from cores.models.adapters import hold_linears_in_bf16
+from cores.models.body import compile_layers
 from cores.models.loading import exclude_from
-from cores.models.precision import hold_linears_in_bf16
-from cores.models.scalar import rescale
 from cores.rewards.texts import TextReward
 from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from cores.config import PPOSection
 from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import UserError
-from cores.models.scalar import last_attended
+from cores.models.actor import last_attended
 from cores.ppo.experience import Scored, for_scoring, in_parts, on_device
 from cores.ppo.passes import response_values
 from cores.ppo.roles import Roles

@@ -22,8 +22,7 @@ from cores.data import readable
 from cores.errors import UserError
 from cores.rewards.guard import run
 from cores.rewards.load import MODEL, RewardFunction
-from cores.rollout import Rollout
-from cores.rollout.stops import stop_ids
+from cores.rollout import Rollout, stop_ids
 
 LARGEST = 1e12
 """Of a score: float32 holds its square, and sums of many."""

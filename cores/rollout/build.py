@@ -1,19 +1,17 @@
-"""Which engine samples."""
+"""Which engine samples, and what ends a reply before its last position."""
 
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, StopStringCriteria
 
-from cores.config import Config
+from cores.config import Config, PPOSection
 from cores.errors import UserError
-from cores.models.plain import attention_problem, looks_for_outliers
-from cores.rollout.engine import RolloutEngine
+from cores.models.body import attention_problem, looks_for_outliers
+from cores.rollout.engine import RolloutEngine, Sampling
 from cores.rollout.graph.engine import GraphEngine
 from cores.rollout.hf import HFEngine
-from cores.rollout.sampling import Sampling
-from cores.rollout.stops import stop_ids, text_matcher
 from cores.runtime.launch import Launch
 
 REFUSED = "rollout.engine: graph cannot run here: {}. Set it to auto or hf."
@@ -73,3 +71,26 @@ def graph_problem(model: Any) -> str | None:
     if model.device.type == "cuda" and looks_for_outliers(model):
         return "layers in 8 bits look for outliers, which a captured graph cannot"
     return _device_problem(model.device) or attention_problem(model.config)
+
+
+def stop_ids(ppo: PPOSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a reply: the end-of-sequence token and `ppo.stop_token_ids`."""
+    eos: Any = tokenizer.eos_token_id
+    return list(dict.fromkeys([eos, *ppo.stop_token_ids]))  # each once: gradients pass through
+
+
+def text_matcher(ppo: PPOSection, tokenizer: PreTrainedTokenizerBase) -> StopStringCriteria | None:
+    """Finds `ppo.stop_strings` where a row's newest token completes one; None without any.
+
+    It knows every token's text or bytes, so a string may start and end within tokens. Raises
+    UserError if no token of the vocabulary has a character of the strings.
+    """
+    if not ppo.stop_strings:
+        return None
+    try:
+        return StopStringCriteria(tokenizer, ppo.stop_strings)
+    except ValueError as error:
+        raise UserError(
+            f"ppo.stop_strings: {ppo.stop_strings} cannot be found in replies of this tokenizer "
+            f"({error}). Choose texts that it can write, or name ids in ppo.stop_token_ids."
+        ) from error

@@ -1,6 +1,7 @@
-"""What a rollout is, and what makes one.
+"""What a rollout is, what makes one, and how its tokens are drawn.
 
-Shapes: B rows, P prompt tokens (left-padded), T response tokens (right-padded), L = P + T.
+Shapes: B rows, P prompt tokens (left-padded), T response tokens (right-padded), L = P + T,
+V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import StopStringCriteria
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,29 @@ class Rollout:
         return self.ids[i][self.mask[i]].tolist()
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What every engine keeps to: unfiltered, by temperature and minimum length alone, which the
+    actor's log-probs know of."""
+
+    pad_id: int
+    stop_ids: list[int]
+    """Ids that end a reply."""
+    max_new_tokens: int
+    temperature: float
+    min_new_tokens: int = 0
+    """Tokens at the start of a reply of which none ends it."""
+    autocast: bool = False
+    """Whether the model computes under bfloat16 autocast, as in training."""
+    text_matcher: StopStringCriteria | None = None
+    """Finds the texts that end a reply; see `TextStops`."""
+
+
 class RolloutEngine(Protocol):
     """Samples replies from the policy as it is now."""
 
     def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
-        """One reply for each prompt.
+        """One reply for each prompt, whatever rows are beside it.
 
         uniform (B, T) in [0, 1), float32, on the CPU, T at least the new tokens of the longest
         reply: number t of row i decides token t of reply i, so a reply depends on its own row alone
@@ -68,3 +88,45 @@ def response_mask(
         stops = stops | text_stops
     before = stops.long().cumsum(dim=1) - stops.long()
     return before == 0, stops.any(dim=1)
+
+
+def cut_at_stops(
+    sampling: Sampling,
+    ids: Tensor,
+    mask: Tensor,
+    tokens: Tensor,
+    text_stops: Tensor | None,
+    logprobs: Tensor,
+    entropies: Tensor,
+) -> Rollout:
+    """What was sampled (B, T) behind the prompts ids, mask (B, P), as wide as the longest reply."""
+    stops = torch.tensor(sampling.stop_ids, device=tokens.device)
+    kept, ended = response_mask(tokens, stops, text_stops)
+    wide = int(kept.sum(dim=1).max())
+    kept = kept[:, :wide]
+    return Rollout(
+        ids=torch.cat([ids, torch.where(kept, tokens[:, :wide], sampling.pad_id)], dim=1),
+        mask=torch.cat([mask, kept], dim=1),
+        response_mask=kept,
+        logprobs=torch.where(kept, logprobs[:, :wide], 0.0),
+        ended=ended,
+        entropy=torch.where(kept, entropies[:, :wide], 0.0),
+    )
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B,), by inversion, their log-probs and the entropies (B,), in nats and float32.
+
+    The distribution is softmax(logits / temperature) of logits (B, V); the token of a row is the
+    first at which the cumulated probability exceeds `uniform` (B,), in [0, 1). An id with
+    probability 0 is never drawn. A row with a logit of NaN or +inf has a log-prob of NaN.
+    """
+    logprobs = (logits.float() / temperature).log_softmax(dim=-1)
+    probs = logprobs.exp()
+    cumulated = probs.cumsum(dim=-1)
+    # Below the total, though rounded: a float32 below 1 is at most 1 - 2^-24.
+    target = uniform[:, None] * cumulated[:, -1:]
+    # Of NaN it is behind the last: within the vocabulary, whose log-probs tell.
+    tokens = torch.searchsorted(cumulated, target, right=True).clamp(max=logits.shape[-1] - 1)
+    chosen = logprobs.gather(1, tokens).squeeze(1)
+    return tokens.squeeze(1), chosen, -(probs * logprobs).sum(dim=-1)

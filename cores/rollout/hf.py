@@ -1,7 +1,9 @@
-"""Rollouts by Hugging Face `generate`: slow, and right for every architecture."""
+"""Rollouts by Hugging Face `generate`: slow, and right for every architecture.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Shapes: B rows, P prompt tokens, T response tokens so far.
+"""
+
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,27 +12,27 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 
 from cores.data import left_pad
 from cores.models.vocabulary import EXCLUDED_LOGIT
-from cores.rollout.engine import Rollout, response_mask
-from cores.rollout.sampling import Sampling, sample
-from cores.rollout.stops import TextStops
+from cores.rollout.engine import Rollout, Sampling, cut_at_stops, sample
 
 
+@dataclass(eq=False)
 class _Sampler(LogitsProcessor):
     """Draws each token itself, as `GraphEngine` does, and keeps its log-prob and the entropy.
 
     `generate` calls it once a token and takes the likeliest by what it returns: the token drawn.
     """
 
-    def __init__(self, sampling: Sampling, uniform: Tensor) -> None:
-        self.sampling = sampling
-        self.uniform = uniform
-        self.logprobs: list[Tensor] = []
-        self.entropies: list[Tensor] = []
+    sampling: Sampling
+    uniform: Tensor
+    logprobs: list[Tensor] = field(default_factory=list)
+    entropies: list[Tensor] = field(default_factory=list)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         s, taken = self.sampling, len(self.logprobs)
@@ -42,6 +44,33 @@ class _Sampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
 
+@dataclass(eq=False)
+class TextStops(StoppingCriteria):
+    """Ends each row of one `generate` at the token that completes a stop string; keeps where.
+
+    Only the text of the reply counts: a string in the prompt, or one that begins there, ends
+    nothing. Neither does one that is complete within the first `min_new_tokens` tokens, where stop
+    ids cannot be sampled either; the reply goes on and the next one counts.
+    """
+
+    matcher: StopStringCriteria
+    prompt_length: int
+    min_new_tokens: int
+    met: list[Tensor] = field(default_factory=list)
+    """(B,) bool for each response token: whether it completed a string. Behind the end of a
+    row it means nothing."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **unused: Any) -> Tensor:
+        """(B,) bool, at the newest token of `input_ids` (B, P + T)."""
+        response = input_ids[:, self.prompt_length :]
+        met = self.matcher(response, scores)
+        if response.shape[1] <= self.min_new_tokens:
+            met = torch.zeros_like(met)
+        self.met.append(met)
+        return met
+
+
+@dataclass(eq=False)
 class HFEngine:
     """Samples with `model.generate`, whatever the parent's generation_config asks for.
 
@@ -49,9 +78,8 @@ class HFEngine:
     at none of its first `min_new_tokens` tokens; see `TextStops`.
     """
 
-    def __init__(self, model: Any, sampling: Sampling) -> None:
-        self.model = model
-        self.sampling = sampling
+    model: Any
+    sampling: Sampling
 
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
@@ -62,57 +90,34 @@ class HFEngine:
         texts = None
         if s.text_matcher is not None:
             texts = TextStops(s.text_matcher, prompt_ids.shape[1], s.min_new_tokens)
-        with self._plain_generation():
-            ids = self.model.generate(
-                input_ids=prompt_ids,
-                attention_mask=prompt_mask.long(),
-                generation_config=self._settings(),
-                logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([texts] if texts else []),
-                synced_gpus=False,
-            )
-        response = ids[:, prompt_ids.shape[1] :]
-        text_stops = torch.stack(texts.met, dim=1) if texts else None
-        stops = torch.tensor(s.stop_ids, device=device)
-        mask, ended = response_mask(response, stops, text_stops)
-        logprobs, entropies = (
-            torch.stack(each, dim=1) for each in (sampler.logprobs, sampler.entropies)
-        )
-        return Rollout(
-            ids=ids,
-            mask=torch.cat([prompt_mask, mask], dim=1),
-            response_mask=mask,
-            logprobs=torch.where(mask, logprobs, 0.0),
-            ended=ended,
-            entropy=torch.where(mask, entropies, 0.0),
-        )
-
-    def _settings(self) -> GenerationConfig:
-        return GenerationConfig(
-            do_sample=False,  # the sampler leaves one token
-            max_new_tokens=self.sampling.max_new_tokens,
-            eos_token_id=self.sampling.stop_ids,
-            pad_token_id=self.sampling.pad_id,
-        )
-
-    @contextmanager
-    def _plain_generation(self) -> Iterator[None]:
-        """Eval mode, autocast as in training, and no settings from the checkpoint.
-
-        `generate` fills every setting left open from the model's own generation_config, which may
-        hold a top_k, a repetition penalty or a minimum length that no log-prob would know of.
-        """
         theirs, training = self.model.generation_config, self.model.training
-        device = self.model.device.type
+        # `generate` fills every setting left open from the model's own generation_config, which may
+        # hold a top_k, a repetition penalty or a minimum length that no log-prob would know of.
         self.model.generation_config = GenerationConfig()
         self.model.eval()
         try:
             # Layers that are compiled for training would be compiled anew for every length here.
             with (
                 torch.compiler.set_stance("force_eager"),
-                torch.autocast(device, dtype=torch.bfloat16, enabled=self.sampling.autocast),
+                torch.autocast(device.type, dtype=torch.bfloat16, enabled=s.autocast),
             ):
-                yield
+                ids = self.model.generate(
+                    input_ids=prompt_ids,
+                    attention_mask=prompt_mask.long(),
+                    generation_config=GenerationConfig(
+                        do_sample=False,  # the sampler leaves one token
+                        max_new_tokens=s.max_new_tokens,
+                        eos_token_id=s.stop_ids,
+                        pad_token_id=s.pad_id,
+                    ),
+                    logits_processor=LogitsProcessorList([sampler]),
+                    stopping_criteria=StoppingCriteriaList([texts] if texts else []),
+                    synced_gpus=False,
+                )
         finally:
             self.model.generation_config = theirs
             self.model.train(training)
+        response = ids[:, prompt_ids.shape[1] :]
+        text_stops = torch.stack(texts.met, dim=1) if texts else None
+        drawn = (torch.stack(each, dim=1) for each in (sampler.logprobs, sampler.entropies))
+        return cut_at_stops(s, prompt_ids, prompt_mask, response, text_stops, *drawn)

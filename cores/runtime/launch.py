@@ -17,8 +17,7 @@ from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import ElsewhereError, UserError
 from cores.runtime.checks import ASKED, check_clipping, check_launch, option
 from cores.runtime.ranks import WAITING, WATCH
-from cores.sharding import Whole, sharding
-from cores.sharding.asked import deepspeed_asked
+from cores.sharding import Whole, deepspeed_asked, sharding
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,17 +20,15 @@ COPIES = 8
 """Tensors copied at a time."""
 
 
+@dataclass(eq=False)
 class Trained:
     """A model that is trained, as its launch holds it, with its optimizer."""
 
-    def __init__(
-        self, module: Any, optimizer: Any, accelerator: Accelerator, max_grad_norm: float
-    ) -> None:
-        self.module = module
-        """What is called: the model itself, or what wraps it."""
-        self.optimizer = optimizer
-        self.accelerator = accelerator
-        self.max_grad_norm = max_grad_norm
+    module: Any
+    """What is called: the model itself, or what wraps it."""
+    optimizer: Any
+    accelerator: Accelerator
+    max_grad_norm: float
 
     @property
     def unwrapped(self) -> Any:
@@ -88,10 +87,9 @@ class Trained:
         kept: dict[str, dict[str, Future[Tensor]]] = {part: {} for part in PARTS}
         with ThreadPoolExecutor(COPIES) as pool:  # fresh memory costs more than the copy
             for name, parameter in self.named().items():
-                for part, tensor in self._whole(parameter).items() if keep else ():
-                    kept[part][name] = pool.submit(_copy, tensor)
-                if not keep:
-                    self._whole(parameter)
+                for part, tensor in self._whole(parameter).items():
+                    if keep:
+                        kept[part][name] = pool.submit(_copy, tensor)
         return {
             part: {name: copy.result() for name, copy in copies.items()}
             for part, copies in kept.items()
@@ -118,20 +116,19 @@ class Trained:
             }
 
 
+@dataclass(eq=False)
 class Whole:
     """One process, or DDP."""
 
+    precision: str
+    cpu: bool
+
     stage = 0
     """ZeRO stage: 1 optimizer, 2 and gradients, 3 and weights are shards."""
-
-    def __init__(self, precision: str, cpu: bool) -> None:
-        self.precision = precision
-        self.cpu = cpu
-
-    @property
-    def name(self) -> str:
-        """For the screen."""
-        return "DDP"
+    name = "DDP"
+    """For the screen."""
+    fused = True
+    """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
 
     @cached_property
     def _accelerator(self) -> Accelerator:
@@ -141,11 +138,6 @@ class Whole:
         """`model` and its optimizer as this launch trains them; `name` tells them from others."""
         made = self._accelerator.prepare(model, optimizer)
         return Trained(made[0], made[1], self._accelerator, max_grad_norm)
-
-    @property
-    def fused(self) -> bool:
-        """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
-        return True
 
     def frozen(self, module: nn.Module, device: torch.device) -> Any:
         """`module`, which is never trained, as this launch holds it."""
@@ -177,10 +169,8 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def load_weights(model: nn.Module, weights: Any) -> None:
-    """Put trained weights, by name (a `Reader`), into `model`, which no launch holds yet.
-
-    UserError if one has another shape, or is not there.
-    """
+    """Put trained weights, by name (a `Reader`), into `model`, which no launch holds yet; UserError
+    if one has another shape, or is not there."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -27,36 +28,27 @@ from cores.sharding.whole import Trained, Whole
 SHARDED = ("exp_avg", "exp_avg_sq")
 
 
+@dataclass(eq=False)
 class ZeroTrained(Trained):
     """The engine clips and steps inside its backward pass; a step is the same."""
 
-    def __init__(self, module: Any, optimizer: Any, accelerator: Accelerator) -> None:
-        super().__init__(module, optimizer, accelerator, 0.0)
-        self.steps = 0
-        """Taken by us; the engine decides by its own count of micro-batches."""
-
-    @property
-    def engine(self) -> Any:
-        """DeepSpeed's."""
-        return self.accelerator.deepspeed_engine_wrapped
-
-    @property
-    def zero(self) -> Any:
-        """The optimizer of shards."""
-        return self.module.optimizer
+    max_grad_norm: float = 0.0
+    steps: int = 0
+    """Taken by us; the engine decides by its own count of micro-batches."""
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def backward(self, loss: Tensor, last: bool) -> Tensor | None:
-        self.engine.backward(loss * self.accelerator.num_processes, sync_gradients=last)
+        engine: Any = self.accelerator.deepspeed_engine_wrapped
+        engine.backward(loss * self.accelerator.num_processes, sync_gradients=last)
         if not last:
             return None
         self.steps += 1
         taken = self.module.global_steps
         if taken != self.steps:
             raise RuntimeError(f"DeepSpeed took {taken} optimizer steps, not {self.steps}.")
-        norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)
+        norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32)
         return norm.detach().to(loss.device)  # offloaded: it is on the CPU
 
     def clear(self) -> None:
@@ -86,12 +78,19 @@ class ZeroTrained(Trained):
         with deepspeed.zero.GatheredParameters([parameter]):
             weight = parameter.data.clone()
         found = {key: safe_get_full_optimizer_state(parameter, key) for key in SHARDED}
-        (flat, *_) = self.zero.optimizer.state.values()  # all step together
+        (flat, *_) = self.module.optimizer.optimizer.state.values()  # all step together
         return {"weights": weight, **found, "step": flat["step"]}
 
     def load_moments(self, read: Callable[[str], Any]) -> None:
         moments = {key: read(key) for key in (*SHARDED, "step")}
-        self._make_states(moments["step"])
+        step = moments["step"][min(moments["step"].names)]
+        zero = self.module.optimizer
+        two = hasattr(zero, "single_partition_of_fp32_groups")
+        shards = zero.single_partition_of_fp32_groups if two else zero.fp32_partitioned_groups_flat
+        for shard in shards:  # zeros, which AdamW would make at its first step
+            zeros = {key: torch.zeros_like(shard) for key in SHARDED}
+            zero.optimizer.state[shard] = {"step": step.clone(), **zeros}
+        self._link()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for name, parameter in self.named().items():
             for key in SHARDED:
@@ -104,32 +103,19 @@ class ZeroTrained(Trained):
                 part = pad(flat, (0, size * world - flat.numel()))[rank * size : (rank + 1) * size]
                 safe_set_local_optimizer_state(parameter, part, key)
 
-    def _make_states(self, steps: Any) -> None:
-        """States of zeros for every shard, which AdamW would make at its first step."""
-        step = steps[min(steps.names)]
-        two = hasattr(self.zero, "single_partition_of_fp32_groups")
-        shards = (
-            self.zero.single_partition_of_fp32_groups
-            if two
-            else self.zero.fp32_partitioned_groups_flat
-        )
-        for shard in shards:
-            self.zero.optimizer.state[shard] = {
-                "step": step.clone(),
-                **{key: torch.zeros_like(shard) for key in SHARDED},
-            }
-        self._link()
-
     def _link(self) -> None:
         """Let DeepSpeed (1 and 2) find each weight's part of the states. It does so by itself once,
         behind the first group's first step, when those of other groups do not exist yet."""
-        if hasattr(self.zero, "single_partition_of_fp32_groups"):
-            self.zero._hp_optimizer_states_linked = False
-            self.zero._lazy_init_hp_params_optimizer_state()
+        zero = self.module.optimizer
+        if hasattr(zero, "single_partition_of_fp32_groups"):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
 
 class Zero(Whole):
     """DeepSpeed as the accelerate file asks for it."""
+
+    fused = False
 
     @property
     def stage(self) -> int:  # type: ignore[override]
@@ -137,12 +123,8 @@ class Zero(Whole):
         return launched_settings()["zero_optimization"]["stage"]
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         return f"DeepSpeed ZeRO-{self.stage}"
-
-    @property
-    def fused(self) -> bool:
-        return False
 
     @cached_property
     def _accelerators(self) -> dict[str, Accelerator]:
@@ -151,24 +133,22 @@ class Zero(Whole):
         return {}
 
     def prepare(self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float) -> Trained:
-        accelerator = self._accelerators.get(name) or self._make(name, max_grad_norm)
+        if name not in self._accelerators:
+            first: dict[str, Any] = {}
+            if not self._accelerators:
+                # It names all plugins there will be; the others take one of them. Micro-batches are
+                # ours to count: to DeepSpeed each minibatch is one accumulation.
+                config = settings(self.precision, max_grad_norm)
+                first["deepspeed_plugins"] = {
+                    each: DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config)) for each in ROLES
+                }
+                if self.cpu:
+                    first["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+            self._accelerators[name] = Accelerator(**first)
+        accelerator = self._accelerators[name]
         accelerator.state.select_deepspeed_plugin(name)
         made = accelerator.prepare(model, optimizer)
         return ZeroTrained(made[0], made[1], accelerator)
-
-    def _make(self, name: str, max_grad_norm: float) -> Accelerator:
-        """The first names all plugins there will be; the others take one of them."""
-        if not self._accelerators:
-            # Micro-batches are ours to count: to DeepSpeed each minibatch is one accumulation.
-            config = settings(self.precision, max_grad_norm)
-            plugins = {each: DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config)) for each in ROLES}
-            kwargs: dict[str, Any] = {}
-            if self.cpu:
-                kwargs["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
-            self._accelerators[name] = Accelerator(deepspeed_plugins=plugins, **kwargs)
-        else:
-            self._accelerators[name] = Accelerator()
-        return self._accelerators[name]
 
     def frozen(self, module: nn.Module, device: torch.device) -> Any:
         """Under ZeRO-3 an engine without an optimizer: a part of the weights a rank."""

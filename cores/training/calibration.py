@@ -14,9 +14,8 @@ from cores.data import right_pad
 from cores.draws import in_epochs, uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_policy, load_scalar
-from cores.models.actor import plain_model
+from cores.models.actor import plain_model, rescale
 from cores.models.loading import exclude_from, load_config, max_length
-from cores.models.scalar import rescale
 from cores.rewards.texts import TextReward
 from cores.rollout import RolloutEngine, build_engine
 from cores.runtime.launch import Launch

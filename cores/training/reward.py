@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from cores.config import Config
 from cores.draws import seeded
 from cores.models import ScalarModel, load_scalar
-from cores.models.lora import add_lora
+from cores.models.adapters import add_lora
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.calibration import score_rows

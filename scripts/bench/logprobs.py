@@ -97,7 +97,7 @@ def _liger_cute() -> Way:
 
 def ways(device: Any) -> dict[str, Way]:
     """Those that are installed, by name; our own `torch` first."""
-    from cores.models.logprobs import logprobs_on, token_logprobs
+    from cores.models.actor import logprobs_on, token_logprobs
 
     found = {"torch": _actor(token_logprobs)}
     if logprobs_on(device) is not token_logprobs:
@@ -196,7 +196,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from cores.models import Actor
-    from cores.models.logprobs import token_logprobs
+    from cores.models.actor import token_logprobs
     from scripts.bench import machine
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

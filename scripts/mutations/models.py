@@ -5,7 +5,9 @@ Bug = tuple[str, str, str, str]
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/models/actor.py": (
         ("tests/unit/test_models_policy.py", "tests/unit/test_logprob_chunks.py",
-         "tests/unit/test_min_length.py", "tests/unit/test_rollout*.py"),
+         "tests/unit/test_min_length.py", "tests/unit/test_rollout*.py",
+         "tests/unit/test_logprob_kernels.py", "tests/unit/test_models_scalar.py",
+         "tests/unit/test_ppo_start.py"),
         [
             ("logit-shift", "each token judged by the logits behind it",
              "states[:, -response_length - 1 : -1]", "states[:, -response_length:]"),
@@ -21,20 +23,19 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("logits-whole", "the logits of all positions at once",
              "max(1, -(-logits // CHUNK_LOGITS))", "1"),
             ("logits-saved", "the logits of every chunk saved for the backward pass",
-             "else self._chunk_again", "else self._chunk"),
+             "CHUNK_LOGITS // 8 else again", "CHUNK_LOGITS // 8 else self._chunk"),
             ("logits-again", "few logits made again in the backward pass",
-             "part_of = self._chunk if logits <= CHUNK_LOGITS // 8 else self._chunk_again",
-             "part_of = self._chunk_again"),
+             "part_of: Any = self._chunk if logits <= CHUNK_LOGITS // 8 else again",
+             "part_of: Any = again"),
             ("logits-shards", "parts by a rank's own tokens under ZeRO-3",
-             "return int(most)", "return tokens"),
+             "tokens = int(most)", "pass"),
             ("logits-many", "many logits kept for the backward pass",
              "CHUNK_LOGITS // 8", "CHUNK_LOGITS"),
-        ],
-    ),
-    "cores/models/logprobs.py": (
-        ("tests/unit/test_models_policy.py", "tests/unit/test_logprob_kernels.py",
-         "tests/unit/test_min_length.py"),
-        [
+            ("body-lost", "the body stays replaced after a failure",
+             "    finally:\n        del vars(model)[name]", "    finally:\n        pass"),
+            ("head-alone", "what stands behind the head left out",
+             "return model().logits.squeeze(0)",
+             "return model.get_output_embeddings()(hidden)"),
             ("temperature-forgotten", "temperature forgotten in log-probs",
              "scaled = scaled / temperature", "scaled = scaled.clone()"),
             ("temperature-times", "multiplied by the temperature",
@@ -60,11 +61,19 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "    @once_differentiable\n", ""),
             ("fused-nowhere", "kernels wherever the logits lie",
              'device.type == "cuda" and find_spec', "find_spec"),
+            ("mean-forgotten", "calibration's mean is not subtracted", " - self.mean", ""),
+            ("mean-sign", "calibration's mean is added", " - self.mean", " + self.mean"),
+            ("score-length", "score at the row's length, wrong for left padding",
+             "(positions * mask).argmax(dim=1)", "mask.long().sum(dim=1) - 1"),
+            ("score-before", "score of the token before the last",
+             "(positions * mask).argmax(dim=1)", "((positions * mask).argmax(dim=1) - 1).clamp(0)"),
+            ("head-precision", "scores in bfloat16 under autocast",
+             "hidden.device.type, enabled=False)", "hidden.device.type, enabled=True)"),
         ],
     ),
     "cores/models/body.py": (
         ("tests/unit/test_models_policy.py", "tests/unit/test_ppo_device.py",
-         "tests/unit/test_packing.py"),
+         "tests/unit/test_packing.py", "tests/unit/test_models_activations.py"),
         [
             ("position-slip", "positions begin at 1",
              "(mask.long().cumsum(dim=-1) - 1)", "(mask.long().cumsum(dim=-1))"),
@@ -77,41 +86,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              '"find_packed_sequence_indices": lambda position_ids: None,\n', "\n"),
             ("looks-away", "transformers does not see packed rows any more",
              "        vars(masking_utils).update(found)\n", ""),
-        ],
-    ),
-    "cores/models/head.py": (
-        ("tests/unit/test_logprob_chunks.py",),
-        [
-            ("body-lost", "the body stays replaced after a failure",
-             "    finally:\n        del vars(model)[name]", "    finally:\n        pass"),
-            ("head-alone", "what stands behind the head left out",
-             "return model().logits.squeeze(0)",
-             "return model.get_output_embeddings()(hidden)"),
-        ],
-    ),
-    "cores/models/precision.py": (
-        ("tests/unit/test_precision.py",),
-        [
-            ("score-rounded", "the score head rounded to bf16",
-             'linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != '
-             "SCALAR_HEAD", "linear = isinstance(module, (nn.Linear, Conv1D))"),
-            ("conv1d-whole", "GPT-2's linear layers not held in bf16",
-             "(nn.Linear, Conv1D))", "nn.Linear)"),
-            ("embeddings-rounded", "embeddings and norms rounded too",
-             "    return model\n", "    return model.bfloat16()\n"),
-        ],
-    ),
-    "cores/models/scalar.py": (
-        ("tests/unit/test_models_scalar.py", "tests/unit/test_ppo_start.py"),
-        [
-            ("mean-forgotten", "calibration's mean is not subtracted", " - self.mean", ""),
-            ("mean-sign", "calibration's mean is added", " - self.mean", " + self.mean"),
-            ("score-length", "score at the row's length, wrong for left padding",
-             "(positions * mask).argmax(dim=1)", "mask.long().sum(dim=1) - 1"),
-            ("score-before", "score of the token before the last",
-             "(positions * mask).argmax(dim=1)", "((positions * mask).argmax(dim=1) - 1).clamp(0)"),
-            ("head-precision", "scores in bfloat16 under autocast",
-             "hidden.device.type, enabled=False)", "hidden.device.type, enabled=True)"),
+            ("gelu-exact", "the exact GELU in place of GPT-2's",
+             '__init__(approximate="tanh")', "__init__()"),
+            ("gelu-compiled", "half the slope in the compiled form",
+             "slope = 2 * math.sqrt", "slope = math.sqrt"),
         ],
     ),
     "cores/models/vocabulary.py": (
@@ -127,13 +105,22 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "table[:old].mean(dim=0)", "table.mean(dim=0)"),
         ],
     ),
-    "cores/models/lora.py": (
-        ("tests/integration/test_lora_families.py",),
+    "cores/models/adapters.py": (
+        ("tests/integration/test_lora_families.py", "tests/unit/test_precision.py"),
         [
             ("lora-alpha", "alpha is the rank, whatever is asked",
              "lora_alpha=section.alpha,", "lora_alpha=section.rank,"),
             ("lora-frozen", "a merged model stays frozen",
              "requires_grad_(True)", "requires_grad_(False)"),
+            ("score-rounded", "the score head rounded to bf16",
+             'linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != '
+             "SCALAR_HEAD", "linear = isinstance(module, (nn.Linear, Conv1D))"),
+            ("conv1d-whole", "GPT-2's linear layers not held in bf16",
+             "linear = isinstance(module, (nn.Linear, Conv1D))",
+             "linear = isinstance(module, nn.Linear)"),
+            ("embeddings-rounded", "embeddings and norms rounded too",
+             "requires_grad=False)\n    return model\n",
+             "requires_grad=False)\n    return model.bfloat16()\n"),
         ],
     ),
     "cores/models/loading.py": (
@@ -150,15 +137,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("suppress-forgotten", "other tools may sample pad",
              "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
-        ],
-    ),
-    "cores/models/activations.py": (
-        ("tests/unit/test_models_activations.py",),
-        [
-            ("gelu-exact", "the exact GELU in place of GPT-2's",
-             '__init__(approximate="tanh")', "__init__()"),
-            ("gelu-compiled", "half the slope in the compiled form",
-             "slope = 2 * math.sqrt", "slope = math.sqrt"),
         ],
     ),
 }  # fmt: skip

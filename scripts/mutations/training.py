@@ -66,7 +66,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "    model.mean = stock.config.reward_mean\n", ""),
         ],
     ),
-    "cores/models/scalar.py": (
+    "cores/models/actor.py": (
         (*TRAINING, "tests/integration/test_elsewhere.py"),
         [
             ("calibration-inverse", "the head multiplied by the deviation",

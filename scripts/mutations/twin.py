@@ -3,13 +3,13 @@
 from scripts.mutations.ppo import Bug
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
-    "cores/rollout/graph/twin.py": (
+    "cores/rollout/graph/engine.py": (
         ("tests/unit/test_rollout_twin.py", "tests/unit/test_rollout_graph.py"),
         [
             (
                 "twin-copies",
                 "the twin has weights of its own",
-                "deepcopy(model, _shared(model))",
+                "deepcopy(model, shared)",
                 "deepcopy(model)",
             ),
             (

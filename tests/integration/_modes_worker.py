@@ -97,7 +97,7 @@ def run(folder: Path, out: Path, extra: list[str]) -> None:
 
 def shard_everything() -> None:
     """ZeRO-3 leaves weights below a size whole; these models are below it in every weight."""
-    from cores.sharding.asked import deepspeed_asked
+    from cores.sharding import deepspeed_asked
 
     if not deepspeed_asked():
         return

@@ -13,7 +13,7 @@ from cores.config import Config, LoraSection, PPOSection
 from cores.models import load_tokenizer
 from cores.ppo import PPOTrainer, Roles, build_roles, gather_rows
 from cores.ppo.experience import share
-from cores.rollout import Rollout, response_mask
+from cores.rollout.engine import Rollout, response_mask
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
 from cores.training.ppo import build_trainer, check_options, save_roles

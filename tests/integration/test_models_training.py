@@ -33,7 +33,7 @@ from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
-from cores.rollout.graph.cache import StaticCache
+from cores.rollout.graph.buffers import StaticCache
 from cores.run import StageRun
 from cores.training import lasting
 from cores.training.calibration import calibrate, policy_engine, score_rows

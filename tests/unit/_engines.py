@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from cores.draws import uniforms
-from cores.rollout import GraphEngine, HFEngine, Rollout, Sampling
+from cores.rollout.engine import Rollout, Sampling
+from cores.rollout.engine import sample as invert
 from cores.rollout.graph import engine as graph
-from cores.rollout.graph.steps import Steps
-from cores.rollout.sampling import sample as invert
+from cores.rollout.graph.buffers import Steps
+from cores.rollout.graph.engine import GraphEngine
+from cores.rollout.hf import HFEngine
 from cores.runtime.captured import Captured, Graph
 
 ENGINES: dict[str, Any] = {"hf": HFEngine, "graph": GraphEngine}

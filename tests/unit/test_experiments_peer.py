@@ -8,7 +8,7 @@ from _models import reward_folder, scalar_of
 
 from cores.config import parse_config
 from cores.errors import UserError
-from cores.models.scalar import ScalarModel
+from cores.models.actor import ScalarModel
 from scripts.experiments import peer_trl
 from scripts.experiments.peer_trl import main, optimizer_steps, parse_set, settings
 

@@ -1,5 +1,6 @@
 """Log-probs a few tokens at a time: the same numbers and gradients, and what memory they take."""
 
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, GraniteConfig
 
 from cores.errors import UserError
-from cores.models import Actor, actor, token_logprobs
-from cores.models.body import model_inputs
-from cores.models.head import head_logits
+from cores.models import Actor, actor
+from cores.models.actor import head_logits, token_logprobs
+from cores.models.body import position_ids
 
 SMALL: dict[str, Any] = {
     "vocab_size": ROWS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
@@ -47,7 +48,10 @@ def loss_of(logprobs: Tensor, entropy: Tensor) -> Tensor:
 def whole_way(policy: Actor, made: Any, width: int) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy from all logits at once, by the causal model's own forward pass."""
     model: Any = actor.plain_model(policy.model)
-    logits = model(**model_inputs(model, made.ids, made.mask)).logits[:, -width - 1 : -1]
+    inputs = {"input_ids": made.ids, "attention_mask": made.mask.long()}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = position_ids(made.mask)
+    logits = model(**inputs).logits[:, -width - 1 : -1]
     early = torch.arange(width) < policy.min_new_tokens
     chosen = made.ids[:, -width:]
     return token_logprobs(

@@ -17,8 +17,8 @@ from _models import fixed_rollout, largest_difference, policy_of
 from torch import Tensor
 
 from cores import models
-from cores.models import Actor, actor, logprobs, token_logprobs
-from cores.models.logprobs import fused_logprobs, logprobs_on
+from cores.models import Actor, actor
+from cores.models.actor import fused_logprobs, logprobs_on, token_logprobs
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -247,7 +247,7 @@ def test_a_head_that_needs_its_logits() -> None:
 def test_who_takes_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA where triton is installed; an actor asks for its own device."""
     for installed in (None, object()):
-        monkeypatch.setattr(logprobs, "find_spec", lambda _, found=installed: found)
+        monkeypatch.setattr(actor, "find_spec", lambda _, found=installed: found)
         logprobs_on.cache_clear()
         assert logprobs_on(torch.device("cpu")) is token_logprobs
         best = logprobs_on(torch.device("cuda:0"))

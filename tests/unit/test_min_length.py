@@ -8,7 +8,7 @@ import torch
 from _engines import BOTH, engine, sample
 from _models import EOS, KINDS, LORA, PROMPTS, fixed_rollout, make_trainer, parameters, policy_of
 
-from cores.models import Actor, token_logprobs
+from cores.models.actor import Actor, token_logprobs
 from cores.rollout import Rollout
 
 STOPS = [EOS, *range(2, 30)]

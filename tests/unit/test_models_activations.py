@@ -13,7 +13,7 @@ from transformers.activations import NewGELUActivation
 
 from cores.config import ModelSection
 from cores.models import load_policy, save_model
-from cores.models.activations import TanhGELU, fuse_activations
+from cores.models.body import TanhGELU, fuse_activations
 
 
 def kinds_of(model: Any) -> set[type]:

@@ -31,7 +31,7 @@ from cores.models import (
     load_tokenizer,
     save_model,
 )
-from cores.models.health import nonfinite
+from cores.models.folders import nonfinite
 from cores.models.loading import check_base, load_base, load_config
 from cores.models.vocabulary import embedding
 

@@ -24,9 +24,11 @@ from _models import (
 from torch import Tensor
 
 from cores.data import left_pad, right_pad
-from cores.models import Actor, exclude_tokens, save_model, token_logprobs
+from cores.models import Actor, save_model
+from cores.models.actor import token_logprobs
 from cores.models.body import position_ids
 from cores.models.loading import DROPOUTS, load_base, load_config
+from cores.models.vocabulary import exclude_tokens
 
 REPLIES = [[4, 8, 15, 16], [23, 42], [3, 1, 4], [1]]
 ALLOWED = [i for i in range(ROWS) if i not in EXCLUDED]

@@ -22,8 +22,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from cores.data import left_pad, right_pad
 from cores.models import ScalarModel, add_lora, save_model
+from cores.models.actor import last_attended
 from cores.models.body import position_ids
-from cores.models.scalar import last_attended
 
 LENGTHS = [[5, 9, 13, 20, 1], [7, 8], [33, 34, 5, 2, 9, 11, 44, 1], [20]]
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}

@@ -23,16 +23,15 @@ from cores.errors import UserError
 from cores.models import (
     Actor,
     add_lora,
-    excluded_ids,
     load_policy,
     load_scalar,
     load_tokenizer,
     save_model,
     settle_pad_token,
 )
-from cores.models.activations import fuse_activations
+from cores.models.body import fuse_activations
 from cores.models.loading import check_length, exclude_from, max_length
-from cores.models.vocabulary import NEW_PAD, embedding, fit_vocabulary, rounded
+from cores.models.vocabulary import NEW_PAD, embedding, excluded_ids, fit_vocabulary, rounded
 
 
 def fresh(tokenizer: PreTrainedTokenizerFast) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cores.errors import UserError
 from cores.ppo.stats import describe
-from cores.rollout import Rollout, response_mask
+from cores.rollout.engine import Rollout, response_mask
 
 
 def rollout_of(replies: list[list[int]], prompts: list[list[int]], stops: list[int]) -> Rollout:

@@ -27,8 +27,7 @@ from cores.config import Config, LoraSection, ModelSection
 from cores.config.validate import check
 from cores.errors import UserError
 from cores.models import Actor, ScalarModel, load_scalar
-from cores.models.precision import hold_linears_in_bf16
-from cores.models.quantization import check_quantization
+from cores.models.adapters import check_quantization, hold_linears_in_bf16
 from cores.ppo import build_roles
 from cores.training.ppo import build_trainer
 

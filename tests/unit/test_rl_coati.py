@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cores.models.scalar import last_attended
+from cores.models.actor import last_attended
 from cores.rl.coati import coati_advantages, coati_rewards, mean_over_row, read_values
 
 NAN = float("nan")

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from cores.models import Actor, settle_pad_token
 from cores.models.loading import exclude_from
 from cores.models.vocabulary import fit_vocabulary
-from cores.rollout import response_mask
+from cores.rollout.engine import response_mask
 
 HOSTILE: dict[str, Any] = {
     "do_sample": True,

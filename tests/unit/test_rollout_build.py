@@ -12,9 +12,11 @@ from transformers import MistralConfig, PretrainedConfig
 
 from cores.config import Config
 from cores.errors import UserError
-from cores.models.plain import FAMILIES, attention_problem
-from cores.rollout import GraphEngine, HFEngine, build, build_engine, check_engine, stop_ids
+from cores.models.body import FAMILIES, attention_problem
+from cores.rollout import build, build_engine, check_engine, stop_ids
 from cores.rollout.build import graph_problem
+from cores.rollout.graph.engine import GraphEngine
+from cores.rollout.hf import HFEngine
 from cores.runtime.launch import Launch
 
 NAMES = {"bloom": "BloomForCausalLM", "gptj": "GPTJForCausalLM", "gemma2": "Gemma2ForCausalLM"}

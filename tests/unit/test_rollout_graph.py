@@ -15,8 +15,8 @@ from cores.models.loading import exclude_from
 from cores.rollout import Rollout
 from cores.rollout.build import graph_problem
 from cores.rollout.graph import engine as graph
+from cores.rollout.graph.buffers import Steps
 from cores.rollout.graph.engine import bucket
-from cores.rollout.graph.steps import Steps
 
 MANY = [[2 + (7 * i + j) % 50 for j in range(1 + i % 6)] for i in range(32)]
 """32 prompts of one to six tokens."""

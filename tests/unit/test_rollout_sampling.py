@@ -7,9 +7,8 @@ import torch
 from _models import model_config
 
 from cores.models.vocabulary import EXCLUDED_LOGIT
-from cores.rollout.graph.cache import StaticCache
-from cores.rollout.graph.steps import Steps
-from cores.rollout.sampling import Sampling, sample
+from cores.rollout.engine import Sampling, sample
+from cores.rollout.graph.buffers import StaticCache, Steps
 
 JUST_BELOW = 1 - 2**-24
 """The largest float32 below 1."""

@@ -15,8 +15,9 @@ from transformers import StopStringCriteria
 from cores.errors import UserError
 from cores.models import Actor, settle_pad_token
 from cores.models.loading import exclude_from
-from cores.rollout import TextStops, response_mask
+from cores.rollout.engine import response_mask
 from cores.rollout.graph import engine as graph
+from cores.rollout.hf import TextStops
 from cores.training.calibration import policy_engine
 from cores.training.ppo import check_options
 

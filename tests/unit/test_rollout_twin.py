@@ -27,8 +27,8 @@ from cores.config import ModelSection
 from cores.models import Actor, save_model
 from cores.ppo import build_roles
 from cores.rollout import Rollout
-from cores.rollout.graph.cache import StaticCache
-from cores.rollout.graph.twin import Twin
+from cores.rollout.graph.buffers import StaticCache
+from cores.rollout.graph.engine import Twin
 from cores.runtime.parents import Parent
 from cores.training.ppo import build_trainer
 

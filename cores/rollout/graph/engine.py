@@ -1,24 +1,25 @@
-"""Rollouts by our own decode step: a static cache, and on CUDA one captured graph a token.
+"""Rollouts by our own decode step: a static cache, and on CUDA one captured graph a token. The
+model that takes it has the trainer's own modules and weights, in a copy of their shell.
 
 Shapes: B prompts in R rows (B rounded up), b rows still in use, P prompt tokens, T new tokens.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers.pytorch_utils import Conv1D
 
 from cores.data import left_pad
+from cores.models.actor import head_logits
 from cores.models.body import position_ids
-from cores.rollout.engine import Rollout, response_mask
-from cores.rollout.graph.cache import StaticCache
-from cores.rollout.graph.steps import Steps
-from cores.rollout.graph.twin import Twin
-from cores.rollout.sampling import Sampling
+from cores.rollout.engine import Rollout, Sampling, cut_at_stops
+from cores.rollout.graph.buffers import ATTENTION, StaticCache, Steps
 from cores.runtime.captured import Captured
 
 LOOK = 16
@@ -80,7 +81,9 @@ class GraphEngine:
         ):
             self._prefill(steps, ids, mask if padded else None)
             self._decode(steps)
-        rollout = self._rollout(steps, ids[:count, more:], mask[:count, more:])
+        drawn = (steps.tokens, steps.texts, steps.logprobs, steps.entropies)
+        rows_of = (each[:count] for each in (ids[:, more:], mask[:, more:], *drawn))
+        rollout = cut_at_stops(self.sampling, *rows_of)
         if steps.cache.keys.nbytes + steps.cache.values.nbytes + self.twin.nbytes > self.keeps:
             self._release()
             self.twin.release()
@@ -153,12 +156,15 @@ class GraphEngine:
         if not self.capture:
             return lambda: self._advance(steps, rows)
         if rows not in self.graphs:
-            with steps.kept():  # what is run for warming up is run again
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    self._advance(steps, rows)
-                torch.cuda.current_stream().wait_stream(side)
+            state = (steps.token, steps.place, steps.cache.position)
+            before = [each.clone() for each in state]
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._advance(steps, rows)
+            torch.cuda.current_stream().wait_stream(side)
+            for each, value in zip(state, before, strict=True):
+                each.copy_(value)  # what is run for warming up is run again
             graph = torch.cuda.CUDAGraph()
             pool = next(iter(self.graphs.values())).pool() if self.graphs else None
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
@@ -173,25 +179,69 @@ class GraphEngine:
         steps.cache.filled += 1
         steps.emit(logits)
 
-    def _rollout(self, steps: Steps, ids: Tensor, mask: Tensor) -> Rollout:
-        """What was sampled, cut at the end of the longest reply."""
-        count = len(ids)
-        tokens = steps.tokens[:count]
-        texts = steps.texts[:count] if self.sampling.text_matcher is not None else None
-        kept, ended = response_mask(tokens, steps.stop_ids, texts)
-        wide = int(kept.sum(dim=1).max())
-        kept = kept[:, :wide]
-        return Rollout(
-            ids=torch.cat([ids, torch.where(kept, tokens[:, :wide], self.sampling.pad_id)], dim=1),
-            mask=torch.cat([mask, kept], dim=1),
-            response_mask=kept,
-            logprobs=torch.where(kept, steps.logprobs[:count, :wide], 0.0),
-            ended=ended,
-            entropy=torch.where(kept, steps.entropies[:count, :wide], 0.0),
-        )
-
 
 def bucket(rows: int) -> int:
     """The number of rows to capture a graph for where `rows` are needed."""
     largest = BUCKETS[-1]
     return next((size for size in BUCKETS if size >= rows), -(-rows // largest) * largest)
+
+
+class Twin:
+    """A copy of `model` that shares its parameters and reads keys and values from a static cache.
+
+    With `autocast` the fp32 weights of linear layers have a bfloat16 copy here, rounded by
+    `refresh` once a rollout as autocast would round them at every use; everything else, frozen
+    weights in other types included, is the trainer's own tensor.
+    """
+
+    def __init__(self, model: Any, autocast: bool) -> None:
+        shared = {id(p): p for p in model.parameters()}  # by id as `deepcopy` asks for it
+        for module in model.modules():
+            if hasattr(module, "init_8bit_state"):  # there the weight moves to at its first use
+                shared[id(module.state)] = module.state
+        self.model: Any = deepcopy(model, shared)
+        self.model.eval()
+        self.model.config._attn_implementation = ATTENTION
+        self.sources: list[Tensor] = []
+        self.copies: list[Tensor] = []
+        if autocast:
+            for module in self.model.modules():
+                if isinstance(module, nn.Linear | Conv1D):
+                    self._round(module)
+
+    def _round(self, module: nn.Module) -> None:
+        for name in ("weight", "bias"):
+            source = getattr(module, name)
+            if source is None or source.dtype != torch.float32:
+                continue
+            copy = torch.empty_like(source, dtype=torch.bfloat16, requires_grad=False)
+            setattr(module, name, nn.Parameter(copy, requires_grad=False))
+            self.sources.append(source)
+            self.copies.append(getattr(module, name))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the weights as they are now."""
+        for copy in self.copies:
+            if not copy.untyped_storage().nbytes():  # else a resize would move what graphs read
+                copy.untyped_storage().resize_(copy.nbytes)
+        if self.copies:
+            torch._foreach_copy_(self.copies, self.sources)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copies."""
+        return sum(copy.nbytes for copy in self.copies)
+
+    def release(self) -> None:
+        """Give the memory of the copies back until the next `refresh`."""
+        for copy in self.copies:
+            copy.untyped_storage().resize_(0)
+
+    def __call__(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Logits (b, V) behind the last of ids (b, T) at positions (b, T), or (1, T) of all."""
+        states = self.model.base_model(
+            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        # Contiguous rows: the last column of (b, T, d) would be multiplied row by row.
+        return head_logits(self.model, states[:, -1].contiguous())

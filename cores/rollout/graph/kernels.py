@@ -1,5 +1,4 @@
-"""Triton kernels of a decode step on CUDA. Each has its reference in plain torch beside it in
-`cache.py` and `steps.py`."""
+"""Triton kernels of a decode step on CUDA; their reference in plain torch is in `buffers.py`."""
 
 import torch
 import triton

@@ -69,7 +69,7 @@ def word_tokenizer(vocabulary: int) -> Any:
 
 def models_of(workload: Any, tokenizer: Any, device: Any) -> dict[str, Any]:
     """The four roles, pad and eos excluded from what is sampled as in ours."""
-    from cores.models import exclude_tokens
+    from cores.models.vocabulary import exclude_tokens
     from scripts.bench.workloads import random_model, random_policy, shape
 
     def policy() -> Any:

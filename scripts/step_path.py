@@ -2,10 +2,10 @@
 
     python scripts/step_path.py [--workload W4] [--engine graph] [--json FILE] [OPTIONS]
 
-One `PPOTrainer.step` of a benchmark workload, the first of a run, which scores with every model.
+One `PPOTrainer.step` of a benchmark workload, the second of a run: what is done once is behind it.
 Counted are functions and methods that have a name; what they hold (comprehensions, lambdas,
-functions within functions) is part of them. The graph decoder and kernels are left out. OPTIONS
-are stage 3's.
+functions within functions) is part of them. Kernels are left out, and in the second count what
+only the decoder (`rollout/graph`) calls. OPTIONS are stage 3's.
 """
 
 import argparse
@@ -20,12 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cores.runtime.cli import guarded
 
 HERE = Path(__file__).resolve().parents[1]
-LEFT_OUT = ("rollout/graph/", "models/kernels.py", "models/logprob_kernels.py")
+KERNELS, DECODER = ("models/kernels.py", "rollout/graph/kernels.py"), "rollout/graph/"
 
 
-def traced(work: Any) -> dict[tuple[str, str], int]:
-    """Functions of `cores/` that `work` calls as (file, name), with the depth of the first call."""
-    root, found = f"{HERE}/cores/", dict[tuple[str, str], int]()
+Function = tuple[str, str]
+"""File and name."""
+
+
+def traced(work: Any) -> tuple[dict[Function, int], set[Function]]:
+    """Functions of `cores/` that `work` calls, with the depth of the first call, and those of them
+    that are called outside the decoder."""
+    root, found, outside = f"{HERE}/cores/", dict[Function, int](), set[Function]()
 
     def called(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
@@ -33,20 +38,23 @@ def traced(work: Any) -> dict[tuple[str, str], int]:
             return
         file, name = code.co_filename.removeprefix(root), code.co_qualname
         name = name.split(".<")[0]
-        if file.startswith(LEFT_OUT) or name.startswith("<") or (file, name) in found:
+        if file.startswith(KERNELS) or name.startswith("<") or (file, name) in outside:
             return
-        depth, above = 0, frame.f_back
+        files, above = [file], frame.f_back
         while above is not None:
-            depth += above.f_code.co_filename.startswith(root)
+            if above.f_code.co_filename.startswith(root):
+                files.append(above.f_code.co_filename.removeprefix(root))
             above = above.f_back
-        found[file, name] = depth
+        found.setdefault((file, name), len(files) - 1)
+        if not any(file.startswith(DECODER) for file in files):
+            outside.add((file, name))
 
     sys.setprofile(called)
     try:
         work()
     finally:
         sys.setprofile(None)
-    return found
+    return found, outside
 
 
 def main(argv: list[str]) -> None:
@@ -64,12 +72,15 @@ def main(argv: list[str]) -> None:
     config = settings(workload, args.engine, options)
     trainer = trainer_of(workload, config, launch(config))
     prompts = prompts_of(workload, workload.batch, 0)
-    found = traced(lambda: trainer.step(prompts))
+    trainer.step(prompts)
+    found, outside = traced(lambda: trainer.step(prompts))
     for (file, name), depth in found.items():
         print(f"{'  ' * depth}{name}  ({file})")
-    counts = {"files": len({file for file, _ in found}), "functions": len(found)}
-    counts["deepest"] = max(found.values()) + 1
-    print("  ".join(f"{name} {count}" for name, count in counts.items()))
+    counts = {"deepest": max(found.values()) + 1}
+    for name, functions in (("", set(found)), (" without the decoder", outside)):
+        counts[f"files{name}"] = len({file for file, _ in functions})
+        counts[f"functions{name}"] = len(functions)
+    print("\n".join(f"{name}: {count}" for name, count in counts.items()))
     if args.json is not None:
         args.json.write_text(json.dumps(counts, indent=1) + "\n")
 

@@ -204,8 +204,7 @@ def room(ppo: PPOSection, halved: bool, factor: int = 1) -> tuple[int, int | Non
 
 def for_scoring(lengths: Lengths, ppo: PPOSection, halved: bool = False) -> list[list[int]]:
     """All rows, the longest first, in parts for a forward pass without a backward one."""
-    rows = by_length(range(len(lengths)), lengths)
-    return cut(rows, lengths, *room(ppo, halved, FORWARD_FACTOR))
+    return cut(by_length(range(len(lengths)), lengths), lengths, *room(ppo, halved, FORWARD_FACTOR))
 
 
 def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:

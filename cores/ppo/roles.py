@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cores.config import AdamSection, Config, ModelSection, PPOSection
 from cores.config.ppo import WITH_CRITIC
 from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
-from cores.models.actor import plain_model, rescale
+from cores.models.actor import rescale
 from cores.models.adapters import hold_linears_in_bf16
 from cores.models.body import compile_layers
 from cores.models.loading import exclude_from
@@ -154,12 +154,6 @@ class Roles:
         else:
             with self.actor.unwrapped.model.disable_adapter():
                 yield self.actor.module
-
-    @contextmanager
-    def policy(self) -> Iterator[PreTrainedModel]:
-        """The actor's plain model with whole weights, for generation."""
-        with self.actor.trained.gathered():
-            yield plain_model(self.actor.unwrapped.model)
 
 
 def build_roles(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -63,7 +64,7 @@ class Scorer:
         position = self.state.update if purpose == "replies" else 0
         tokens = self.config.max_new_tokens
         uniform = uniforms(len(prompts), tokens, self.seed, purpose, position, first=first)
-        with self.roles.policy():
+        with self.roles.actor.trained.gathered():  # whole weights, for generation
             return self.engine.generate(prompts, uniform)
 
     @torch.no_grad()
@@ -95,8 +96,8 @@ class Scorer:
             scores=zeros[:, 0].clone(),
             score_parts=zeros.new_zeros(len(zeros), len(self.config.rewards)),
         )
-        with_room(self, lambda: self._score_all(scored, texts, last_token, reuse))
-        self.launch.together(lambda: self._judged(scored))
+        work = partial(self._score_all, scored, texts, last_token, reuse)
+        with_room(self, lambda: self.launch.together(work))
         if said is not None:
             columns = [i for i, name in enumerate(self.config.rewards) if name != "model"]
             scored.score_parts[:, columns] = said.to(zeros)
@@ -117,19 +118,17 @@ class Scorer:
         with WATCH.doing("its reward functions"):
             return self.functions(rollout, list(rows)), texts
 
-    def _judged(self, scored: Scored) -> None:
-        if not bool(scored.score_parts.isfinite().all()):
-            raise UserError(
-                "ppo: the reward model scores a reply NaN or infinite. Its weights were sound when "
-                "they were loaded: compute in fp32 (--model.precision fp32), or run stage 2 again."
-            )
-
     def _score_all(self, scored: Scored, texts: Texts, last_token: bool, reuse: bool) -> None:
         """This rank's rows, in as many parts on every rank."""
         parts = for_scoring(scored.lengths, self.config, self.state.halved)
         (count,) = self.launch.agree(len(parts))
         for part in in_parts(parts, count):
             self._score_rows(scored, texts, part, last_token, reuse)
+        if not bool(scored.score_parts.isfinite().all()):
+            raise UserError(
+                "ppo: the reward model scores a reply NaN or infinite. Its weights were sound when "
+                "they were loaded: compute in fp32 (--model.precision fp32), or run stage 2 again."
+            )
 
     def _score_rows(
         self, scored: Scored, texts: Texts, part: list[int], last_token: bool, reuse: bool

@@ -19,6 +19,8 @@ from cores.data.files import READERS
 from cores.errors import UserError, readable
 from cores.runtime.fingerprint import HUB_TIMEOUT
 
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -125,6 +127,16 @@ def _files(path: Path, key: str, streaming: bool) -> tuple[list[Path], int]:
     if not shown:
         what = "is a folder without any data file" if path.is_dir() else "has no known suffix"
         raise UserError(f"{key} {str(path)!r} {what}; readable are: {known}.")
+    packed = [
+        file.name
+        for file in found
+        if file.suffix.lower() in PACKED and Path(file.stem).suffix.lower() in READERS
+    ]
+    if packed:
+        raise UserError(
+            f"{key} {str(path)!r} holds packed files ({', '.join(sorted(packed)[:3])}), whose rows "
+            "would be missing; unpack them, or move them away."
+        )
     if len(kinds) > 1:
         raise UserError(
             f"{key} {str(path)!r} holds files of several kinds ({', '.join(kinds)}), perhaps the "

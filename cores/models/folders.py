@@ -20,8 +20,10 @@ READ = (".json", ".safetensors", ".bin", ".model")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", *INDEXES)
 """Files that hold a JSON object. A broken generation_config.json transformers would pass over."""
-MOST = {"layer": 1000, "position": 2**24}
+MOST = {"layer": 1000, "position": 2**24, "num_labels": 2**16}
 """More of them no model has, and building such a one would take all time or memory."""
+LAYERDROP = "layerdrop"
+DROPOUTS = ("dropout", "_pdrop", LAYERDROP)
 HEADS = ("n_head", "num_heads", "num_attention_heads", "num_key_value_heads")
 WHOLE = (
     "Give a whole model in Hugging Face form (config.json, *.safetensors, tokenizer.json); if this "
@@ -92,7 +94,11 @@ def check_config(path: str | Path, raw: dict[str, Any]) -> None:
     inner = [part for part in raw.values() if isinstance(part, dict)]
     for key, value in (item for part in (raw, *inner) for item in part.items()):
         most = next((most for word, most in MOST.items() if word in key), math.inf)
-        if isinstance(value, int) and (value > most or (key in HEADS and value < 1)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        wrong = number and (value > most or (key in HEADS and value < 1))
+        wrong |= number and key.endswith(DROPOUTS) and not 0 <= value < 1
+        wrong |= key.endswith("dtype") and not isinstance(value, str | None)
+        if wrong:
             raise UserError(f"{path}: no model has {key} = {value} (config.json). {WHOLE}")
 
 

@@ -21,7 +21,16 @@ from cores.config import ModelSection
 from cores.errors import UserError
 from cores.models.adapters import base_of, check_widths, lone_adapter, merged, quantize
 from cores.models.body import fuse_activations
-from cores.models.folders import WHOLE, check_config, check_finite, check_tensors, place, reading
+from cores.models.folders import (
+    DROPOUTS,
+    LAYERDROP,
+    WHOLE,
+    check_config,
+    check_finite,
+    check_tensors,
+    place,
+    reading,
+)
 from cores.models.vocabulary import (
     ROWS,
     architecture,
@@ -32,8 +41,6 @@ from cores.models.vocabulary import (
     fit_vocabulary,
 )
 
-LAYERDROP = "layerdrop"
-DROPOUTS = ("dropout", "_pdrop", LAYERDROP)
 SCALAR_FAMILIES = "GPT-2, OPT, BLOOM, GPT-NeoX, GPT-J, Llama, Mistral, Qwen 2 and 3, Gemma"
 LENGTHS = ("max_position_embeddings", "n_positions")
 
@@ -186,11 +193,14 @@ def load_as(
     config = load_config(path)
     text = config.get_text_config()
     kept = {
-        k: v for k, v in text.to_dict().items() if k.endswith(DROPOUTS) and isinstance(v, float)
+        k: v
+        for k, v in text.to_dict().items()
+        if k.endswith(DROPOUTS) and isinstance(v, int | float) and not isinstance(v, bool)
     }
     text.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
     for key, value in kwargs.items():
         setattr(config, key, value)
+    config.return_dict = text.return_dict = True  # outputs are read by name, whatever it says
     if frozen is not None:
         check_widths(frozen, auto, path, config)
     model = _weights(auto, path, config)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cores.errors import UserError
 from cores.files import read_json, write_json
-from cores.run.files import sync
+from cores.run.files import remove, sync
 
 VERSION = 1
 MANIFEST, NUMBERS = "manifest.json", "state.json"
@@ -86,7 +86,7 @@ def write(root: Path, step: int, state: State) -> Path:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
+    remove(final)  # a damaged one that was passed over
     aside.rename(final)
     sync(root)
     return final
@@ -111,7 +111,7 @@ def _facts(path: Path) -> dict[str, Any]:
 def rotate(root: Path, keep: int) -> None:
     """Leave the newest `keep` checkpoints; called when a newer one is whole."""
     for _, folder in _found(root)[keep:]:
-        shutil.rmtree(folder)
+        remove(folder)
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -26,6 +26,14 @@ def sync_tree(folder: Path) -> None:
         sync(Path(root))
 
 
+def remove(place: Path) -> None:
+    """Whatever stands there, if anything; of a link the link alone."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
 def exchange(new: Path, old: Path) -> None:
     """Let the folders `new` and `old` change places, with no moment at which one is absent.
 
@@ -38,7 +46,7 @@ def exchange(new: Path, old: Path) -> None:
     )
     if done != 0:
         before = old.with_name(old.name + ".before")
-        shutil.rmtree(before, ignore_errors=True)
+        remove(before)
         old.rename(before)
         new.rename(old)
         before.rename(new)

@@ -20,13 +20,13 @@ from cores.errors import UserError
 from cores.files import read_json, write_json
 from cores.run import checkpoint
 from cores.run.checkpoint import Checkpoint
-from cores.run.files import exchange, settle, sync_tree
+from cores.run.files import exchange, remove, settle, sync_tree
 from cores.run.lock import Lock
 from cores.runtime.launch import Launch
 from cores.runtime.parents import VERSION, check_version
 from cores.runtime.screen import LOG
 
-STATE, CHECKPOINTS = "state.json", "checkpoints"
+STATE, RECORD, CHECKPOINTS = "state.json", "stage.json", "checkpoints"
 ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
 """Files that grow with the steps, and the key that says at which."""
 FREE = ("output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect")
@@ -40,6 +40,7 @@ class Folder:
         self.config, self.stage, self.launch = config, stage, launch
         self.final = Path(config.output_dir).expanduser().absolute() / stage
         self.path = self.final.with_name(f"{stage}.unfinished")
+        self.gone = self.final.with_name(f".{stage}.removed")
         self.lock = Lock(self.final.with_name(f".{stage}.lock"))
         self.found: dict[str, Any] = {}
         """state.json of the unfinished run that goes on."""
@@ -53,16 +54,19 @@ class Folder:
         if (note := self.lock.take()) is not None:
             self.launch.say(note)
         settle(self.final)
+        remove(self.gone)
+        _check_ours(self.final)
+        _check_ours(self.path)
         if (self.final / STATE).exists():  # killed when all but this was done
             _clean(self.final)
         if self.path.exists() and not (self.path / STATE).exists():
-            shutil.rmtree(self.path)  # the older stage, replaced by a run that was killed then
+            self._discard()  # the older stage, replaced by a run that was killed then
         if self.config.resume == "never" and self.path.exists():
             steps = checkpoint.steps(self.path / CHECKPOINTS)
             newest = f"the newest at step {steps[0]}" if steps else "nothing to go on from"
             count = f"{len(steps)} checkpoint{'s' * (len(steps) != 1)}"
             self.launch.say(f"--resume never: removes {self.path} ({count}, {newest})")
-            shutil.rmtree(self.path)
+            self._discard()
         if self.path.exists():
             self.found = read_state(self.path / STATE)
         resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
@@ -123,7 +127,14 @@ class Folder:
             self.path.rename(self.final)
         LOG.attach(self.final / "log.txt")
         _clean(self.final)
-        shutil.rmtree(self.path, ignore_errors=True)  # the older stage
+        if self.path.exists():  # the older stage
+            with contextlib.suppress(OSError):  # the next run removes what is left
+                self._discard()
+
+    def _discard(self) -> None:
+        """Remove the unfinished folder, under a name by which a kill half-way leaves no riddle."""
+        self.path.rename(self.gone)
+        remove(self.gone)
 
     def leave(self, error: BaseException | None) -> None:
         """Let go. Of a run that began and is not finished, state.json says why."""
@@ -136,10 +147,29 @@ class Folder:
         self.lock.release()
 
 
+def _check_ours(place: Path) -> None:
+    """UserError for what stands in a stage's place and was written by no run."""
+    if os.path.lexists(place) and not place.is_dir():
+        raise UserError(
+            f"{place}: is no folder, and a stage's has to stand there. Remove it, or give another "
+            "--output_dir."
+        )
+    found = sorted(p.name for p in place.iterdir()) if place.exists() else []
+    if found and not {STATE, RECORD} & set(found):
+        raise UserError(
+            f"{place}: holds files that no run wrote ({', '.join(found[:3])}). Move it away, or "
+            "give another --output_dir."
+        )
+
+
 def read_state(path: Path, remedy: str = "") -> dict[str, Any]:
     """state.json of an unfinished run; UserError if it is damaged, or of a newer program."""
+    remedy = remedy or "Give --resume never to begin anew, which removes it."
     state = read_json(path, remedy)
     check_version(path, state)
+    for name in ("config", "facts"):
+        if not isinstance(state.get(name), dict):
+            raise UserError(f"{path}: damaged (unlike {name}). {remedy}")
     return state
 
 
@@ -155,7 +185,7 @@ def cut(path: Path, key: str, last: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)[key] <= last:
                 kept.append(line)
@@ -182,7 +212,7 @@ def differing(before: dict[str, Any], now: Config) -> list[str]:
     lines = []
     for key, value in new.items():
         was = known.get(key)
-        grows = key == "ppo.updates" and constant and value > was
+        grows = key == "ppo.updates" and constant and isinstance(was, int) and value > was
         if was != value and not grows and not _free(key):
             shown = (json.dumps(x, ensure_ascii=False) for x in (was, value))
             lines.append(f"{key}: {' -> '.join(shown)}")

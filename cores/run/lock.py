@@ -11,6 +11,7 @@ import getpass
 import json
 import os
 import socket
+import stat
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +58,8 @@ class Lock:
                     f"{folder} cannot be written: {error.strerror}. Give another --output_dir, or "
                     "make it writable."
                 )
+                if self.path.is_symlink() or self.path.is_dir():
+                    problem = f"{self.path} is no regular file, as a lock has to be. Remove it."
             raise UserError(f"output_dir: {problem}") from None
         os.truncate(self.number, 0)
         os.write(self.number, json.dumps(_holder()).encode())
@@ -64,7 +67,12 @@ class Lock:
 
     def _try(self) -> int | None:
         """The descriptor, locked; None where its holder removed the file meanwhile."""
-        number = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # What a link leads to is not ours to write.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        number = os.open(self.path, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EINVAL, f"{self.path.name} is no regular file")
         try:
             fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(number).st_ino == os.stat(self.path).st_ino:

@@ -5,6 +5,7 @@ Of several ranks one speaks: torch's launcher ends all of them when the first ex
 ranks fail only because that one did.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -38,6 +39,8 @@ OTHERS = (
     "OMP_NUM_THREADS", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
 )  # fmt: skip
 """Numbers that accelerate and torch read as well."""
+JOINING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+"""What `accelerate launch` says of a launch that shards: there must be one."""
 BOOLEANS = "y yes t true on 1 n no f false off 0".split()
 LAUNCHERS = re.compile(
     r"(torchrun|accelerate|deepspeed|mpi\w*|orted|prte\w*|hydra\w*|slurm\w*|srun)"
@@ -119,8 +122,9 @@ def _leave(board: Board, status: int) -> None:
     """Exit without waiting for other ranks, who may be waiting for this one."""
     board.leave()
     end_children()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a function may have replaced them
+            stream.flush()
     os._exit(status)
 
 
@@ -131,13 +135,15 @@ def environment_problem(env: Mapping[str, str]) -> str | None:
     others that never come.
     """
     for name in (*RANKS, *SIZES, *OTHERS):
-        if name in env and not re.fullmatch(r"-?\d{1,9}|auto", env[name]):
+        form = r"-?\d{1,9}|auto" if name in OTHERS else r"-?\d{1,9}"
+        if name in env and not re.fullmatch(form, env[name]):
             return _unset([name], f"is {env[name]!r}, which is no number")
     for name, value in env.items():
         if name.startswith("ACCELERATE_USE_") and value.lower() not in BOOLEANS:
             return _unset([name], f"is {value!r}, which is neither true nor false")
     several = [name for name in SIZES if int(env.get(name, 1)) > 1]
     several += [name for name in RANKS if int(env.get(name, -1)) >= 0]
+    several += [name for name in JOINING if env.get(name, "").lower() in ("true", "1")]
     if several and not launched():
         return _unset(
             several,

@@ -34,10 +34,12 @@ class Board:
     """The notice board as one rank sees it."""
 
     def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
+        rank = os.environ.get("RANK", "")
+        self.rank = int(rank) if rank.isdecimal() else 0  # others are refused, by the board's owner
         """Of this process, over all machines."""
-        error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        self.folder = Path(error_file).parents[1] if error_file else None
+        # A launch that is over leaves the variable behind, perhaps, but not its folder.
+        own = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parent
+        self.folder = own.parent if own.name and os.access(own, os.W_OK) else None
 
     def arrive(self) -> None:
         """Note that this rank lives, until `leave`."""

@@ -83,9 +83,9 @@ class Stop:
 
     def _signals(self, reader: int) -> None:
         while True:
-            number = os.read(reader, 1)[0]
-            if number in SIGNALS:  # libraries may handle others
-                self.tell(signal.Signals(number).name)
+            for number in os.read(reader, 1):
+                if number in SIGNALS:  # libraries may handle others
+                    self.tell(signal.Signals(number).name)
 
     def _orphaned(self, parent: int) -> None:
         while os.getppid() == parent:

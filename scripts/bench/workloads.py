@@ -29,7 +29,7 @@ from cores.config import Config, ModelSection, parse_config
 from cores.errors import UserError
 from cores.models.adapters import quantize
 from cores.models.body import fuse_activations
-from cores.models.loading import DROPOUTS
+from cores.models.folders import DROPOUTS
 from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
 from cores.runtime.launch import Launch

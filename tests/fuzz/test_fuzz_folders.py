@@ -123,6 +123,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "one layer less": (keys(CONFIG, n_layer=1), "with transformer.h.1."),
     "width": (keys(CONFIG, n_embd=64), "([96], not [192])"),
     "text for a number": (keys(CONFIG, n_embd="32"), "n_embd"),
+    "drops out twice": (keys(CONFIG, attn_pdrop=2), "no model has attn_pdrop = 2 (config.json)"),
+    "drops out less than nothing": (keys(CONFIG, resid_pdrop=-0.5), "no model has resid_pdrop"),
+    "dtype": (keys(CONFIG, dtype=5), "no model has dtype = 5"),
+    "labels": (keys(CONFIG, num_labels=10**9), "no model has num_labels = 1000000000"),
     "heads": (keys(CONFIG, n_head=-4), "no model has n_head = -4"),
     "another model type": (keys(CONFIG, model_type="opt"), "do not fit the OPTForCausalLM"),
     "unknown type": (keys(CONFIG, model_type="nope"), "nope"),
@@ -157,6 +161,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "template a list": (keys("tokenizer_config.json", chat_template=[1]), ""),
 }
 WHOLE: dict[str, Damage] = {
+    "outputs without names": keys(CONFIG, return_dict=False),
     "as it was": lambda folder: None,
     "shards": sharded(lambda f, i: None),
     "no generation config": without(GENERATION),

@@ -271,6 +271,15 @@ def test_hidden_files_are_left_out_and_counted(tmp_path: Path) -> None:
     assert "without any data file" in refused(tmp_path)
 
 
+def test_packed_files_are_not_passed_over(tmp_path: Path) -> None:
+    """Their rows would be missing without a word."""
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "README.md.gz").write_text("x")
+    assert len(rows(read(tmp_path))) == 1
+    (tmp_path / "b.jsonl.gz").write_text("x")
+    assert "holds packed files (b.jsonl.gz), whose rows would be missing" in refused(tmp_path)
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_is_no_regular_file(tmp_path: Path, inside: bool) -> None:
     """A pipe would be waited for for ever, a device never ends."""

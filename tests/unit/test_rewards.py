@@ -167,6 +167,7 @@ number = 3
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with sub/good.py and a module beside it."""
     monkeypatch.chdir(tmp_path)
+    load_functions({}, 1.0)  # takes the folders of earlier tests off the path, which is put back
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "good.py").write_text(GOOD, encoding="utf-8")

@@ -155,3 +155,20 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"output_dir: .*/file is a file, not a folder"):
         Lock(tmp_path / "file" / "run" / ".sft.lock").take()
+
+
+@pytest.mark.parametrize("what", ["link", "dangling", "folder", "device"])
+def test_a_lock_that_is_no_file(tmp_path: Path, what: str) -> None:
+    """What a link leads to is not written; nothing but a regular file is a lock."""
+    path, theirs = tmp_path / ".sft.lock", tmp_path / "diary.txt"
+    theirs.write_text("mine")
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(
+            {"link": theirs, "dangling": tmp_path / "none", "device": "/dev/null"}[what]
+        )
+    with pytest.raises(UserError, match=r"\.sft\.lock is no regular file, as a lock has to be"):
+        Lock(path).take()
+    assert theirs.read_text() == "mine"
+    assert not (tmp_path / "none").exists()

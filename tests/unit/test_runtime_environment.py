@@ -9,6 +9,7 @@ from _helpers import ROOT, one_paragraph
 
 from cores.runtime import cli
 from cores.runtime.cli import environment_problem, launched
+from cores.runtime.ranks import Board
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,9 @@ from cores.runtime.cli import environment_problem, launched
         ({"RANK": "3", "WORLD_SIZE": "8"}, "`unset WORLD_SIZE RANK`"),
         ({"LOCAL_RANK": "0"}, "no launcher started"),
         ({"PMI_SIZE": "4"}, "no launcher started"),
+        ({"RANK": "auto"}, "RANK is 'auto'"),
+        ({"RANK": ""}, "RANK is ''"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "no launcher started"),
     ],
 )
 def test_refused_by_name(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], said: str) -> None:
@@ -81,3 +85,14 @@ def test_a_lone_stage_does_not_wait_for_others() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "WORLD_SIZE and RANK would make this process wait" in one_paragraph(done.stderr)
+
+
+@pytest.mark.parametrize("left", ["/gone/attempt_0/0/error.json", "x", "/x/y", ""])
+def test_a_board_that_is_gone(monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    """What an earlier launch left behind is no board, and no number is no rank."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", left)
+    monkeypatch.setenv("RANK", "auto")
+    board = Board()
+    board.arrive()
+    assert (board.rank, board.folder, board.killed()) == (0, None, [])
+    board.leave()

@@ -1,0 +1,92 @@
+"""What stands where a run wants to write: damage, and what others put there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _models import LAUNCH
+from _stages import begun, config
+from test_run_stage import break_off, names, record
+
+from cores.errors import UserError
+from cores.run import StageRun
+
+
+def refused(root: Path, **options: Any) -> str:
+    """What is said at the claim, which leaves everything as it was."""
+    before = sorted(root.rglob("*"))
+    run = StageRun(config(root, **options), "sft", LAUNCH, 0.0)
+    with pytest.raises(UserError) as error, run:
+        run.claim()
+    assert sorted(root.rglob("*")) == before
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "state", ["{}", '{"config": null, "facts": {}}', '{"config": {}, "facts": []}', "[]", "\x00"]
+)
+def test_a_damaged_state(tmp_path: Path, state: str) -> None:
+    """Named, with the way out, which works."""
+    path = break_off(config(tmp_path), 3)
+    (path / "state.json").write_text(state)
+    said = refused(tmp_path)
+    assert said.startswith(f"{path / 'state.json'}: ")
+    assert "--resume never" in said
+    assert begun(config(tmp_path, resume="never")).resumed is None
+
+
+def test_damaged_rows_go(tmp_path: Path) -> None:
+    """Those that can be read stay."""
+    path = break_off(config(tmp_path), 1, 3)
+    rows = (path / "metrics.jsonl").read_bytes()
+    (path / "metrics.jsonl").write_bytes(b"\xff\xfe\x00\n" + rows)
+    begun(config(tmp_path))
+    assert (path / "metrics.jsonl").read_bytes() == rows
+
+
+@pytest.mark.parametrize("name", ["sft", "sft.unfinished"])
+@pytest.mark.parametrize("what", ["file", "dangling", "notes"])
+def test_what_no_run_wrote_is_not_removed(tmp_path: Path, name: str, what: str) -> None:
+    """Whatever is asked for."""
+    place = tmp_path / name
+    if what == "file":
+        place.write_text("mine")
+    elif what == "dangling":
+        place.symlink_to(tmp_path / "none")
+    else:
+        place.mkdir()
+        (place / "diary.txt").write_text("mine")
+    for options in ({}, {"overwrite": True}, {"resume": "never"}):
+        said = refused(tmp_path, **options)
+        assert said.startswith(f"{place}: ")
+        assert "that no run wrote (diary.txt)" in said or "is no folder" in said
+
+
+def test_a_linked_folder_of_a_run(tmp_path: Path) -> None:
+    """Of a link the link alone is removed."""
+    path = break_off(config(tmp_path), 3)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert begun(config(tmp_path, resume="never")).resumed is None
+    assert not path.is_symlink()
+    assert names(tmp_path / "elsewhere" / "checkpoints") == {"step-3"}
+
+
+def test_a_kill_while_a_folder_is_removed(tmp_path: Path) -> None:
+    """What is left of it is removed by the next run."""
+    gone = tmp_path / ".sft.removed"
+    (gone / "checkpoints").mkdir(parents=True)
+    begun(config(tmp_path))
+    assert not gone.exists()
+
+
+@pytest.mark.parametrize("kind", ["dangling", "file"])
+def test_a_checkpoint_in_the_way(tmp_path: Path, kind: str) -> None:
+    """Of the number of the next one: passed over, and replaced."""
+    path = break_off(config(tmp_path), 1)
+    place = path / "checkpoints" / "step-3"
+    place.symlink_to(tmp_path / "none") if kind == "dangling" else place.write_text("x")
+    break_off(config(tmp_path), 3)
+    assert record(place / "manifest.json")["step"] == 3
+    assert json.loads((place / "state.json").read_text())

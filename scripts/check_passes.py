@@ -61,7 +61,7 @@ def statistics(passes: str, case: Case) -> list[dict[str, float]]:
     torch.manual_seed(0)
     trainer = trainer_of(workload, config, run)
     found = []
-    with patch.object(module.Passes, "widths", module.WIDTHS):
+    with patch.object(trainer.passes, "widths", module.WIDTHS):
         for update in range(UPDATES):
             prompts = prompts_of(workload, workload.batch, update)
             if case.padded:

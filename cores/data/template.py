@@ -163,6 +163,11 @@ def _room(second: int) -> int:
     return int(psutil.Process().memory_info().vms) + MEMORY
 
 
+class TooLong(BaseException):
+    """No Exception: jinja, which computes constants when it compiles, passes over those, and would
+    begin again."""
+
+
 def rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], open_: bool, where: str) -> str:
     """The text of `turns`; open_: with the beginning of a reply. UserError naming the row `where`
     for a template that fails, takes too long, or writes nothing or too much.
@@ -175,7 +180,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], open_: bool,
             text: Any = tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=open_
             )
-    except Exception as error:  # whatever a foreign program raises
+    except (Exception, TooLong) as error:  # whatever a foreign program raises
         reason = " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")
         raise UserError(
             f"{where}: the tokenizer's chat template refuses this conversation ({reason}); "
@@ -192,7 +197,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], open_: bool,
 
 @contextmanager
 def _bounds() -> Iterator[None]:
-    """TimeoutError and MemoryError for what goes on too long; signals reach the main thread."""
+    """TooLong and MemoryError for what goes on too long; signals reach the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -210,4 +215,4 @@ def _bounds() -> Iterator[None]:
 
 
 def _too_long(number: int, frame: object) -> None:
-    raise TimeoutError(f"it takes more than {SECONDS:g} seconds")
+    raise TooLong(f"it takes more than {SECONDS:g} seconds")

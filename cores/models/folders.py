@@ -6,12 +6,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from cores.errors import UserError
 from cores.files import impostor, read_json
@@ -91,6 +96,13 @@ def check_config(path: str | Path, raw: dict[str, Any]) -> None:
     names = raw.get("architectures") or []
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(f"{path}: architectures in config.json is no list of names. {WHOLE}")
+    families, kind = _families(), str(raw.get("model_type"))
+    others = [name for name in names if kind not in families.get(name, {kind})]
+    if others and any(kind in kinds for kinds in families.values()):
+        raise UserError(
+            f"{path}: model_type {kind} and architectures {', '.join(others)} in config.json are "
+            f"of two families. {WHOLE}"
+        )
     inner = [part for part in raw.values() if isinstance(part, dict)]
     for key, value in (item for part in (raw, *inner) for item in part.items()):
         most = next((most for word, most in MOST.items() if word in key), math.inf)
@@ -100,6 +112,20 @@ def check_config(path: str | Path, raw: dict[str, Any]) -> None:
         wrong |= key.endswith("dtype") and not isinstance(value, str | None)
         if wrong:
             raise UserError(f"{path}: no model has {key} = {value} (config.json). {WHOLE}")
+
+
+@cache
+def _families() -> dict[str, set[str]]:
+    """Names of transformers' classes to the model types that have them."""
+    found: dict[str, set[str]] = {}
+    for mapping in (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ):
+        for kind, names in mapping.items():
+            for name in names if isinstance(names, tuple) else (names,):
+                found.setdefault(name, set()).add(kind)
+    return found
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     with reading(path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         ids = tokenizer.get_vocab().values()
+        int(tokenizer.model_max_length)
     if not tokenizer.is_fast:
         raise UserError(
             f"{path}: a fast tokenizer (tokenizer.json) is needed for character offsets."

@@ -121,6 +121,12 @@ class Folder:
     def publish(self) -> None:
         """Put the folder in the stage's place. The older stage is there until it is."""
         sync_tree(self.path)
+        _check_ours(self.final)
+        if self.final.exists() and not self.state["overwrite"]:
+            raise UserError(
+                f"{self.final}: has come to stand there since this run began. Move it away, and "
+                "give the same command to finish, or give --overwrite to replace it."
+            )
         if self.final.exists():
             exchange(self.path, self.final)
         else:
@@ -185,10 +191,10 @@ def cut(path: Path, key: str, last: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         try:
-            if line.endswith("\n") and json.loads(line)[key] <= last:
-                kept.append(line)
+            if json.loads(line)[key] <= last:
+                kept.append(f"{line}\n")
         except (ValueError, KeyError, TypeError):
             continue
     path.write_text("".join(kept), encoding="utf-8")

@@ -119,5 +119,5 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 def last_row(path: Path) -> dict[str, Any]:
     """The last row of a file of JSON lines; empty where there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return json.loads(lines[-2]) if len(lines) > 1 else {}

@@ -127,7 +127,7 @@ def _check_record(parent: Parent, remedy: str) -> None:
             "version": type(version) is int and version >= 0,
             "tokenizer": isinstance(record["tokenizer"], str),
             "vocab_size": type(record["vocab_size"]) is int,
-            "objects": all(isinstance(value, dict) for value in objects),
+            "objects": all(isinstance(value, dict) for value in objects) and bool(objects[1]),
             "files": any(name.suffix == ".safetensors" for name in names)
             and not any(name.is_absolute() or ".." in name.parts for name in names),
         }
@@ -245,7 +245,13 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     except UserError as error:  # it names the key of stage 1's base
         raise UserError(str(error).replace("model.path", f"{stage}.path")) from None
     written = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {}
-    template = written.get("config", {}).get("template", {})
+    config_then = written.get("config", {"template": {}})
+    template = config_then.get("template") if isinstance(config_then, dict) else None
+    if not isinstance(template, dict):
+        raise UserError(
+            f"{stage}.path: {folder / 'stage.json'} is damaged (unlike config.template). Remove "
+            "it, and the folder is read as a model of no stage's."
+        )
     hub = {} if Path(path).expanduser().is_dir() else {"hub": path, "commit": folder.name}
     return folder, {
         "parents": {},

@@ -123,7 +123,18 @@ def free_children() -> None:
         if prctl is not None and threading.get_ident() == main:
             prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
-    os.register_at_fork(after_in_child=in_child)
+        restore()
+
+    masks = threading.local()
+
+    def before() -> None:
+        masks.kept = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.kept)
+
+    # A child that is killed at once would else tell this process, whose pipe it still has.
+    os.register_at_fork(before=before, after_in_parent=restore, after_in_child=in_child)
 
 
 def end_children(grace: float = GRACE) -> None:

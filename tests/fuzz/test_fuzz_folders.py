@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "dtype": (keys(CONFIG, dtype=5), "no model has dtype = 5"),
     "labels": (keys(CONFIG, num_labels=10**9), "no model has num_labels = 1000000000"),
     "heads": (keys(CONFIG, n_head=-4), "no model has n_head = -4"),
-    "another model type": (keys(CONFIG, model_type="opt"), "do not fit the OPTForCausalLM"),
+    "another model type": (keys(CONFIG, model_type="opt"), "are of two families"),
     "unknown type": (keys(CONFIG, model_type="nope"), "nope"),
     "encoder-decoder": (keys(CONFIG, model_type="t5"), "no causal language model"),
     "both directions": (keys(CONFIG, architectures=["BertForMaskedLM"]), "no causal"),

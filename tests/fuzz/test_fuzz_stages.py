@@ -24,6 +24,7 @@ RECORDS: dict[str, bytes | dict[str, Any]] = {
     **{f"{part} is text": {part: "x"} for part in PARTS if part != "tokenizer"},
     "template a list": {"config": {"template": []}},
     "template none": {"config": {"template": None}},
+    "template empty": {"config": {"template": {}}},
     "no template": {"config": {}},
     "no files": {"files": {}},
     "files without weights": {"files": {"config.json": "0"}},

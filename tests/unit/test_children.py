@@ -61,6 +61,25 @@ def test_a_child_ends_at_a_signal_and_alone() -> None:
     assert planted == "handled\nNone\ntold b'\\x0f'\n"
 
 
+def test_a_child_that_is_ended_at_once() -> None:
+    """Before it has let go of what it inherited: the parent is not told, a hundred times."""
+    text = """
+        ended = set()
+        for _ in range(100):
+            child = os.fork()
+            if not child:
+                idle()
+            os.kill(child, signal.SIGTERM)
+            ended.add(os.waitpid(child, 0)[1])
+        print(ended, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        try:
+            print("told", os.read(reader, 9))
+        except BlockingIOError:
+            print("not told")
+    """
+    assert ran(text) == "{15} set()\nnot told\n"
+
+
 def test_a_terminal_s_signal_ends_no_child() -> None:
     """Ctrl-C reaches the parent too, which finishes its step with them."""
     how = "_popen._send_signal(signal.SIGINT)"

@@ -172,3 +172,14 @@ def test_a_lock_that_is_no_file(tmp_path: Path, what: str) -> None:
         Lock(path).take()
     assert theirs.read_text() == "mine"
     assert not (tmp_path / "none").exists()
+
+
+def test_other_users_may_see_the_holder(tmp_path: Path) -> None:
+    """Those who may write the folder, whatever the umask."""
+    lock, before = Lock(tmp_path / ".sft.lock"), os.umask(0o077)
+    try:
+        lock.take()
+    finally:
+        os.umask(before)
+    assert lock.path.stat().st_mode & 0o666 == 0o666
+    lock.release()

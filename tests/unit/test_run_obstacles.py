@@ -90,3 +90,29 @@ def test_a_checkpoint_in_the_way(tmp_path: Path, kind: str) -> None:
     break_off(config(tmp_path), 3)
     assert record(place / "manifest.json")["step"] == 3
     assert json.loads((place / "state.json").read_text())
+
+
+def test_rows_end_where_lines_end(tmp_path: Path) -> None:
+    """Other characters that end a line for some are part of a reply."""
+    path = break_off(config(tmp_path), 1, 3)
+    row = json.dumps({"update": 1, "reply": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
+    (path / "samples.jsonl").write_text(row, encoding="utf-8")
+    begun(config(tmp_path))
+    assert (path / "samples.jsonl").read_text(encoding="utf-8") == row
+
+
+@pytest.mark.parametrize("what", ["stage", "notes", "file"])
+def test_what_comes_to_stand_there_meanwhile(tmp_path: Path, what: str) -> None:
+    """It is not removed; the run can be finished when it is away."""
+    final = tmp_path / "sft"
+    run = begun(config(tmp_path))
+    if what == "file":
+        final.write_text("mine")
+    else:
+        final.mkdir()
+        (final / ("stage.json" if what == "stage" else "diary.txt")).write_text("{}")
+    before = sorted(final.rglob("*"))
+    with pytest.raises(UserError, match=f"{final}: "), run:
+        run.finish(lambda to: None, {})
+    assert sorted(final.rglob("*")) == before
+    assert (run.path / "state.json").exists()

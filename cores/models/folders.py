@@ -98,7 +98,7 @@ def check_config(path: str | Path, raw: dict[str, Any]) -> None:
         raise UserError(f"{path}: architectures in config.json is no list of names. {WHOLE}")
     families, kind = _families(), str(raw.get("model_type"))
     others = [name for name in names if kind not in families.get(name, {kind})]
-    if others and any(kind in kinds for kinds in families.values()):
+    if others and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"{path}: model_type {kind} and architectures {', '.join(others)} in config.json are "
             f"of two families. {WHOLE}"

@@ -41,6 +41,7 @@ def test_hub_out_of_reach(what, llama, files, tmp_path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.long
 def test_every_rank_ends(llama, files, tmp_path) -> None:
     """Two processes: rank 0 alone speaks, all end, the status is not 0."""
     out = tmp_path / "out"

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.long
 def test_a_compiled_update_is_an_eager_one() -> None:
     """Invariant 20: an update; the rollout engine's copy of the actor is not compiled."""
     made = []

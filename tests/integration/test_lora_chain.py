@@ -191,6 +191,7 @@ def test_every_stage_on_a_quantised_base(
     assert "ppo.lora.rank is 0" in message
 
 
+@pytest.mark.long
 def test_two_processes_on_a_quantised_base(words: list[str], tmp_path: Path) -> None:
     """Invariant 21: two processes train the adapter of an 8-bit base as one does."""
     pytest.importorskip("bitsandbytes")

@@ -62,6 +62,7 @@ def test_another_seed_is_another_run(chain: Chain, tmp_path: Path) -> None:
     assert sha256(one) != sha256(other)
 
 
+@pytest.mark.long
 def test_launcher_does_not_matter(chain: Chain, tmp_path: Path) -> None:
     """Invariant 31: the same seed under accelerate launch gives the same stage 1, bitwise."""
     words = [*chain.arguments, "--output_dir", str(tmp_path / "again")]

@@ -85,6 +85,7 @@ def test_launcher_told_to_end(tmp_path: Path, llama, files) -> None:
     assert f"saved at step {folder.name[5:]} of 2000" in message
 
 
+@pytest.mark.long
 def test_uneven_batches_end(tmp_path: Path, llama, files) -> None:
     """Invariant 21: rows that do not fill the last batch, and odd numbers of held-out rows."""
     words = good(llama, files, tmp_path / "out")

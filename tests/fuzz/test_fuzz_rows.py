@@ -109,8 +109,9 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-def used_or_said(path: Path, settings: dict[str, Any]) -> None:
-    """Build the data of a stage: the counts must add up, and ids be ids."""
+def used(path: Path, settings: dict[str, Any]) -> int | None:
+    """Build the data of a stage: how many rows it trains on, the counts adding up and ids being
+    ids; None where the file is refused, in a paragraph that names a place."""
     tokenizer = settings["tokenizer"]()
     build = {"sft": sft_data, "reward": preference_data, "ppo": prompt_data}[settings["stage"]]
     made = config(
@@ -127,7 +128,8 @@ def used_or_said(path: Path, settings: dict[str, Any]) -> None:
         rows = list(islice(data.train, 20)) if isinstance(data, StreamedData) else data.train
     except UserError as error:
         count(f"{path.suffix}: refused")
-        return paragraph(str(error), str(path), "data.", "template")
+        paragraph(str(error), str(path), "data.", "template")
+        return None
     count(f"{path.suffix}: used")
     report: Any = data.report
     for split, found in (("train", rows), ("test", data.test)):
@@ -136,8 +138,8 @@ def used_or_said(path: Path, settings: dict[str, Any]) -> None:
         assert isinstance(data, StreamedData) or counts is None or counts.used == len(found)
         for row in found:
             _usable(row, len(tokenizer))
-    assert rows
     json.dumps(report.to_json(), allow_nan=False).encode()
+    return len(rows)
 
 
 def _usable(row: dict[str, Any], vocabulary: int) -> None:
@@ -179,7 +181,7 @@ def test_odd_rows(
     """Rows with columns and values of the wrong kind."""
     path = tmp_path_factory.getbasetemp() / f"odd{suffix}"
     path.write_bytes(as_file([{**row, **changes} for row, changes in made], suffix))
-    used_or_said(path, settings)
+    assert used(path, settings) != 0
 
 
 @given(st.data(), SUFFIXES, SETTINGS)
@@ -190,7 +192,7 @@ def test_broken_files(
     row = data.draw(st.sampled_from(ROWS))
     path = tmp_path_factory.getbasetemp() / f"broken{suffix}"
     path.write_bytes(data.draw(broken(as_file([row, row, row], suffix))))
-    used_or_said(path, settings)
+    assert used(path, settings) != 0
 
 
 @given(st.binary(max_size=200), SUFFIXES, SETTINGS)
@@ -200,4 +202,4 @@ def test_noise(
     """Any bytes under any suffix."""
     path = tmp_path_factory.getbasetemp() / f"noise{suffix}"
     path.write_bytes(content)
-    used_or_said(path, settings)
+    assert used(path, settings) != 0

@@ -85,14 +85,10 @@ def _limited(
     Another thread wakes code that waits, and ends the process if it stays in C. A regular
     expression holds that thread up, but not the timer of the process's own work; C that does not
     even look for signals is left to faulthandler. What handlers raise is kept in `stops`: so Ctrl-C
-    is told from the code's own KeyboardInterrupt. All that is of signals is put back.
+    is told from the code's own KeyboardInterrupt.
     """
     seconds = min(limit or LONGEST, LONGEST)
-    due = time.monotonic() + seconds
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    alarm, wakeup = signal.getitimer(signal.ITIMER_REAL), signal.set_wakeup_fd(-1)
-    signal.set_wakeup_fd(wakeup)
-    mask, pid = signal.pthread_sigmask(signal.SIG_BLOCK, []), os.getpid()
+    due, pid = time.monotonic() + seconds, os.getpid()
     done, main, armed = threading.Event(), threading.get_ident(), False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -113,24 +109,37 @@ def _limited(
         # From here, the main thread being lost in C.
         STOP.leave(f"error: {late(sys._current_frames()[main])}\n", 1)
 
-    for number, was in before.items():
-        if callable(was) or number == INTERRUPT:
-            signal.signal(number, handle)
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
-    faulthandler.dump_traceback_later(seconds + 2 * TRIES + 1, exit=True, file=2)
+    with _signals() as before:
+        for number, was in before.items():
+            if callable(was) or number == INTERRUPT:
+                signal.signal(number, handle)
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
+        faulthandler.dump_traceback_later(seconds + 2 * TRIES + 1, exit=True, file=2)
+        try:
+            armed = True
+            return call()
+        finally:
+            armed = False  # first of all: nothing interrupts what follows
+            if os.getpid() != pid:
+                os._exit(1)  # a child that the code forked came back here: the run is its parent's
+            done.set()
+            watcher.join()
+            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+@contextmanager
+def _signals() -> Iterator[dict[int, Any]]:
+    """The handlers that there are; afterwards all that is of signals is as before."""
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    alarm, wakeup = signal.getitimer(signal.ITIMER_REAL), signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
-        armed = True
-        return call()
+        yield before
     finally:
-        armed = False  # first of all: nothing interrupts what follows
-        if os.getpid() != pid:
-            os._exit(1)  # a child that the code forked came back here: the run is its parent's
-        done.set()
-        watcher.join()
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_REAL, *alarm)
         signal.set_wakeup_fd(wakeup)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

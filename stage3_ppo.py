@@ -48,29 +48,22 @@ def main(argv: list[str]) -> None:
         lines = [line for report in reports.values() for line in report.lines()]
         here.say("\n".join([*lines, *ppo.notes(config, texts), *stale_parents(parents)]))
 
-        depends = {
-            **{name: report.to_json() for name, report in reports.items()},
-            "reward_files": functions.files,
-            "parents": parent_facts(parents),
-        }
-        scale = run.resumed.numbers.get("calibration") if run.resumed else None
+        depends = {name: report.to_json() for name, report in reports.items()}
+        depends |= {"reward_files": functions.files, "parents": parent_facts(parents)}
+        scale = run.resumed.numbers["calibration"] if run.resumed else None
         if config.reward.path is not None and scale is None:
             scale = calibrate_elsewhere(config, parents, tokenizer, texts, data.train, here)
         roles = build_roles(config, tokenizer, parents, here, run.resumed, texts, scale)
         for role in roles.trained:
             check_saving(role.unwrapped.model, tokenizer)
         run.begin(depends)
-        rows = ptx.train if ptx else ()
-        trainer = ppo.build_trainer(config, roles, tokenizer, here, functions.functions, rows)
+        trainer = ppo.build_trainer(config, roles, tokenizer, here, functions.functions, ptx)
         trainer.state.calibration = scale
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": roles.actor.unwrapped.vocabulary,
             **depends,
-            "metrics": {
-                **ppo.train(config, trainer, data, tokenizer, run),
-                **({"calibration": scale} if scale else {}),
-            },
+            "metrics": ppo.train(config, trainer, data, tokenizer, run),
         }
         run.finish(lambda to: ppo.save_roles(config, roles, tokenizer, to), facts)
 

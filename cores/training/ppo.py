@@ -1,7 +1,6 @@
 """Stage 3 from first to last update: prompts, status lines, sample replies, saving."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +95,18 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     launch: Launch,
     functions: dict[str, RewardFunction] | None = None,
-    ptx_rows: Sequence[Row] = (),
+    mixed_in: StageData | None = None,
 ) -> PPOTrainer:
-    """The trainer with its rollout engine, which samples from the actor's own weights."""
+    """The trainer with its rollout engine, which samples from the actor's own weights; `mixed_in`:
+    what `ptx_data` gave."""
     ppo = config.ppo
     model = plain_model(roles.actor.unwrapped.model)
     engine = build_engine(config, model, tokenizer, ppo.max_new_tokens, launch)
     called = RewardFunctions(ppo, tokenizer, functions) if functions else None
     ptx = None
-    if ppo.ptx_coef:
+    if mixed_in is not None:
         size, pad_id = ppo.minibatch_size, tokenizer.pad_token_id
-        ptx = PtxRows(list(ptx_rows), size, pad_id, config.seed, launch.device)
+        ptx = PtxRows(mixed_in.train, size, pad_id, config.seed, launch.device)
     return PPOTrainer(ppo, roles, engine, launch, config.seed, called, ptx, config.faults)
 
 
@@ -164,6 +164,8 @@ def train(
             run.rewrite("held_out_samples.jsonl", pairs)
     if state.best:
         result["best"] = state.best
+    if state.calibration is not None:
+        result["calibration"] = state.calibration
     return result
 
 

@@ -31,6 +31,48 @@ def apart(wanted: Any, got: Any) -> dict[str, float]:
     }
 
 
+def trained(trainer: Any, workload: Any, first: int, last: int) -> list[dict[str, float]]:
+    """Statistics of the updates `first` to `last`."""
+    from scripts.bench.workloads import prompts_of
+
+    return [
+        trainer.step(prompts_of(workload, workload.batch, seed))[1] for seed in range(first, last)
+    ]
+
+
+def resumed(trainer: Any, workload: Any, config: Any, step: int, last: int) -> dict[str, Any]:
+    """The rest of a run behind a checkpoint of `trainer`, which is read back into new roles: its
+    state and statistics, and the checkpoint's bytes and seconds."""
+    import torch
+
+    from cores.ppo import build_roles
+    from cores.run import checkpoint
+    from cores.training.ppo import build_trainer
+    from scripts.bench.workloads import random_parents, tokenizer_of
+
+    here, tokenizer = trainer.launch, tokenizer_of(workload)
+    if here.device.type == "cuda":
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        began = time.monotonic()
+        state = trainer.state_dict()
+        found: dict[str, Any] = {"seconds_to_gather": time.monotonic() - began}
+        began = time.monotonic()
+        path = checkpoint.write(Path(folder), step, state)
+        found["seconds_to_write"] = time.monotonic() - began
+        found["checkpoint_bytes"] = sum(p.stat().st_size for p in path.iterdir())
+        began = time.monotonic()
+        saved, _ = checkpoint.newest(Path(folder))
+        found["seconds_to_check"] = time.monotonic() - began
+        assert saved is not None, "it was just written"
+        with random_parents(workload, here.device) as parents:
+            roles = build_roles(config, tokenizer, parents, here, saved)
+        again = build_trainer(config, roles, tokenizer, here)
+        again.load_state_dict(saved)
+        rows = trained(again, workload, step, last)
+    return {"state": again.state_dict(), "rows": rows, "costs": found}
+
+
 def main(argv: list[str]) -> None:
     """Run both, print and write what differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -43,68 +85,26 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path)
     args, options = parser.parse_known_args(argv)
 
-    import torch
-
-    from cores.ppo import build_roles
-    from cores.run import checkpoint
     from cores.runtime.launch import launch
-    from cores.training.ppo import build_trainer
     from scripts.bench import machine
-    from scripts.bench.workloads import (
-        WORKLOADS,
-        prompts_of,
-        random_parents,
-        settings,
-        tokenizer_of,
-        trainer_of,
-        variant,
-    )
+    from scripts.bench.workloads import WORKLOADS, settings, trainer_of, variant
 
     workload = variant(WORKLOADS[args.workload], precision=args.precision)
     config = settings(workload, args.engine, options)
-    here, tokenizer = launch(config), tokenizer_of(workload)
-
-    def steps(trainer: Any, first: int, last: int) -> list[dict[str, float]]:
-        return [
-            trainer.step(prompts_of(workload, workload.batch, seed))[1]
-            for seed in range(first, last)
-        ]
-
-    def wait() -> None:
-        if here.device.type == "cuda":
-            torch.cuda.synchronize()
-
+    here = launch(config)
     whole = trainer_of(workload, config, here)
-    rows = steps(whole, 0, args.updates)
-    wanted = whole.state_dict()
+    rows = trained(whole, workload, 0, args.updates)
+    wanted, control = whole.state_dict(), None
     del whole
-    control = None
     if args.control:
         again = trainer_of(workload, config, here)
-        steps(again, 0, args.updates)
+        trained(again, workload, 0, args.updates)
         control = max(apart(wanted, again.state_dict()).values(), default=0.0)
         del again
     parts = trainer_of(workload, config, here)
-    found = steps(parts, 0, args.stop)
-    wait()
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        began = time.monotonic()
-        state = parts.state_dict()
-        gathered = time.monotonic() - began
-        path = checkpoint.write(Path(folder), args.stop, state)
-        written = time.monotonic() - began
-        size = sum(p.stat().st_size for p in path.iterdir())
-        began = time.monotonic()
-        saved, _ = checkpoint.newest(Path(folder))
-        checked = time.monotonic() - began
-        assert saved is not None, "it was just written"
-        del parts, state
-        with random_parents(workload, here.device) as parents:
-            roles = build_roles(config, tokenizer, parents, here, saved)
-        resumed = build_trainer(config, roles, tokenizer, here)
-        resumed.load_state_dict(saved)
-        found += steps(resumed, args.stop, args.updates)
-    gaps = apart(wanted, resumed.state_dict())
+    first = trained(parts, workload, 0, args.stop)
+    rest = resumed(parts, workload, config, args.stop, args.updates)
+    gaps = apart(wanted, rest["state"])
     result = {
         "workload": args.workload,
         "precision": workload.precision,
@@ -114,11 +114,8 @@ def main(argv: list[str]) -> None:
         "tensors_apart": len(gaps),
         "largest_difference": max(gaps.values(), default=0.0),
         "largest_difference_of_two_whole_runs": control,
-        "rows_equal": rows == found,
-        "checkpoint_bytes": size,
-        "seconds_to_gather": gathered,
-        "seconds_to_write": written,
-        "seconds_to_check": checked,
+        "rows_equal": rows == first + rest["rows"],
+        **rest["costs"],
     }
     print(json.dumps(result, indent=1))
     for name, gap in sorted(gaps.items(), key=lambda item: -item[1])[:5]:

@@ -7,12 +7,13 @@ tests/unit/test_mutations.py says when one does.
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.mutations import data, models, ppo, rl, roles, rollout, training, twin
+from scripts.mutations import data, models, passes, ppo, rl, roles, rollout, training, twin
 
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = {
     "Formulas": rl,
     "PPO": ppo,
+    "Losses and passes": passes,
     "Roles and runs of PPO": roles,
     "Models": models,
     "Rollout": rollout,

@@ -5,7 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cores.config.schema import Config, DataSection, RoleTemplate, SourceSection, TemplateSection
+from cores.data.sources import Row, Source, sources
+from cores.errors import UserError
 
 NONE = TemplateSection(kind="none")
 CHAT = TemplateSection(kind="chat")
@@ -41,3 +45,24 @@ def config(
     for name, values in stages.items():
         made = replace(made, **{name: replace(getattr(made, name), **values)})
     return made
+
+
+def read(path: Path | str, **fields: object) -> Source:
+    """A source of its own."""
+    section: Any = SourceSection(path=str(path), **fields)  # type: ignore[arg-type]
+    return sources(section, "data.sft")[0]
+
+
+def rows(source: Source | None) -> list[Row]:
+    """A pass over it."""
+    assert source is not None
+    return list(source.open())
+
+
+def refused(path: Path | str, **fields: object) -> str:
+    """What is said of it."""
+    with pytest.raises(UserError) as caught:
+        rows(read(path, **fields))
+    message = str(caught.value)
+    assert "\n" not in message, "one paragraph"
+    return message

@@ -1,6 +1,5 @@
 """The data of each stage from files: split, truncated, dropped, counted."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,20 +271,6 @@ def test_loss_on_reaches_only_sft(tmp_path: Path) -> None:
     assert counts == {"assistant": 6, "last": 3, "all": 8}
     (prompt,) = prompt_data(config(path), gpt2_like()).train
     assert prompt["prompt"] == "A B<|endoftext|>C"
-
-
-def test_the_report(tmp_path: Path) -> None:
-    rows = [*pairs(30), {"prompt": "Q", "chosen": "", "rejected": "B"}]
-    path = write_jsonl(tmp_path / "a.jsonl", rows)
-    data = preference_data(config(path, test_fraction=0.2), gpt2_like())
-    found = json.loads(json.dumps(data.report.to_json()))
-    assert found["train"]["read"] + found["test"]["read"] == 31
-    assert found["train"]["fingerprints"] == found["test"]["fingerprints"]
-    assert len(found["train"]["fingerprints"]["a.jsonl"]) == 64
-    train, test = data.report.lines()
-    assert train.startswith(f"train: {len(data.train)} of {found['train']['read']} rows of {path}")
-    assert test.startswith("test: ")
-    assert ("1 empty reply" in train) != ("1 empty reply" in test)
 
 
 def test_turns_after_the_reply_are_counted(tmp_path: Path) -> None:

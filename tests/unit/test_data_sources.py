@@ -1,22 +1,17 @@
 """Reading files, folders and hub ids: what is read, and how each mistake is named."""
 
-import errno
-import gzip
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import datasets
 import huggingface_hub
-import pyarrow.parquet
 import pytest
+from _data_helpers import read, refused, rows
 
 from cores.config.schema import SourceSection
-from cores.data.files import LONGEST, READERS
-from cores.data.sources import Row, Source, sources
-from cores.data.values import text_of
+from cores.data.sources import sources
 from cores.errors import UserError
 
 ROWS = [{"prompt": "a, b", "completion": "1"}, {"prompt": "你好\nc", "completion": "2"}]
@@ -27,24 +22,6 @@ CONTENTS = {
     '{"prompt": "你好\\nc", "completion": "2"}\n]\n',
     "rows.csv": 'prompt,completion\n"a, b",1\n"你好\nc",2\n',
 }
-
-
-def read(path: Path | str, **fields: object) -> Source:
-    section: Any = SourceSection(path=str(path), **fields)  # type: ignore[arg-type]
-    return sources(section, "data.sft")[0]
-
-
-def rows(source: Source | None) -> list[Row]:
-    assert source is not None
-    return list(source.open())
-
-
-def refused(path: Path | str, **fields: object) -> str:
-    with pytest.raises(UserError) as caught:
-        rows(read(path, **fields))
-    message = str(caught.value)
-    assert "\n" not in message, "one paragraph"
-    return message
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -241,104 +218,3 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert rows(stream) == rows(train)
     assert rows(held_out) == rows(test)
-
-
-def test_files_that_are_something_else(tmp_path: Path) -> None:
-    """Compressed, of another encoding, Parquet: no JSON, and how to come to it."""
-    for content in (gzip.compress(b"{}"), '{"text": "x"}'.encode("utf-16"), b"PAR1\xff\xff"):
-        (tmp_path / "a.jsonl").write_bytes(content)
-        message = refused(tmp_path / "a.jsonl")
-        assert f"{tmp_path / 'a.jsonl'}:1: not UTF-8" in message
-        assert "unpack it if it is compressed" in message
-
-
-def test_a_parquet_file_with_two_columns_of_one_name(tmp_path: Path) -> None:
-    """One of them would be lost."""
-    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert "the schema names text more than once" in refused(tmp_path / "a.parquet")
-
-
-def test_hidden_files_are_left_out_and_counted(tmp_path: Path) -> None:
-    """Copies of editors and systems would double the rows; named themselves they are read."""
-    for name in ("a.jsonl", ".a-checkpoint.jsonl", "._a.jsonl"):
-        (tmp_path / name).write_text('{"text": "x"}\n')
-    (tmp_path / ".ipynb_checkpoints").mkdir()
-    source = read(tmp_path)
-    assert (len(rows(source)), list(source.fingerprints), source.hidden) == (1, ["a.jsonl"], 2)
-    assert len(rows(read(tmp_path / "._a.jsonl"))) == 1
-    (tmp_path / "a.jsonl").unlink()
-    assert "without any data file" in refused(tmp_path)
-
-
-def test_packed_files_are_not_passed_over(tmp_path: Path) -> None:
-    """Their rows would be missing without a word."""
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    (tmp_path / "README.md.gz").write_text("x")
-    assert len(rows(read(tmp_path))) == 1
-    (tmp_path / "b.jsonl.gz").write_text("x")
-    assert "holds packed files (b.jsonl.gz), whose rows would be missing" in refused(tmp_path)
-
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_what_is_no_regular_file(tmp_path: Path, inside: bool) -> None:
-    """A pipe would be waited for for ever, a device never ends."""
-    for number, make in enumerate((os.mkfifo, os.mkdir, lambda p: os.symlink("/dev/zero", p))):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        path = folder / "a.jsonl"
-        make(path)
-        message = refused(folder if inside else path)
-        assert message.startswith("data.sft.path")
-        assert str(path) in message
-
-
-@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOENT])
-@pytest.mark.parametrize("what", ["open", "read"])
-def test_the_disk_refuses(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, what: str
-) -> None:
-    """At the opening and in the middle: path, reason and what to do."""
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "x"}\n')
-
-    def fails(*_: Any, **__: Any) -> Any:
-        raise OSError(code, os.strerror(code))
-
-    source = read(path)
-    if what == "open":
-        monkeypatch.setattr(Path, "open", fails)
-    else:
-        monkeypatch.setitem(READERS, ".jsonl", lambda _: iter(fails, None))
-    with pytest.raises(UserError, match=os.strerror(code)) as caught:
-        rows(source)
-    assert str(caught.value).startswith(f"data.sft.path {str(path)!r} cannot be read: ")
-
-
-def test_links_in_a_circle_and_names_too_long(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").symlink_to(tmp_path / "b.jsonl")
-    (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
-    for path in (tmp_path / "a.jsonl", tmp_path, tmp_path / ("x" * 300 + ".jsonl")):
-        assert refused(path).startswith("data.sft.path")
-
-
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """They could not be written into stage.json at the end."""
-    (tmp_path / "a\udcff.jsonl").write_text('{"text": "x"}\n')
-    assert "the byte 0xff" in refused(tmp_path)
-
-
-def test_splits_and_names_of_local_files(tmp_path: Path) -> None:
-    """They have none: rows of every split would be read as the one asked for."""
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    for choice in ({"split": "test"}, {"name": "small"}):
-        assert "no configurations and no splits" in refused(tmp_path / "a.jsonl", **choice)
-
-
-def test_a_text_that_is_too_long(tmp_path: Path) -> None:
-    """An unbalanced quote makes the rest of a file one text: refused before it is tokenized."""
-    row = Row("a.jsonl:1", {"text": "x" * (LONGEST + 1)})
-    with pytest.raises(UserError, match=r"a.jsonl:1: column 'text' has 10000001 characters"):
-        text_of(row, "text")
-    (tmp_path / "a.csv").write_text('text\n"' + "x\n" * (LONGEST // 2 + 1))
-    assert "a.csv:2: malformed CSV row: field larger" in refused(tmp_path / "a.csv")

@@ -1,5 +1,6 @@
 """Scores, rewards, advantages and returns as the trainer makes them from a rollout."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from _models import EOS, KINDS, PROMPTS, Scored, fixed_rollout, make_trainer, sc
 from torch import Tensor
 
 from cores.errors import UserError
+from cores.ppo.score import weighted_sum
 from cores.ppo.stats import describe
 from cores.rollout.engine import Rollout, response_mask
 
@@ -230,3 +232,15 @@ def test_each_column_comes_from_its_own_role() -> None:
     torch.testing.assert_close(after.ref_logprobs, before.ref_logprobs)
     for name in ("logprobs", "values"):
         assert (getattr(after, name) - getattr(before, name))[mask].abs().min() > 1e-6
+
+
+def test_the_weighted_sum_by_hand() -> None:
+    parts = torch.tensor([[1.0, 10.0], [2.0, -4.0]])
+    assert weighted_sum(parts, [2.0, 0.5]).tolist() == [7.0, 2.0]
+    assert weighted_sum(parts[:, :1], [-1.0]).tolist() == [-1.0, -2.0]
+    silent = torch.tensor([[1.0, math.nan], [math.nan, math.nan]])
+    assert weighted_sum(silent, [2.0, 0.5]).tolist() == [2.0, 0.0]
+    assert weighted_sum(parts, [math.inf, 0.0])[0] == math.inf  # what is broken stays so
+    for wrong in ([1.0], [1.0] * 3):
+        with pytest.raises(ValueError, match=r"parts has shape \(2, 2\), expected"):
+            weighted_sum(parts, wrong)

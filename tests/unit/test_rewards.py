@@ -1,7 +1,6 @@
 """Python functions as rewards: what they are given, what they may return, how mistakes are told."""
 
 import hashlib
-import math
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -17,7 +16,6 @@ from _rewards import ROWS, TWO, rollout
 from _tokenizers import chat_like
 
 from cores.errors import UserError
-from cores.ppo.score import weighted_sum
 from cores.rewards.call import RewardFunctions, reply_texts
 from cores.rewards.load import load_functions
 from cores.rollout import Rollout
@@ -290,15 +288,3 @@ def test_sources_that_are_not_there(folder: Path, source: str, said: str) -> Non
         load_functions({source: 1.0})
     assert str(info.value).startswith(f"ppo.rewards: {source!r}: ")
     assert said in str(info.value)
-
-
-def test_the_weighted_sum_by_hand() -> None:
-    parts = torch.tensor([[1.0, 10.0], [2.0, -4.0]])
-    assert weighted_sum(parts, [2.0, 0.5]).tolist() == [7.0, 2.0]
-    assert weighted_sum(parts[:, :1], [-1.0]).tolist() == [-1.0, -2.0]
-    silent = torch.tensor([[1.0, math.nan], [math.nan, math.nan]])
-    assert weighted_sum(silent, [2.0, 0.5]).tolist() == [2.0, 0.0]
-    assert weighted_sum(parts, [math.inf, 0.0])[0] == math.inf  # what is broken stays so
-    for wrong in ([1.0], [1.0] * 3):
-        with pytest.raises(ValueError, match=r"parts has shape \(2, 2\), expected"):
-            weighted_sum(parts, wrong)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from _models import LAUNCH
-from _stages import begun, config
+from _stages import begun, config, write
 from test_run_stage import break_off, names, record
 
 from cores.errors import UserError
@@ -116,3 +116,52 @@ def test_what_comes_to_stand_there_meanwhile(tmp_path: Path, what: str) -> None:
         run.finish(lambda to: None, {})
     assert sorted(final.rglob("*")) == before
     assert (run.path / "state.json").exists()
+
+
+def test_a_newer_unfinished_run_is_refused(tmp_path: Path) -> None:
+    """By its state.json, before anything is touched; `--resume never` removes it."""
+    path = break_off(config(tmp_path), 3)
+    state = record(path / "state.json")
+    (path / "state.json").write_text(json.dumps({**state, "version": 2}))
+    with (
+        pytest.raises(UserError, match=r"state\.json: written by a newer version of this program"),
+        StageRun(config(tmp_path), "sft", LAUNCH, 0.0) as run,
+    ):
+        run.claim()
+    assert record(path / "state.json")["version"] == 2
+    assert names(path / "checkpoints") == {"step-3"}
+    assert begun(config(tmp_path, resume="never")).resumed is None
+
+
+def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
+    """Invariant 30: found before anything is computed."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"output_dir: .*/file is a file, not a folder"):
+        StageRun(config(tmp_path / "file" / "run"), "sft", LAUNCH, 0.0).claim()
+
+
+def test_a_kill_between_two_renames(tmp_path: Path) -> None:
+    """The old stage is put back from `<stage>.before`, and the new one can go on."""
+    path = break_off(config(tmp_path), 3)
+    write(tmp_path / "other", "sft", "old").rename(tmp_path / "sft.before")
+    run = begun(config(tmp_path, overwrite=True))
+    assert run.resumed is not None
+    assert (run.path, names(tmp_path)) == (path, {".sft.lock", "other", "sft", "sft.unfinished"})
+    assert (tmp_path / "sft" / "model.safetensors").read_text() == "old"
+
+
+def test_a_kill_behind_the_exchange(tmp_path: Path) -> None:
+    """The new stage has its place and keeps it, cleaned; the older one is no unfinished run."""
+    folder = write(tmp_path, "sft", "new")
+    (folder / "checkpoints").mkdir()
+    (folder / "state.json").write_text("{}")
+    older = write(tmp_path / "other", "sft", "old")
+    older.rename(tmp_path / "sft.unfinished")
+    with (
+        pytest.raises(UserError, match="exists already"),
+        StageRun(config(tmp_path), "sft", LAUNCH, 0.0) as run,
+    ):
+        run.claim()
+    assert names(tmp_path) == {"sft", "other"}
+    assert not {"checkpoints", "state.json"} & names(folder)
+    assert (folder / "model.safetensors").read_text() == "new"

@@ -1,8 +1,6 @@
 """One run of a stage: the claim of its folder, what it leaves when it breaks off, and the end."""
 
 import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import torch
 from _models import LAUNCH, causal, toy_tokenizer
 from _stages import begun, config, facts, save_weights, state, write
 
-from cores.config import CheckpointSection, Config, LoggingSection
+from cores.config import Config, LoggingSection
 from cores.errors import UserError
 from cores.models import load_policy, load_tokenizer, save_model
 from cores.run import Checkpoint, StageRun, Stopped, files
@@ -214,40 +212,6 @@ def test_overwrite_replaces_the_whole_folder(
     assert names(tmp_path) == {"sft"}
 
 
-def test_a_kill_between_two_renames(tmp_path: Path) -> None:
-    """The old stage is put back from `<stage>.before`, and the new one can go on."""
-    path = break_off(config(tmp_path), 3)
-    write(tmp_path / "other", "sft", "old").rename(tmp_path / "sft.before")
-    run = begun(config(tmp_path, overwrite=True))
-    assert run.resumed is not None
-    assert (run.path, names(tmp_path)) == (path, {".sft.lock", "other", "sft", "sft.unfinished"})
-    assert (tmp_path / "sft" / "model.safetensors").read_text() == "old"
-
-
-def test_a_kill_behind_the_exchange(tmp_path: Path) -> None:
-    """The new stage has its place and keeps it, cleaned; the older one is no unfinished run."""
-    folder = write(tmp_path, "sft", "new")
-    (folder / "checkpoints").mkdir()
-    (folder / "state.json").write_text("{}")
-    older = write(tmp_path / "other", "sft", "old")
-    older.rename(tmp_path / "sft.unfinished")
-    with (
-        pytest.raises(UserError, match="exists already"),
-        StageRun(config(tmp_path), "sft", LAUNCH, 0.0) as run,
-    ):
-        run.claim()
-    assert names(tmp_path) == {"sft", "other"}
-    assert not {"checkpoints", "state.json"} & names(folder)
-    assert (folder / "model.safetensors").read_text() == "new"
-
-
-def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
-    """Invariant 30: found before anything is computed."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"output_dir: .*/file is a file, not a folder"):
-        claimed(config(tmp_path / "file" / "run"))
-
-
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 31: only the main process makes, finishes and clears the folder; the others learn
     from it what to go on from."""
@@ -303,109 +267,6 @@ def test_home_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     written = write(Path("~/run"), "sft")
     assert written.expanduser().is_dir()
     assert load_parents(config(Path("~/run")), ["sft"])["sft"].folder == tmp_path / "run" / "sft"
-
-
-class Clock:
-    """time.monotonic, set by hand."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr("cores.run.stage.time.monotonic", lambda: self.now)
-
-
-def looking(root: Path, monkeypatch: pytest.MonkeyPatch, **section: Any) -> tuple[Any, Clock]:
-    clock = Clock(monkeypatch)
-    monkeypatch.setattr(STOP, "reason", None)
-    run = StageRun(config(root, checkpoint=CheckpointSection(**section)), "sft", LAUNCH, 1000.0)
-    run.saved_at = 1000.0
-    return run, clock
-
-
-def test_when_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every so many steps, every so many minutes since the last one, and behind the last step."""
-    run, clock = looking(tmp_path, monkeypatch, every_steps=3, every_minutes=2.0)
-    assert [run.look(step, last=step == 8) for step in range(1, 9)] == [
-        (step in (3, 6, 8), False) for step in range(1, 9)
-    ]
-    clock.now += 121
-    assert run.look(1, last=False) == (True, False)
-    run.saved_at = clock.now
-    assert run.look(1, last=False) == (False, False)
-
-
-def test_when_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it was told, behind a checkpoint; by the clock if that is asked for."""
-    run, clock = looking(tmp_path, monkeypatch, every_minutes=None, stop_after_minutes=5.0)
-    assert run.look(1, last=False) == (False, False)
-    clock.now += 301
-    assert run.look(2, last=False) == (True, True)
-    assert STOP.reason == "checkpoint.stop_after_minutes 5"
-    with pytest.raises(Stopped, match=r"^checkpoint.stop_after_minutes 5: saved at step 2 of 9; t"):
-        run.leave(2, 9)
-
-
-def test_a_rank_that_was_told_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever it is: all agree at every step."""
-    run, _ = looking(tmp_path, monkeypatch)
-    monkeypatch.setattr(Launch, "agree", lambda self, due, told: [max(due, 0), 1])
-    assert run.look(1, last=False) == (True, True)
-    with pytest.raises(Stopped, match="another rank was told to stop: saved at step 1 of 2"):
-        run.leave(1, 2)
-
-
-def test_how_to_go_on_is_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its quotes, and the folder that it was typed in."""
-    monkeypatch.setattr(sys, "argv", ["stage1_sft.py", "--output_dir", "a b"])
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    found = record(break_off(config(tmp_path), 1) / "state.json")
-    assert found["resume"] == f"{Path(sys.executable).name} stage1_sft.py --output_dir 'a b'"
-    assert found["directory"] == os.getcwd()
-
-
-def fail(error: BaseException) -> None:
-    raise error
-
-
-def test_what_is_optional_costs_no_stage(tmp_path: Path, capsys: Any) -> None:
-    """Whatever fails behind the training is said, what is no user's mistake by its type as well;
-    who ends the run ends it."""
-    run = begun(config(tmp_path))
-    assert run.optional("the sum", lambda: 3) == 3
-    for error, said in [
-        (UserError("no answer"), "no answer"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out of memory"),
-        (OSError(5, "Input/output error", "a"), "OSError: [Errno 5] Input/output error: 'a'"),
-        (KeyError("x"), "KeyError: 'x'"),
-    ]:
-        assert run.optional("the evaluation", lambda error=error: fail(error)) is None
-        assert f"the evaluation failed and is left out: {said}\n" in capsys.readouterr().out
-    for end in (Stopped("told"), KeyboardInterrupt(), SystemExit(3)):
-        with pytest.raises(type(end)):
-            run.optional("the evaluation", lambda end=end: fail(end))
-
-
-def test_what_fails_on_one_rank_alone_ends_the_run(tmp_path: Path) -> None:
-    """The others wait for it in the middle; a UserError is on all ranks (`Launch.together`)."""
-    run = StageRun(config(tmp_path), "sft", OTHER_RANK, 0.0)
-    assert run.optional("the evaluation", lambda: fail(UserError("no answer"))) is None
-    with pytest.raises(KeyError):
-        run.optional("the evaluation", lambda: fail(KeyError("x")))
-
-
-def test_a_newer_unfinished_run_is_refused(tmp_path: Path) -> None:
-    """By its state.json, before anything is touched; `--resume never` removes it."""
-    path = break_off(config(tmp_path), 3)
-    state = record(path / "state.json")
-    (path / "state.json").write_text(json.dumps({**state, "version": 2}))
-    with (
-        pytest.raises(UserError, match=r"state\.json: written by a newer version of this program"),
-        StageRun(config(tmp_path), "sft", LAUNCH, 0.0) as run,
-    ):
-        run.claim()
-    assert record(path / "state.json")["version"] == 2
-    assert names(path / "checkpoints") == {"step-3"}
-    assert begun(config(tmp_path, resume="never")).resumed is None
 
 
 def test_the_log_has_the_end_of_a_part(tmp_path: Path, capsys: Any) -> None:

@@ -161,7 +161,8 @@ def _check_ours(place: Path) -> None:
             "--output_dir."
         )
     found = sorted(p.name for p in place.iterdir()) if place.exists() else []
-    if found and not {STATE, RECORD} & set(found):
+    # A kill may have left it while the first state.json was written.
+    if set(found) - {f".{STATE}.partial"} and not {STATE, RECORD} & set(found):
         raise UserError(
             f"{place}: holds files that no run wrote ({', '.join(found[:3])}). Move it away, or "
             "give another --output_dir."

@@ -70,11 +70,11 @@ class Lock:
         # What a link leads to is not ours to write.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         number = os.open(self.path, flags, 0o666)
-        with contextlib.suppress(OSError):  # it is another user's
-            os.fchmod(number, 0o666)  # who may write the folder may see who holds the stage
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.close(number)
             raise OSError(errno.EINVAL, f"{self.path.name} is no regular file")
+        with contextlib.suppress(OSError):  # it is another user's
+            os.fchmod(number, 0o666)  # who may write the folder may see who holds the stage
         try:
             fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(number).st_ino == os.stat(self.path).st_ino:

@@ -122,7 +122,6 @@ def free_children() -> None:
         # The signal comes when the thread that forked ends, so a pool's own threads are no parents.
         if prctl is not None and threading.get_ident() == main:
             prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-
         restore()
 
     masks = threading.local()

@@ -140,6 +140,16 @@ def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
         StageRun(config(tmp_path / "file" / "run"), "sft", LAUNCH, 0.0).claim()
 
 
+def test_a_kill_while_the_folder_is_made(tmp_path: Path) -> None:
+    """Before state.json has its name: the next run begins there."""
+    path = tmp_path / "sft.unfinished"
+    path.mkdir()
+    (path / ".state.json.partial").write_text("{")
+    assert begun(config(tmp_path)).resumed is None
+    assert names(path) >= {"state.json"}
+    assert ".state.json.partial" not in names(path)
+
+
 def test_a_kill_between_two_renames(tmp_path: Path) -> None:
     """The old stage is put back from `<stage>.before`, and the new one can go on."""
     path = break_off(config(tmp_path), 3)

@@ -12,6 +12,9 @@ class UserError(ValueError):
     what is longer than a path or a line is cut.
     """
 
+    everywhere = False
+    """Every rank has raised one at the same place (`Launch.together`): none waits for another."""
+
     def __init__(self, text: str) -> None:
         text = text.replace("\n", " ")
         if not text.isprintable():
@@ -21,6 +24,8 @@ class UserError(ValueError):
 
 class ElsewhereError(UserError):
     """Another rank has something to say; this one only ends."""
+
+    everywhere = True
 
 
 @contextmanager

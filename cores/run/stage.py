@@ -129,9 +129,9 @@ class StageRun:
         except Stopped:
             raise
         except Exception as error:
-            known = isinstance(error, UserError)
-            if self.launch.world > 1 and not known:
+            if self.launch.world > 1 and not getattr(error, "everywhere", False):
                 raise  # of this rank alone, in the middle of what the others wait for
+            known = isinstance(error, UserError)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             self.launch.say(f"note: {what} failed and is left out: {reason}")
             return None

@@ -48,7 +48,7 @@ class Launch:
 
     @property
     def sharding(self) -> Whole:
-        """How models lie on the processes; one a run, as it remembers what it has prepared."""
+        """How models lie on the processes; a new one, which remembers what it prepares."""
         return sharding(self.precision, self.device.type == "cpu")
 
     def autocast(self) -> torch.autocast:
@@ -91,8 +91,9 @@ class Launch:
         than wait for the one that did."""
         try:
             result = action()
-        except UserError:
+        except UserError as error:
             self.agree(self.rank + 1)
+            error.everywhere = True
             raise
         (failed,) = self.agree(0)
         if failed:

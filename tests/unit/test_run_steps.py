@@ -99,8 +99,13 @@ def test_what_is_optional_costs_no_stage(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_what_fails_on_one_rank_alone_ends_the_run(tmp_path: Path) -> None:
-    """The others wait for it in the middle; a UserError is on all ranks (`Launch.together`)."""
+    """The others wait for it in the middle; what is raised together is on all ranks."""
     run = StageRun(config(tmp_path), "sft", OTHER_RANK, 0.0)
-    assert run.optional("the evaluation", lambda: fail(UserError("no answer"))) is None
-    with pytest.raises(KeyError):
-        run.optional("the evaluation", lambda: fail(KeyError("x")))
+
+    def together() -> None:
+        OTHER_RANK.together(lambda: fail(UserError("no answer")))
+
+    assert run.optional("the evaluation", together) is None
+    for error in (KeyError("x"), UserError("memory ran out")):
+        with pytest.raises(type(error)):
+            run.optional("the evaluation", lambda error=error: fail(error))

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
-    from cores.models import ScalarModel, check_saving, save_model
+    from cores.models import ScalarModel, save_model
     from cores.models.adapters import check_quantization
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.run import StageRun
@@ -46,7 +46,6 @@ def main(argv: list[str]) -> None:
         prompts = calibration_prompts(config, data.train, model_config)
 
         model: Any = reward_model(config, sft, tokenizer)
-        check_saving(model, tokenizer)
         run.begin({"parents": parent_facts(parents), "data": data.report.to_json()})
         trained = train_reward(config, model, data.train, tokenizer, run)
         reward = ScalarModel(trained)

@@ -13,7 +13,7 @@ from trl import RewardConfig, RewardTrainer
 
 from cores.config import Config
 from cores.draws import seeded
-from cores.models import ScalarModel, load_scalar
+from cores.models import ScalarModel, check_saving, load_scalar
 from cores.models.adapters import add_lora
 from cores.run import StageRun
 from cores.runtime.launch import Launch
@@ -31,9 +31,11 @@ def init_head(model: Any, seed: int) -> None:
 
 
 def reward_model(config: Config, sft: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Stage 1's model in `sft` with a new head of one label, and with adapters if there are any."""
+    """Stage 1's model in `sft` with a new head of one label, and with adapters if there are any.
+    UserError if it, which adapters may be merged into, could not be saved."""
     model: Any = load_scalar(sft, config.model, tokenizer, num_labels=1)
     init_head(model, config.seed)
+    check_saving(model, tokenizer)
     if not config.reward.lora.rank:
         return model
     with seeded(config.seed, "reward's adapters"):

@@ -99,7 +99,9 @@ def _config(state: dict[str, Any], root: Path) -> Any:
         file = Path(folder, "run.yaml")
         file.write_text(json.dumps(state["config"]), encoding="utf-8")  # JSON is YAML
         config = parse_config(["--config", str(file)], "export.py", "")
-    return replace(config, output_dir=str(root))
+    # How the run held what it did not train, and ran it, is no part of what it made.
+    model, ppo = replace(config.model, quantization="none"), replace(config.ppo, passes="eager")
+    return replace(config, output_dir=str(root), model=model, ppo=ppo)
 
 
 if __name__ == "__main__":

@@ -170,12 +170,17 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
         try:
             return work()
         except RuntimeError as error:
-            _make_room(scorer, error)  # raises the second time
+            _check_room(scorer, error)
+        # Behind it: the error holds the tensors of the pass that failed.
+        scorer.state.halved = True
+        scorer.launch.say("note: memory ran out; from here on micro-batches are half as large")
+        if scorer.launch.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def _make_room(scorer: Scorer, error: RuntimeError) -> None:
-    """Halve what goes through a model together; UserError where that cannot be, the error itself
-    where it is another."""
+def _check_room(scorer: Scorer, error: RuntimeError) -> None:
+    """UserError where less cannot go through a model together, the error itself where it is
+    another."""
     if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
         raise error
     if scorer.state.halved or scorer.launch.world > 1:
@@ -185,10 +190,6 @@ def _make_room(scorer: Scorer, error: RuntimeError) -> None:
             "or launch with shards (docs/launching.md); the run goes on from its last "
             "checkpoint only with the same options."
         ) from None
-    scorer.state.halved = True
-    scorer.launch.say("note: memory ran out; from here on micro-batches are half as large")
-    if scorer.launch.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def weighted_sum(parts: Tensor, weights: list[float]) -> Tensor:

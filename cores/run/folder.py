@@ -89,6 +89,8 @@ class Folder:
         """Make the folder, or cut its rows to the checkpoint `resumed`: see `StageRun.begin`."""
         if resumed is not None:
             self._check_facts(facts)
+        else:
+            remove(self.path / "weights")  # those of a try that left no checkpoint
         self.path.mkdir(exist_ok=True)
         for name, key in ROWS.items():
             cut(self.path / name, key, resumed.step if resumed else 0)

@@ -140,6 +140,15 @@ def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
         StageRun(config(tmp_path / "file" / "run"), "sft", LAUNCH, 0.0).claim()
 
 
+def test_weights_of_a_try_without_a_checkpoint(tmp_path: Path) -> None:
+    """They are of other options, perhaps; those of a run that goes on stay."""
+    for steps, stay in (((), False), ((3,), True)):
+        path = break_off(config(tmp_path), *steps)
+        (path / "weights" / "step-1").mkdir(parents=True, exist_ok=True)
+        begun(config(tmp_path))
+        assert (path / "weights").exists() is stay
+
+
 def test_a_kill_while_the_folder_is_made(tmp_path: Path) -> None:
     """Before state.json has its name: the next run begins there."""
     path = tmp_path / "sft.unfinished"

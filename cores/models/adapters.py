@@ -3,8 +3,8 @@
 A stage's folder has its adapter under adapter/, and unless `lora.merge` is off the merged model
 beside it. Without that the adapter's base, which adapter_config.json names, is needed to load it.
 
-Frozen weights are held in 8 or 4 bits through bitsandbytes (Dettmers et al. 2022, 2023), of linear
-layers of the body alone, or of linear layers in bf16; the rest stays in fp32.
+Frozen weights of the body's linear layers are held in 8 or 4 bits through bitsandbytes (Dettmers et
+al. 2022, 2023), or those of all linear layers in bf16. The rest stays in fp32.
 """
 
 import logging

@@ -40,7 +40,7 @@ def masked_mean(x: Tensor, mask: Tensor, denominator: float | Tensor | None = No
     the whole minibatch's count of tokens, so that the means of its micro-batches add up to its
     own. With nothing valid the mean is 0.
     """
-    total = select(mask, x)[0].sum()
+    total = masked_sum(x, mask)
     count = mask.sum() if denominator is None else denominator
     count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     # Only 0 is affected: 0 / tiny is 0, where 0 / 0 would be NaN.

@@ -96,7 +96,8 @@ class Lock:
     def release(self) -> None:
         """Let go, and leave no empty folder that was made for it."""
         if self.number is not None:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the lock ends with the descriptor all the same
+                self.path.unlink(missing_ok=True)
             os.close(self.number)
             self.number = None
         for folder in self.made:

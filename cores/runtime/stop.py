@@ -82,10 +82,9 @@ class Stop:
             threading.Thread(target=self._orphaned, args=(os.getppid(),), daemon=True).start()
 
     def _signals(self, reader: int) -> None:
-        while True:
-            for number in os.read(reader, 1):
-                if number in SIGNALS:  # libraries may handle others
-                    self.tell(signal.Signals(number).name)
+        while read := os.read(reader, 1):  # until somebody closes its other end
+            if read[0] in SIGNALS:  # libraries may handle others
+                self.tell(signal.Signals(read[0]).name)
 
     def _orphaned(self, parent: int) -> None:
         while os.getppid() == parent:

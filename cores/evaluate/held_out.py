@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class Evaluation:
     """Prompt and reply tokens, without padding."""
     replies: list[list[int]]
     """Reply tokens alone."""
+    parts: dict[str, list[float | None]] = field(default_factory=dict)
+    """Where the score has several sources: what each of them says, before its weight."""
 
     def summary(self) -> dict[str, Any]:
         """Means; of score and KL with the half-width of a 95% interval (normal approximation)."""
@@ -44,7 +46,13 @@ class Evaluation:
             "kl_interval": _half_width(self.kl),
             "length": _mean([float(n) for n in self.lengths]),
             "ended": _mean([float(e) for e in self.ended]),
+            **{f"score_{name}": _mean(values) for name, values in self._said().items()},
         }
+
+    def _said(self) -> dict[str, list[float]]:
+        """Of each source what it said, if it said anything."""
+        said = {name: [x for x in part if x is not None] for name, part in self.parts.items()}
+        return {name: values for name, values in said.items() if values}
 
 
 def evaluate(scorer: Scorer, prompts: list[list[int]], rows: Sequence[Row] = ()) -> Evaluation:
@@ -62,7 +70,7 @@ def evaluate(scorer: Scorer, prompts: list[list[int]], rows: Sequence[Row] = ())
         rollout = scorer.rollout(mine, start + rank * len(mine), "evaluation")
         told = share(told + told[-1:] * lacking, rank, world)
         scored = scorer.score(rollout, told, last_token=True)
-        _add(result, gather_rows(scored, launch), len(chunk))
+        _add(result, gather_rows(scored, launch), len(chunk), scorer.sources)
     return result
 
 
@@ -82,13 +90,16 @@ def sample_pairs(
     ]
 
 
-def _add(result: Evaluation, scored: Scored, count: int) -> None:
+def _add(result: Evaluation, scored: Scored, count: int, sources: list[str]) -> None:
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs, "k1", scored.response_mask).sum(dim=1)
     response = scored.ids[:, -scored.response_mask.shape[1] :]
     result.scores.extend(scored.scores[:count].tolist())
     result.kl.extend(kl[:count].tolist())
     result.lengths.extend(scored.response_mask.sum(dim=1)[:count].tolist())
     result.ended.extend(scored.ended[:count].tolist())
+    for name, part in zip(sources, scored.score_parts.unbind(dim=1), strict=bool(sources)):
+        said = [None if math.isnan(x) else x for x in part[:count].tolist()]
+        result.parts.setdefault(name, []).extend(said)
     for i in range(count):
         result.rows.append(scored.ids[i][scored.mask[i]].tolist())
         result.replies.append(response[i][scored.response_mask[i]].tolist())

@@ -50,6 +50,9 @@ class Scorer:
         self.seed = seed
         self.functions = functions
         """Sources of the score beside the reward model."""
+        names = [source.rpartition(":")[2] for source in config.rewards]
+        self.sources = names if len(names) > 1 else []
+        """Names of the score's sources, where there are several."""
         self.state = PPOState(config.kl_coef)
 
     def rollout(

@@ -58,7 +58,7 @@ def average(steps: list[Stats]) -> Stats:
 def describe(
     experience: Experience, sources: list[str], critic: bool, reused: bool = False
 ) -> Stats:
-    """What the rollout was like, before the update.
+    """What the rollout was like, before the update; `sources`: names of several, see `Scorer`.
 
     reused: the old log-probs are the engine's, so there is no mismatch to tell of.
     """
@@ -80,12 +80,11 @@ def describe(
         stats |= {"rollout_logprob_gap": gap.max(), "rollout_kl": masked_mean(k3, mask)}
     if critic:
         stats["explained_variance"] = explained_variance(e.values, e.returns, mask)
-    names = [source.rpartition(":")[2] for source in sources] if len(sources) > 1 else []
-    for name, part in zip(names, e.score_parts.unbind(dim=1), strict=bool(names)):
+    for name, part in zip(sources, e.score_parts.unbind(dim=1), strict=bool(sources)):
         stats[f"score_{name}"] = part.nanmean()
         stats[f"unscored_{name}"] = part.isnan().float().sum()
     found = read([stats])[0]
-    for name in names:  # told only where there is something to tell
+    for name in sources:  # told only where there is something to tell
         if not found[f"unscored_{name}"]:
             del found[f"unscored_{name}"]
         elif found[f"unscored_{name}"] == len(e.scores):

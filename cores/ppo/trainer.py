@@ -92,7 +92,7 @@ class PPOTrainer(Scorer):
         # 4 update: epochs of minibatches, each one optimizer step of every trained role
         steps = self.update(experience)
         # 5 steer the price of KL, which the statistics show as it was
-        stats = describe(experience, list(c.rewards), self.roles.critic is not None, reused)
+        stats = describe(experience, self.sources, self.roles.critic is not None, reused)
         if self.roles.texts is not None:
             cut = torch.tensor(float(self.roles.texts.cut), device=self.launch.device)
             stats["reward_truncated"] = over_ranks({"cut": cut}, self.launch.world)["cut"].item()

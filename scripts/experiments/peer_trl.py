@@ -6,8 +6,9 @@
 
 In an environment of its own (or with that release before the installed one on PYTHONPATH), on a
 GPU where there is one. Writes the policy as an ordinary folder, metrics.jsonl (a line an update)
-and peer.json (every setting, versions, seconds). `--set` sets any field of TRL's PPOConfig, last;
-what neither it nor the list below names is TRL's default.
+and peer.json (every setting, versions, seconds); with --held-out also evaluations.jsonl, the policy
+judged on held-out prompts every `ppo.eval_every` updates as stage 3 judges its own. `--set` sets
+any field of TRL's PPOConfig, last; what neither it nor the list below names is TRL's default.
 
 The same for both: initial policy, reference, reward model, initial value model, prompt ids,
 dropout off, pad excluded from every distribution, and from the configuration's `ppo` section the
@@ -161,7 +162,78 @@ def recorder(path: Path) -> Any:
     return Recorder()
 
 
-def train(config: Config, sft: Path, reward: Path, out: Path, more: dict[str, Any]) -> None:
+def held_out(config: Config, tokenizer: Any, policy: Any, sft: Path, reward: Path) -> Any:
+    """What judges the policy as it is now: a summary of replies to the held-out prompts."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    import torch
+
+    from cores.data import prompt_data
+    from cores.evaluate import evaluate
+    from cores.models import Actor, ScalarModel, load_scalar
+    from cores.ppo.score import Scorer
+    from cores.rewards.call import RewardFunctions
+    from cores.rewards.load import load_functions
+    from cores.rollout import build_engine, stop_ids
+    from cores.runtime.launch import Launch
+
+    ppo = config.ppo
+    rows = prompt_data(config, tokenizer).test[: ppo.eval_prompts]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    launch, stops = Launch(0, 1, device, "fp32"), stop_ids(ppo, tokenizer)
+    models: Any = (policy_of(sft, tokenizer), load_scalar(reward))
+    frozen = [model.requires_grad_(False).eval().to(device) for model in models]
+    scored = ScalarModel(frozen[1])
+    both = (policy, frozen[0])
+    actors = [Actor(model, ppo.temperature, stops).to(device) for model in both]
+    roles: Any = SimpleNamespace(
+        actor=SimpleNamespace(module=actors[0], trained=SimpleNamespace(gathered=nullcontext)),
+        critic=None,
+        reward=scored,
+        reference=lambda: nullcontext(actors[1]),
+        texts=None,
+    )
+    loaded = load_functions(ppo.rewards, ppo.reward_timeout)
+    functions = RewardFunctions(ppo, tokenizer, loaded.functions)
+    made: list[Scorer] = []
+
+    def look() -> dict[str, Any]:
+        policy.eval()
+        if not made:  # TRL has put the policy where it trains
+            engine = build_engine(config, policy, tokenizer, ppo.max_new_tokens, launch)
+            made.append(Scorer(ppo, roles, engine, launch, config.seed, functions))
+        scorer = made[0]
+        found = evaluate(scorer, [row["input_ids"] for row in rows], rows).summary()
+        policy.train()
+        return found
+
+    return look
+
+
+def judged(look: Any, every: int, path: Path) -> Any:
+    """A callback that writes what `look` finds, at the start and every so many updates."""
+    from transformers import TrainerCallback
+
+    class Judged(TrainerCallback):
+        def add(self, update: int) -> None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"update": update, **look()}) + "\n")
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            path.write_text("", encoding="utf-8")
+            self.add(0)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % every == 0:
+                self.add(state.global_step)
+
+    return Judged()
+
+
+def train(
+    config: Config, sft: Path, reward: Path, out: Path, more: dict[str, Any], judge: bool
+) -> None:
     """One run of TRL's PPO, saved to `out`."""
     import torch
     import transformers
@@ -180,6 +252,10 @@ def train(config: Config, sft: Path, reward: Path, out: Path, more: dict[str, An
     given = settings(config, out, more)
     policy = policy_of(sft, tokenizer)
     out.mkdir(parents=True, exist_ok=True)
+    callbacks = [recorder(out / "metrics.jsonl")]
+    if judge:
+        look = held_out(config, load_tokenizer(sft), policy, sft, reward)
+        callbacks.append(judged(look, config.ppo.eval_every, out / "evaluations.jsonl"))
     transformers.set_seed(given["seed"])  # TRL leaves numpy's, which draws its minibatches
     trainer = PPOTrainer(
         args=PPOConfig(**given),
@@ -189,7 +265,7 @@ def train(config: Config, sft: Path, reward: Path, out: Path, more: dict[str, An
         reward_model=scalar(reward),
         value_model=scalar(reward),
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
-        callbacks=[recorder(out / "metrics.jsonl")],
+        callbacks=callbacks,
     )
     start = time.monotonic()
     trainer.train()
@@ -230,6 +306,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, help="of policy and value model")
     parser.add_argument("--kl-coef", type=float, help="price of a nat of KL")
+    parser.add_argument("--held-out", action="store_true", help="judge on held-out prompts too")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of PPOConfig")
     args, others = parser.parse_known_args(argv)
     check_release()
@@ -237,7 +314,10 @@ def main(argv: list[str]) -> None:
     more = {name: value for name, value in more.items() if value is not None}
     words = ["--config", args.config, *others, "--seed", str(args.seed)]
     config = parse_config(words, "scripts/experiments/peer_trl.py", "")
-    train(config, args.sft, args.reward, args.out, more | parse_set(args.set))
+    more |= parse_set(args.set)
+    if args.held_out and not config.ppo.eval_every:
+        raise UserError("--held-out: give --ppo.eval_every, the updates between looks.")
+    train(config, args.sft, args.reward, args.out, more, args.held_out)
 
 
 if __name__ == "__main__":

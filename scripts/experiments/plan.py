@@ -24,8 +24,8 @@ SEEDS = (0, 1, 2, 3, 4)
 FEW = (0, 1, 2)
 """Seeds of the ablations."""
 CONFIG = "configs/demo.yaml"
-DATA = ROOT / "runs" / "demo" / "data" / "sft.jsonl"
-"""The demo's files; scripts/demo/make.py writes them."""
+DATA = ROOT / "runs" / "demo" / "base" / "model.safetensors"
+"""What scripts/demo/make.py writes last."""
 LOGGED = '{"model": 1, "scripts/experiments/rewards.py:gold": 0}'
 """The true reward is logged, not learned from."""
 KL_COEF = 0.1

@@ -64,7 +64,7 @@ def test_rewards_advantages_and_returns_by_hand() -> None:
     torch.testing.assert_close(experience.returns, returns)
     advantages = torch.where(experience.response_mask, returns - 0.5, 0.0)
     torch.testing.assert_close(experience.advantages, advantages)
-    stats = describe(experience, ["model"], critic=True)
+    stats = describe(experience, [], critic=True)
     assert stats["kl"] == pytest.approx((0.6 + 0.2) / 2)
     assert stats["reward"] == pytest.approx((1.7 - 1.1) / 2)
     assert stats["score"] == pytest.approx(0.5)

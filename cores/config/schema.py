@@ -268,8 +268,8 @@ class Config:
     """Replace the finished stage once the new one is whole; off, so that nothing trained is lost by
     mistake."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on with an unfinished run of the stage, which needs the same options. never: remove
-    it and begin anew."""
+    """auto: go on with an unfinished run of the stage, which needs the same options. never: begin
+    anew, and remove it when training begins."""
     model: ModelSection = field(default_factory=ModelSection)
     """Base model."""
     template: TemplateSection = field(default_factory=TemplateSection)

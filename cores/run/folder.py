@@ -61,17 +61,13 @@ class Folder:
             _clean(self.final)
         if self.path.exists() and not (self.path / STATE).exists():
             self._discard()  # the older stage, replaced by a run that was killed then
-        if self.config.resume == "never" and self.path.exists():
-            steps = checkpoint.steps(self.path / CHECKPOINTS)
-            newest = f"the newest at step {steps[0]}" if steps else "nothing to go on from"
-            count = f"{len(steps)} checkpoint{'s' * (len(steps) != 1)}"
-            self.launch.say(f"--resume never: removes {self.path} ({count}, {newest})")
-            self._discard()
-        if self.path.exists():
-            self.found = read_state(self.path / STATE)
-        resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
-        for note in notes:
-            self.launch.say(note)
+        resumed, unwanted = None, self.config.resume == "never" and self.path.exists()
+        if not unwanted:
+            if self.path.exists():
+                self.found = read_state(self.path / STATE)
+            resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
+            for note in notes:
+                self.launch.say(note)
         if self.final.exists() and not (self.config.overwrite or self.found.get("overwrite")):
             raise UserError(
                 f"{self.final}: exists already. Give --overwrite to replace it, or another "
@@ -83,12 +79,22 @@ class Folder:
                 f"{resumed.step}: {'; '.join(keys)}. Give the same options to go on, --resume "
                 "never to remove it and begin anew, or another --output_dir."
             )
+        if unwanted:
+            steps = checkpoint.steps(self.path / CHECKPOINTS)
+            newest = f"the newest at step {steps[0]}" if steps else "nothing to go on from"
+            count = f"{len(steps)} checkpoint{'s' * (len(steps) != 1)}"
+            self.launch.say(
+                f"--resume never: {self.path} ({count}, {newest}) is removed when training begins"
+            )
         return resumed
 
     def begin(self, facts: dict[str, Any], resumed: Checkpoint | None) -> None:
         """Make the folder, or cut its rows to the checkpoint `resumed`: see `StageRun.begin`."""
         if resumed is not None:
             self._check_facts(facts)
+        elif self.config.resume == "never" and self.path.exists():
+            _check_ours(self.path)
+            self._discard()
         else:
             remove(self.path / "weights")  # those of a try that left no checkpoint
         self.path.mkdir(exist_ok=True)
@@ -98,7 +104,7 @@ class Folder:
             "version": VERSION,
             "stage": self.stage,
             "stopped": None,
-            "resume": command(),
+            "resume": command(self.config),
             "directory": os.getcwd(),
             "overwrite": self.config.overwrite or self.found.get("overwrite", False),
             "facts": facts,
@@ -203,12 +209,14 @@ def cut(path: Path, key: str, last: int) -> None:
     path.write_text("".join(kept), encoding="utf-8")
 
 
-def command() -> str:
-    """What was typed to start this run, its launcher included."""
+def command(config: Config) -> str:
+    """What goes on with this run: what was typed to start it, its launcher included."""
     words = [Path(sys.executable).name, *sys.argv]
     if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
         with contextlib.suppress(psutil.Error):  # it is gone
             words = psutil.Process(os.getppid()).cmdline() or words
+    if config.resume == "never":  # it would remove this run; the last word counts
+        words = [*words, "--resume", "auto"]
     return shlex.join(words)
 
 

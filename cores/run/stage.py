@@ -115,7 +115,8 @@ class StageRun:
         """Behind a checkpoint: end the run; it goes on another time."""
         self.written()
         reason = STOP.reason or "another rank was told to stop"
-        raise Stopped(f"{reason}: saved at step {step} of {total}; to go on: {command()}")
+        how = command(self.config)
+        raise Stopped(f"{reason}: saved at step {step} of {total}; to go on:\n{how}")
 
     def stepped(self) -> None:
         """The last step is behind a checkpoint: what follows can be done again."""

@@ -70,7 +70,8 @@ def guarded(main: Callable[[list[str]], None]) -> None:
     except SystemExit as end:  # --help
         _leave(board, end.code if isinstance(end.code, int) else int(end.code is not None))
     except Stopped as stopped:
-        _end(board, _paragraph("", str(stopped)), STOPPED)
+        said, _, command = str(stopped).partition("\n")  # folded, it could not be copied
+        _end(board, _paragraph("", said) + f"{command}\n", STOPPED)
     except UserError as error:
         who = f"error on rank {board.rank}: " if board.rank else "error: "
         first = isinstance(error, ElsewhereError) or board.rank
@@ -112,7 +113,7 @@ def _killed(ranks: list[int]) -> str:
 
 
 def _paragraph(who: str, text: str) -> str:
-    """Lines of at most 100 columns; paths and options stay whole, to be copied."""
+    """Lines of at most 100 columns; no word is broken."""
     lines = textwrap.fill(
         text, 100, initial_indent=who, break_long_words=False, break_on_hyphens=False
     )

@@ -37,7 +37,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):  # noqa: N818  # not an error: it ends as it should
-    """The run has saved and ends; the text says how to go on."""
+    """The run has saved and ends; behind the first line of the text is the command to go on."""
 
 
 class Stop:

@@ -1,11 +1,18 @@
-"""Which options of an unfinished run may change."""
+"""What of an unfinished run may change, and what is said of what may not."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from _models import LAUNCH
+from _stages import begun, config, write
+from test_run_stage import break_off
 
-from cores.config import CheckpointSection, Config, LoggingSection, PPOSection, plain
+from cores.config import CheckpointSection, Config, LoggingSection, PPOSection, parse_config, plain
+from cores.errors import UserError
+from cores.run import StageRun
 from cores.run.folder import differing
 
 
@@ -75,3 +82,60 @@ def test_keys_of_other_versions() -> None:
     assert differing(before, changed("ppo", temperature=0.5)) == ["ppo.temperature: 1.0 -> 0.5"]
     before["ppo"]["old"] = 1
     assert differing(before, Config()) == ["ppo.old: is gone"]
+
+
+def test_other_data_or_parents_are_refused(tmp_path: Path) -> None:
+    """By name; the files of reward functions may be mended, with a note."""
+    about = {"data": {"rows": 5}, "parents": {"base": "a"}, "reward_files": "x"}
+    break_off(config(tmp_path), 3, **about)
+    with pytest.raises(UserError, match=r": data are not what the unfinished run began with"):
+        begun(config(tmp_path), **{**about, "data": {"rows": 6}})
+    with pytest.raises(UserError, match=r": parents and data are not"):
+        begun(config(tmp_path), parents={"base": "b"}, data={}, reward_files="x")
+    assert begun(config(tmp_path), **{**about, "reward_files": "y"}).resumed is not None
+
+
+def test_mended_reward_functions_are_said(tmp_path: Path, capsys: Any) -> None:
+    break_off(config(tmp_path), 3, reward_files="x")
+    begun(config(tmp_path), reward_files="y")
+    assert "the files of ppo.rewards are not those" in capsys.readouterr().out
+
+
+def test_resume_never_removes_when_training_begins(tmp_path: Path, capsys: Any) -> None:
+    """Said before data and models are read; a mistake in those costs no checkpoint."""
+    path = break_off(config(tmp_path, seed=1), 3, 7)
+    made = config(tmp_path, seed=2, resume="never")
+
+    def fails() -> None:
+        run.claim()
+        raise UserError("no such data")
+
+    with pytest.raises(UserError, match="no such data"), StageRun(made, "sft", LAUNCH, 0.0) as run:
+        fails()
+    said = f"--resume never: {path} (2 checkpoints, the newest at step 7) is removed when"
+    assert said in capsys.readouterr().out
+    assert (path / "checkpoints" / "step-7").exists()
+    with begun(made) as run:  # which ends without having finished
+        assert run.resumed is None
+        assert not (path / "checkpoints").exists()
+    begun(made)
+    assert "(0 checkpoints, nothing to go on from)" in capsys.readouterr().out
+
+
+def test_resume_never_beside_a_finished_stage(tmp_path: Path) -> None:
+    """It needs --overwrite, which a run that goes on remembers; refused, it has removed nothing."""
+    write(tmp_path, "sft")
+    path = break_off(config(tmp_path, overwrite=True), 3)
+    with pytest.raises(UserError, match="exists already"):
+        begun(config(tmp_path, resume="never"))
+    assert (path / "checkpoints" / "step-3").exists()
+    assert begun(config(tmp_path, resume="never", overwrite=True)).resumed is None
+
+
+def test_the_command_to_go_on_with_removes_nothing(tmp_path: Path, monkeypatch) -> None:
+    """One that began by removing an older run would remove this one as well."""
+    monkeypatch.setattr("sys.argv", ["stage1_sft.py", "--resume", "never"])
+    path = break_off(config(tmp_path, resume="never"), 3)
+    resume = json.loads((path / "state.json").read_text())["resume"]
+    assert resume.endswith("stage1_sft.py --resume never --resume auto")
+    assert parse_config(resume.split()[2:], "", "").resume == "auto"

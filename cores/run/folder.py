@@ -29,8 +29,11 @@ from cores.runtime.screen import LOG
 STATE, RECORD, CHECKPOINTS = "state.json", "stage.json", "checkpoints"
 ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
 """Files that grow with the steps, and the key that says at which."""
-FREE = ("output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect")
-"""Keys and sections that change nothing that is trained."""
+FREE = (
+    "output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect", "faults",
+    "ppo.reward_timeout", "ppo.sample_every",
+)  # fmt: skip
+"""Keys and sections that change nothing that is trained; of `faults` but whether it goes on."""
 
 
 class Folder:

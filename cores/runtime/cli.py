@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 import psutil
 
-from cores.errors import ElsewhereError, UserError
+from cores.errors import ANEW, ElsewhereError, UserError
 from cores.runtime.ranks import WATCH, Board
 from cores.runtime.screen import show_everything
 from cores.runtime.stop import STOP, STOPPED, Stopped, end_children, free_children
@@ -107,8 +107,9 @@ def _killed(ranks: list[int]) -> str:
     return _paragraph(
         "error: ",
         f"{who} ended without a word: killed from outside, or crashed in a library. Most often "
-        "the machine ran out of memory (then `dmesg` says so): lower microbatch_size or "
-        "max_length, or start fewer processes. The same command goes on from the last checkpoint.",
+        "the machine ran out of memory (then `dmesg` says so). The same command goes on from the "
+        "last checkpoint, with fewer processes too. Or lower microbatch_size or max_length, "
+        f"{ANEW}.",
     )
 
 

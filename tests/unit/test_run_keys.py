@@ -10,7 +10,15 @@ from _models import LAUNCH
 from _stages import begun, config, write
 from test_run_stage import break_off
 
-from cores.config import CheckpointSection, Config, LoggingSection, PPOSection, parse_config, plain
+from cores.config import (
+    CheckpointSection,
+    Config,
+    FaultsSection,
+    LoggingSection,
+    PPOSection,
+    parse_config,
+    plain,
+)
 from cores.errors import UserError
 from cores.run import StageRun
 from cores.run.folder import differing
@@ -31,10 +39,12 @@ def changed(section: str | None = None, **values: Any) -> Config:
         changed(logging=LoggingSection(trackers=["tensorboard"], project="x")),
         changed(checkpoint=CheckpointSection(every_steps=3, keep=9)),
         changed("data", inspect=3),
+        changed(faults=FaultsSection(nonfinite="skip", max_skips=9)),
+        changed("ppo", reward_timeout=None, sample_every=0),
     ],
 )
 def test_what_may_change(now: Config) -> None:
-    """Nothing that is trained depends on it."""
+    """Nothing that is trained depends on it, and what errors advise for going on is among it."""
     assert differing(plain(Config()), now) == []
 
 

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from cores.runtime.screen import LOG
 STATE, RECORD, CHECKPOINTS = "state.json", "stage.json", "checkpoints"
 ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
 """Files that grow with the steps, and the key that says at which."""
+SHOWN = 4
+"""Changes that an error names before it counts."""
 FREE = (
     "output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect", "faults",
     "ppo.reward_timeout", "ppo.sample_every",
@@ -118,15 +121,16 @@ class Folder:
 
     def _check_facts(self, facts: dict[str, Any]) -> None:
         before = self.found["facts"]
-        changed = [name for name in facts if before.get(name) != facts[name]]
-        if "reward_files" in changed:  # a function that failed may be mended
-            changed.remove("reward_files")
+        changed = {name: list(changes(before.get(name), facts[name], name)) for name in facts}
+        if changed.pop("reward_files", []):  # a function that failed may be mended
             self.launch.say("note: the files of ppo.rewards are not those that the run began with")
-        if changed:
+        if lines := [line for found in changed.values() for line in found]:
+            names = " and ".join(name for name, found in changed.items() if found)
+            more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
             raise UserError(
-                f"{self.path}: {' and '.join(changed)} are not what the unfinished run began with "
-                "(other files or rows). Put them back to go on, or give --resume never to begin "
-                "anew."
+                f"{self.path}: {names} are not what the unfinished run began with "
+                f"({'; '.join(lines[:SHOWN])}{more}). Put them back to go on, or give --resume "
+                "never to begin anew."
             )
 
     def publish(self) -> None:
@@ -237,6 +241,21 @@ def differing(before: dict[str, Any], now: Config) -> list[str]:
             shown = (json.dumps(x, ensure_ascii=False) for x in (was, value))
             lines.append(f"{key}: {' -> '.join(shown)}")
     return lines + [f"{key}: is gone" for key in old if key not in new and not _free(key)]
+
+
+def changes(was: Any, now: Any, place: str) -> Iterator[str]:
+    """Where two values of JSON differ, each `place: before -> now`, long ones cut. A parent is what
+    its files are, wherever they stand."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        moved = {"folder"} if place.startswith("parents.") else set()
+        for key in [key for key in {**was, **now} if key not in moved]:
+            yield from changes(was.get(key), now.get(key), f"{place}.{key}")
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for number, pair in enumerate(zip(was, now, strict=True)):
+            yield from changes(*pair, f"{place}[{number}]")
+    elif was != now:
+        shown = (json.dumps(value, ensure_ascii=False) for value in (was, now))
+        yield f"{place}: {' -> '.join(s if len(s) < 40 else f'{s[:13]}...' for s in shown)}"
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

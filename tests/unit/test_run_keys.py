@@ -1,6 +1,7 @@
 """What of an unfinished run may change, and what is said of what may not."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,36 @@ def test_keys_of_other_versions() -> None:
     assert differing(before, Config()) == ["ppo.old: is gone"]
 
 
+def depends(data: str = "d" * 64, folder: str = "runs/a/sft", sft: str = "a" * 64) -> Any:
+    """What a run of stage 2 or 3 depends on, of two sources of data."""
+    sources = [{"train": {"fingerprints": {name: data}, "read": 3}} for name in ("a.csv", "b.csv")]
+    parents = {"sft": {"folder": folder, "files": {"model.safetensors": sft}}}
+    return {"data": {"sources": sources}, "parents": parents, "reward_files": "x"}
+
+
 def test_other_data_or_parents_are_refused(tmp_path: Path) -> None:
-    """By name; the files of reward functions may be mended, with a note."""
-    about = {"data": {"rows": 5}, "parents": {"base": "a"}, "reward_files": "x"}
-    break_off(config(tmp_path), 3, **about)
-    with pytest.raises(UserError, match=r": data are not what the unfinished run began with"):
-        begun(config(tmp_path), **{**about, "data": {"rows": 6}})
-    with pytest.raises(UserError, match=r": parents and data are not"):
-        begun(config(tmp_path), parents={"base": "b"}, data={}, reward_files="x")
-    assert begun(config(tmp_path), **{**about, "reward_files": "y"}).resumed is not None
+    """Each by source, split and file; the files of reward functions may be mended, with a note."""
+    path, about = break_off(config(tmp_path), 3, **depends()), depends()
+    about["data"]["sources"][1]["train"] |= {"fingerprints": {"b.csv": "e" * 64}, "read": 4}
+    said = (
+        f"{path}: data are not what the unfinished run began with (data.sources[1].train."
+        f'fingerprints.b.csv: "{"d" * 12}... -> "{"e" * 12}...; data.sources[1].train.read: 3 -> '
+        "4). Put"
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
+        begun(config(tmp_path), **about)
+    with pytest.raises(UserError, match=r": data and parents are not .*; parents\.sft\.files\."):
+        begun(config(tmp_path), **depends("e" * 64, sft="b" * 64))
+    with pytest.raises(UserError, match=r": parents are not .*\(parents\.sft: .* -> null\)"):
+        begun(config(tmp_path), **{**depends(), "parents": {}})
+    assert begun(config(tmp_path), **{**depends(), "reward_files": "y"}).resumed is not None
+
+
+def test_a_run_may_be_moved(tmp_path: Path) -> None:
+    """Its parents are the same by their files, wherever the folder is."""
+    break_off(config(tmp_path / "a"), 3, **depends())
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert begun(config(tmp_path / "b"), **depends(folder="runs/b/sft")).resumed is not None
 
 
 def test_mended_reward_functions_are_said(tmp_path: Path, capsys: Any) -> None:

@@ -30,6 +30,15 @@ from cores.runtime.screen import LOG
 STATE, RECORD, CHECKPOINTS = "state.json", "stage.json", "checkpoints"
 ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
 """Files that grow with the steps, and the key that says at which."""
+LENGTHS = {
+    "ppo.updates": " (warm-up and schedule are shares of it; it may grow in a run that began with "
+    "ppo.warmup_ratio 0 and ppo.lr_schedule constant)",
+    **dict.fromkeys(
+        ("sft.epochs", "sft.max_steps", "reward.epochs", "reward.max_steps"),
+        " (warm-up and cosine are shares of it)",
+    ),
+}
+"""Keys of how long a stage trains, and why a run does not go on with another value."""
 SHOWN = 4
 """Changes that an error names before it counts."""
 FREE = (
@@ -239,7 +248,7 @@ def differing(before: dict[str, Any], now: Config) -> list[str]:
         grows = key == "ppo.updates" and constant and isinstance(was, int) and value > was
         if was != value and not grows and not _free(key):
             shown = (json.dumps(x, ensure_ascii=False) for x in (was, value))
-            lines.append(f"{key}: {' -> '.join(shown)}")
+            lines.append(f"{key}: {' -> '.join(shown)}{LENGTHS.get(key, '')}")
     return lines + [f"{key}: is gone" for key in old if key not in new and not _free(key)]
 
 

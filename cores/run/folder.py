@@ -21,7 +21,7 @@ from cores.errors import UserError
 from cores.files import read_json, write_json
 from cores.run import checkpoint
 from cores.run.checkpoint import Checkpoint
-from cores.run.files import exchange, remove, settle, sync_tree
+from cores.run.files import aside, exchange, remove, settle, sync_tree
 from cores.run.lock import Lock
 from cores.runtime.launch import Launch
 from cores.runtime.parents import VERSION, check_version
@@ -68,10 +68,10 @@ class Folder:
             LOG.attach(None)
         if (note := self.lock.take()) is not None:
             self.launch.say(note)
+        for place in (self.final, self.path, aside(self.final)):
+            _check_ours(place)
         settle(self.final)
         remove(self.gone)
-        _check_ours(self.final)
-        _check_ours(self.path)
         if (self.final / STATE).exists():  # killed when all but this was done
             _clean(self.final)
         if self.path.exists() and not (self.path / STATE).exists():

@@ -43,7 +43,8 @@ class PPOSection:
     """Stage 3: proximal policy optimization (Schulman et al. 2017)."""
 
     updates: int = number(200, above=0)
-    """Rounds of rollout, scoring and optimization."""
+    """Rounds of rollout, scoring and optimization. An unfinished run may be given more if it began
+    with warmup_ratio 0 and a constant lr_schedule: these are shares of the whole."""
     batch_size: int = number(128, above=0)
     """Replies a rollout, over all processes."""
     samples_per_prompt: int = number(1, above=0)

@@ -81,6 +81,9 @@ class OneSource:
     format: Optional[Format] = None
     """How to read a row (docs/data.md). None: from the columns, which is enough unless they fit
     several formats and the stage's own choice is not wanted."""
+    ignore: list[str] = field(default_factory=list)
+    """Columns, and keys of a turn, that mean something and are left out knowingly: docs/data.md has
+    those that are refused otherwise."""
     limit: Optional[int] = number(None, above=0)
     """Rows read at most, from the first. None: all."""
     transcripts: bool = False

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cores.config import Config, LoraSection, PPOSection
+from cores.config import AdamSection, Config, LoraSection, PPOSection
 from cores.models import load_tokenizer
 from cores.ppo import PPOTrainer, Roles, build_roles, gather_rows
 from cores.ppo.experience import share
@@ -20,11 +20,13 @@ from cores.training.ppo import build_trainer, check_options, save_roles
 
 WIDTH = 7
 PROMPTS = [[10 + i, 11 + 2 * i, *range(20, 21 + i % 3)] for i in range(8)]
+ROUGH = AdamSection(eps=1e-5)
+"""With less Adam makes steps of gradients that are rounding and nothing else."""
 CONFIG = Config(
     ppo=PPOSection(
         updates=2, batch_size=8, minibatch_size=4, microbatch_tokens=24, epochs=2,
         max_new_tokens=WIDTH, actor_learning_rate=1e-3, critic_learning_rate=1e-3, warmup_ratio=0.0,
-        max_grad_norm=0.5,
+        max_grad_norm=0.5, actor_adam=ROUGH, critic_adam=ROUGH,
     )
 )  # fmt: skip
 

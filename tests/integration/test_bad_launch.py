@@ -32,7 +32,7 @@ def test_hub_out_of_reach(what, llama, files, tmp_path) -> None:
         "data": ["--data.sft.path", "some-owner/some-data"],
     }[what]
     done = run("sft", [*words, *option], timeout=60, HF_HOME=str(tmp_path / "hub"))
-    assert time.monotonic() - start < 40
+    assert time.monotonic() - start < 60
     assert done.returncode == 1
     message = one_paragraph(done.stderr)
     assert f"{option[0][2:]}" in message

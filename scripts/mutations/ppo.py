@@ -173,7 +173,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "trained[:, 1:]", "trained[:, :-1]"),
             ("ptx-first", "divided by first tokens too, which nothing predicts",
              'row["labels"][1:]', 'row["labels"]'),
-            ("ptx-sign", "stage-1 log-probs lowered", "return -masked_sum(", "return masked_sum("),
+            ("ptx-sign", "stage-1 log-probs lowered",
+             "return -masked_mean(", "return masked_mean("),
         ],
     ),
     "cores/ppo/stats.py": (

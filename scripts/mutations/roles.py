@@ -95,8 +95,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         PPO,
         [
             ("eval-filler", "fill rows of the last chunk counted",
-             "launch), len(chunk))",
-             "launch), len(chunk) + lacking)"),
+             "launch), len(chunk),",
+             "launch), len(chunk) + lacking,"),
             ("eval-seed-rank", "the first rank's random numbers for all ranks in evaluation",
              "start + rank * len(mine)", "start"),
             ("eval-kl-mean", "KL a place reported as KL a reply",

@@ -22,8 +22,6 @@ from cores.runtime.launch import Launch
 
 Lengths = Sequence[tuple[int, int]]
 """Prompt and response tokens of each row. A forward pass pads both to their longest."""
-FORWARD_FACTOR = 4
-"""Rows or tokens of a forward pass that keeps nothing for a backward one, to one that does."""
 S = TypeVar("S", bound="Scored")
 
 
@@ -66,15 +64,11 @@ class Scored:
         return [(prompt, response) for prompt, response in both.tolist()]
 
     @cached_property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        width = self.response_mask.shape[1]
-        return any(found != (self.mask.shape[1] - width, width) for found in self.lengths)
-
-    @property
     def attended(self) -> Tensor | None:
         """The mask for a model, or None where no row has padding: models attend to all then."""
-        return self.mask if self.padded else None
+        width = self.response_mask.shape[1]
+        full = (self.mask.shape[1] - width, width)
+        return self.mask if any(found != full for found in self.lengths) else None
 
     def to(self: S, device: torch.device | str) -> S:
         """The same on another device."""
@@ -83,14 +77,15 @@ class Scored:
     def as_selected(self, lengths: Lengths, widths: int) -> Lengths:
         """`lengths` of some of the rows as `select` makes them: where there is any padding, they
         are rounded up to multiples of `widths`."""
-        return widened(lengths, widths) if self.padded else lengths
+        if self.attended is None:
+            return lengths
+        return [(-(-p // widths) * widths, -(-r // widths) * widths) for p, r in lengths]
 
-    def select(self: S, rows: Sequence[int] | Tensor, widths: int = 1) -> S:
+    def select(self: S, rows: Sequence[int], widths: int = 1) -> S:
         """The given rows, as wide as the longest prompt and response `as_selected`."""
-        numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
-        index = on_device(numbers, self.ids.device)
+        index = on_device(rows, self.ids.device)
         taken = {name: column[index] for name, column in columns(self).items()}
-        lengths = [self.lengths[i] for i in numbers]
+        lengths = [self.lengths[i] for i in rows]
         prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
         width = self.response_mask.shape[1]
         left = max(1, *prompts) - (self.mask.shape[1] - width)
@@ -159,20 +154,6 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[s
     return {name: torch.cat(values).to(device) for name, values in collected.items()}
 
 
-def widened(lengths: Lengths, widths: int) -> Lengths:
-    """Lengths rounded up to multiples of `widths`."""
-    return [
-        (-(-prompt // widths) * widths, -(-response // widths) * widths)
-        for prompt, response in lengths
-    ]
-
-
-def by_length(rows: Sequence[int], lengths: Lengths) -> list[int]:
-    """The longest first: neighbours then need little padding, and memory runs out at once or not
-    at all."""
-    return sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
-
-
 def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) -> list[list[int]]:
     """`rows` in parts of `size` rows, or of at most `tokens` tokens if that is not None.
 
@@ -193,20 +174,6 @@ def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) ->
     return parts
 
 
-def room(ppo: PPOSection, halved: bool, factor: int = 1) -> tuple[int, int | None]:
-    """Rows and, where they decide, tokens of `factor` micro-batches."""
-    size, tokens = factor * ppo.microbatch_size, ppo.microbatch_tokens
-    tokens = None if tokens is None else factor * tokens
-    if not halved:
-        return size, tokens
-    return max(1, size // 2), None if tokens is None else tokens // 2
-
-
-def for_scoring(lengths: Lengths, ppo: PPOSection, halved: bool = False) -> list[list[int]]:
-    """All rows, the longest first, in parts for a forward pass without a backward one."""
-    return cut(by_length(range(len(lengths)), lengths), lengths, *room(ppo, halved, FORWARD_FACTOR))
-
-
 def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
     """`parts` as `count` parts, none of them empty, by halving the largest as often as it takes.
 
@@ -223,13 +190,23 @@ def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
 
 
 def shared(
-    rows: Sequence[int], lengths: Lengths, world: int, size: int, tokens: int | None
+    rows: Sequence[int],
+    lengths: Lengths,
+    ppo: PPOSection,
+    halved: bool,
+    world: int = 1,
+    factor: int = 1,
 ) -> list[list[list[int]]]:
     """The micro-batches of each of `world` ranks: as many on each, since they meet at every one.
 
-    `world` divides the number of rows, which are dealt out by length.
+    `world` divides the number of rows, which are dealt out the longest first: neighbours then need
+    little padding, and memory runs out at once or not at all. A micro-batch has `factor` times the
+    rows or tokens of the configuration, half of that if `halved`.
     """
-    ordered = by_length(rows, lengths)
+    half = 2 if halved else 1
+    size = max(1, factor * ppo.microbatch_size // half)
+    tokens = ppo.microbatch_tokens and factor * ppo.microbatch_tokens // half
+    ordered = sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
     ranks = [cut(ordered[rank::world], lengths, size, tokens) for rank in range(world)]
     most = max(map(len, ranks))
     return [in_parts(parts, most) for parts in ranks]

@@ -40,10 +40,7 @@ def optimizer_settings(ppo: PPOSection, name: str) -> tuple[AdamSection, float]:
 
 
 class TrainedRole:
-    """A view on a model, with the optimizer of what is trained in it.
-
-    A step is: any number of `accumulate`, the last of them with `last=True`, in any launch.
-    """
+    """A view on a model, with the optimizer of what is trained in it; `Passes` takes its steps."""
 
     def __init__(self, name: str, model: nn.Module, sharding: Whole, ppo: PPOSection) -> None:
         model.train()  # no role has dropout, and layers are checkpointed in this mode only
@@ -87,17 +84,6 @@ class TrainedRole:
             group["lr"] = torch.tensor(group["lr"], device=self.unwrapped.model.device)
         # torch warns of each optimizer whose steps could be captured and are not.
         self.optimizer.optimizer._warned_capturable_if_run_uncaptured = True
-
-    def accumulate(self, loss: Tensor, last: bool) -> None:
-        """Backward; at the last micro-batch also clip, step, clear the gradients and count."""
-        norm = self.trained.backward(loss, last)
-        if norm is not None:
-            self.count(norm)
-
-    def count(self, norm: Tensor) -> None:
-        """A step was taken; `norm` is that of its gradient."""
-        self.grad_norm = norm
-        self.steps += 1
 
     def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """Trained weights and AdamW's moments, whole, by name: see `Trained.state`."""

@@ -208,7 +208,7 @@ def test_sources_that_say_none() -> None:
     trainer.functions = lambda rollout, rows: said
     experience = trainer.estimate(trainer.score(fixed_rollout()))
     torch.testing.assert_close(experience.scores, 0.5 * plain + said[:, 0].nan_to_num())
-    stats = describe(experience, ["a.py:f", "model", "a.py:g"], critic=True)
+    stats = describe(experience, trainer.sources, critic=True)
     assert (stats["score_f"], stats["unscored_f"]) == (3.0, rows - 1)
     assert stats["unscored_g"] == rows
     assert "score_g" not in stats

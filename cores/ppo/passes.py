@@ -1,5 +1,7 @@
-"""Forward and backward of one micro-batch, and the step behind the last, for actor and critic."""
+"""Which rows go through a model together: so many, or so many tokens with their padding, decided on
+the host. Then forward and backward of one such micro-batch, and the step behind the last."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.body import attention_problem, looks_for_outliers
-from cores.ppo.experience import Experience, Scored, columns
+from cores.ppo.experience import Experience, Lengths, Scored, columns
 from cores.ppo.roles import Roles, TrainedRole
 from cores.rl import (
     kl_estimate,
@@ -218,3 +220,61 @@ def response_values(values: Tensor, batch: Scored, ppo: PPOSection) -> Tensor:
             values, batch.mask, width, switches.mean_over_positions, switches.r_minus_v
         )
     return values[:, -width - 1 : -1]
+
+
+def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) -> list[list[int]]:
+    """`rows` in parts of `size` rows, or of at most `tokens` tokens if that is not None.
+
+    Tokens are those of the forward pass, padding included; a row that has more goes alone.
+    """
+    parts: list[list[int]] = []
+    prompt = response = 0  # longest of the part being filled
+    for row in rows:
+        longer = max(prompt, lengths[row][0]), max(response, lengths[row][1])
+        count = len(parts[-1]) + 1 if parts else 1
+        fits = count <= size if tokens is None else count * sum(longer) <= tokens
+        if parts and fits:
+            parts[-1].append(row)
+            prompt, response = longer
+        else:
+            parts.append([row])
+            prompt, response = lengths[row]
+    return parts
+
+
+def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
+    """`parts` as `count` parts, none of them empty, by halving the largest as often as it takes.
+
+    ValueError if there are fewer rows than that, or more parts.
+    """
+    if not len(parts) <= count <= sum(map(len, parts)):
+        raise ValueError(f"{parts} cannot be {count} parts")
+    parts = list(parts)
+    while len(parts) < count:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        half = (len(parts[largest]) + 1) // 2
+        parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
+    return parts
+
+
+def shared(
+    rows: Sequence[int],
+    lengths: Lengths,
+    ppo: PPOSection,
+    halved: bool,
+    world: int = 1,
+    factor: int = 1,
+) -> list[list[list[int]]]:
+    """The micro-batches of each of `world` ranks: as many on each, since they meet at every one.
+
+    `world` divides the number of rows, which are dealt out the longest first: neighbours then need
+    little padding, and memory runs out at once or not at all. A micro-batch has `factor` times the
+    rows or tokens of the configuration, half of that if `halved`.
+    """
+    half = 2 if halved else 1
+    size = max(1, factor * ppo.microbatch_size // half)
+    tokens = ppo.microbatch_tokens and factor * ppo.microbatch_tokens // half
+    ordered = sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
+    ranks = [cut(ordered[rank::world], lengths, size, tokens) for rank in range(world)]
+    most = max(map(len, ranks))
+    return [in_parts(parts, most) for parts in ranks]

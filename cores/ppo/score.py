@@ -13,8 +13,8 @@ from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models.actor import last_attended
-from cores.ppo.experience import Scored, in_parts, on_device, shared
-from cores.ppo.passes import response_values
+from cores.ppo.experience import Scored, on_device
+from cores.ppo.passes import in_parts, response_values, shared
 from cores.ppo.roles import Roles
 from cores.ppo.state import PPOState
 from cores.rewards.call import RewardFunctions

@@ -6,21 +6,29 @@ from dataclasses import fields
 from functools import partial
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 
 from cores.config import FaultsSection, PPOSection
 from cores.draws import permutation
 from cores.errors import UserError
-from cores.ppo.estimate import estimate
-from cores.ppo.experience import Experience, Scored, gather_rows, shared
-from cores.ppo.passes import Minibatch, Passes, Turn
+from cores.ppo.experience import (
+    Experience,
+    Scored,
+    Stats,
+    Unread,
+    describe,
+    estimate,
+    gather_rows,
+    read,
+)
+from cores.ppo.passes import Minibatch, Passes, Terms, Turn, shared
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.score import Row, Scorer, decide, looks, with_room
 from cores.ppo.state import PPOState
-from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
 from cores.rewards.call import RewardFunctions
-from cores.rl import lr_factor, next_kl_coef
+from cores.rl import next_kl_coef
 from cores.rollout import RolloutEngine
 from cores.run.checkpoint import Checkpoint, State
 from cores.runtime.launch import Launch
@@ -180,18 +188,20 @@ class PPOTrainer(Scorer):
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
         that neither micro-batches nor ranks change the gradient.
         """
-        trained = self._trained_now()
-        factors = {role.name: self._rate(role) for role in trained}
-        for role in trained:
-            role.set_rate(factors[role.name])
+        c, trained = self.config, self._trained_now()
         sums: dict[str, Tensor] = {}
+        factors = []
         for role in trained:
+            # By where the run is, not by the steps taken: an update that ends early skips some.
+            waits = c.critic_warmup if role is self.roles.actor else 0
+            now = (self.state.update - waits) * self.minibatches + self.minibatch
+            factors.append(role.set_rate(now, (c.updates - waits) * self.minibatches))
             sums |= with_room(self, partial(self._descend, role, experience, rows.tolist()))
         self.minibatch += 1
         return {
             **over_ranks(sums, self.launch.world),
             **{f"{role.name}_grad_norm": role.grad_norm for role in trained},
-            "learning_rate_factor": factors[trained[0].name],
+            "learning_rate_factor": factors[0],
         }
 
     def _descend(
@@ -234,17 +244,6 @@ class PPOTrainer(Scorer):
             return [self.roles.critic]
         return self.roles.trained
 
-    def _rate(self, role: TrainedRole) -> float:
-        """The role's learning rate as a factor of its peak.
-
-        By where the run is, not by the steps taken: an update that ends early skips some.
-        """
-        waits = self.config.critic_warmup if role is self.roles.actor else 0
-        total = (self.config.updates - waits) * self.minibatches
-        warmup = round(self.config.warmup_ratio * total)
-        now = (self.state.update - waits) * self.minibatches + self.minibatch
-        return lr_factor(now, total, warmup, self.config.lr_schedule)
-
     def _micro_batches(self, scored: Scored, rows: list[int]) -> Iterator[tuple[list[int], Turn]]:
         c, lengths = self.config, scored.lengths
         if c.microbatch_tokens is not None:  # as wide as they will be
@@ -253,3 +252,33 @@ class PPOTrainer(Scorer):
         mine = ranks[self.launch.rank]
         for i, part in enumerate(mine):
             yield part, Turn(first=i == 0, last=i == len(mine) - 1)
+
+
+def accumulate(sums: Terms, terms: Terms) -> None:
+    """Add the statistics of a micro-batch to its minibatch's (the largest of `_max`)."""
+    for name, value in terms.items():
+        join = torch.maximum if name.endswith("_max") else torch.add
+        sums[name] = join(sums[name], value) if name in sums else value
+
+
+def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
+    """Sums over ranks (largest of `_max`), on the device."""
+    names = sorted(sums)
+    if world == 1:
+        return {name: sums[name] for name in names}
+    own = torch.stack([sums[name] for name in names])
+    total, largest = reduce(own, reduction="sum"), own.clone()
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return {name: (largest if name.endswith("_max") else total)[i] for i, name in enumerate(names)}
+
+
+def average(steps: list[Stats]) -> Stats:
+    """Mean over the optimizer steps of an update (the largest of `_max`).
+
+    What only the first ones measured is a mean over those.
+    """
+    merged = {}
+    for name in steps[0]:
+        values = [step[name] for step in steps if name in step]
+        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return merged

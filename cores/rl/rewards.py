@@ -1,5 +1,5 @@
-"""What a token is paid: estimators of the KL, and one score a reply. Shapes: scores, ended (B,);
-the rest (B, T)."""
+"""What a token is paid: estimators of the KL and its price, and one score a reply. Shapes: scores,
+ended (B,); the rest (B, T)."""
 
 import torch
 from torch import Tensor
@@ -71,3 +71,13 @@ def shape_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: fl
     remaining = response_mask.flip(1).cumsum(1).flip(1)  # valid tokens from here on
     last = response_mask & (remaining == 1)
     return -kl_coef * kl + torch.where(last, scores[:, None], 0.0)
+
+
+def next_kl_coef(coef: float, kl: float, target: float, replies: int, horizon: float) -> float:
+    """The price of KL after a rollout of `replies` whose KL was `kl`, both in nats a reply.
+
+    coef * (1 + e * replies / horizon), e = kl / target - 1 held to -0.2..0.2: Ziegler et al. 2019,
+    section 2.2.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * replies / horizon)

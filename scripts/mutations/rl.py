@@ -149,16 +149,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("k3-term", "k3 without its linear term", "torch.expm1(-x) + x", "torch.expm1(-x)"),
             ("k3-rounding", "k3 below 0 by rounding",
              "torch.expm1(-x) + x", "(-x).exp() - 1 + x"),
-        ],
-    ),
-    "cores/rl/schedule.py": (
-        RL,
-        [
-            ("warmup-zero", "first step of rate 0", "(step + 1) / warmup", "step / warmup"),
-            ("warmup-long", "warm-up one step too long",
-             "if step < warmup_steps:", "if step <= warmup_steps:"),
-            ("decay-short", "decay over the wrong number of steps",
-             "max(1, total_steps - warmup_steps)", "max(1, total_steps)"),
             ("steer-sign", "the price of KL falls where KL is too high",
              "coef * (1 + error *", "coef * (1 - error *"),
             ("steer-saturation", "the step of the price of KL is not limited",

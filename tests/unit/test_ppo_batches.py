@@ -21,7 +21,7 @@ from _ppo import SGD, experience_of
 from cores.config import Config
 from cores.config.validate import check
 from cores.models import Actor, ScalarModel
-from cores.ppo.experience import cut, in_parts, shared
+from cores.ppo.passes import cut, in_parts, shared
 from cores.runtime.launch import Launch
 
 LENGTHS = [(3, 5), (6, 2), (1, 1), (4, 4), (2, 6), (6, 6)]

@@ -102,9 +102,7 @@ class Scored:
         taken = {name: column[index] for name, column in columns(self).items()}
         lengths = [self.lengths[i] for i in rows]
         prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
-        width = self.response_mask.shape[1]
-        left = max(1, *prompts) - (self.mask.shape[1] - width)
-        result = replace(self, **_fitted(taken, left, max(1, *responses) - width))
+        result = replace(self, **_fitted(taken, max(1, *prompts), max(1, *responses)))
         vars(result)["lengths"] = lengths
         return result
 
@@ -127,22 +125,20 @@ def columns(scored: Scored) -> dict[str, Tensor]:
     return {name: column for name, column in found.items() if column is not None}
 
 
-def _fitted(found: dict[str, Tensor], left: int, right: int) -> dict[str, Tensor]:
-    """Columns with so many prompt positions more on the left, and response positions on the right;
-    fewer if negative."""
+def _fitted(found: dict[str, Tensor], prompt: int, response: int) -> dict[str, Tensor]:
+    """Columns with so many prompt and response positions: prompts end, replies begin where they
+    did."""
+    right = response - found["response_mask"].shape[1]
+    left = prompt + response - right - found["mask"].shape[1]
 
     def fit(name: str, value: Tensor) -> Tensor:
         # A padded id is never attended; 0 is in every vocabulary.
         if name in ("ids", "mask"):
             return pad(value, (left, right))
-        return pad(value, (0, right)) if right and by_token(name, value) else value
+        by_token = value.dim() == 2 and name != "score_parts"
+        return pad(value, (0, right)) if right and by_token else value
 
     return {name: fit(name, value) for name, value in found.items()} if left or right else found
-
-
-def by_token(name: str, value: Tensor) -> bool:
-    """Whether a column of `Scored` is (B, T)."""
-    return value.dim() == 2 and name not in ("ids", "mask", "score_parts")
 
 
 def gather_rows(scored: Scored, launch: Launch) -> Scored:
@@ -158,15 +154,10 @@ def gather_rows(scored: Scored, launch: Launch) -> Scored:
 
 
 def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    response = max(p["response_mask"].shape[1] for p in parts)
-    prompt = max(p["mask"].shape[1] - p["response_mask"].shape[1] for p in parts)
-    collected: dict[str, list[Tensor]] = {name: [] for name in parts[0]}
-    for part in parts:
-        right = response - part["response_mask"].shape[1]
-        left = prompt - (part["mask"].shape[1] - part["response_mask"].shape[1])
-        for name, value in _fitted(part, left, right).items():
-            collected[name].append(value)
-    return {name: torch.cat(values).to(device) for name, values in collected.items()}
+    widths = [part["response_mask"].shape[1] for part in parts]
+    prompt = max(p["mask"].shape[1] - width for p, width in zip(parts, widths, strict=True))
+    fitted = [_fitted(part, prompt, max(widths)) for part in parts]
+    return {name: torch.cat([part[name] for part in fitted]).to(device) for name in fitted[0]}
 
 
 def share(batch: list[Any], rank: int, world: int) -> list[Any]:

@@ -106,7 +106,7 @@ class Passes:
         return attention_problem(model.config)
 
     def run(self, role: TrainedRole, batch: Experience, minibatch: Minibatch, turn: Turn) -> Terms:
-        """The statistics of one micro-batch."""
+        """One micro-batch; its share of the minibatch's statistics."""
         loss_of = self._value_loss if role is self.roles.critic else self._policy_loss
         if role.name in self.kept:
             terms = self._captured(role, loss_of, batch, minibatch, turn)

@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+ANEW = "which begins the run anew (--resume never)"
+"""Behind advice to change what the steps depend on: no checkpoint goes on with it."""
+
 
 class UserError(ValueError):
     """Something the user gave is wrong: the message says what, where, and what to do about it.

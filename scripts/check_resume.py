@@ -75,7 +75,9 @@ def resumed(trainer: Any, workload: Any, config: Any, step: int, last: int) -> d
 
 def main(argv: list[str]) -> None:
     """Run both, print and write what differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workload", default="W1")
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--stop", type=int, default=2)

@@ -24,7 +24,9 @@ from cores.runtime.cli import guarded
 
 def main(argv: list[str]) -> None:
     """Read the run's configuration, build the model as the stage does, put the weights in, save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="<output_dir>/<stage>.unfinished")
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--step", type=int, required=True, help="the N of checkpoints/step-N")
@@ -37,11 +39,15 @@ def main(argv: list[str]) -> None:
     from cores.files import read_json
     from cores.models import save_model
     from cores.run import checkpoint
-    from cores.run.folder import read_state
+    from cores.run.folder import RECORD, STATE, read_state
     from cores.runtime.launch import quiet
 
     quiet()
-    state = read_state(run / "state.json", "Give the folder of an unfinished run.")
+    if not (run / STATE).exists():
+        done = (run / RECORD).exists()
+        what = "a finished stage, a model as it stands" if done else "no unfinished run there"
+        raise UserError(f"{run}: {what}. RUN is <output_dir>/<stage>.unfinished.")
+    state = read_state(run / STATE, "Give the folder of an unfinished run.")
     folder = run / "checkpoints" / f"step-{options.step}"
     if not folder.is_dir():
         found = checkpoint.steps(run / "checkpoints")

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 POLL = 0.5
 """Seconds between looks at the running jobs."""
@@ -77,7 +79,8 @@ def run_all(
             break  # what waits needs what nothing here makes
         time.sleep(POLL)
     for process in running.values():
-        process.terminate()
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.terminate()  # a job may have started another command
     for job, process in running.items():
         _wait(process)
         _say(start, f"{job.name} stopped: no time left")

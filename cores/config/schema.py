@@ -81,6 +81,9 @@ class OneSource:
     format: Optional[Format] = None
     """How to read a row (docs/data.md). None: from the columns, which is enough unless they fit
     several formats and the stage's own choice is not wanted."""
+    ignore: list[str] = field(default_factory=list)
+    """Columns, and keys of a turn, that mean something and are left out knowingly: docs/data.md has
+    those that are refused otherwise."""
     limit: Optional[int] = number(None, above=0)
     """Rows read at most, from the first. None: all."""
     transcripts: bool = False
@@ -140,7 +143,8 @@ class SFTSection:
     epochs: float = number(3.0, above=0, most=1e6)
     """Passes over the data; 3 as in Coati (2023-04)."""
     max_steps: Optional[int] = number(None, above=0)
-    """Optimizer steps at most. None: as the epochs give."""
+    """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
+    warm-up and cosine are shares of the whole."""
     learning_rate: float = number(2e-5, above=0, most=1)
     """Peak learning rate of AdamW; Alpaca's value, safe for 0.1-7B models."""
     warmup_ratio: float = number(0.03, most=1)
@@ -178,7 +182,8 @@ class RewardSection:
     epochs: float = number(1.0, above=0, most=1e6)
     """Passes over the pairs; reward models overfit from the second on (Ouyang et al. 2022)."""
     max_steps: Optional[int] = number(None, above=0)
-    """Optimizer steps at most. None: as the epochs give."""
+    """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
+    warm-up and cosine are shares of the whole."""
     learning_rate: float = number(9e-6, above=0, most=1)
     """Peak learning rate of AdamW; Coati's value (2023-09), cosine decay."""
     warmup_ratio: float = number(0.03, most=1)
@@ -268,8 +273,8 @@ class Config:
     """Replace the finished stage once the new one is whole; off, so that nothing trained is lost by
     mistake."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on with an unfinished run of the stage, which needs the same options. never: remove
-    it and begin anew."""
+    """auto: go on with an unfinished run of the stage, which needs the same options. never: begin
+    anew, and remove it when training begins."""
     model: ModelSection = field(default_factory=ModelSection)
     """Base model."""
     template: TemplateSection = field(default_factory=TemplateSection)

@@ -259,7 +259,8 @@ def _rows(config: Config) -> Iterator[str]:
                 f"give --{key}.sources '[]' or --{key}.path null on the command line."
             )
         for field in fields(OneSource):
-            if items and getattr(section, field.name) != field.default:
+            unset = getattr(OneSource(), field.name)
+            if items and getattr(section, field.name) != unset:
                 yield f"{key}.{field.name}: belongs into the items of {key}.sources, one by one."
         for item, source in items:
             if source.path is None:

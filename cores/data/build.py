@@ -126,7 +126,13 @@ def _one(
         return reader, [reader.read(row) for row in rows]
 
     def made(source: Source, reader: Reader, examples: list[Example]) -> tuple[Rows, SplitReport]:
-        report = SplitReport(source.path, source.fingerprints, reader.format, hidden=source.hidden)
+        report = SplitReport(
+            source.path,
+            source.fingerprints,
+            reader.format,
+            hidden=source.hidden,
+            unread=reader.unread,
+        )
         return list(RowMaker(config, tokenizer, section, reader).rows(examples, report)), report
 
     source, other = sources(section, key)
@@ -229,7 +235,12 @@ def _streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedDat
 
     def counts(source: Source, passes: int | None) -> SplitReport:
         return SplitReport(
-            source.path, source.fingerprints, reader.format, hidden=source.hidden, passes=passes
+            source.path,
+            source.fingerprints,
+            reader.format,
+            hidden=source.hidden,
+            passes=passes,
+            unread=reader.unread,
         )
 
     report = counts(source, 0)

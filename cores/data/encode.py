@@ -136,6 +136,8 @@ def _encode(
     for k, reply in enumerate(replies):
         if reply.train and (loss_on != "last" or k == len(replies) - 1):
             labels[lengths[k] : reply_ends[k]] = ids[lengths[k] : reply_ends[k]]
+    if ids[: len(leading)] == leading:
+        leading = []  # the template's first text has it
     ids = leading + ids
     labels = list(ids) if loss_on == "all" else [IGNORED] * len(leading) + labels
     last = len(leading) + lengths[len(replies) - 1] if replies else len(ids)

@@ -180,8 +180,11 @@ def _decode(text: str, position: int, where: str) -> tuple[Any, int]:
     try:
         return DECODER.raw_decode(text, position)
     except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at")
+        if what.startswith("Unterminated") or text[error.pos : error.pos + 1] in ("\n", "\r"):
+            what = "a string is not closed, or the row is cut off"
         raise UserError(
-            f"{where}: bad JSON: {error.msg} (character {error.pos - position + 1} of the row); "
+            f"{where}: bad JSON: {what} (character {error.pos - position + 1} of the row); "
             "one object a line is a .jsonl file, a list of objects a .json file."
         ) from error
     except RecursionError as error:

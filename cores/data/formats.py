@@ -7,7 +7,17 @@ from cores.config.schema import Config, Format, OneSource
 from cores.data.files import separator_hint
 from cores.data.sources import Row
 from cores.data.transcripts import FURTHER, parse, part_texts, part_turns
-from cores.data.values import Turn, margin_of, reply_of, text_of, turns_of, value_of
+from cores.data.values import (
+    MEANING,
+    Turn,
+    before_of,
+    margin_of,
+    reply_of,
+    short,
+    text_of,
+    turns_of,
+    value_of,
+)
 from cores.errors import UserError
 
 Stage = Literal["sft", "reward", "ppo"]
@@ -35,6 +45,20 @@ COLUMNS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Of which columns one must be there, for the prompt; and those of the replies, which stage 3, as
 it takes the prompt of any format, does not need. Among PROMPTS a pair may stand for the column."""
+
+REFUSED = {
+    "label": "whether the reply is wanted",
+    "tools": "the tools that could be called",
+    "images": "images",
+    "image": "an image",
+    "parent_id": "the message that it answers",
+}
+"""Columns that change what a row teaches, and that nothing here reads. Stage 3 hands them to reward
+functions, and a text of its own may have them."""
+BESIDE = ("system", "history")
+"""Columns that say what stood before the prompt, beside one that holds the last turn."""
+ECHO = 12
+"""Characters of a prompt from which on a reply that begins with it repeats it."""
 
 NO_TURN = 'no turn "Human:" or "Assistant:"'
 
@@ -121,25 +145,32 @@ class Reader:
         """Rows are texts without turns, which no template touches."""
         self.sides = {"sft": 1, "reward": 2, "ppo": 0}[stage]
         """Replies of a row that the stage reads."""
+        self.ignore = source.ignore
+        if unknown := sorted(set(source.ignore) - set(columns) - MEANING.keys()):
+            raise UserError(
+                f"{key}.ignore: {', '.join(unknown)} is no column of {path!r} (it has "
+                f"{', '.join(columns)}) and no key of a turn that is refused "
+                f"({', '.join(MEANING)}); remove it."
+            )
+        used = {*COLUMNS[self.format][1], "margin" if stage == "reward" else ""}
+        used |= {self.column or "", *(() if self.column or self.plain else PAIR)}
+        used |= {"input"} if self.column == "instruction" else set()
+        used |= set() if self.plain else set(BESIDE)
+        self.unread = [name for name in columns if name not in used]
+        """Columns that the stage does not read."""
 
     def read(self, row: Row) -> Example:
         """Empty prompts and replies, and conversations of another form, are dropped with their
         reason; a value of the wrong type raises UserError."""
+        if self.stage != "ppo" and not self.plain:
+            self._refuse(row)
         if self.plain:
             text = text_of(row, "text")
             dropped = None if text.strip() else "empty text"
             return Example(row, text, ([{"role": "text", "content": text}],), dropped)
         if self.stage == "sft" and self.format in ("messages", "conversations", "text"):
             return self._demonstration(row)
-        if self.column is None:
-            prompt, replies, dropped = self._whole(row)
-        else:
-            prompt, dropped = self._turns(row, self.column)
-            while prompt and prompt[-1]["role"] == "assistant":
-                prompt.pop()
-            replies = [reply_of(row, name) for name in COLUMNS[self.format][1][: self.sides]]
-            if self.transcripts:
-                replies = [reply.removeprefix(" ") for reply in replies]
+        prompt, replies, dropped = self._asked(row)
         dropped = dropped or _problem(prompt)
         if dropped is None and any(not reply.strip() for reply in replies):
             dropped = "empty reply"
@@ -151,6 +182,42 @@ class Reader:
         margin = margin_of(row) if self.stage == "reward" else 0.0
         key = _first_user_turn(prompt)
         return Example(row, key, conversations or (prompt,), dropped, margin=margin)
+
+    def _refuse(self, row: Row) -> None:
+        """UserError for a column that would be lost and means something."""
+        for name in REFUSED.keys() & set(self.unread) - set(self.ignore):
+            if row.columns.get(name) not in (None, "", [], {}):
+                raise UserError(
+                    f"{row.where}: column {name!r} ({REFUSED[name]}: "
+                    f"{short(row.columns[name])}) is not read, and the row would be learned as if "
+                    "it were not there; make of it what this stage reads (docs/data.md), or name "
+                    f"the column in the source's `ignore` (--data.SOURCE.ignore '[\"{name}\"]')."
+                )
+
+    def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:
+        """Prompt and replies, and why there are none."""
+        lists = [isinstance(row.columns.get(side), list) for side in PAIR]
+        whole = all(lists) and any(len(row.columns[side]) > 1 for side in PAIR)
+        if self.column is None:
+            return self._whole(row)
+        prompt, dropped = self._turns(row, self.column)
+        while prompt and prompt[-1]["role"] == "assistant":
+            prompt.pop()
+        if whole and self.format in ("preference", "prompt"):
+            found, replies, problem = self._whole(row)
+            alike = (
+                prompt in (found, found[-1:], found[:1])
+                or prompt == [turn for turn in found if turn["role"] == "user"][:1]
+            )
+            return found, replies, problem or (None if alike else "prompt and pair disagree")
+        sides = COLUMNS[self.format][1][: self.sides]
+        replies = [reply_of(row, name, self.ignore) for name in sides]
+        last = _last_text(prompt)
+        if len(last) >= ECHO and replies and all(reply.startswith(last) for reply in replies):
+            dropped = dropped or "reply repeats the prompt"
+        if self.transcripts:
+            replies = [reply.removeprefix(" ") for reply in replies]
+        return prompt, replies, dropped
 
     def _demonstration(self, row: Row) -> Example:
         """A conversation that is all shown, up to the last reply."""
@@ -167,15 +234,21 @@ class Reader:
 
     def _turns(self, row: Row, column: str) -> tuple[list[Turn], str | None]:
         """A column's turns: its own, those of its transcript, or its text as a user's turn."""
+        before = before_of(row, self.ignore) if column not in PAIR else []
         if column in ("messages", "conversations") or isinstance(value_of(row, column), list):
-            return turns_of(row, column), None
-        text = text_of(row, column)
-        if column == "instruction" and row.columns.get("input"):
-            text = text + self.template.separator + text_of(row, "input")
-        if self.transcripts:
-            turns = parse(text)
-            return turns, NO_TURN if text.strip() and not turns else None
-        return [{"role": "user", "content": text}], None
+            turns = turns_of(row, column, self.ignore)
+        else:
+            text = text_of(row, column)
+            if column == "instruction" and row.columns.get("input"):
+                text = text + self.template.separator + text_of(row, "input")
+            turns = parse(text) if self.transcripts else [{"role": "user", "content": text}]
+            if self.transcripts and text.strip() and not turns:
+                return turns, NO_TURN
+        if before and turns and turns[0]["role"] == "system":
+            if before[0]["role"] == "system" and before[0] != turns[0]:
+                return turns, "column system and first turn disagree"
+            turns = turns[1:] if before[0]["role"] == "system" else turns
+        return [*before, *turns], None
 
     def _whole(self, row: Row) -> tuple[list[Turn], list[str], str | None]:
         """Prompt and replies of a pair whose two sides both hold the prompt."""
@@ -201,6 +274,10 @@ class Reader:
             )
         prompt, rests = part_texts(text_of(row, "chosen"), text_of(row, "rejected"))
         return [{"role": "user", "content": prompt}], list(rests[: self.sides]), None
+
+
+def _last_text(turns: list[Turn]) -> str:
+    return turns[-1]["content"] if turns else ""
 
 
 def _first_user_turn(turns: list[Turn]) -> str:

@@ -29,7 +29,8 @@ def show(data: StageData | StreamedData, tokenizer: PreTrainedTokenizerBase, n: 
     rows = list(islice(data.train, STREAMED if isinstance(data, StreamedData) else None))
     for number, row in enumerate(rows[:n], 1):
         for name, ids, flags in _sides(row):
-            print(f"--- row {number}{name}: {len(ids)} tokens, {sum(flags)} trained")
+            count = f", {sum(flags)} trained" if any(flags) else ""  # stage 3's are prompts
+            print(f"--- row {number}{name}: {len(ids)} tokens{count}")
             print(_coloured(ids, flags, tokenizer, colour))
     print("--- lengths in tokens", *length_lines(rows), *data.report.lines(), sep="\n")
 
@@ -47,7 +48,8 @@ def readable(
 
 
 def length_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """A table: quantiles (nearest rank below) of prompts, replies and whole rows, in tokens."""
+    """A table: quantiles (nearest rank below) of prompts, replies and whole rows, in tokens;
+    without what no row has."""
     lengths: dict[str, list[int]] = {}
     for row in rows:
         for name, ids, flags in _sides(row):
@@ -56,6 +58,8 @@ def length_lines(rows: list[dict[str, Any]]) -> list[str]:
             lengths.setdefault(f"row{name}", []).append(len(ids))
     lines = [" " * 16 + "".join(f"{name:>8}" for name in QUANTILES)]
     for name, values in lengths.items():
+        if not any(values):
+            continue
         values.sort()
         cells = (values[int(q * (len(values) - 1))] for q in QUANTILES.values())
         lines.append(f"{name:<16}" + "".join(f"{cell:>8}" for cell in cells))

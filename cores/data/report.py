@@ -30,6 +30,8 @@ class SplitReport:
     """Complete passes over rows that are streamed; None for others. Counts are of all passes."""
     hidden: int = 0
     """Hidden files of the folder, which were left out."""
+    unread: list[str] = field(default_factory=list)
+    """Columns that the stage does not read; reward functions of stage 3 get them."""
 
     def clear(self) -> None:
         """Count from the beginning."""
@@ -53,6 +55,8 @@ class SplitReport:
             text += f"; lost turns after the last reply: {self.trimmed}"
         if self.hidden:
             text += f"; hidden files left out: {self.hidden}"
+        if self.unread:
+            text += f"; columns not read: {', '.join(self.unread)}"
         return text
 
 

@@ -78,7 +78,17 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
     where, hidden = f"{key} {path!r}", 0
     files: list[Path] = []
     found: Any = ()
-    if _is_local(path):
+    with readable(where):
+        saved = _saved(Path(path).expanduser(), split, where)
+    if saved is not None:
+        import datasets
+
+        with readable(where):
+            found = datasets.load_from_disk(str(saved))
+            fingerprints = {
+                f.name: _fingerprint(f, streaming) for f in sorted(saved.glob("*.arrow"))
+            }
+    elif _is_local(path):
         if (section.name, split) != (None, "train"):
             raise UserError(
                 f"{where} is a local path, which has no configurations and no splits; remove "
@@ -102,6 +112,20 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
             raise UserError(f"{where} holds no rows; give a source with at least one row.")
 
     return Source(path, fingerprints, a_pass, hidden)
+
+
+def _saved(path: Path, split: str, where: str) -> Path | None:
+    """The folder of a split that `datasets` has saved (`save_to_disk`); None for any other path."""
+    if (path / "dataset_dict.json").is_file():
+        if not (path / split / "state.json").is_file():
+            found = sorted(folder.parent.name for folder in path.glob("*/state.json"))
+            raise UserError(
+                f"{where} was saved by datasets with the splits {', '.join(found) or '(none)'}, "
+                f"not {split!r}; set split to one of them."
+            )
+        path = path / split
+    names = ("state.json", "dataset_info.json")
+    return path if all((path / name).is_file() for name in names) else None
 
 
 def _is_local(path: str) -> bool:

@@ -114,6 +114,12 @@ class Template:
                     "stop; set the tokenizer's eos_token to the one its template writes, or "
                     "template.kind to roles."
                 )
+            if reply[:end].endswith(self.eos) and not turn["content"].endswith(self.eos):
+                raise UserError(
+                    f"{where}: the tokenizer's chat template writes the end-of-sequence token "
+                    f"{self.eos!r} twice behind a reply, which ends at the first; take one out of "
+                    "its chat_template, or set template.kind to roles."
+                )
             end += len(self.eos)
             segments.append(Segment("prompt", prompt, False))
             segments.append(Segment("assistant", reply[:end], True))

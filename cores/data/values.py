@@ -1,6 +1,8 @@
 """Values of a row, checked: text, turns, replies, numbers. Every mistake names the row."""
 
 import math
+import re
+from collections.abc import Collection
 from typing import Any
 
 from cores.config.nodes import checked
@@ -19,6 +21,25 @@ SPEAKERS = dict(zip(ROLES, ROLES, strict=True)) | {
     "bot": "assistant",
 }
 """Names of the roles in conversations of the ShareGPT form, which has many hands."""
+
+MEANING = {
+    "tool_calls": "calls of tools",
+    "function_call": "a call of a function",
+    "reasoning_content": "reasoning",
+    "reasoning": "reasoning",
+    "thinking": "reasoning",
+    "images": "images",
+    "audio": "sound",
+    "refusal": "a refusal",
+    "weight": "a weight",
+    "train": "whether it is trained on",
+}
+"""Keys of a turn that change what it says or whether it is learned, and that nothing here reads."""
+NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1, 1.0, True)
+"""Values that say nothing more than the turn does without them."""
+
+LISTED = re.compile(r"\s*\[\s*\{.*['\"](role|from)['\"]\s*:.*\}\s*\]\s*", re.DOTALL)
+"""The text of a list of turns, as JSON or as Python writes it."""
 
 LARGEST_MARGIN = 1e6
 """Scores lie within a few units; fp32 still tells one of these from the next."""
@@ -39,8 +60,14 @@ def text_of(row: Row, column: str) -> str:
     return _text(value_of(row, column), row, f"column {column!r}")
 
 
-def turns_of(row: Row, column: str) -> list[Turn]:
-    """The column as turns, in OpenAI's form or ShareGPT's; other keys of a turn are ignored."""
+def said(value: Any) -> bool:
+    """Whether a value says anything."""
+    return not any(type(value) is type(none) and value == none for none in NEUTRAL)
+
+
+def turns_of(row: Row, column: str, ignore: Collection[str] = ()) -> list[Turn]:
+    """The column as turns, in OpenAI's form or ShareGPT's; of other keys those in MEANING are
+    refused but where `ignore` names them."""
     value = value_of(row, column)
     if value is None:
         return []
@@ -49,21 +76,55 @@ def turns_of(row: Row, column: str) -> list[Turn]:
             f"{row.where}: column {column!r} must be a list of {{role, content}} or {{from, value}}"
             f" objects, but holds {short(value)}."
         )
-    return [_turn(turn, row, f"turn {n} of {column!r}") for n, turn in enumerate(value, 1)]
+    return [_turn(turn, row, f"turn {n} of {column!r}", ignore) for n, turn in enumerate(value, 1)]
 
 
-def reply_of(row: Row, column: str) -> str:
-    """A reply given as text, as one turn, or as turns that end with it."""
+def reply_of(row: Row, column: str, ignore: Collection[str] = ()) -> str:
+    """A reply given as text, as one turn, or as a list of it alone."""
     value = value_of(row, column)
     if isinstance(value, dict):
-        turns = [_turn(value, row, f"column {column!r}")]
+        turns = [_turn(value, row, f"column {column!r}", ignore)]
     elif isinstance(value, list):
-        turns = turns_of(row, column)
+        turns = turns_of(row, column, ignore)
     else:
-        return text_of(row, column)
+        text = text_of(row, column)
+        if LISTED.fullmatch(text):
+            raise UserError(
+                f"{row.where}: column {column!r} holds the text of a list of turns "
+                f"({short(text)}), as exports write it; convert it into a list (JSON Lines), or "
+                "take the reply out of it."
+            )
+        return text
     if not turns or turns[-1]["role"] != "assistant":
         raise UserError(f"{row.where}: the messages of {column!r} must end with an assistant turn.")
+    if len(turns) > 1:
+        raise UserError(
+            f"{row.where}: column {column!r} holds {len(turns)} turns beside a column for the "
+            "prompt, so that it is unclear what was asked; give the reply alone, or the whole "
+            "conversation as messages (both sides of a pair as whole conversations)."
+        )
     return turns[-1]["content"]
+
+
+def before_of(row: Row, ignore: Collection[str]) -> list[Turn]:
+    """What the columns `system` (text) and `history` (pairs of a question and its reply, as in the
+    Alpaca form of LLaMA-Factory) say stood before the prompt."""
+    turns: list[Turn] = []
+    system = None if "system" in ignore else row.columns.get("system")
+    if isinstance(system, str) and system.strip():
+        turns.append({"role": "system", "content": text_of(row, "system")})
+    history = None if "history" in ignore else row.columns.get("history")
+    for number, pair in enumerate(history if isinstance(history, list) else [], 1):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UserError(
+                f"{row.where}: round {number} of 'history' must be a list of a question and its "
+                f"reply, but is {short(pair)}; correct it, or name the column in the source's "
+                "`ignore`."
+            )
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            content = _text(text, row, f"round {number} of 'history'")
+            turns.append({"role": role, "content": content})
+    return turns
 
 
 def margin_of(row: Row) -> float:
@@ -84,7 +145,7 @@ def margin_of(row: Row) -> float:
     return margin
 
 
-def _turn(turn: Any, row: Row, what: str) -> Turn:
+def _turn(turn: Any, row: Row, what: str, ignore: Collection[str]) -> Turn:
     if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
         role, content, known = turn["role"], turn["content"], dict.fromkeys(ROLES)
     elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
@@ -98,6 +159,13 @@ def _turn(turn: Any, row: Row, what: str) -> Turn:
         raise UserError(
             f"{row.where}: {what} has the role {short(role)}; known are {', '.join(known)}."
         )
+    for key in MEANING.keys() & turn.keys() - set(ignore):
+        if said(turn[key]):
+            raise UserError(
+                f"{row.where}: {what} has {key} ({MEANING[key]}: {short(turn[key])}), which is not "
+                "read; write it into the content, leave the row out, or name it in the source's "
+                f"`ignore` to train as if it were not there (--data.SOURCE.ignore '[\"{key}\"]')."
+            )
     return {"role": SPEAKERS[role], "content": _text(content, row, f"the content of {what}")}
 
 

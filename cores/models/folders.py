@@ -76,6 +76,11 @@ def _check_files(folder: Path) -> None:
             f"{folder}: has an adapter (adapter_config.json), and stages start from whole models. "
             "Merge it into its base first (peft's merge_and_unload) and give that folder."
         )
+    if (folder / "state.json").exists() and not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder}: is of an unfinished run, and no model. scripts/export.py makes a model of "
+            "any checkpoint (docs/reliability.md): give that folder."
+        )
     found = {n: read_json(folder / n, WHOLE, False) for n in OBJECTS if (folder / n).exists()}
     for index in found.keys() & set(INDEXES):
         shards = found[index].get("weight_map")
@@ -212,16 +217,18 @@ def check_tensors(path: Any, kind: type, info: dict[str, Any], trained_as: list[
     parts += [f"with {_some(shapes)}"] if shapes else []
     if not parts:
         return
+    what = f"its weights do not fit the {kind.__name__} of its config.json"
     remedy = "Give the config.json that belongs to the weights, or download the model again."
+    if trained_as and not new_head and kind.__name__ not in trained_as:
+        judge = ", a reward model perhaps," if CLASSIFIER in "".join(trained_as) else ""
+        what = f"it is a {', '.join(trained_as)}{judge} and no {kind.__name__}"
+        remedy = f"Give a {kind.__name__}."
     if wrapped := _prefix(missing, surplus):
         remedy = (
             f"Every name begins with `{wrapped}`: it was saved from a wrapped model "
             "(torch.compile, DDP). Take the prefix from the names, or save the inner model."
         )
-    raise UserError(
-        f"{path}: its weights do not fit the {kind.__name__} of its config.json: "
-        f"{' and '.join(parts)}. {remedy}"
-    )
+    raise UserError(f"{path}: {what}: {' and '.join(parts)}. {remedy}")
 
 
 def _some(names: Iterable[str]) -> str:

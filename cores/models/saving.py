@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from cores.errors import UserError
+from cores.errors import ANEW, UserError
 from cores.models.actor import plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
@@ -40,8 +40,7 @@ def save_model(
     if bad := nonfinite(model):
         raise UserError(
             f"{folder}: not written: NaN or infinite values in {len(bad)} tensors "
-            f"({', '.join(bad[:SHOWN])}). Go on from a checkpoint before that, with a lower "
-            "learning rate."
+            f"({', '.join(bad[:SHOWN])}). Lower the learning rate, {ANEW}."
         )
     _settle_generation(plain_model(model), tokenizer)
     tokenizer.save_pretrained(folder)

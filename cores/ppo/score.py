@@ -11,7 +11,7 @@ from torch import Tensor
 from cores.config import PPOSection
 from cores.data import right_pad
 from cores.draws import uniforms
-from cores.errors import UserError
+from cores.errors import ANEW, UserError
 from cores.models.actor import last_attended
 from cores.ppo.experience import Scored, on_device
 from cores.ppo.passes import in_parts, response_values, shared
@@ -113,9 +113,9 @@ class Scorer:
         """Scores (B, S) of the functions, where there are any, and what the reward model reads."""
         if not bool(rollout.logprobs.isfinite().all()):
             raise UserError(
-                "ppo: the policy's logits are not finite: it has left what numbers can hold. Go on "
-                "from the last checkpoint with a lower ppo.actor_learning_rate, or compute in fp32 "
-                "(--model.precision fp32)."
+                "ppo: the policy's logits are not finite: it has left what numbers can hold. "
+                "Lower ppo.actor_learning_rate, or compute in fp32 (--model.precision fp32), "
+                f"{ANEW}."
             )
         texts = None if self.roles.texts is None else self.roles.texts(rollout, rows)
         if self.functions is None:
@@ -195,9 +195,8 @@ def _check_room(scorer: Scorer, error: RuntimeError) -> None:
     if scorer.state.halved or scorer.launch.world > 1:
         raise UserError(
             f"ppo: memory ran out ({str(error).splitlines()[0]}). Lower ppo.microbatch_size or "
-            "ppo.microbatch_tokens (the result is the same), set model.gradient_checkpointing, "
-            "or launch with shards (docs/launching.md); the run goes on from its last "
-            "checkpoint only with the same options."
+            "ppo.microbatch_tokens (the result is the same), or set model.gradient_checkpointing, "
+            f"{ANEW}; or go on with shards (docs/launching.md)."
         ) from None
 
 

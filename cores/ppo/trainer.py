@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cores.config import FaultsSection, PPOSection
 from cores.draws import permutation
-from cores.errors import UserError
+from cores.errors import ANEW, UserError
 from cores.ppo.experience import (
     Experience,
     Scored,
@@ -132,7 +132,7 @@ class PPOTrainer(Scorer):
                     f"{len(numbers)} of {len(rows)} replies (rows {numbers[:5]}). The models were "
                     "sound when they were loaded: lower the learning rate of the one that is "
                     "trained, look at the weights in ppo.rewards, or compute in fp32 "
-                    "(--model.precision fp32)."
+                    f"(--model.precision fp32), {ANEW}."
                 )
         return estimate(scored, self.config, self.state.kl_coef).to(self.launch.device)
 
@@ -170,9 +170,10 @@ class PPOTrainer(Scorer):
                 raise UserError(
                     f"ppo: {', '.join(bad)} not finite in optimizer step {number} of update "
                     f"{self.state.update + 1} ({self.state.skipped} in a row); the step was not "
-                    "taken. Lower ppo.actor_learning_rate or ppo.critic_learning_rate, compute in "
-                    "fp32 (--model.precision fp32), or leave such steps out (--faults.nonfinite "
-                    "skip)."
+                    "taken. Leave such steps out (--faults.nonfinite skip; so many in a row: "
+                    "--faults.max_skips) to go on. Or lower ppo.actor_learning_rate or "
+                    "ppo.critic_learning_rate, or compute in fp32 (--model.precision fp32), "
+                    f"{ANEW}."
                 )
             if not bad:
                 taken.append(step)

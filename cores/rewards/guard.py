@@ -57,7 +57,7 @@ def run(call: Callable[[], T], what: str, path: str, limit: float | None, purpos
     def late(frame: FrameType | None) -> str:
         return (
             f"{what} {_place(path, walk_stack(frame))}: it takes longer than ppo.reward_timeout, "
-            f"{limit:g} seconds; make it faster, or raise the limit (null: none)."
+            f"{limit:g} seconds; make it faster, or raise the limit (null: none) to go on."
         )
 
     try:

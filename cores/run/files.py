@@ -37,7 +37,7 @@ def remove(place: Path) -> None:
 def exchange(new: Path, old: Path) -> None:
     """Let the folders `new` and `old` change places, with no moment at which one is absent.
 
-    Where the file system cannot (NFS), by way of `old`.before: see `settle`.
+    Where the file system cannot (NFS), by way of `aside(old)`: see `settle`.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(new), os.fsencode(old)
@@ -45,16 +45,21 @@ def exchange(new: Path, old: Path) -> None:
         AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE
     )
     if done != 0:
-        before = old.with_name(old.name + ".before")
-        remove(before)
-        old.rename(before)
+        old.rename(aside(old))
         new.rename(old)
-        before.rename(new)
+        aside(old).rename(new)
     sync(old.parent)
 
 
+def aside(old: Path) -> Path:
+    """Another name of the folder `old`, hidden: one such as `sft.before` is for people's copies."""
+    return old.with_name(f".{old.name}.before")
+
+
 def settle(old: Path) -> None:
-    """Put `old` back where a kill in the middle of `exchange` left it at its other name."""
-    before = old.with_name(old.name + ".before")
-    if before.exists() and not old.exists():
-        before.rename(old)
+    """Put `old` back where a kill in the middle of `exchange` left it aside, or, where the new one
+    has its place, remove it."""
+    if old.exists():
+        remove(aside(old))
+    elif aside(old).exists():
+        aside(old).rename(old)

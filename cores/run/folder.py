@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cores.errors import UserError
 from cores.files import read_json, write_json
 from cores.run import checkpoint
 from cores.run.checkpoint import Checkpoint
-from cores.run.files import exchange, remove, settle, sync_tree
+from cores.run.files import aside, exchange, remove, settle, sync_tree
 from cores.run.lock import Lock
 from cores.runtime.launch import Launch
 from cores.runtime.parents import VERSION, check_version
@@ -29,8 +30,22 @@ from cores.runtime.screen import LOG
 STATE, RECORD, CHECKPOINTS = "state.json", "stage.json", "checkpoints"
 ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
 """Files that grow with the steps, and the key that says at which."""
-FREE = ("output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect")
-"""Keys and sections that change nothing that is trained."""
+LENGTHS = {
+    "ppo.updates": " (warm-up and schedule are shares of it; it may grow in a run that began with "
+    "ppo.warmup_ratio 0 and ppo.lr_schedule constant)",
+    **dict.fromkeys(
+        ("sft.epochs", "sft.max_steps", "reward.epochs", "reward.max_steps"),
+        " (warm-up and cosine are shares of it)",
+    ),
+}
+"""Keys of how long a stage trains, and why a run does not go on with another value."""
+SHOWN = 4
+"""Changes that an error names before it counts."""
+FREE = (
+    "output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect", "faults",
+    "ppo.reward_timeout", "ppo.sample_every",
+)  # fmt: skip
+"""Keys and sections that change nothing that is trained; of `faults` but whether it goes on."""
 
 
 class Folder:
@@ -53,25 +68,21 @@ class Folder:
             LOG.attach(None)
         if (note := self.lock.take()) is not None:
             self.launch.say(note)
+        for place in (self.final, self.path, aside(self.final)):
+            _check_ours(place)
         settle(self.final)
         remove(self.gone)
-        _check_ours(self.final)
-        _check_ours(self.path)
         if (self.final / STATE).exists():  # killed when all but this was done
             _clean(self.final)
         if self.path.exists() and not (self.path / STATE).exists():
             self._discard()  # the older stage, replaced by a run that was killed then
-        if self.config.resume == "never" and self.path.exists():
-            steps = checkpoint.steps(self.path / CHECKPOINTS)
-            newest = f"the newest at step {steps[0]}" if steps else "nothing to go on from"
-            count = f"{len(steps)} checkpoint{'s' * (len(steps) != 1)}"
-            self.launch.say(f"--resume never: removes {self.path} ({count}, {newest})")
-            self._discard()
-        if self.path.exists():
-            self.found = read_state(self.path / STATE)
-        resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
-        for note in notes:
-            self.launch.say(note)
+        resumed, unwanted = None, self.config.resume == "never" and self.path.exists()
+        if not unwanted:
+            if self.path.exists():
+                self.found = read_state(self.path / STATE)
+            resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
+            for note in notes:
+                self.launch.say(note)
         if self.final.exists() and not (self.config.overwrite or self.found.get("overwrite")):
             raise UserError(
                 f"{self.final}: exists already. Give --overwrite to replace it, or another "
@@ -83,12 +94,22 @@ class Folder:
                 f"{resumed.step}: {'; '.join(keys)}. Give the same options to go on, --resume "
                 "never to remove it and begin anew, or another --output_dir."
             )
+        if unwanted:
+            steps = checkpoint.steps(self.path / CHECKPOINTS)
+            newest = f"the newest at step {steps[0]}" if steps else "nothing to go on from"
+            count = f"{len(steps)} checkpoint{'s' * (len(steps) != 1)}"
+            self.launch.say(
+                f"--resume never: {self.path} ({count}, {newest}) is removed when training begins"
+            )
         return resumed
 
     def begin(self, facts: dict[str, Any], resumed: Checkpoint | None) -> None:
         """Make the folder, or cut its rows to the checkpoint `resumed`: see `StageRun.begin`."""
         if resumed is not None:
             self._check_facts(facts)
+        elif self.config.resume == "never" and self.path.exists():
+            _check_ours(self.path)
+            self._discard()
         else:
             remove(self.path / "weights")  # those of a try that left no checkpoint
         self.path.mkdir(exist_ok=True)
@@ -98,7 +119,7 @@ class Folder:
             "version": VERSION,
             "stage": self.stage,
             "stopped": None,
-            "resume": command(),
+            "resume": command(self.config),
             "directory": os.getcwd(),
             "overwrite": self.config.overwrite or self.found.get("overwrite", False),
             "facts": facts,
@@ -109,15 +130,16 @@ class Folder:
 
     def _check_facts(self, facts: dict[str, Any]) -> None:
         before = self.found["facts"]
-        changed = [name for name in facts if before.get(name) != facts[name]]
-        if "reward_files" in changed:  # a function that failed may be mended
-            changed.remove("reward_files")
+        changed = {name: list(changes(before.get(name), facts[name], name)) for name in facts}
+        if changed.pop("reward_files", []):  # a function that failed may be mended
             self.launch.say("note: the files of ppo.rewards are not those that the run began with")
-        if changed:
+        if lines := [line for found in changed.values() for line in found]:
+            names = " and ".join(name for name, found in changed.items() if found)
+            more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
             raise UserError(
-                f"{self.path}: {' and '.join(changed)} are not what the unfinished run began with "
-                "(other files or rows). Put them back to go on, or give --resume never to begin "
-                "anew."
+                f"{self.path}: {names} are not what the unfinished run began with "
+                f"({'; '.join(lines[:SHOWN])}{more}). Put them back to go on, or give --resume "
+                "never to begin anew."
             )
 
     def publish(self) -> None:
@@ -203,12 +225,14 @@ def cut(path: Path, key: str, last: int) -> None:
     path.write_text("".join(kept), encoding="utf-8")
 
 
-def command() -> str:
-    """What was typed to start this run, its launcher included."""
+def command(config: Config) -> str:
+    """What goes on with this run: what was typed to start it, its launcher included."""
     words = [Path(sys.executable).name, *sys.argv]
     if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
         with contextlib.suppress(psutil.Error):  # it is gone
             words = psutil.Process(os.getppid()).cmdline() or words
+    if config.resume == "never":  # it would remove this run; the last word counts
+        words = [*words, "--resume", "auto"]
     return shlex.join(words)
 
 
@@ -224,8 +248,23 @@ def differing(before: dict[str, Any], now: Config) -> list[str]:
         grows = key == "ppo.updates" and constant and isinstance(was, int) and value > was
         if was != value and not grows and not _free(key):
             shown = (json.dumps(x, ensure_ascii=False) for x in (was, value))
-            lines.append(f"{key}: {' -> '.join(shown)}")
+            lines.append(f"{key}: {' -> '.join(shown)}{LENGTHS.get(key, '')}")
     return lines + [f"{key}: is gone" for key in old if key not in new and not _free(key)]
+
+
+def changes(was: Any, now: Any, place: str) -> Iterator[str]:
+    """Where two values of JSON differ, each `place: before -> now`, long ones cut. A parent is what
+    its files are, wherever they stand."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        moved = {"folder"} if place.startswith("parents.") else set()
+        for key in [key for key in {**was, **now} if key not in moved]:
+            yield from changes(was.get(key), now.get(key), f"{place}.{key}")
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for number, pair in enumerate(zip(was, now, strict=True)):
+            yield from changes(*pair, f"{place}[{number}]")
+    elif was != now:
+        shown = (json.dumps(value, ensure_ascii=False) for value in (was, now))
+        yield f"{place}: {' -> '.join(s if len(s) < 40 else f'{s[:13]}...' for s in shown)}"
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

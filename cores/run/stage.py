@@ -71,7 +71,7 @@ class StageRun:
         """Say where the run goes on, if it does; steps begin now."""
         if self.resumed is not None:
             self.launch.say(f"resuming {self.stage} at step {self.saved} of {total}")
-        STOP.stepping = True
+        STOP.how, STOP.stepping = command(self.config), True
 
     def look(self, step: int, last: bool) -> tuple[bool, bool]:
         """Behind a step: whether to save, and whether to stop; the same on every rank."""
@@ -115,7 +115,7 @@ class StageRun:
         """Behind a checkpoint: end the run; it goes on another time."""
         self.written()
         reason = STOP.reason or "another rank was told to stop"
-        raise Stopped(f"{reason}: saved at step {step} of {total}; to go on: {command()}")
+        raise Stopped(f"{reason}: saved at step {step} of {total}; to go on:\n{STOP.how}")
 
     def stepped(self) -> None:
         """The last step is behind a checkpoint: what follows can be done again."""

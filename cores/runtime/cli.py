@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 import psutil
 
-from cores.errors import ElsewhereError, UserError
+from cores.errors import ANEW, ElsewhereError, UserError
 from cores.runtime.ranks import WATCH, Board
 from cores.runtime.screen import show_everything
 from cores.runtime.stop import STOP, STOPPED, Stopped, end_children, free_children
@@ -70,7 +70,8 @@ def guarded(main: Callable[[list[str]], None]) -> None:
     except SystemExit as end:  # --help
         _leave(board, end.code if isinstance(end.code, int) else int(end.code is not None))
     except Stopped as stopped:
-        _end(board, _paragraph("", str(stopped)), STOPPED)
+        said, _, command = str(stopped).partition("\n")  # folded, it could not be copied
+        _end(board, _paragraph("", said) + f"{command}\n", STOPPED)
     except UserError as error:
         who = f"error on rank {board.rank}: " if board.rank else "error: "
         first = isinstance(error, ElsewhereError) or board.rank
@@ -106,13 +107,14 @@ def _killed(ranks: list[int]) -> str:
     return _paragraph(
         "error: ",
         f"{who} ended without a word: killed from outside, or crashed in a library. Most often "
-        "the machine ran out of memory (then `dmesg` says so): lower microbatch_size or "
-        "max_length, or start fewer processes. The same command goes on from the last checkpoint.",
+        "the machine ran out of memory (then `dmesg` says so). The same command goes on from the "
+        "last checkpoint, with fewer processes too. Or lower microbatch_size or max_length, "
+        f"{ANEW}.",
     )
 
 
 def _paragraph(who: str, text: str) -> str:
-    """Lines of at most 100 columns; paths and options stay whole, to be copied."""
+    """Lines of at most 100 columns; no word is broken."""
     lines = textwrap.fill(
         text, 100, initial_indent=who, break_long_words=False, break_on_hyphens=False
     )

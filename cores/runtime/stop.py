@@ -37,7 +37,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):  # noqa: N818  # not an error: it ends as it should
-    """The run has saved and ends; the text says how to go on."""
+    """The run has saved and ends; behind the first line of the text is the command to go on."""
 
 
 class Stop:
@@ -47,6 +47,8 @@ class Stop:
         self.reason: str | None = None
         self.stepping = False
         """Steps are being taken: what was told waits for the end of one."""
+        self.how = ""
+        """The command to go on with, once there are steps."""
         self.leave: Callable[[str, int], None] = _leave
         """Ends the process: a word to say, and the exit status."""
         self.bereft: Callable[[], bool] = lambda: False
@@ -61,7 +63,8 @@ class Stop:
             return  # the terminal's Ctrl-C, and the launcher's word for it
         self.told_at = now
         if again:
-            self.leave(f"{reason}: ended at once\n", 128 + signal.SIGTERM)
+            said = f"{reason}: ended at once; to go on from the newest checkpoint, if there is one:"
+            self.leave(f"{said}\n{self.how}\n", 128 + signal.SIGTERM)
         self.reason = reason
         if not self.stepping or self.bereft():
             self.leave(f"{reason}: stopped; no step was under way, nothing is lost\n", status)

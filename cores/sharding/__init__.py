@@ -16,9 +16,10 @@ def deepspeed_asked() -> bool:
 
 
 def sharding(precision: str, cpu: bool) -> Whole:
-    """The one that the launcher asked for."""
+    """The one that the launcher asked for; UserError if it could never begin."""
     if not deepspeed_asked():
         return Whole(precision, cpu)
-    from cores.sharding.zero import Zero
+    from cores.sharding.zero import Zero, check_locks
 
+    check_locks()
     return Zero(precision, cpu)

@@ -2,10 +2,12 @@
 
 import copy
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -20,12 +22,15 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils.cpp_extension import get_default_build_root
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.errors import UserError
 from cores.sharding.whole import Trained, Whole
 
 SHARDED = ("exp_avg", "exp_avg_sq")
+COMPILING = 1800.0
+"""Seconds behind which nobody compiles DeepSpeed's kernels any more: it takes a minute or two."""
 
 
 @dataclass(eq=False)
@@ -195,6 +200,21 @@ class Zero(Whole):
 
 
 ROLES = ("actor", "critic")
+
+
+def check_locks() -> None:
+    """UserError for the lock of a compilation that was killed: torch would wait at it, silently and
+    for ever (torch.utils.file_baton)."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
+        with suppress(FileNotFoundError):  # it was let go
+            minutes = (time.time() - lock.stat().st_mtime) / 60
+            if minutes > COMPILING / 60:
+                raise UserError(
+                    f"{lock}: a compilation of DeepSpeed's kernels began {minutes:.0f} minutes ago "
+                    "and has not let go of its lock: it was killed, and whoever needs the kernel "
+                    "would wait for ever. Delete that file."
+                )
 
 
 def launched_settings() -> dict[str, Any]:

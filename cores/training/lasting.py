@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from cores.config import Config, RewardSection, SFTSection
 from cores.draws import key
-from cores.errors import UserError
+from cores.errors import ANEW, UserError
 from cores.run import StageRun
 from cores.run.checkpoint import State
 from cores.sharding.whole import load_weights
@@ -159,9 +159,10 @@ class Lasting(Trainer):
         where = f", in the gradients of {', '.join(bad[:SHOWN])}" if bad else ""
         return (
             f"{stage}: the gradient is not finite at step {step}{where} ({len(bad)} of "
-            f"{len(named)} tensors), from {what}; the step was not taken. Lower "
-            f"{stage}.learning_rate, compute in fp32 (--model.precision fp32), or leave such steps "
-            "out (--faults.nonfinite skip)."
+            f"{len(named)} tensors), from {what}; the step was not taken. Leave "
+            "such steps out (--faults.nonfinite skip; so many in a row: --faults.max_skips) to go "
+            f"on. Or lower {stage}.learning_rate, or compute in fp32 (--model.precision fp32), "
+            f"{ANEW}."
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -227,7 +228,8 @@ class Steps(TrainerCallback):
         if not math.isfinite(values["loss"]):
             raise UserError(
                 f"{run.stage}: the training loss is {values['loss']} at step {state.global_step}. "
-                f"Lower {run.stage}.learning_rate, or compute in fp32 (--model.precision fp32)."
+                f"Lower {run.stage}.learning_rate, or compute in fp32 (--model.precision fp32), "
+                f"{ANEW}."
             )
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         line = f"{run.stage} {state.global_step}/{state.max_steps}  {shown}"

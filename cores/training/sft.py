@@ -19,7 +19,7 @@ from cores.config import Config
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
 from cores.draws import seeded
-from cores.errors import UserError
+from cores.errors import ANEW, UserError
 from cores.models import add_lora
 from cores.models.loading import load_base
 from cores.run import StageRun
@@ -107,7 +107,7 @@ def train_and_judge(
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
     trained = train_sft(config, model, data.train, pad_id, run)
     after = held_out_loss(trained, data.test, pad_id, size, launch)
-    _check_loss(after, "behind training: lower sft.learning_rate")
+    _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
     if config.data.sft.streaming:  # the counts are known only now
         launch.say("\n".join(data.report.lines()))
     if before is not None and after is not None:

@@ -106,7 +106,7 @@ def variants() -> list[Variant]:
         Variant("zero-critic-warm-up", "parts", (*zero, *ppo(critic_warmup=5))),
         Variant("no-whitening", "parts", ppo(whiten_advantages=False)),
         Variant("dual-clip", "parts", ppo(dual_clip=3)),
-        Variant("adam-eps-1e-8", "parts", ppo(actor_adam__eps=1e-8, critic_adam__eps=1e-8)),
+        Variant("adam-eps-1e-5", "parts", ppo(actor_adam__eps=1e-5, critic_adam__eps=1e-5)),
     ]
 
 

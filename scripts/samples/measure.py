@@ -27,11 +27,9 @@ def load(out: Path, task: Task, side: str, chosen: Setting, seed: int) -> dict[s
 
 
 def curve(run: dict[str, Any], task: Task) -> Curve:
-    """Of the held-out prompts."""
-    found = [
-        (row["update"], row[task.judge], row["kl"]) for row in run["held_out"] if task.judge in row
-    ]
-    return sorted(found)
+    """Of the held-out prompts; by the score where the judge was not asked."""
+    rows = [row for row in run["held_out"] if "kl" in row]
+    return sorted((row["update"], row.get(task.judge, row["score"]), row["kl"]) for row in rows)
 
 
 def gain(runs: Sequence[dict[str, Any]], task: Task) -> float:

@@ -89,7 +89,7 @@ DEMO = Task(
     levels=(1.0, 2.0, 3.0, 4.0),
     variables=(("CUDA_VISIBLE_DEVICES", ""), ("DS_ACCELERATOR", "cpu")),
 )
-RATES = {"demo": (3e-4, 1e-3), "polite": (1e-5, 2e-5), "hh_harmless": (1e-5, 2e-5)}
+RATES = {"demo": (3e-4, 1e-3), "polite": (2e-5, 4e-5), "hh_harmless": (2e-5, 4e-5)}
 """Of actor and critic, as the configurations have them."""
 KL_COEFS = {"demo": 0.1, "polite": 0.05, "hh_harmless": 0.05}
 START = (
@@ -97,7 +97,7 @@ START = (
     (RATE, "4e-5"),
     (CRITIC_RATE, "8e-5"),
 )
-"""What the first pass over polite and hh_harmless left: see docs/experiments.md."""
+"""What the first pass over polite and hh_harmless left: see docs/defaults.md."""
 BOTH_RATES = f"{RATE}+{CRITIC_RATE}"
 REAL: dict[str, tuple[str, ...]] = {
     "ppo.epochs": ("4",),

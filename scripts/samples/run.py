@@ -6,11 +6,10 @@
 DATA: the folder with the sets' JSONL files. MODEL: SmolLM2-135M-Instruct as a folder. FOLDER holds
 trl==1.12.0 (`pip install --no-deps --target FOLDER trl==1.12.0`); without it the peer is left out.
 The rounds are in plan.py. A finished run is not made again, so a call that was stopped goes on
-where it was. OUT/runs has one JSON file a run (one.py); OUT/<task>.json sums up what is there.
+where it was. OUT/runs has one JSON file a run (one.py), which page.py reads.
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -24,7 +23,6 @@ from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.evidence import plan as evidence
 from scripts.experiments import plan as experiments
-from scripts.experiments.figures import machine
 from scripts.jobs import Job, run_all
 from scripts.samples.measure import gain, load, summary
 from scripts.samples.plan import (
@@ -124,28 +122,6 @@ def chain(out: Path, task: Task, data: Path | None, model: Path | None) -> list[
     return [job for job in wanted if job.stage == "sft" or job.run[-2:] in ("-a", "-b")]
 
 
-def sum_up(out: Path, task: Task) -> dict[str, Any]:
-    """Every setting of both sides, over the seeds that it has."""
-    found: dict[str, Any] = {"task": task.name, **machine(), "sides": {}}
-    base = [load(out, task, "ours", (), seed) for seed in task.seeds]
-    runs = [run for run in base if run is not None]
-    if not runs:
-        return found
-    whole = gain(runs, task)
-    found["gain"] = whole
-    for side in ("ours", "trl"):
-        folder = out / "runs" / task.name / side
-        settings = {}
-        for place in sorted(folder.iterdir()) if folder.is_dir() else []:
-            files = sorted(place.glob("seed*.json"))
-            each = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-            if each:
-                told = summary(each, task, whole, task.levels)
-                settings[place.name] = {"setting": each[0]["setting"], **told}
-        found["sides"][side] = settings
-    return found
-
-
 def main(argv: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Find what stage 3 learns fastest with.")
@@ -186,15 +162,6 @@ def main(argv: list[str]) -> None:
                 print(f"round {name} of {side}: {len(settings)} settings, {len(seeds)} seeds")
                 plan += rounds.jobs(settings, seeds)
         unfinished += run_all(plan, *place)
-    told = sum_up(out, task)
-    (out / f"{task.name}.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    for side, settings in told["sides"].items():
-        for name, one in sorted(settings.items(), key=lambda item: item[1]["updates"]["mean"]):
-            u, g, k = (one[key]["mean"] for key in ("updates", "gain", "kl"))
-            print(
-                f"{side:5} {u:6.1f} gain {g:+.2f} kl {k:5.2f} lost {one['lost']} "
-                f"{len(one['seeds'])}x  {name}"
-            )
     if unfinished:
         raise UserError(f"not finished: {', '.join(job.name for job in unfinished)} (see {logs}).")
 

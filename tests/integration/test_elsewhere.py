@@ -202,7 +202,7 @@ def test_refusals(tmp_path, files, instruct, judge, parents) -> None:
         ("--reward.path", str(bare)): "has no chat template, which conversations",
         ("--reward.path", str(tmp_path / "none")): f"reward.path: there is no folder {tmp_path}",
         ("--sft.path", "nobody/nothing"): "sft.path: 'nobody/nothing' is no local folder",
-        ("--sft.path", str(judge)): "with score.weight, of which it has no use",
+        ("--sft.path", str(judge)): "a GPT2ForSequenceClassification, a reward model perhaps,",
         ("--sft.revision", "main"): "sft.revision: is for hub ids",
         ("--ppo.critic_init", "reward"): "ppo.critic_init: the critic cannot start from",
         (*ours, "--sft.path", str(instruct)): f"{parents / 'sft'} is a finished stage too",

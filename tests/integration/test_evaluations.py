@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from _helpers import good, in_process, record, rows
-from _resume import metrics
+from _resume import metrics, until
 from safetensors.torch import load_file
 from test_resume import PPO, workplace
 
@@ -62,3 +62,33 @@ def test_an_evaluation_that_fails_costs_nothing(
     assert facts["before"]["prompts"] == 4
     assert facts["after"] is None
     assert "note: the evaluation failed and is left out:" in capsys.readouterr().out
+
+
+RULE = """\
+def size(prompts, responses, rows):
+    return [None] + [float(len(text)) for text in responses[1:]]
+def mute(prompts, responses, rows):
+    return [None] * len(rows)
+"""
+
+
+def test_every_source_is_told_apart(
+    tmp_path: Path, parents: Path, llama: Path, files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also one that weighs nothing: of the replies that it spoke of, and after a run went on."""
+    rule = tmp_path / "rule_apart.py"
+    rule.write_text(RULE, encoding="utf-8")
+    rewards = f'{{"model": 1.0, "{rule}:size": 0, "{rule}:mute": 0}}'
+    words = ["--ppo.rewards", rewards, "--ppo.eval_every", "1"]
+    facts = record(run(tmp_path / "out", parents, llama, files, *words))["metrics"]
+    looks = rows(tmp_path / "out" / "ppo" / "evaluations.jsonl")
+    for found in (facts["before"], *looks, facts["after"]):
+        assert found["score_model"] == found["score"]
+        assert found["score_size"] > 0
+        assert "score_mute" not in found
+    out = workplace(tmp_path / "again", parents)
+    until(monkeypatch, "ppo", [*good(llama, files, out), *PPO, *words], 2)
+    in_process("ppo", [*good(llama, files, out), *PPO, *words])
+    again = record(out / "ppo")["metrics"]
+    assert (again["before"], again["after"]) == (facts["before"], facts["after"])

@@ -58,11 +58,15 @@ def test_the_last_checkpoint_is_the_finished_stage(
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    """A run without a folder, or of a newer program; a folder that stands in the way."""
-    with pytest.raises(UserError, match=r"state\.json"):
+    """A run without a folder, finished or of a newer program; a folder that stands in the way."""
+    with pytest.raises(UserError, match=r"ppo\.unfinished: no unfinished run there"):
         script(
             "export.py", [str(tmp_path / "ppo.unfinished"), str(tmp_path / "made"), "--step", "1"]
         )
+    (tmp_path / "ppo").mkdir()
+    (tmp_path / "ppo" / "stage.json").write_text("{}")
+    with pytest.raises(UserError, match="ppo: a finished stage, a model as it stands"):
+        script("export.py", [str(tmp_path / "ppo"), str(tmp_path / "made"), "--step", "1"])
     (tmp_path / "ppo.unfinished").mkdir()
     (tmp_path / "ppo.unfinished" / "state.json").write_text('{"version": 2}')
     with pytest.raises(UserError, match="written by a newer version of this program"):
@@ -71,3 +75,12 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         )
     with pytest.raises(UserError, match="exists already"):
         script("export.py", [str(tmp_path / "ppo.unfinished"), str(tmp_path), "--step", "1"])
+
+
+def test_help_has_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    """And what RUN and OUT are."""
+    with pytest.raises(SystemExit):
+        script("export.py", ["--help"])
+    said = capsys.readouterr().out
+    assert "\n    python scripts/export.py RUN --step N OUT\n" in said
+    assert "A reward\nmodel is not calibrated yet" in said

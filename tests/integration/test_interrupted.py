@@ -1,6 +1,7 @@
 """Runs that end in the middle: what was trained is kept, and what was there before still is."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -111,7 +112,8 @@ def test_stopped_by_a_signal(tmp_path: Path, llama, files, number: int) -> None:
     assert told == f"{name}: stopping behind this step (once more: at once)"
     step = max(int(p.name.removeprefix("step-")) for p in (left / "checkpoints").iterdir())
     assert (left / "log.txt").read_text().endswith(err)
-    said = " ".join(said.split())
-    assert said.startswith(f"{name}: saved at step {step} of 100000; to go on: python")
-    assert "stage1_sft.py --config" in said
+    said, command, end = said.split("\n")
+    assert (said, end) == (f"{name}: saved at step {step} of 100000; to go on:", "")
+    assert command == json.loads((left / "state.json").read_text())["resume"]  # to be copied
+    assert shlex.split(command)[1:] == [SCRIPTS["sft"], *words, "--sft.learning_rate", "1e-4"]
     assert [p.name for p in (tmp_path / "new").iterdir()] == [left.name]

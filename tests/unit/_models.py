@@ -148,6 +148,10 @@ def adam(**settings: float) -> dict[str, AdamSection]:
     return {"actor_adam": both, "critic_adam": both}
 
 
+ROUNDING: dict[str, Any] = adam(eps=1e-3)
+"""For steps that are equal but for rounding: Adam divides some gradients that are nothing else."""
+
+
 def ppo_config(
     checkpointing: bool = False, seed: int = 0, engine: Any = "auto", **ppo: Any
 ) -> Config:

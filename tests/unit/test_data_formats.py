@@ -1,5 +1,6 @@
 """Every format, what decides between them, every malformed value and every reason to drop."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ def said(role: str, content: Any) -> dict[str, Any]:
 
 
 def read(
-    row: dict[str, Any], stage: Stage, wanted: Format | None = None, kind: str = "chat"
-) -> Example:
+    row: dict[str, Any], stage: Stage, wanted: Format | None = None, kind: str = "chat",
+    ignore: Sequence[str] = (),
+) -> Example:  # fmt: skip
     template = TemplateSection(kind=kind)  # type: ignore[arg-type]
-    source = SourceSection(format=wanted)
+    source = SourceSection(format=wanted, ignore=list(ignore))
     reader = Reader(Config(template=template), source, list(row), "rows.jsonl", stage, "data.x")
     return reader.read(Row("rows.jsonl:1", row))
 

@@ -65,7 +65,10 @@ def test_show_pairs_and_prompts(
     assert "--- row 1 chosen: 4 tokens, 3 trained\nQ[ A<|endoftext|>]\n" in out
     assert "--- row 1 rejected: 4 tokens, 3 trained\nQ[ B<|endoftext|>]\n" in out
     show(prompt_data(config(path, NONE), gpt2_like()), gpt2_like(), 5)
-    assert "--- row 1: 1 tokens, 0 trained\nQ\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--- row 1: 1 tokens\nQ\n" in out
+    assert "\nrow " in out
+    assert "reply" not in out
 
 
 def test_length_quantiles_by_hand() -> None:

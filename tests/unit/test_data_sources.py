@@ -86,6 +86,9 @@ def test_changed_content_is_seen(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "x"}\n[1]\n', 2, "must be a JSON object"),
         ("a.jsonl", '{"text": "x"} {"text": "y"}\n', 1, "more than one JSON value"),
         ("a.jsonl", "[" * 100_000, 1, "bad JSON"),
+        ("a.jsonl", '{"text": "x\n{"text": "y"}\n', 1, "not closed, or the row is cut off (char"),
+        ("a.jsonl", '{"text": "x', 1, "not closed, or the row is cut off (character 10 of"),
+        ("a.jsonl", '{"text": "x\ty"}\n', 1, "Invalid control character (character 12 of"),
         ("a.json", '[{"text": "x"},\n\n{"text" "y"}]', 3, "bad JSON"),
         ("a.json", '[{"text": "x"},\n3]', 2, "must be a JSON object"),
         ("a.json", '[\n{"text": "x"}\n{"text": "y"}]', 2, "comma"),
@@ -218,3 +221,18 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert rows(stream) == rows(train)
     assert rows(held_out) == rows(test)
+
+
+def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
+    """Its rows and the digest of its files; of several splits the one that is asked for."""
+    made = datasets.Dataset.from_list([{"text": "one"}, {"text": "two"}])
+    made.save_to_disk(str(tmp_path / "saved"))
+    source = read(tmp_path / "saved")
+    assert [row.columns for row in rows(source)] == [{"text": "one"}, {"text": "two"}]
+    assert list(source.fingerprints) == ["data-00000-of-00001.arrow"]
+    both = datasets.DatasetDict({"train": made, "test": made.select([1])})
+    both.save_to_disk(str(tmp_path / "both"))
+    assert len(rows(read(tmp_path / "both"))) == 2
+    (row,) = rows(read(tmp_path / "both", split="test"))
+    assert (row.where, row.columns) == (f"{tmp_path / 'both'} (test), row 1", {"text": "two"})
+    assert "with the splits test, train, not 'dev'" in refused(tmp_path / "both", split="dev")

@@ -2,8 +2,10 @@
 
 import math
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts.jobs import Job, run_all
@@ -27,3 +29,18 @@ def test_a_job_that_fails_after_writing_has_failed(tmp_path: Path) -> None:
     job = Job("half", (sys.executable, "-c", code), (), made)
     assert run_all([job], tmp_path / "logs", 1, math.inf) == [job]
     assert made.is_file()
+
+
+def test_nothing_runs_on_behind_the_deadline(tmp_path: Path) -> None:
+    """Nor what a job has started itself."""
+    told, made = tmp_path / "pid", tmp_path / "made"
+    code = (
+        "import subprocess, sys, pathlib\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(told)!r}).write_text(str(child.pid))\n"
+        "child.wait()\n"
+    )
+    job = Job("long", (sys.executable, "-c", code), (), made)
+    assert run_all([job], tmp_path / "logs", 1, time.monotonic() + 3) == [job]
+    grandchild = int(told.read_text())
+    assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie"

@@ -1,6 +1,7 @@
 """A DeepSpeed file of the user's own, and DeepSpeed that is not installed."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,21 @@ def refusal(path: Path, content: Any) -> str:
     with pytest.raises(UserError) as caught:
         check_launch(env, 0, None)
     return str(caught.value)
+
+
+def test_the_lock_of_a_compilation_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is refused by its name; one that somebody may still hold is waited for."""
+    pytest.importorskip("deepspeed")
+    from cores.sharding import sharding
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    sharding("fp32", cpu=True)
+    os.utime(lock, (0, 0))
+    with pytest.raises(UserError, match=rf"^{lock}: a compilation of .* Delete that file"):
+        sharding("fp32", cpu=True)

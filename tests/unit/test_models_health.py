@@ -48,6 +48,24 @@ def changed(folder: Path, source: Path, change: Change) -> Path:
     return folder
 
 
+def test_a_reward_model_for_a_policy() -> None:
+    """It has no fault but that it is another kind of model."""
+    said = said_of(reward_folder("gpt2"))
+    assert ": it is a GPT2ForSequenceClassification, a reward model perhaps, and no GPT2LM" in said
+    assert said.endswith("with score.weight, of which it has no use. Give a GPT2LMHeadModel.")
+
+
+@pytest.mark.parametrize("name", ["ppo.unfinished", "ppo.unfinished/checkpoints/step-3"])
+def test_an_unfinished_run_for_a_model(tmp_path: Path, name: str) -> None:
+    """Neither it nor a checkpoint of its; what makes a model of one is named."""
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    for read in (load_config, load_tokenizer):
+        with pytest.raises(UserError, match=r"is of an unfinished run, .* scripts/export\.py"):
+            read(folder)
+
+
 def said_of(folder: Path) -> str:
     """What both the check before the data and the loading say."""
     with pytest.raises(UserError) as early:

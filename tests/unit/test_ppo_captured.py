@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _engines import CAPTURABLE
-from _models import adam, largest_difference, make_trainer, parameters
+from _models import ROUNDING, largest_difference, make_trainer, parameters
 from _ppo import experience_of
 
 from cores.config import LoraSection
@@ -48,8 +48,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
     """A trainer after updates on changing rows, and their statistics."""
     settings = {"microbatch_size": 2, "minibatch_size": 4, "batch_size": 8, "epochs": 2}
-    rounding = adam(eps=1e-3)  # Adam divides by gradients that are rounding and nothing else
-    trainer = make_trainer("gpt2", **{**settings, "actor_learning_rate": 0.001, **rounding, **ppo})
+    trainer = make_trainer("gpt2", **{**settings, "actor_learning_rate": 0.001, **ROUNDING, **ppo})
     found = []
     for seed in range(updates):
         trainer.state.kl_coef = 0.1 * (seed + 1)

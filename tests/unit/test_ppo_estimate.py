@@ -183,7 +183,7 @@ def test_the_gap_between_engine_and_trainer_is_reported() -> None:
     engine[0, 1] += 0.25
     engine[1, 2] += 9.0
     stats = describe(
-        estimator().estimate(replace(scored, rollout_logprobs=engine)), ["model"], critic=True
+        estimator().estimate(replace(scored, rollout_logprobs=engine)), [], critic=True
     )
     assert stats["rollout_logprob_gap"] == pytest.approx(0.25)
 

@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from _models import PROMPTS, PPOTrainer, fixed_rollout, largest_difference, make_trainer, parameters
+from _models import (
+    PROMPTS,
+    ROUNDING,
+    PPOTrainer,
+    fixed_rollout,
+    largest_difference,
+    make_trainer,
+    parameters,
+)
 
 from cores.errors import UserError
 from cores.models import Actor
@@ -39,7 +47,7 @@ def test_half_the_rows_make_the_same_step(
     where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Within rounding; it is said, and kept with the state."""
-    options: dict[str, Any] = {"microbatch_size": 1 if where == "score" else 4}
+    options: dict[str, Any] = {"microbatch_size": 1 if where == "score" else 4, **ROUNDING}
     wanted, figures = stepped(make_trainer("gpt2", **options))
     short = Short(monkeypatch, 2, grad=where == "update")
     trainer = make_trainer("gpt2", **options)

@@ -10,6 +10,7 @@ from _models import (
     LORA,
     PPO,
     PROMPTS,
+    ROUNDING,
     fixed_rollout,
     largest_difference,
     make_trainer,
@@ -68,7 +69,8 @@ def test_the_update_is_the_same(lora: int) -> None:
     the entropy of its first pass is near the rollout's."""
     found = []
     for way in ("auto", "recompute"):
-        trainer = make_trainer("gpt2", lora=replace(LORA, rank=lora), old_logprobs=way)
+        adapters = replace(LORA, rank=lora)
+        trainer = make_trainer("gpt2", lora=adapters, old_logprobs=way, **ROUNDING)
         stats = [trainer.step(PROMPTS)[1] for _ in range(3)]
         found.append((parameters(trainer.roles.actor.module), stats))
     (weights, (*_, ours)), (same, (*_, theirs)) = found

@@ -10,7 +10,7 @@ from _stages import begun, config, write
 from test_run_stage import break_off, names, record
 
 from cores.errors import UserError
-from cores.run import StageRun
+from cores.run import StageRun, files
 
 
 def refused(root: Path, **options: Any) -> str:
@@ -45,7 +45,7 @@ def test_damaged_rows_go(tmp_path: Path) -> None:
     assert (path / "metrics.jsonl").read_bytes() == rows
 
 
-@pytest.mark.parametrize("name", ["sft", "sft.unfinished"])
+@pytest.mark.parametrize("name", ["sft", "sft.unfinished", ".sft.before"])
 @pytest.mark.parametrize("what", ["file", "dangling", "notes"])
 def test_what_no_run_wrote_is_not_removed(tmp_path: Path, name: str, what: str) -> None:
     """Whatever is asked for."""
@@ -160,13 +160,32 @@ def test_a_kill_while_the_folder_is_made(tmp_path: Path) -> None:
 
 
 def test_a_kill_between_two_renames(tmp_path: Path) -> None:
-    """The old stage is put back from `<stage>.before`, and the new one can go on."""
+    """The old stage is put back from `.<stage>.before`, and the new one can go on."""
     path = break_off(config(tmp_path), 3)
-    write(tmp_path / "other", "sft", "old").rename(tmp_path / "sft.before")
+    write(tmp_path / "other", "sft", "old").rename(tmp_path / ".sft.before")
     run = begun(config(tmp_path, overwrite=True))
     assert run.resumed is not None
     assert (run.path, names(tmp_path)) == (path, {".sft.lock", "other", "sft", "sft.unfinished"})
     assert (tmp_path / "sft" / "model.safetensors").read_text() == "old"
+
+
+def test_a_kill_before_the_third_rename(tmp_path: Path) -> None:
+    """The new stage has its place, and the older one goes."""
+    write(tmp_path, "sft", "new")
+    write(tmp_path / "other", "sft", "old").rename(tmp_path / ".sft.before")
+    begun(config(tmp_path, overwrite=True))
+    assert not (tmp_path / ".sft.before").exists()
+    assert (tmp_path / "sft" / "model.safetensors").read_text() == "new"
+
+
+def test_a_copy_of_a_stage_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the name that anyone would give it, where names are not exchanged either."""
+    monkeypatch.setattr(files, "RENAME_EXCHANGE", 1 << 30)  # EINVAL
+    write(tmp_path, "sft", "mine").rename(tmp_path / "sft.before")
+    for text in ("old", "new"):
+        write(tmp_path, "sft", text)
+    assert (tmp_path / "sft.before" / "model.safetensors").read_text() == "mine"
+    assert (tmp_path / "sft" / "model.safetensors").read_text() == "new"
 
 
 def test_a_kill_behind_the_exchange(tmp_path: Path) -> None:

@@ -148,40 +148,6 @@ def test_other_options_are_refused_before_anything_is_touched(tmp_path: Path) ->
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
 
 
-def test_other_data_or_parents_are_refused(tmp_path: Path) -> None:
-    """By name; the files of reward functions may be mended, with a note."""
-    about = {"data": {"rows": 5}, "parents": {"base": "a"}, "reward_files": "x"}
-    break_off(config(tmp_path), 3, **about)
-    with pytest.raises(UserError, match=r": data are not what the unfinished run began with"):
-        begun(config(tmp_path), **{**about, "data": {"rows": 6}})
-    with pytest.raises(UserError, match=r": parents and data are not"):
-        begun(config(tmp_path), parents={"base": "b"}, data={}, reward_files="x")
-    assert begun(config(tmp_path), **{**about, "reward_files": "y"}).resumed is not None
-
-
-def test_mended_reward_functions_are_said(tmp_path: Path, capsys: Any) -> None:
-    break_off(config(tmp_path), 3, reward_files="x")
-    begun(config(tmp_path), reward_files="y")
-    assert "the files of ppo.rewards are not those" in capsys.readouterr().out
-
-
-def test_resume_never_says_what_it_removes(tmp_path: Path, capsys: Any) -> None:
-    path = break_off(config(tmp_path, seed=1), 3, 7)
-    run = begun(config(tmp_path, seed=2, resume="never"))
-    assert run.resumed is None
-    said = f"--resume never: removes {path} (2 checkpoints, the newest at step 7)"
-    assert said in capsys.readouterr().out
-    assert not (path / "checkpoints").exists()
-    with run:
-        raise_nothing()
-    begun(config(tmp_path, resume="never"))
-    assert "(0 checkpoints, nothing to go on from)" in capsys.readouterr().out
-
-
-def raise_nothing() -> None:
-    """A run that ends without having finished."""
-
-
 def test_a_finished_stage_needs_overwrite(tmp_path: Path) -> None:
     """Refused before anything; a run that began with it goes on without."""
     write(tmp_path, "sft", "old")

@@ -109,3 +109,21 @@ def test_what_fails_on_one_rank_alone_ends_the_run(tmp_path: Path) -> None:
     for error in (KeyError("x"), UserError("memory ran out")):
         with pytest.raises(type(error)):
             run.optional("the evaluation", lambda error=error: fail(error))
+
+
+def test_a_second_signal_says_how_to_go_on(tmp_path: Path, monkeypatch, capsys: Any) -> None:
+    """As the first does, behind its step; by what was typed, though the launcher is gone by now."""
+    monkeypatch.setattr(sys, "argv", ["stage1_sft.py", "--seed", "3"])
+    said: list[tuple[str, int]] = []
+    with begun(config(tmp_path)) as run:
+        run.going_on(9)
+        how = record(run.path / "state.json")["resume"]
+        monkeypatch.setattr("cores.run.stage.command", None)
+        monkeypatch.setattr(STOP, "leave", lambda *leaving: said.append(leaving))
+        STOP.tell("SIGINT")
+        assert (said, STOP.reason) == ([], "SIGINT")
+        with pytest.raises(Stopped, match=f"to go on:\n{how}$"):
+            run.leave(1, 9)
+        STOP.tell("SIGINT")
+    newest = "SIGINT: ended at once; to go on from the newest checkpoint, if there is one:\n"
+    assert said == [(f"{newest}{how}\n", 143)]

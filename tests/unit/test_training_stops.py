@@ -50,7 +50,9 @@ def test_weights_that_are_no_numbers_stop_the_stage(tmp_path: Path) -> None:
     message = r"sft: the gradient is not finite at step 1.*bad weights \(transformer\.ln_f"
     with pytest.raises(UserError, match=message) as caught, run:
         train_sft(run.config, model, sft_rows(16), PAD, run)
-    assert "sft.learning_rate" in str(caught.value)
+    assert "(--faults.nonfinite skip; so" in str(caught.value)
+    assert "lower sft.learning_rate, or compute in fp32" in str(caught.value)
+    assert str(caught.value).endswith("begins the run anew (--resume never).")
     assert not list(tmp_path.glob("**/*.safetensors"))
     assert "not finite at step 1" in (run.path / "state.json").read_text()
 

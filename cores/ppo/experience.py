@@ -1,10 +1,8 @@
-"""The type that travels from rollout to update. Shapes as in `Rollout`: B rows, L = P + T tokens.
+"""The type that travels from rollout to update, what the update learns from, and its figures.
+Shapes as in `Rollout`: B rows, L = P + T tokens.
 
 One alignment throughout: index t of every (B, T) tensor is response token t, and values[:, t] is
 the value of the state before it. What lies outside `response_mask` has no meaning.
-
-Behind it, which rows go through a model together: so many rows, or so many tokens with their
-padding, decided on the host from lengths that are read once.
 """
 
 from collections.abc import Sequence
@@ -18,12 +16,27 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cores.config import PPOSection
+from cores.config.ppo import ESTIMATORS
+from cores.rl import (
+    adjust_scores,
+    explained_variance,
+    gae,
+    grpo,
+    kl_estimate,
+    masked_mean,
+    reinforce_pp,
+    rloo,
+    shape_rewards,
+    whiten,
+)
+from cores.rl.coati import coati_advantages, coati_rewards
 from cores.runtime.launch import Launch
 
 Lengths = Sequence[tuple[int, int]]
 """Prompt and response tokens of each row. A forward pass pads both to their longest."""
-FORWARD_FACTOR = 4
-"""Rows or tokens of a forward pass that keeps nothing for a backward one, to one that does."""
+Stats = dict[str, float]
+Unread = dict[str, Tensor | float]
+"""Statistics that may still be on the device, 0-d: to read one is to wait for all before it."""
 S = TypeVar("S", bound="Scored")
 
 
@@ -66,15 +79,11 @@ class Scored:
         return [(prompt, response) for prompt, response in both.tolist()]
 
     @cached_property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        width = self.response_mask.shape[1]
-        return any(found != (self.mask.shape[1] - width, width) for found in self.lengths)
-
-    @property
     def attended(self) -> Tensor | None:
         """The mask for a model, or None where no row has padding: models attend to all then."""
-        return self.mask if self.padded else None
+        width = self.response_mask.shape[1]
+        full = (self.mask.shape[1] - width, width)
+        return self.mask if any(found != full for found in self.lengths) else None
 
     def to(self: S, device: torch.device | str) -> S:
         """The same on another device."""
@@ -83,18 +92,17 @@ class Scored:
     def as_selected(self, lengths: Lengths, widths: int) -> Lengths:
         """`lengths` of some of the rows as `select` makes them: where there is any padding, they
         are rounded up to multiples of `widths`."""
-        return widened(lengths, widths) if self.padded else lengths
+        if self.attended is None:
+            return lengths
+        return [(-(-p // widths) * widths, -(-r // widths) * widths) for p, r in lengths]
 
-    def select(self: S, rows: Sequence[int] | Tensor, widths: int = 1) -> S:
+    def select(self: S, rows: Sequence[int], widths: int = 1) -> S:
         """The given rows, as wide as the longest prompt and response `as_selected`."""
-        numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
-        index = on_device(numbers, self.ids.device)
+        index = on_device(rows, self.ids.device)
         taken = {name: column[index] for name, column in columns(self).items()}
-        lengths = [self.lengths[i] for i in numbers]
+        lengths = [self.lengths[i] for i in rows]
         prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
-        width = self.response_mask.shape[1]
-        left = max(1, *prompts) - (self.mask.shape[1] - width)
-        result = replace(self, **_fitted(taken, left, max(1, *responses) - width))
+        result = replace(self, **_fitted(taken, max(1, *prompts), max(1, *responses)))
         vars(result)["lengths"] = lengths
         return result
 
@@ -117,22 +125,20 @@ def columns(scored: Scored) -> dict[str, Tensor]:
     return {name: column for name, column in found.items() if column is not None}
 
 
-def _fitted(found: dict[str, Tensor], left: int, right: int) -> dict[str, Tensor]:
-    """Columns with so many prompt positions more on the left, and response positions on the right;
-    fewer if negative."""
+def _fitted(found: dict[str, Tensor], prompt: int, response: int) -> dict[str, Tensor]:
+    """Columns with so many prompt and response positions: prompts end, replies begin where they
+    did."""
+    right = response - found["response_mask"].shape[1]
+    left = prompt + response - right - found["mask"].shape[1]
 
     def fit(name: str, value: Tensor) -> Tensor:
         # A padded id is never attended; 0 is in every vocabulary.
         if name in ("ids", "mask"):
             return pad(value, (left, right))
-        return pad(value, (0, right)) if right and by_token(name, value) else value
+        by_token = value.dim() == 2 and name != "score_parts"
+        return pad(value, (0, right)) if right and by_token else value
 
     return {name: fit(name, value) for name, value in found.items()} if left or right else found
-
-
-def by_token(name: str, value: Tensor) -> bool:
-    """Whether a column of `Scored` is (B, T)."""
-    return value.dim() == 2 and name not in ("ids", "mask", "score_parts")
 
 
 def gather_rows(scored: Scored, launch: Launch) -> Scored:
@@ -148,91 +154,10 @@ def gather_rows(scored: Scored, launch: Launch) -> Scored:
 
 
 def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    response = max(p["response_mask"].shape[1] for p in parts)
-    prompt = max(p["mask"].shape[1] - p["response_mask"].shape[1] for p in parts)
-    collected: dict[str, list[Tensor]] = {name: [] for name in parts[0]}
-    for part in parts:
-        right = response - part["response_mask"].shape[1]
-        left = prompt - (part["mask"].shape[1] - part["response_mask"].shape[1])
-        for name, value in _fitted(part, left, right).items():
-            collected[name].append(value)
-    return {name: torch.cat(values).to(device) for name, values in collected.items()}
-
-
-def widened(lengths: Lengths, widths: int) -> Lengths:
-    """Lengths rounded up to multiples of `widths`."""
-    return [
-        (-(-prompt // widths) * widths, -(-response // widths) * widths)
-        for prompt, response in lengths
-    ]
-
-
-def by_length(rows: Sequence[int], lengths: Lengths) -> list[int]:
-    """The longest first: neighbours then need little padding, and memory runs out at once or not
-    at all."""
-    return sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
-
-
-def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) -> list[list[int]]:
-    """`rows` in parts of `size` rows, or of at most `tokens` tokens if that is not None.
-
-    Tokens are those of the forward pass, padding included; a row that has more goes alone.
-    """
-    parts: list[list[int]] = []
-    prompt = response = 0  # longest of the part being filled
-    for row in rows:
-        longer = max(prompt, lengths[row][0]), max(response, lengths[row][1])
-        count = len(parts[-1]) + 1 if parts else 1
-        fits = count <= size if tokens is None else count * sum(longer) <= tokens
-        if parts and fits:
-            parts[-1].append(row)
-            prompt, response = longer
-        else:
-            parts.append([row])
-            prompt, response = lengths[row]
-    return parts
-
-
-def room(ppo: PPOSection, halved: bool, factor: int = 1) -> tuple[int, int | None]:
-    """Rows and, where they decide, tokens of `factor` micro-batches."""
-    size, tokens = factor * ppo.microbatch_size, ppo.microbatch_tokens
-    tokens = None if tokens is None else factor * tokens
-    if not halved:
-        return size, tokens
-    return max(1, size // 2), None if tokens is None else tokens // 2
-
-
-def for_scoring(lengths: Lengths, ppo: PPOSection, halved: bool = False) -> list[list[int]]:
-    """All rows, the longest first, in parts for a forward pass without a backward one."""
-    return cut(by_length(range(len(lengths)), lengths), lengths, *room(ppo, halved, FORWARD_FACTOR))
-
-
-def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
-    """`parts` as `count` parts, none of them empty, by halving the largest as often as it takes.
-
-    ValueError if there are fewer rows than that, or more parts.
-    """
-    if not len(parts) <= count <= sum(map(len, parts)):
-        raise ValueError(f"{parts} cannot be {count} parts")
-    parts = list(parts)
-    while len(parts) < count:
-        largest = max(range(len(parts)), key=lambda i: len(parts[i]))
-        half = (len(parts[largest]) + 1) // 2
-        parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
-    return parts
-
-
-def shared(
-    rows: Sequence[int], lengths: Lengths, world: int, size: int, tokens: int | None
-) -> list[list[list[int]]]:
-    """The micro-batches of each of `world` ranks: as many on each, since they meet at every one.
-
-    `world` divides the number of rows, which are dealt out by length.
-    """
-    ordered = by_length(rows, lengths)
-    ranks = [cut(ordered[rank::world], lengths, size, tokens) for rank in range(world)]
-    most = max(map(len, ranks))
-    return [in_parts(parts, most) for parts in ranks]
+    widths = [part["response_mask"].shape[1] for part in parts]
+    prompt = max(p["mask"].shape[1] - width for p, width in zip(parts, widths, strict=True))
+    fitted = [_fitted(part, prompt, max(widths)) for part in parts]
+    return {name: torch.cat([part[name] for part in fitted]).to(device) for name in fitted[0]}
 
 
 def share(batch: list[Any], rank: int, world: int) -> list[Any]:
@@ -245,3 +170,95 @@ def on_device(rows: Sequence[int], device: torch.device) -> Tensor:
     """Row numbers (N,) on `device`, without waiting for what it is computing."""
     index = torch.tensor(rows, dtype=torch.int64)
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
+
+
+def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
+    """Rewards a token, advantages and returns, over the rows of all ranks."""
+    mask, group = scored.response_mask, ppo.samples_per_prompt
+    scores = adjust_scores(
+        scored.scores,
+        scored.ended,
+        mask.sum(dim=1),
+        ppo.missing_eos_penalty,
+        ppo.length_penalty,
+        ppo.reward_clip,
+    )
+    in_reward = kl_coef if ppo.kl_in == "reward" else 0.0
+    kl = kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl_kind, mask)
+    rewards = shape_rewards(scores, kl, mask, in_reward)
+    returns = torch.zeros_like(rewards)  # of estimators without a critic
+    if ppo.estimator == "gae":
+        advantages, returns = gae(rewards, scored.values, mask, ppo.gamma, ppo.lam)
+    elif ppo.estimator == "grpo":
+        advantages = grpo(rewards, mask, group, ppo.group_std)
+    elif ppo.estimator == "rloo":
+        advantages = rloo(rewards, mask, group)
+    elif ppo.estimator == "reinforce_pp":
+        advantages = reinforce_pp(rewards, mask, ppo.gamma)
+    else:
+        rewards, advantages, returns = _coati(scored, scores, ppo, kl_coef)
+    wanted = ppo.whiten_advantages
+    if wanted or (wanted is None and ESTIMATORS[ppo.estimator].whitens):
+        advantages = whiten(advantages, mask)
+    known = {f.name: getattr(scored, f.name) for f in fields(Scored)}
+    return Experience(**known, rewards=rewards, advantages=advantages, returns=returns)
+
+
+def _coati(
+    scored: Scored, scores: Tensor, ppo: PPOSection, kl_coef: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards, advantages and returns: (B, T) each."""
+    switches, mask = ppo.coati, scored.response_mask
+    total = coati_rewards(
+        scores, scored.logprobs, scored.ref_logprobs, mask, kl_coef, switches.reversed_kl
+    )
+    rewards = shape_rewards(total, torch.zeros_like(scored.logprobs), mask, kl_coef=0.0)
+    learnt = coati_advantages(total, scored.values, mask, switches.r_minus_v, ppo.gamma, ppo.lam)
+    return rewards, *learnt
+
+
+def describe(
+    experience: Experience, sources: list[str], critic: bool, reused: bool = False
+) -> Stats:
+    """What the rollout was like, before the update; `sources`: names of several, see `Scorer`.
+
+    reused: the old log-probs are the engine's, so there is no mismatch to tell of.
+    """
+    e, mask = experience, experience.response_mask
+    kl = kl_estimate(e.logprobs, e.ref_logprobs, "k1", mask)
+    stats: Unread = {
+        "score": e.scores.mean(),
+        "score_std": e.scores.std(correction=0),
+        "kl": kl.sum(dim=1).mean(),
+        "response_length": mask.sum(dim=1).float().mean(),
+        "ended": e.ended.float().mean(),
+        "reward": e.rewards.sum(dim=1).mean(),
+    }
+    if e.entropy is not None:
+        stats["entropy"] = masked_mean(e.entropy, mask)
+    if not reused:
+        gap = torch.where(mask, (e.logprobs - e.rollout_logprobs).abs(), 0.0)
+        k3 = kl_estimate(e.rollout_logprobs, e.logprobs, "k3", mask)
+        stats |= {"rollout_logprob_gap": gap.max(), "rollout_kl": masked_mean(k3, mask)}
+    if critic:
+        stats["explained_variance"] = explained_variance(e.values, e.returns, mask)
+    for name, part in zip(sources, e.score_parts.unbind(dim=1), strict=bool(sources)):
+        stats[f"score_{name}"] = part.nanmean()
+        stats[f"unscored_{name}"] = part.isnan().float().sum()
+    found = read([stats])[0]
+    for name in sources:  # told only where there is something to tell
+        if not found[f"unscored_{name}"]:
+            del found[f"unscored_{name}"]
+        elif found[f"unscored_{name}"] == len(e.scores):
+            del found[f"score_{name}"]
+    return found
+
+
+def read(steps: list[Unread]) -> list[Stats]:
+    """The same as numbers, by one transfer from the device."""
+    waiting = [value for step in steps for value in step.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack(waiting).tolist() if waiting else [])
+    return [
+        {name: next(numbers) if isinstance(x, Tensor) else x for name, x in step.items()}
+        for step in steps
+    ]

@@ -1,5 +1,7 @@
-"""Forward and backward of one micro-batch, and the step behind the last, for actor and critic."""
+"""Which rows go through a model together: so many, or so many tokens with their padding, decided on
+the host. Then forward and backward of one such micro-batch, and the step behind the last."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.body import attention_problem, looks_for_outliers
-from cores.ppo.experience import Experience, Scored, columns
+from cores.ppo.experience import Experience, Lengths, Scored, columns
 from cores.ppo.roles import Roles, TrainedRole
 from cores.rl import (
     kl_estimate,
@@ -28,12 +30,17 @@ Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Of the whole minibatch over all ranks: what sums over its parts are divided by."""
+class Minibatch:
+    """What the passes over its parts have in common."""
 
     tokens: Tensor
-    """0-d, response tokens."""
+    """0-d, response tokens on all ranks: what sums over its parts are divided by."""
     replies: int
+    """On all ranks."""
+    kl_coef: Any
+    """Price of KL: a float, or 0-d where a graph reads it."""
+    measured: bool
+    """Whether the actor's statistics have the entropy among them."""
 
 
 SMALL = 500_000_000
@@ -98,140 +105,110 @@ class Passes:
             return "ptx rows add to its gradients (ppo.ptx_coef)"
         return attention_problem(model.config)
 
-    def actor(
-        self, batch: Experience, totals: Totals, kl_coef: float, measured: bool, turn: Turn
-    ) -> Terms:
-        """The policy's statistics; `measured`: the entropy among them."""
-
-        def loss_of(batch: Experience, totals: Totals, kl_coef: Any) -> tuple[Tensor, Terms]:
-            width = batch.response_mask.shape[1]
-            entropy = measured or self.config.entropy_coef > 0
-            logprobs, nats = self.roles.actor.module(
-                batch.ids, batch.attended, width, entropy=entropy
-            )
-            loss, terms = policy_objective(batch, logprobs, nats, totals, self.config, kl_coef)
-            if measured:
-                terms["entropy"] = masked_mean(nats.detach(), batch.response_mask, totals.tokens)
-            return loss, terms
-
-        return self._run(self.roles.actor, loss_of, batch, totals, kl_coef, measured, turn)
-
-    def critic(self, critic: TrainedRole, batch: Experience, totals: Totals, turn: Turn) -> Terms:
-        """The critic's statistics."""
-
-        def loss_of(batch: Experience, totals: Totals, kl_coef: Any) -> tuple[Tensor, Terms]:
-            values = response_values(critic.module(batch.ids, batch.attended), batch, self.config)
-            return critic_objective(batch, values, totals, self.config)
-
-        return self._run(critic, loss_of, batch, totals, 0.0, False, turn)
-
-    def _run(
-        self,
-        role: TrainedRole,
-        loss_of: Any,
-        batch: Experience,
-        totals: Totals,
-        kl_coef: float,
-        measured: bool,
-        turn: Turn,
-    ) -> Terms:
-        if role.name not in self.kept:
+    def run(self, role: TrainedRole, batch: Experience, minibatch: Minibatch, turn: Turn) -> Terms:
+        """One micro-batch; its share of the minibatch's statistics."""
+        loss_of = self._value_loss if role is self.roles.critic else self._policy_loss
+        if role.name in self.kept:
+            terms = self._captured(role, loss_of, batch, minibatch, turn)
+            norm = terms.pop("grad_norm", None)
+        else:
             with role.trained.micro_batch(turn.last), self.launch.autocast():
-                loss, terms = loss_of(batch, totals, kl_coef)
-                role.accumulate(loss, turn.last)
-            return terms
+                loss, terms = loss_of(batch, minibatch)
+                norm = role.trained.backward(loss, turn.last)
+        if norm is not None:  # a step was taken
+            role.grad_norm = norm
+            role.steps += 1
+        return terms
 
+    def _captured(
+        self, role: TrainedRole, loss_of: Any, batch: Experience, minibatch: Minibatch, turn: Turn
+    ) -> Terms:
+        """The same as a CUDA graph, where the shape has come before."""
         gradients = self.kept[role.name]
         lengths, whole = batch.lengths, batch.attended is None
 
         def work(inputs: Tensors) -> Tensors:
             own = replace(batch, **{name: inputs[name] for name in columns(batch)})
             vars(own)["lengths"] = lengths  # read for padding alone, which `whole` tells
+            shares = replace(minibatch, tokens=inputs["tokens"], kl_coef=inputs["kl_coef"])
             gradients.begin(turn.first, turn.last)
             with self.launch.autocast():
-                loss, terms = loss_of(
-                    own, Totals(inputs["tokens"], totals.replies), inputs["kl_coef"]
-                )
+                loss, terms = loss_of(own, shares)
                 loss.backward()
             if turn.last:
                 terms["grad_norm"] = role.trained.descend()
             gradients.end(turn.first, turn.last)
             return {name: term.detach() for name, term in terms.items()}
 
-        price = torch.full((), kl_coef, device=self.launch.device)
-        inputs = columns(batch) | {"tokens": totals.tokens, "kl_coef": price}
-        key = (role.name, whole, measured, totals.replies, turn)
-        terms = self.captured.run(key, inputs, work)
-        if turn.last:
-            role.count(terms.pop("grad_norm"))
-        return terms
+        price = torch.full((), minibatch.kl_coef, device=self.launch.device)
+        inputs = columns(batch) | {"tokens": minibatch.tokens, "kl_coef": price}
+        key = (role.name, whole, minibatch.measured, minibatch.replies, turn)
+        return self.captured.run(key, inputs, work)
 
+    def _policy_loss(self, batch: Experience, minibatch: Minibatch) -> tuple[Tensor, Terms]:
+        """The actor's loss, 0-d, and its statistics: this micro-batch's share of the minibatch's.
 
-def policy_objective(
-    batch: Experience,
-    logprobs: Tensor,
-    entropy: Tensor | None,
-    totals: Totals,
-    ppo: PPOSection,
-    kl_coef: float | Tensor,
-) -> tuple[Tensor, Terms]:
-    """The actor's loss, 0-d, and its statistics: this micro-batch's share of the minibatch's.
-
-    The clipped surrogate, plus kl_coef * KL where it is paid in the loss, less entropy_coef *
-    entropy, scaled down where the ptx loss is mixed in. logprobs, entropy (B, T) have gradients;
-    entropy may be None where entropy_coef is 0.
-    """
-    mask, tokens = batch.response_mask, totals.tokens
-    mean = _mean_weights(batch, totals, ppo)
-    weights = mean
-    extra: Terms = {}
-    if ppo.rollout_correction != "none":
-        correction = rollout_weights(
-            batch.logprobs, batch.rollout_logprobs, mask, ppo.rollout_correction, ppo.rollout_cap
+        The clipped surrogate, plus kl_coef * KL where it is paid in the loss, less entropy_coef *
+        entropy, scaled down where the ptx loss is mixed in.
+        """
+        c, mask, tokens = self.config, batch.response_mask, minibatch.tokens
+        wanted = minibatch.measured or c.entropy_coef > 0
+        logprobs, entropy = self.roles.actor.module(
+            batch.ids, batch.attended, mask.shape[1], entropy=wanted
         )
-        weights = correction if mean is None else correction * mean
-        extra["rollout_weight"] = masked_mean(correction, mask, tokens)
-    loss, stats = policy_loss(
-        logprobs,
-        batch.logprobs,
-        batch.advantages,
-        mask,
-        ppo.clip,
-        tokens,
-        clip_high=ppo.clip_high,
-        dual_clip=ppo.dual_clip,
-        weights=weights,
-    )
-    extra["policy_loss"] = loss.detach()
-    if ppo.kl_in == "loss":
-        kl = kl_estimate(logprobs, batch.ref_logprobs, ppo.kl_kind, mask)
-        kl_loss = masked_mean(kl if mean is None else kl * mean, mask, tokens)
-        loss = loss + kl_coef * kl_loss
-        extra["kl_loss"] = kl_loss.detach()
-    if ppo.entropy_coef:
-        assert entropy is not None
-        loss = loss - ppo.entropy_coef * masked_mean(
-            entropy if mean is None else entropy * mean, mask, tokens
+        mean = weights = self._mean_weights(mask, minibatch)
+        terms: Terms = {}
+        if c.rollout_correction != "none":
+            weights = rollout_weights(
+                batch.logprobs, batch.rollout_logprobs, mask, c.rollout_correction, c.rollout_cap
+            )
+            terms["rollout_weight"] = masked_mean(weights, mask, tokens)
+            weights = weights if mean is None else weights * mean
+        loss, stats = policy_loss(
+            logprobs,
+            batch.logprobs,
+            batch.advantages,
+            mask,
+            c.clip,
+            tokens,
+            clip_high=c.clip_high,
+            dual_clip=c.dual_clip,
+            weights=weights,
         )
-    if ppo.ptx_coef and ppo.ptx_mix == "convex":
-        loss = (1 - ppo.ptx_coef) * loss
-    return loss, {**stats, **extra}
+        terms |= {**stats, "policy_loss": loss.detach()}
+        if c.kl_in == "loss":
+            kl = kl_estimate(logprobs, batch.ref_logprobs, c.kl_kind, mask)
+            kl_loss = masked_mean(kl, mask, tokens, mean)
+            loss = loss + minibatch.kl_coef * kl_loss
+            terms["kl_loss"] = kl_loss.detach()
+        if c.entropy_coef:
+            loss = loss - c.entropy_coef * masked_mean(entropy, mask, tokens, mean)
+        if minibatch.measured:
+            terms["entropy"] = masked_mean(entropy.detach(), mask, tokens)
+        if c.ptx_coef and c.ptx_mix == "convex":
+            loss = (1 - c.ptx_coef) * loss
+        return loss, terms
 
+    def _value_loss(self, batch: Experience, minibatch: Minibatch) -> tuple[Tensor, Terms]:
+        """The critic's loss, 0-d, and its statistics."""
+        critic: Any = self.roles.critic
+        values = response_values(critic.module(batch.ids, batch.attended), batch, self.config)
+        loss, stats = value_loss(
+            values,
+            batch.values,
+            batch.returns,
+            batch.response_mask,
+            self.config.value_clip,
+            minibatch.tokens,
+            weights=self._mean_weights(batch.response_mask, minibatch),
+        )
+        return loss, {**stats, "value_loss": loss.detach()}
 
-def critic_objective(
-    batch: Experience, values: Tensor, totals: Totals, ppo: PPOSection
-) -> tuple[Tensor, Terms]:
-    """The critic's loss, 0-d, and its statistics; values (B, T) have gradients."""
-    loss, stats = value_loss(
-        values,
-        batch.values,
-        batch.returns,
-        batch.response_mask,
-        ppo.value_clip,
-        totals.tokens,
-        weights=_mean_weights(batch, totals, ppo),
-    )
-    return loss, {**stats, "value_loss": loss.detach()}
+    def _mean_weights(self, mask: Tensor, minibatch: Minibatch) -> Tensor | None:
+        """What makes the mean over tokens one over replies, if that is asked for."""
+        if self.config.loss_mean == "tokens" and self.config.estimator != "coati":
+            return None
+        return sequence_weights(mask, minibatch.tokens, minibatch.replies)
 
 
 def response_values(values: Tensor, batch: Scored, ppo: PPOSection) -> Tensor:
@@ -245,9 +222,59 @@ def response_values(values: Tensor, batch: Scored, ppo: PPOSection) -> Tensor:
     return values[:, -width - 1 : -1]
 
 
-def _mean_weights(batch: Experience, totals: Totals, ppo: PPOSection) -> Tensor | None:
-    """What makes the mean over tokens one over replies, if that is asked for."""
-    if ppo.loss_mean == "tokens" and ppo.estimator != "coati":
-        return None
-    with torch.no_grad():
-        return sequence_weights(batch.response_mask, totals.tokens, totals.replies)
+def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) -> list[list[int]]:
+    """`rows` in parts of `size` rows, or of at most `tokens` tokens if that is not None.
+
+    Tokens are those of the forward pass, padding included; a row that has more goes alone.
+    """
+    parts: list[list[int]] = []
+    prompt = response = 0  # longest of the part being filled
+    for row in rows:
+        longer = max(prompt, lengths[row][0]), max(response, lengths[row][1])
+        count = len(parts[-1]) + 1 if parts else 1
+        fits = count <= size if tokens is None else count * sum(longer) <= tokens
+        if parts and fits:
+            parts[-1].append(row)
+            prompt, response = longer
+        else:
+            parts.append([row])
+            prompt, response = lengths[row]
+    return parts
+
+
+def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
+    """`parts` as `count` parts, none of them empty, by halving the largest as often as it takes.
+
+    ValueError if there are fewer rows than that, or more parts.
+    """
+    if not len(parts) <= count <= sum(map(len, parts)):
+        raise ValueError(f"{parts} cannot be {count} parts")
+    parts = list(parts)
+    while len(parts) < count:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        half = (len(parts[largest]) + 1) // 2
+        parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
+    return parts
+
+
+def shared(
+    rows: Sequence[int],
+    lengths: Lengths,
+    ppo: PPOSection,
+    halved: bool,
+    world: int = 1,
+    factor: int = 1,
+) -> list[list[list[int]]]:
+    """The micro-batches of each of `world` ranks: as many on each, since they meet at every one.
+
+    `world` divides the number of rows, which are dealt out the longest first: neighbours then need
+    little padding, and memory runs out at once or not at all. A micro-batch has `factor` times the
+    rows or tokens of the configuration, half of that if `halved`.
+    """
+    half = 2 if halved else 1
+    size = max(1, factor * ppo.microbatch_size // half)
+    tokens = ppo.microbatch_tokens and factor * ppo.microbatch_tokens // half
+    ordered = sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
+    ranks = [cut(ordered[rank::world], lengths, size, tokens) for rank in range(world)]
+    most = max(map(len, ranks))
+    return [in_parts(parts, most) for parts in ranks]

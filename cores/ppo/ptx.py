@@ -9,7 +9,7 @@ from cores.data import right_pad
 from cores.data.encode import IGNORED
 from cores.draws import in_epochs
 from cores.ppo.experience import share
-from cores.rl import masked_sum
+from cores.rl import masked_mean
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ def ptx_loss(logprobs: Tensor, trained: Tensor, tokens: int) -> Tensor:
 
     logprobs (B, L - 1) of the tokens from the second on; trained (B, L) bool.
     """
-    return -masked_sum(logprobs, trained[:, 1:]) / torch.as_tensor(tokens, device=logprobs.device)
+    return -masked_mean(logprobs, trained[:, 1:], tokens)

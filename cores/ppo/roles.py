@@ -1,5 +1,6 @@
 """The four roles of PPO: actor and critic are trained, reference and reward model are frozen."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,10 +41,7 @@ def optimizer_settings(ppo: PPOSection, name: str) -> tuple[AdamSection, float]:
 
 
 class TrainedRole:
-    """A view on a model, with the optimizer of what is trained in it.
-
-    A step is: any number of `accumulate`, the last of them with `last=True`, in any launch.
-    """
+    """A view on a model, with the optimizer of what is trained in it; `Passes` takes its steps."""
 
     def __init__(self, name: str, model: nn.Module, sharding: Whole, ppo: PPOSection) -> None:
         model.train()  # no role has dropout, and layers are checkpointed in this mode only
@@ -59,6 +57,7 @@ class TrainedRole:
         )
         self.name = name
         self.learning_rate = learning_rate
+        self.schedule = ppo.warmup_ratio, ppo.lr_schedule
         self.steps = 0
         """Optimizer steps taken."""
         self.grad_norm = torch.tensor(0.0)
@@ -71,14 +70,17 @@ class TrainedRole:
         self.optimizer: Any = self.trained.optimizer
         """As the launch wraps it."""
 
-    def set_rate(self, factor: float) -> None:
-        """Learning rate of the next step, as a factor of the peak."""
+    def set_rate(self, step: int, total: int) -> float:
+        """Learning rate of optimizer step `step` of `total`; returns it as a factor of the peak."""
+        warmup_ratio, kind = self.schedule
+        factor = lr_factor(step, total, round(warmup_ratio * total), kind)
         rate = self.learning_rate * factor
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+        return factor
 
     def make_capturable(self) -> None:
         """From now on a step may be part of a CUDA graph: the learning rate lies on the device."""
@@ -87,17 +89,6 @@ class TrainedRole:
             group["lr"] = torch.tensor(group["lr"], device=self.unwrapped.model.device)
         # torch warns of each optimizer whose steps could be captured and are not.
         self.optimizer.optimizer._warned_capturable_if_run_uncaptured = True
-
-    def accumulate(self, loss: Tensor, last: bool) -> None:
-        """Backward; at the last micro-batch also clip, step, clear the gradients and count."""
-        norm = self.trained.backward(loss, last)
-        if norm is not None:
-            self.count(norm)
-
-    def count(self, norm: Tensor) -> None:
-        """A step was taken; `norm` is that of its gradient."""
-        self.grad_norm = norm
-        self.steps += 1
 
     def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """Trained weights and AdamW's moments, whole, by name: see `Trained.state`."""
@@ -108,6 +99,24 @@ class TrainedRole:
         self.steps = saved.numbers["optimizer_steps"][self.name]
         if self.steps:
             self.trained.load_moments(lambda part: saved.tensors(f"{self.name}.{part}"))
+
+
+def lr_factor(step: int, total_steps: int, warmup_steps: int, kind: str) -> float:
+    """Factor 0..1 of the optimizer step `step`, counted from 0, out of `total_steps`.
+
+    Rises linearly to 1 over the first `warmup_steps`, the first of which is 1 / warmup_steps, not
+    a step of rate 0. Then stays (constant), or falls to the 0 that step `total_steps` would have,
+    linearly or as (1 + cos) / 2 (Loshchilov & Hutter 2017, "SGDR", eq. 5, one cycle): the last
+    step taken still moves. ValueError for another kind.
+    """
+    if kind not in ("constant", "linear", "cosine"):
+        raise ValueError(f"schedule {kind!r} is unknown; use constant, linear or cosine")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if kind == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)

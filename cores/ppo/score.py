@@ -13,8 +13,8 @@ from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import ANEW, UserError
 from cores.models.actor import last_attended
-from cores.ppo.experience import Scored, for_scoring, in_parts, on_device
-from cores.ppo.passes import response_values
+from cores.ppo.experience import Scored, on_device
+from cores.ppo.passes import in_parts, response_values, shared
 from cores.ppo.roles import Roles
 from cores.ppo.state import PPOState
 from cores.rewards.call import RewardFunctions
@@ -28,6 +28,8 @@ Row = dict[str, Any]
 Texts = list[list[int]] | None
 """Ids of each reply behind its prompt as a reward model reads them that has a tokenizer or template
 of its own."""
+FORWARD_FACTOR = 4
+"""Rows or tokens of a forward pass that keeps nothing for a backward one, to one that does."""
 T = TypeVar("T")
 
 
@@ -123,7 +125,9 @@ class Scorer:
 
     def _score_all(self, scored: Scored, texts: Texts, last_token: bool, reuse: bool) -> None:
         """This rank's rows, in as many parts on every rank."""
-        parts = for_scoring(scored.lengths, self.config, self.state.halved)
+        c, lengths = self.config, scored.lengths
+        rows, halved = range(len(lengths)), self.state.halved
+        (parts,) = shared(rows, lengths, c, halved, factor=FORWARD_FACTOR)
         (count,) = self.launch.agree(len(parts))
         for part in in_parts(parts, count):
             self._score_rows(scored, texts, part, last_token, reuse)
@@ -175,6 +179,8 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
         except RuntimeError as error:
             _check_room(scorer, error)
         # Behind it: the error holds the tensors of the pass that failed.
+        for role in scorer.roles.trained:
+            role.trained.clear()
         scorer.state.halved = True
         scorer.launch.say("note: memory ran out; from here on micro-batches are half as large")
         if scorer.launch.device.type == "cuda":

@@ -6,21 +6,29 @@ from dataclasses import fields
 from functools import partial
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 
 from cores.config import FaultsSection, PPOSection
 from cores.draws import permutation
 from cores.errors import ANEW, UserError
-from cores.ppo.estimate import estimate
-from cores.ppo.experience import Experience, Scored, gather_rows, on_device, room, shared
-from cores.ppo.passes import Passes, Totals, Turn
+from cores.ppo.experience import (
+    Experience,
+    Scored,
+    Stats,
+    Unread,
+    describe,
+    estimate,
+    gather_rows,
+    read,
+)
+from cores.ppo.passes import Minibatch, Passes, Terms, Turn, shared
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.score import Row, Scorer, decide, looks, with_room
 from cores.ppo.state import PPOState
-from cores.ppo.stats import Stats, Unread, accumulate, average, describe, over_ranks, read
 from cores.rewards.call import RewardFunctions
-from cores.rl import lr_factor, next_kl_coef
+from cores.rl import next_kl_coef
 from cores.rollout import RolloutEngine
 from cores.run.checkpoint import Checkpoint, State
 from cores.runtime.launch import Launch
@@ -181,40 +189,41 @@ class PPOTrainer(Scorer):
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
         that neither micro-batches nor ranks change the gradient.
         """
-        index = on_device(rows.tolist(), experience.ids.device)
-        tokens = experience.response_mask[index].sum().clamp(min=1)
-        totals = Totals(tokens, len(rows))
-        trained = self._trained_now()
-        factors = {role.name: self._rate(role) for role in trained}
-        for role in trained:
-            role.set_rate(factors[role.name])
+        c, trained = self.config, self._trained_now()
         sums: dict[str, Tensor] = {}
+        factors = []
         for role in trained:
-            sums |= with_room(self, partial(self._descend, role, experience, rows, totals))
+            # By where the run is, not by the steps taken: an update that ends early skips some.
+            waits = c.critic_warmup if role is self.roles.actor else 0
+            now = (self.state.update - waits) * self.minibatches + self.minibatch
+            factors.append(role.set_rate(now, (c.updates - waits) * self.minibatches))
+            sums |= with_room(self, partial(self._descend, role, experience, rows.tolist()))
         self.minibatch += 1
         return {
             **over_ranks(sums, self.launch.world),
             **{f"{role.name}_grad_norm": role.grad_norm for role in trained},
-            "learning_rate_factor": factors[trained[0].name],
+            "learning_rate_factor": factors[0],
         }
 
     def _descend(
-        self, role: TrainedRole, experience: Experience, rows: Tensor, totals: Totals
+        self, role: TrainedRole, experience: Experience, rows: list[int]
     ) -> dict[str, Tensor]:
         """The role's part of the step: its micro-batches, the step behind the last of them."""
         sums: dict[str, Tensor] = {}
-        role.trained.clear()  # memory may have run out half-way
-        if self.ptx is not None and role is self.roles.actor:
+        acts = role is self.roles.actor
+        if self.ptx is not None and acts:
             self._train_ptx(self.ptx, sums)
+        tokens = max(1, sum(experience.lengths[i][1] for i in rows))
+        first = self.minibatch < self.minibatches // self.config.epochs  # pass over the rows
+        minibatch = Minibatch(
+            tokens=torch.full((), tokens, device=self.launch.device),
+            replies=len(rows),
+            kl_coef=self.state.kl_coef,
+            measured=acts and experience.entropy is None and first,
+        )
         for micro, turn in self._micro_batches(experience, rows):
             batch = experience.select(micro, self.passes.widths)
-            if role is self.roles.critic:
-                accumulate(sums, self.passes.critic(role, batch, totals, turn))
-                continue
-            first = self.minibatch < self.minibatches // self.config.epochs
-            measured = batch.entropy is None and first  # in the first pass over the rows
-            terms = self.passes.actor(batch, totals, self.state.kl_coef, measured, turn)
-            accumulate(sums, terms)
+            accumulate(sums, self.passes.run(role, batch, minibatch, turn))
         return sums
 
     def _train_ptx(self, ptx: PtxRows, sums: dict[str, Tensor]) -> None:
@@ -227,7 +236,7 @@ class PPOTrainer(Scorer):
                 width = batch.ids.shape[1] - 1
                 logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True, entropy=False)
                 loss = ptx_loss(logprobs, batch.trained, tokens)
-                actor.accumulate(self.config.ptx_coef * loss, last=False)
+                actor.trained.backward(self.config.ptx_coef * loss, last=False)
             accumulate(sums, {"ptx_loss": loss.detach()})
 
     def _trained_now(self) -> list[TrainedRole]:
@@ -236,22 +245,41 @@ class PPOTrainer(Scorer):
             return [self.roles.critic]
         return self.roles.trained
 
-    def _rate(self, role: TrainedRole) -> float:
-        """The role's learning rate as a factor of its peak.
-
-        By where the run is, not by the steps taken: an update that ends early skips some.
-        """
-        waits = self.config.critic_warmup if role is self.roles.actor else 0
-        total = (self.config.updates - waits) * self.minibatches
-        warmup = round(self.config.warmup_ratio * total)
-        now = (self.state.update - waits) * self.minibatches + self.minibatch
-        return lr_factor(now, total, warmup, self.config.lr_schedule)
-
-    def _micro_batches(self, scored: Scored, rows: Tensor) -> Iterator[tuple[list[int], Turn]]:
+    def _micro_batches(self, scored: Scored, rows: list[int]) -> Iterator[tuple[list[int], Turn]]:
         c, lengths = self.config, scored.lengths
         if c.microbatch_tokens is not None:  # as wide as they will be
             lengths = scored.as_selected(lengths, self.passes.widths)
-        size, tokens = room(c, self.state.halved)
-        mine = shared(rows.tolist(), lengths, self.launch.world, size, tokens)[self.launch.rank]
+        ranks = shared(rows, lengths, c, self.state.halved, self.launch.world)
+        mine = ranks[self.launch.rank]
         for i, part in enumerate(mine):
             yield part, Turn(first=i == 0, last=i == len(mine) - 1)
+
+
+def accumulate(sums: Terms, terms: Terms) -> None:
+    """Add the statistics of a micro-batch to its minibatch's (the largest of `_max`)."""
+    for name, value in terms.items():
+        join = torch.maximum if name.endswith("_max") else torch.add
+        sums[name] = join(sums[name], value) if name in sums else value
+
+
+def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
+    """Sums over ranks (largest of `_max`), on the device."""
+    names = sorted(sums)
+    if world == 1:
+        return {name: sums[name] for name in names}
+    own = torch.stack([sums[name] for name in names])
+    total, largest = reduce(own, reduction="sum"), own.clone()
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return {name: (largest if name.endswith("_max") else total)[i] for i, name in enumerate(names)}
+
+
+def average(steps: list[Stats]) -> Stats:
+    """Mean over the optimizer steps of an update (the largest of `_max`).
+
+    What only the first ones measured is a mean over those.
+    """
+    merged = {}
+    for name in steps[0]:
+        values = [step[name] for step in steps if name in step]
+        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return merged

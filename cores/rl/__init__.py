@@ -7,9 +7,8 @@ results are 0 there. Half precision is computed in float32; float64 stays.
 
 from cores.rl.advantages import explained_variance, gae, grpo, reinforce_pp, rloo, whiten
 from cores.rl.losses import policy_loss, rollout_weights, sequence_weights, value_loss
-from cores.rl.masked import masked_mean, masked_moments, masked_sum
-from cores.rl.rewards import adjust_scores, kl_estimate, shape_rewards
-from cores.rl.schedule import lr_factor, next_kl_coef
+from cores.rl.masked import masked_mean, masked_moments
+from cores.rl.rewards import adjust_scores, kl_estimate, next_kl_coef, shape_rewards
 
 __all__ = [
     "adjust_scores",
@@ -17,10 +16,8 @@ __all__ = [
     "gae",
     "grpo",
     "kl_estimate",
-    "lr_factor",
     "masked_mean",
     "masked_moments",
-    "masked_sum",
     "next_kl_coef",
     "policy_loss",
     "reinforce_pp",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cores.rl.advantages import gae
-from cores.rl.masked import full_precision, select
+from cores.rl.masked import select
 from cores.rl.rewards import kl_estimate
 
 
@@ -52,7 +52,8 @@ def coati_rewards(
     first, second = (ref_logprobs, logprobs) if reversed_kl else (logprobs, ref_logprobs)
     k3 = kl_estimate(first, second, "k3", response_mask)
     lengths = response_mask.sum(dim=1).clamp(min=1)
-    return full_precision(scores) - kl_coef * k3.sum(dim=1) / lengths
+    (scores,) = select(None, scores)
+    return scores - kl_coef * k3.sum(dim=1) / lengths
 
 
 def coati_advantages(

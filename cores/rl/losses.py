@@ -50,7 +50,7 @@ def policy_loss(
         limit = torch.where(advantages < 0, -dual_clip * advantages, torch.inf)
         stopped = stopped | (each > limit)
         each = torch.minimum(each, limit)
-    loss = masked_mean(_weighted(each, weights, response_mask), response_mask, denominator)
+    loss = masked_mean(each, response_mask, denominator, weights)
     with torch.no_grad():
         stats = {
             "ratio_mean": masked_mean(ratio, response_mask, denominator),
@@ -87,8 +87,8 @@ def value_loss(
     near = old_values + (values - old_values).clamp(-clip, clip)
     unclipped = (values - returns).square()
     clipped = (near - returns).square()
-    each = _weighted(torch.maximum(unclipped, clipped), weights, response_mask)
-    loss = 0.5 * masked_mean(each, response_mask, denominator)
+    each = torch.maximum(unclipped, clipped)
+    loss = 0.5 * masked_mean(each, response_mask, denominator, weights)
     with torch.no_grad():
         moved = (values - old_values).abs() > clip
         stats = {
@@ -110,13 +110,6 @@ def sequence_weights(
     """
     lengths = response_mask.sum(dim=1, keepdim=True).clamp(min=1)
     return (tokens / (sequences * lengths)) * response_mask.float()
-
-
-def _weighted(x: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
-    if weights is None:
-        return x
-    (weights,) = select(mask, weights)
-    return x * weights
 
 
 def rollout_weights(

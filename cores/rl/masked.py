@@ -9,38 +9,39 @@ import torch
 from torch import Tensor
 
 
-def select(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """The tensors in full precision, 0 outside the mask.
+def select(mask: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+    """The tensors in full precision, 0 outside the mask; None: every place counts.
 
     mask (B, T) bool, tensors (B, T) each. Half precision becomes float32, float64 stays.
     ValueError if a shape differs from the mask's: broadcasting (B, 1) would go unnoticed.
     """
-    for x in tensors:
+    full = [x if x.dtype == torch.float64 else x.float() for x in tensors]
+    if mask is None:
+        return full
+    for x in full:
         if x.shape != mask.shape:
             raise ValueError(
                 f"expected shape {tuple(mask.shape)} as the mask, got {tuple(x.shape)}"
             )
-    return [torch.where(mask, full_precision(x), 0.0) for x in tensors]
+    return [torch.where(mask, x, 0.0) for x in full]
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """x (any shape) as float32, or as it is if it is float64."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of x (B, T) where mask (B, T), 0-d."""
-    return select(mask, x)[0].sum()
-
-
-def masked_mean(x: Tensor, mask: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """masked_sum / denominator, 0-d.
+def masked_mean(
+    x: Tensor,
+    mask: Tensor,
+    denominator: float | Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Sum of x, times weights if given, where mask (all (B, T)), over denominator: 0-d.
 
     denominator: None for the number of True places of this mask, else a number or 0-d tensor:
     the whole minibatch's count of tokens, so that the means of its micro-batches add up to its
     own. With nothing valid the mean is 0.
     """
-    total = masked_sum(x, mask)
+    (x,) = select(mask, x)
+    if weights is not None:
+        x = x * select(mask, weights)[0]
+    total = x.sum()
     count = mask.sum() if denominator is None else denominator
     count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     # Only 0 is affected: 0 / tiny is 0, where 0 / 0 would be NaN.

@@ -1,10 +1,10 @@
-"""What a token is paid: estimators of the KL, and one score a reply. Shapes: scores, ended (B,);
-the rest (B, T)."""
+"""What a token is paid: estimators of the KL and its price, and one score a reply. Shapes: scores,
+ended (B,); the rest (B, T)."""
 
 import torch
 from torch import Tensor
 
-from cores.rl.masked import full_precision, select
+from cores.rl.masked import select
 
 
 def kl_estimate(
@@ -19,11 +19,8 @@ def kl_estimate(
 
     response_mask (B, T) bool: 0 outside it. ValueError if kind is none of the three.
     """
-    if response_mask is None:
-        x = full_precision(logprobs) - full_precision(ref_logprobs)
-    else:
-        logprobs, ref_logprobs = select(response_mask, logprobs, ref_logprobs)
-        x = logprobs - ref_logprobs
+    logprobs, ref_logprobs = select(response_mask, logprobs, ref_logprobs)
+    x = logprobs - ref_logprobs
     if kind == "k1":
         return x
     if kind == "k2":
@@ -51,7 +48,7 @@ def adjust_scores(
     for name, x in (("ended", ended), ("lengths", lengths)):
         if x.shape != scores.shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, scores {tuple(scores.shape)}")
-    scores = full_precision(scores)
+    (scores,) = select(None, scores)
     if clip > 0:
         scores = scores.clamp(-clip, clip)
     scores = scores - length_penalty * lengths
@@ -70,7 +67,17 @@ def shape_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, kl_coef: fl
             f"scores has shape {tuple(scores.shape)}, expected {tuple(response_mask.shape[:1])}: "
             "one score a reply"
         )
-    (kl,) = select(response_mask, kl)
+    (kl,), (scores,) = select(response_mask, kl), select(None, scores)
     remaining = response_mask.flip(1).cumsum(1).flip(1)  # valid tokens from here on
     last = response_mask & (remaining == 1)
-    return -kl_coef * kl + torch.where(last, full_precision(scores)[:, None], 0.0)
+    return -kl_coef * kl + torch.where(last, scores[:, None], 0.0)
+
+
+def next_kl_coef(coef: float, kl: float, target: float, replies: int, horizon: float) -> float:
+    """The price of KL after a rollout of `replies` whose KL was `kl`, both in nats a reply.
+
+    coef * (1 + e * replies / horizon), e = kl / target - 1 held to -0.2..0.2: Ziegler et al. 2019,
+    section 2.2.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * replies / horizon)

@@ -8,6 +8,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
+from cores.config.ppo import WITH_CRITIC
 from cores.data import StageData, readable, sft_data
 from cores.draws import in_epochs
 from cores.errors import UserError
@@ -15,12 +16,10 @@ from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.models.loading import check_length, check_scalar
-from cores.ppo.estimate import has_critic
-from cores.ppo.experience import Experience, share
+from cores.ppo.experience import Experience, Stats, share
 from cores.ppo.ptx import PtxRows
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.score import Row
-from cores.ppo.stats import Stats
 from cores.ppo.trainer import PPOTrainer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import RewardFunction
@@ -58,7 +57,7 @@ def check_sampling(
 def check_model(config: Config, model: PretrainedConfig, key: str = "model.path") -> None:
     """UserError if stage 1's architecture cannot be a critic where one is needed, or is too short
     for prompts and replies."""
-    if has_critic(config.ppo):
+    if config.ppo.estimator in WITH_CRITIC:
         check_scalar(model, key)
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
     check_length(model, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
@@ -85,7 +84,7 @@ def notes(config: Config, texts: TextReward | None) -> list[str]:
     critic = ", and the critic starts as the policy with a head of zeros"
     return [
         f"note: {config.reward.path} reads replies as text, by a tokenizer or template of its own"
-        f"{critic if has_critic(config.ppo) else ''}"
+        f"{critic if config.ppo.estimator in WITH_CRITIC else ''}"
     ]
 
 

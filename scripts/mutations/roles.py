@@ -4,7 +4,8 @@ from scripts.mutations.ppo import PPO, Bug
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/ppo/roles.py": (
-        (*PPO, "tests/integration/test_quantization.py", "tests/unit/test_ppo_captured.py"),
+        ("tests/unit/test_rl_schedule.py", *PPO, "tests/integration/test_quantization.py",
+         "tests/unit/test_ppo_captured.py"),
         [
             ("actor-dropout", "dropout on in the actor",
              "load_policy(folder, dropout=False, frozen",
@@ -48,13 +49,15 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("betas-swapped", "Adam's betas exchanged",
              "(adam.beta1, adam.beta2)", "(adam.beta2, adam.beta1)"),
             ("adam-eps", "Adam's epsilon left at the default", "eps=adam.eps,", "eps=1e-8,"),
-            ("step-count", "optimizer steps counted twice",
-             "self.grad_norm = norm\n        self.steps += 1",
-             "self.grad_norm = norm\n        self.steps += 2"),
-            ("norm-waits", "every step waits for its gradient norm",
-             "self.grad_norm = norm\n", "self.grad_norm = torch.tensor(norm.item())\n"),
             ("rate-kept", "the learning rate on the device is that of the capture",
              'group["lr"].fill_(rate)', 'group["lr"].fill_(self.learning_rate)'),
+            ("warmup-zero", "first step of rate 0", "(step + 1) / warmup", "step / warmup"),
+            ("warmup-long", "warm-up one step too long",
+             "if step < warmup_steps:", "if step <= warmup_steps:"),
+            ("decay-short", "decay over the wrong number of steps",
+             "max(1, total_steps - warmup_steps)", "max(1, total_steps)"),
+            ("rate-unset", "the schedule does not reach the optimizers",
+             "rate = self.learning_rate * factor", "rate = self.learning_rate"),
         ],
     ),
     "cores/sharding/whole.py": (
@@ -95,8 +98,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         PPO,
         [
             ("eval-filler", "fill rows of the last chunk counted",
-             "launch), len(chunk), scorer",
-             "launch), len(chunk) + lacking, scorer"),
+             "launch), len(chunk),",
+             "launch), len(chunk) + lacking,"),
             ("eval-seed-rank", "the first rank's random numbers for all ranks in evaluation",
              "start + rank * len(mine)", "start"),
             ("eval-kl-mean", "KL a place reported as KL a reply",

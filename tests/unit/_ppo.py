@@ -7,7 +7,7 @@ import torch
 from _models import adam, fixed_rollout
 from torch import Tensor
 
-from cores.ppo.stats import read
+from cores.ppo.experience import read
 
 SGD: dict[str, Any] = {**adam(eps=1.0), "max_grad_norm": 1e9}
 """A step almost proportional to the gradient, whose scale is then visible in the parameters."""

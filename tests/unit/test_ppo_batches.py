@@ -21,7 +21,7 @@ from _ppo import SGD, experience_of
 from cores.config import Config
 from cores.config.validate import check
 from cores.models import Actor, ScalarModel
-from cores.ppo.experience import by_length, cut, in_parts, shared
+from cores.ppo.passes import cut, in_parts, shared
 from cores.runtime.launch import Launch
 
 LENGTHS = [(3, 5), (6, 2), (1, 1), (4, 4), (2, 6), (6, 6)]
@@ -35,7 +35,8 @@ def padded(part: list[int], lengths: list[tuple[int, int]]) -> int:
 
 def test_cut_by_hand() -> None:
     """The longest first; rows (6, 6), (3, 5) and (6, 2) are 3 * 12 tokens together."""
-    assert by_length(range(6), LENGTHS) == [5, 0, 1, 3, 4, 2]
+    assert shared(range(6), LENGTHS, PPO, halved=False) == [[[5, 0, 1, 3], [4, 2]]]
+    assert shared(range(6), LENGTHS, PPO, halved=True) == [[[5, 0], [1, 3], [4, 2]]]
     assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 4, None) == [[5, 0, 1, 3], [4, 2]]
     assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 1, 36) == [[5, 0, 1], [3, 4, 2]]
     assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 1, 35) == [[5, 0], [1, 3], [4, 2]]
@@ -56,7 +57,8 @@ def test_every_rank_takes_as_many() -> None:
         rows = list(range(world * draw.randint(1, 8)))
         lengths = [(draw.randint(1, 9), draw.randint(0, 9)) for _ in rows]
         budget = draw.choice([None, 18, 30, 60])
-        ranks = shared(rows, lengths, world, 3, budget)
+        room = replace(PPO, microbatch_size=3, microbatch_tokens=budget)
+        ranks = shared(rows, lengths, room, False, world)
         assert len({len(parts) for parts in ranks}) == 1
         micro = [part for parts in ranks for part in parts]
         assert all(micro)
@@ -71,7 +73,7 @@ def test_every_rank_takes_as_many() -> None:
 def test_budgets_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariants 4, 21: scores, parameters of actor and critic and every statistic are those of one
     forward pass, and no pass is above its budget."""
-    monkeypatch.setattr("cores.ppo.experience.FORWARD_FACTOR", 1)  # scoring in small parts too
+    monkeypatch.setattr("cores.ppo.score.FORWARD_FACTOR", 1)  # scoring in small parts too
     found = []
     for tokens in (None, 12, 25, 40):
         trainer = make_trainer(kind, microbatch_size=8, microbatch_tokens=tokens, **SGD)
@@ -109,7 +111,7 @@ def test_a_budget_holds_for_rows_made_wider(monkeypatch: pytest.MonkeyPatch) -> 
     for widths in (1, 4, 8):
         monkeypatch.setattr(trainer.passes, "widths", widths)
         sizes = []
-        for micro, _ in trainer._micro_batches(experience, torch.arange(8)):
+        for micro, _ in trainer._micro_batches(experience, range(8)):
             batch = experience.select(micro, widths=widths)
             sizes.append(len(micro))
             assert batch.ids.numel() <= 24 or len(micro) == 1

@@ -10,8 +10,8 @@ from _models import EOS, KINDS, PROMPTS, Scored, fixed_rollout, make_trainer, sc
 from torch import Tensor
 
 from cores.errors import UserError
+from cores.ppo.experience import describe
 from cores.ppo.score import weighted_sum
-from cores.ppo.stats import describe
 from cores.rollout.engine import Rollout, response_mask
 
 

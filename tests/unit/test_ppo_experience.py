@@ -55,7 +55,7 @@ def test_select_takes_rows_and_drops_shared_padding() -> None:
     scored = numbered([(2, 3), (5, 1), (1, 4), (3, 2)])
     whole = rows_of(scored)
     for rows in ([0], [3, 0], [1, 2], [2], [0, 1, 2, 3]):
-        part = scored.select(torch.tensor(rows))
+        part = scored.select(rows)
         assert rows_of(part) == [whole[i] for i in rows]
         prompt = max([2, 5, 1, 3][i] for i in rows)
         reply = max([3, 1, 4, 2][i] for i in rows)
@@ -85,7 +85,7 @@ def test_select_keeps_the_type() -> None:
     """Invariant 4: an Experience stays one, with its own columns cut alike."""
     trainer = make_trainer("gpt2")
     experience = trainer.estimate(trainer.score(fixed_rollout()))
-    part = experience.select(torch.tensor([1]))
+    part = experience.select([1])
     assert type(part) is type(experience)
     width = int(experience.response_mask[1].sum())
     assert torch.equal(part.returns[0], experience.returns[1, :width])

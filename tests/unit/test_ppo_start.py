@@ -18,7 +18,7 @@ from _models import (
 )
 
 from cores.models.actor import plain_model
-from cores.ppo.stats import describe
+from cores.ppo.experience import describe
 from cores.rl import kl_estimate
 
 ADAPTERS = [0, 4]

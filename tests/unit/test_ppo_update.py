@@ -19,7 +19,7 @@ from _ppo import SGD, experience_of, gradients, gradients_of, optimized
 
 from cores.config import AdamSection, LoraSection
 from cores.errors import UserError
-from cores.ppo.stats import accumulate, average
+from cores.ppo.trainer import accumulate, average
 
 
 def both(trainer: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cores.rl import masked_mean, masked_sum, policy_loss, value_loss
+from cores.rl import masked_mean, policy_loss, value_loss
 
 NAN = float("nan")
 RATIOS = torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.1, NAN]])
@@ -101,11 +101,12 @@ def test_denominator():
         assert stats[key].item() == pytest.approx(own_stats[key].item() * 5 / 20)
 
 
-def test_masked_sum_and_mean():
-    """Invariants 23, 24: sums and means over the True places only."""
+def test_masked_mean():
+    """Invariants 23, 24: sums and means over the True places only, weights likewise."""
     x = torch.tensor([[1.0, NAN, 5.0]])
     mask = torch.tensor([[True, False, True]])
-    assert masked_sum(x, mask) == 6
+    assert masked_mean(x, mask, denominator=1) == 6
+    assert masked_mean(x, mask, weights=torch.tensor([[4.0, NAN, 2.0]])) == 7
     assert masked_mean(x, mask) == 3
     assert masked_mean(x, mask, denominator=12) == 0.5
     assert masked_mean(x, torch.zeros(1, 3, dtype=torch.bool)) == 0

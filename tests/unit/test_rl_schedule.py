@@ -2,7 +2,7 @@
 
 import pytest
 
-from cores.rl import lr_factor
+from cores.ppo.roles import lr_factor
 
 
 @pytest.mark.parametrize(

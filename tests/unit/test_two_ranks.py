@@ -71,7 +71,7 @@ def test_a_minibatch_is_shared_by_the_ranks() -> None:
     rows, experience = torch.tensor([5, 2, 7, 0, 1, 3]), trainer.score(fixed_rollout(8))
     for launch in RANKS:
         trainer.launch = launch
-        parts = list(trainer._micro_batches(experience, rows))
+        parts = list(trainer._micro_batches(experience, rows.tolist()))
         assert [tuple(turn) for _, turn in parts] == [(True, False), (False, False), (False, True)]
         seen += [row for part, _ in parts for row in part]
     assert sorted(seen) == sorted(rows.tolist())
@@ -87,7 +87,7 @@ def test_a_rank_s_sum_outlives_the_average() -> None:
             num_processes=processes, no_sync=lambda _: nullcontext()
         )
         rollout = fixed_rollout()
-        role.accumulate(role.module(rollout.ids, rollout.mask).sum(), last=False)
+        role.trained.backward(role.module(rollout.ids, rollout.mask).sum(), last=False)
         weights = role.module.parameters()
         found.append(torch.cat([p.grad.flatten() for p in weights if p.grad is not None]))
     torch.testing.assert_close(found[1], 2 * found[0])

@@ -162,75 +162,6 @@ def recorder(path: Path) -> Any:
     return Recorder()
 
 
-def held_out(config: Config, tokenizer: Any, policy: Any, sft: Path, reward: Path) -> Any:
-    """What judges the policy as it is now: a summary of replies to the held-out prompts."""
-    from contextlib import nullcontext
-    from types import SimpleNamespace
-
-    import torch
-
-    from cores.data import prompt_data
-    from cores.evaluate import evaluate
-    from cores.models import Actor, ScalarModel, load_scalar
-    from cores.ppo.score import Scorer
-    from cores.rewards.call import RewardFunctions
-    from cores.rewards.load import load_functions
-    from cores.rollout import build_engine, stop_ids
-    from cores.runtime.launch import Launch
-
-    ppo = config.ppo
-    rows = prompt_data(config, tokenizer).test[: ppo.eval_prompts]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    launch, stops = Launch(0, 1, device, "fp32"), stop_ids(ppo, tokenizer)
-    models: Any = (policy_of(sft, tokenizer), load_scalar(reward))
-    frozen = [model.requires_grad_(False).eval().to(device) for model in models]
-    scored = ScalarModel(frozen[1])
-    both = (policy, frozen[0])
-    actors = [Actor(model, ppo.temperature, stops).to(device) for model in both]
-    roles: Any = SimpleNamespace(
-        actor=SimpleNamespace(module=actors[0], trained=SimpleNamespace(gathered=nullcontext)),
-        critic=None,
-        reward=scored,
-        reference=lambda: nullcontext(actors[1]),
-        texts=None,
-    )
-    loaded = load_functions(ppo.rewards, ppo.reward_timeout)
-    functions = RewardFunctions(ppo, tokenizer, loaded.functions)
-    made: list[Scorer] = []
-
-    def look() -> dict[str, Any]:
-        policy.eval()
-        if not made:  # TRL has put the policy where it trains
-            engine = build_engine(config, policy, tokenizer, ppo.max_new_tokens, launch)
-            made.append(Scorer(ppo, roles, engine, launch, config.seed, functions))
-        scorer = made[0]
-        found = evaluate(scorer, [row["input_ids"] for row in rows], rows).summary()
-        policy.train()
-        return found
-
-    return look
-
-
-def judged(look: Any, every: int, path: Path) -> Any:
-    """A callback that writes what `look` finds, at the start and every so many updates."""
-    from transformers import TrainerCallback
-
-    class Judged(TrainerCallback):
-        def add(self, update: int) -> None:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"update": update, **look()}) + "\n")
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            path.write_text("", encoding="utf-8")
-            self.add(0)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % every == 0:
-                self.add(state.global_step)
-
-    return Judged()
-
-
 def train(
     config: Config, sft: Path, reward: Path, out: Path, more: dict[str, Any], judge: bool
 ) -> None:
@@ -242,7 +173,7 @@ def train(
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     from cores.data import prompt_data
-    from cores.models import load_tokenizer, save_model
+    from cores.models import load_scalar, load_tokenizer, save_model
     from cores.runtime.launch import quiet
 
     quiet()
@@ -254,8 +185,11 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     callbacks = [recorder(out / "metrics.jsonl")]
     if judge:
-        look = held_out(config, load_tokenizer(sft), policy, sft, reward)
-        callbacks.append(judged(look, config.ppo.eval_every, out / "evaluations.jsonl"))
+        from scripts.samples.held_out import Judged, looker
+
+        models = (policy, policy_of(sft, tokenizer), load_scalar(reward))
+        look = looker(config, load_tokenizer(sft), *models)
+        callbacks.append(Judged(look, config.ppo.eval_every, out / "evaluations.jsonl"))
     transformers.set_seed(given["seed"])  # TRL leaves numpy's, which draws its minibatches
     trainer = PPOTrainer(
         args=PPOConfig(**given),

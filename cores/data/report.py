@@ -30,12 +30,14 @@ class SplitReport:
     """Complete passes over rows that are streamed; None for others. Counts are of all passes."""
     hidden: int = 0
     """Hidden files of the folder, which were left out."""
+    divided: int = 0
+    """Rows more than were read: one a reply where a chat template rewrites earlier turns."""
     unread: list[str] = field(default_factory=list)
     """Columns that the stage does not read; reward functions of stage 3 get them."""
 
     def clear(self) -> None:
         """Count from the beginning."""
-        self.read = self.used = self.truncated = self.trimmed = 0
+        self.read = self.used = self.truncated = self.trimmed = self.divided = 0
         self.dropped.clear()
         self.passes = None if self.passes is None else 0
 
@@ -55,6 +57,11 @@ class SplitReport:
             text += f"; lost turns after the last reply: {self.trimmed}"
         if self.hidden:
             text += f"; hidden files left out: {self.hidden}"
+        if self.divided:
+            text += (
+                f"; {self.divided} of them more than conversations, one a reply: the chat template "
+                "rewrites earlier turns"
+            )
         if self.unread:
             text += f"; columns not read: {', '.join(self.unread)}"
         return text

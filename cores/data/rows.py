@@ -47,14 +47,13 @@ class RowMaker:
             report.read += len(chunk)
             report.dropped.update(e.dropped for e in chunk if e.dropped is not None)
             usable = [example for example in chunk if example.dropped is None]
-            texts = [
-                [self.template.segments(turns, e.row.where) for turns in e.conversations]
-                for e in usable
-            ]
-            flat = [segments for row in texts for segments in row]
+            made = [(e, texts) for e in usable for texts in self._texts(e)]
+            report.read += len(made) - len(usable)
+            report.divided += len(made) - len(usable)
+            flat = [segments for _, texts in made for segments in texts]
             # Labels matter in stage 1 only.
             encoded = encode_rows(flat, self.tokenizer, self.leading, self.config.sft.loss_on)
-            for example, segments in zip(usable, texts, strict=True):
+            for example, segments in made:
                 row, truncated = self._row(example, [next(encoded) for _ in segments], segments)
                 if isinstance(row, str):
                     report.dropped[row] += 1
@@ -63,6 +62,14 @@ class RowMaker:
                 report.truncated += truncated
                 report.trimmed += example.trimmed
                 yield row
+
+    def _texts(self, example: Example) -> list[Texts]:
+        """Of each row that an example becomes, the segments of its conversations."""
+        where = example.row.where
+        if self.made != self._demonstration:
+            return [[self.template.segments(turns, where) for turns in example.conversations]]
+        (turns,), last = example.conversations, self.config.sft.loss_on == "last"
+        return [[one] for one in self.template.demonstrations(turns, where, last)]
 
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         """The stage's row of an example's conversations, each encoded and as segments."""

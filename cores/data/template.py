@@ -61,14 +61,30 @@ class Template:
     def segments(self, turns: list[Turn], where: str) -> list[Segment]:
         """Segments of one conversation, every reply's `train` on; `where` names it in errors.
 
-        A conversation that does not end with a reply ends where the reply would begin.
+        A conversation that does not end with a reply ends where the reply would begin. Where a chat
+        template rewrites earlier turns (it takes reasoning out of them, say) earlier replies are
+        part of the prompt.
         """
         if turns[0]["role"] == "text":
             return [Segment("text", turns[0]["content"] + self.eos, True)]
         turns = with_system(turns, self.section.system_prompt)
-        if self.section.kind == "chat":
+        if self.section.kind != "chat":
+            return self._written(turns)
+        try:
             return self._chat(turns, where)
-        return self._written(turns)
+        except Rewritten:
+            return self._last(turns, where)
+
+    def demonstrations(self, turns: list[Turn], where: str, last: bool) -> list[list[Segment]]:
+        """The rows in which a conversation is learned: one, or where its chat template rewrites
+        earlier turns one for each reply, with what stood before it then; `last`: the last alone."""
+        turns = with_system(turns, self.section.system_prompt)
+        segments = self.segments(turns, where)
+        shown = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
+        told = sum(segment.role == "assistant" for segment in segments)
+        if last or self.section.kind != "chat" or told == len(shown):
+            return [segments]
+        return [self.segments(turns[: i + 1], where) for i in shown]
 
     def _written(self, turns: list[Turn]) -> list[Segment]:
         """Kinds roles and none: texts around each turn, the stop token after each reply."""
@@ -106,39 +122,52 @@ class Template:
                 continue  # templates do not render nothing: a greeting is part of the first prompt
             prompt = self._added(turns[:i], True, done, where)
             reply = self._added(turns[: i + 1], False, done + prompt, where)
-            end = reply.rfind(self.eos)
-            if end < 0:
-                raise UserError(
-                    f"{where}: the tokenizer's chat template does not end a reply with its "
-                    f"end-of-sequence token {self.eos!r}, so that the model would never learn to "
-                    "stop; set the tokenizer's eos_token to the one its template writes, or "
-                    "template.kind to roles."
-                )
-            if reply[:end].endswith(self.eos) and not turn["content"].endswith(self.eos):
-                raise UserError(
-                    f"{where}: the tokenizer's chat template writes the end-of-sequence token "
-                    f"{self.eos!r} twice behind a reply, which ends at the first; take one out of "
-                    "its chat_template, or set template.kind to roles."
-                )
-            end += len(self.eos)
-            segments.append(Segment("prompt", prompt, False))
-            segments.append(Segment("assistant", reply[:end], True))
-            segments.append(Segment("prompt", reply[end:], False))
+            segments += self._parted(prompt, reply, turn, where)
             done += prompt + reply
         if turns[-1]["role"] != "assistant":
             segments.append(Segment("prompt", self._added(turns, True, done, where), False))
         return segments
 
+    def _last(self, turns: list[Turn], where: str) -> list[Segment]:
+        """The last reply behind all that is before it as one prompt, or that prompt alone."""
+        turn = turns[-1]
+        if turn["role"] != "assistant":
+            return [Segment("prompt", rendered(self.tokenizer, turns, True, where), False)]
+        prompt = rendered(self.tokenizer, turns[:-1], True, where)
+        whole = rendered(self.tokenizer, turns, False, where)
+        # A template that opens the reply with more than it shows of one: what is written follows.
+        follows = whole.startswith(prompt)
+        reply = whole[len(prompt) :] if follows else turn["content"] + self.eos
+        return self._parted(prompt, reply, turn, where)
+
+    def _parted(self, prompt: str, reply: str, turn: Turn, where: str) -> list[Segment]:
+        """The prompt, the reply up to its stop token, and what the template writes behind it."""
+        end = reply.rfind(self.eos)
+        if end < 0:
+            raise UserError(
+                f"{where}: the tokenizer's chat template does not end a reply with its "
+                f"end-of-sequence token {self.eos!r}, so that the model would never learn to "
+                "stop; set the tokenizer's eos_token to the one its template writes, or "
+                "template.kind to roles."
+            )
+        if reply[:end].endswith(self.eos) and not turn["content"].endswith(self.eos):
+            raise UserError(
+                f"{where}: the tokenizer's chat template writes the end-of-sequence token "
+                f"{self.eos!r} twice behind a reply, which ends at the first; take one out of "
+                "its chat_template, or set template.kind to roles."
+            )
+        end += len(self.eos)
+        return [
+            Segment("prompt", prompt, False),
+            Segment("assistant", reply[:end], True),
+            Segment("prompt", reply[end:], False),
+        ]
+
     def _added(self, turns: Sequence[Turn], open_: bool, done: str, where: str) -> str:
         """What the rendering of `turns` adds to `done`; open_: the beginning of a reply too."""
         text = rendered(self.tokenizer, list(turns), open_, where)
         if not text.startswith(done):
-            raise UserError(
-                f"{where}: the tokenizer's chat template changes earlier turns when a turn is "
-                "added (or its generation prompt is not how a reply begins), so that the prompt "
-                "of stage 3 would not be the beginning of this row; set template.kind to roles, "
-                "or use single-turn rows."
-            )
+            raise Rewritten
         return text[len(done) :]
 
 
@@ -167,6 +196,10 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _room(second: int) -> int:
     """Address space that may be used in this second: asking at every row takes longer than it."""
     return int(psutil.Process().memory_info().vms) + MEMORY
+
+
+class Rewritten(Exception):  # noqa: N818  # no error: such templates are read another way
+    """A chat template shows earlier turns otherwise once there is a later one."""
 
 
 class TooLong(BaseException):

@@ -240,8 +240,6 @@ def test_batches_do_not_change_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, "has no chat template"),
         (CHATML.replace("<|im_end|>", "<|pad|>"), "does not end a reply"),
-        ("{{ messages | length }}" + CHATML, "changes earlier turns"),
-        (CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif"), "begins"),
         ("{{ raise_exception('no system') }}", "refuses this conversation \\(no system\\)"),
     ],
 )

@@ -65,11 +65,11 @@ class Clock:
             self.seconds[self.name] += now - self._last
         self._last = now
 
-    def around(self, call: Call, name: str) -> Call:
-        """`call` in a span."""
+    def around(self, call: Call, name: str | Callable[..., str]) -> Call:
+        """`call` in a span of that name, or of the one that its arguments give."""
 
         def timed(*arguments: Any, **named: Any) -> Any:
-            self.enter(name)
+            self.enter(name if isinstance(name, str) else name(*arguments))
             try:
                 return call(*arguments, **named)
             finally:
@@ -83,7 +83,7 @@ def instrumented(trainer: PPOTrainer, clock: Clock) -> Iterator[None]:
     """Every phase and part of `trainer.step` in a span of `clock`."""
     with ExitStack() as stack:
 
-        def time_call(owner: Any, method: str, name: str) -> None:
+        def time_call(owner: Any, method: str, name: str | Callable[..., str]) -> None:
             timed = clock.around(getattr(owner, method), name)
             stack.enter_context(patch.object(owner, method, timed))
 
@@ -98,8 +98,7 @@ def instrumented(trainer: PPOTrainer, clock: Clock) -> Iterator[None]:
         ):
             if isinstance(module, nn.Module):
                 _time_module(module, name, clock, stack)
-        for method, name in (("actor", "actor"), ("critic", "critic")):
-            time_call(trainer.passes, method, name)
+        time_call(trainer.passes, "run", lambda role, *_: role.name)
         time_call(trainer, "_train_ptx", "actor")
         for role in roles.trained:
             time_call(role.optimizer, "step", "optimizer")

@@ -1,6 +1,7 @@
 """Reward functions that do not end in time, start processes, or are interrupted."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -57,6 +58,9 @@ def f(responses):
 @pytest.mark.parametrize("after", ["pass", "return [1, 2]", "raise ValueError"])
 def test_ctrl_c_gets_through(tmp_path: Path, after: str) -> None:
     """Even where the function catches all there is."""
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored behind `nohup ... &`
     text = f"""\
 import os, signal, time
 def f(responses):
@@ -65,8 +69,11 @@ def f(responses):
     except BaseException:
         {after}
 """
-    with pytest.raises(KeyboardInterrupt):
-        asked(tmp_path, text)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asked(tmp_path, text)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

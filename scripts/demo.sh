@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Environment, data, the three stages and a report, from nothing: bash scripts/demo.sh
-# Leaves runs/demo/{sft,reward,ppo} and runs/demo/summary.json. About four minutes on two quiet cores
-# after installation, nine on busy ones; run again, it installs nothing.
+# Leaves runs/demo/{sft,reward,ppo} and runs/demo/summary.json. Four to seven minutes on two cores
+# after installation; run again, it installs nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh

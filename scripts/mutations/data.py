@@ -39,7 +39,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/template.py": (
-        ("tests/unit/test_data_encode.py",),
+        ("tests/unit/test_data_encode.py", "tests/unit/test_data_rewritten.py"),
         [
             ("no-stop", "no stop token after a reply",
              "around.suffix + self.eos", "around.suffix"),

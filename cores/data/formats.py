@@ -6,7 +6,7 @@ from typing import Literal
 from cores.config.schema import Config, Format, OneSource
 from cores.data.files import separator_hint
 from cores.data.sources import Row
-from cores.data.transcripts import FURTHER, parse, part_texts, part_turns
+from cores.data.transcripts import FURTHER, behind, merged, parse, part_texts, part_turns
 from cores.data.values import (
     MEANING,
     Turn,
@@ -155,7 +155,10 @@ class Reader:
         used = {*COLUMNS[self.format][1], "margin" if stage == "reward" else ""}
         used |= {self.column or "", *(() if self.column or self.plain else PAIR)}
         used |= {"input"} if self.column == "instruction" else set()
-        used |= set() if self.plain else set(BESIDE)
+        self.beside = [] if self.plain or config.template.kind == "none" else BESIDE
+        """Columns that are turns before the prompt; none has a place for them."""
+        self.beside = [name for name in self.beside if name not in source.ignore]
+        used |= set(self.beside)
         self.unread = [name for name in columns if name not in used]
         """Columns that the stage does not read."""
 
@@ -185,39 +188,46 @@ class Reader:
 
     def _refuse(self, row: Row) -> None:
         """UserError for a column that would be lost and means something."""
-        for name in REFUSED.keys() & set(self.unread) - set(self.ignore):
-            if row.columns.get(name) not in (None, "", [], {}):
+        for name, what in REFUSED.items():
+            lost = name in self.unread and name not in self.ignore
+            if lost and row.columns.get(name) not in (None, "", [], {}):
                 raise UserError(
-                    f"{row.where}: column {name!r} ({REFUSED[name]}: "
-                    f"{short(row.columns[name])}) is not read, and the row would be learned as if "
-                    "it were not there; make of it what this stage reads (docs/data.md), or name "
-                    f"the column in the source's `ignore` (--data.SOURCE.ignore '[\"{name}\"]')."
+                    f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "
+                    "read, and the row would be learned as if it were not there; make of it what "
+                    "this stage reads (docs/data.md), or name the column in the source's `ignore` "
+                    f"(--data.SOURCE.ignore '[\"{name}\"]')."
                 )
 
     def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:
         """Prompt and replies, and why there are none."""
-        lists = [isinstance(row.columns.get(side), list) for side in PAIR]
-        whole = all(lists) and any(len(row.columns[side]) > 1 for side in PAIR)
         if self.column is None:
-            return self._whole(row)
+            found, replies, dropped = self._whole(row)
+            prompt, problem = behind(self._before(row), found)
+            return prompt, replies, dropped or problem
         prompt, dropped = self._turns(row, self.column)
         while prompt and prompt[-1]["role"] == "assistant":
             prompt.pop()
+        sides = [row.columns.get(side) for side in PAIR]
+        lists = [side for side in sides if isinstance(side, list)]
+        whole = len(lists) == len(PAIR) and any(len(side) > 1 for side in lists)
         if whole and self.format in ("preference", "prompt"):
             found, replies, problem = self._whole(row)
-            alike = (
-                prompt in (found, found[-1:], found[:1])
-                or prompt == [turn for turn in found if turn["role"] == "user"][:1]
-            )
-            return found, replies, problem or (None if alike else "prompt and pair disagree")
-        sides = COLUMNS[self.format][1][: self.sides]
-        replies = [reply_of(row, name, self.ignore) for name in sides]
-        last = _last_text(prompt)
+            prompt, unlike = merged(prompt, found)
+            return prompt, replies, dropped or problem or unlike
+        names = COLUMNS[self.format][1][: self.sides]
+        replies = [reply_of(row, name, self.ignore) for name in names]
+        last = prompt[-1]["content"] if prompt else ""
         if len(last) >= ECHO and replies and all(reply.startswith(last) for reply in replies):
             dropped = dropped or "reply repeats the prompt"
         if self.transcripts:
             replies = [reply.removeprefix(" ") for reply in replies]
         return prompt, replies, dropped
+
+    def _before(self, row: Row) -> list[Turn]:
+        # To reward functions of stage 3 a column may mean anything.
+        kinds = {"system": str, "history": list} if self.stage == "ppo" else {}
+        fits = [n for n in self.beside if isinstance(row.columns.get(n), kinds.get(n, object))]
+        return before_of(row, fits)
 
     def _demonstration(self, row: Row) -> Example:
         """A conversation that is all shown, up to the last reply."""
@@ -234,7 +244,7 @@ class Reader:
 
     def _turns(self, row: Row, column: str) -> tuple[list[Turn], str | None]:
         """A column's turns: its own, those of its transcript, or its text as a user's turn."""
-        before = before_of(row, self.ignore) if column not in PAIR else []
+        before = [] if column in PAIR else self._before(row)
         if column in ("messages", "conversations") or isinstance(value_of(row, column), list):
             turns = turns_of(row, column, self.ignore)
         else:
@@ -244,11 +254,7 @@ class Reader:
             turns = parse(text) if self.transcripts else [{"role": "user", "content": text}]
             if self.transcripts and text.strip() and not turns:
                 return turns, NO_TURN
-        if before and turns and turns[0]["role"] == "system":
-            if before[0]["role"] == "system" and before[0] != turns[0]:
-                return turns, "column system and first turn disagree"
-            turns = turns[1:] if before[0]["role"] == "system" else turns
-        return [*before, *turns], None
+        return behind(before, turns)
 
     def _whole(self, row: Row) -> tuple[list[Turn], list[str], str | None]:
         """Prompt and replies of a pair whose two sides both hold the prompt."""
@@ -274,10 +280,6 @@ class Reader:
             )
         prompt, rests = part_texts(text_of(row, "chosen"), text_of(row, "rejected"))
         return [{"role": "user", "content": prompt}], list(rests[: self.sides]), None
-
-
-def _last_text(turns: list[Turn]) -> str:
-    return turns[-1]["content"] if turns else ""
 
 
 def _first_user_turn(turns: list[Turn]) -> str:

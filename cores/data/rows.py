@@ -68,8 +68,9 @@ class RowMaker:
         where = example.row.where
         if self.made != self._demonstration:
             return [[self.template.segments(turns, where) for turns in example.conversations]]
-        (turns,), last = example.conversations, self.config.sft.loss_on == "last"
-        return [[one] for one in self.template.demonstrations(turns, where, last)]
+        # Where all is learned one row holds it all; the last reply alone is in one row as well.
+        (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
+        return [[row] for row in self.template.demonstrations(turns, where, one)]
 
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         """The stage's row of an example's conversations, each encoded and as segments."""

@@ -83,8 +83,13 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
     if saved is not None:
         import datasets
 
+        if section.name is not None:
+            raise UserError(
+                f"{where} was saved by datasets and has no configurations; remove name."
+            )
+
         with readable(where):
-            found = datasets.load_from_disk(str(saved))
+            found = datasets.load_from_disk(str(saved)).with_format(None)
             fingerprints = {
                 f.name: _fingerprint(f, streaming) for f in sorted(saved.glob("*.arrow"))
             }

@@ -75,14 +75,14 @@ class Template:
         except Rewritten:
             return self._last(turns, where)
 
-    def demonstrations(self, turns: list[Turn], where: str, last: bool) -> list[list[Segment]]:
-        """The rows in which a conversation is learned: one, or where its chat template rewrites
-        earlier turns one for each reply, with what stood before it then; `last`: the last alone."""
+    def demonstrations(self, turns: list[Turn], where: str, one: bool) -> list[list[Segment]]:
+        """The rows in which a conversation is learned: one, always if `one`; or where its chat
+        template rewrites earlier turns one for each reply, with what stood before it then."""
         turns = with_system(turns, self.section.system_prompt)
         segments = self.segments(turns, where)
         shown = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
         told = sum(segment.role == "assistant" for segment in segments)
-        if last or self.section.kind != "chat" or told == len(shown):
+        if one or self.section.kind != "chat" or told == len(shown):
             return [segments]
         return [self.segments(turns[: i + 1], where) for i in shown]
 

@@ -58,6 +58,28 @@ def part_turns(
     return chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"])
 
 
+def behind(before: list[Turn], turns: list[Turn]) -> tuple[list[Turn], str | None]:
+    """`turns` behind what stood before them, one system turn at most; or why they do not fit."""
+    systems = [part[0] for part in (before, turns) if part and part[0]["role"] == "system"]
+    if len(systems) < 2:
+        return [*before, *turns], None
+    if systems[0] != systems[1]:
+        return turns, "column system and first turn disagree"
+    return [*before, *turns[1:]], None
+
+
+def merged(prompt: list[Turn], found: list[Turn]) -> tuple[list[Turn], str | None]:
+    """The prompt that a column and a pair of whole conversations both tell, as far as either goes;
+    or why they do not fit."""
+    asked, told = ([t for t in turns if t["role"] != "system"] for turns in (prompt, found))
+    if not told or asked[-len(told) :] == told:
+        return behind(prompt[: len(prompt) - len(told)], found)
+    users = [turn for turn in told if turn["role"] == "user"]
+    if told[-len(asked) :] == asked or asked == users[:1]:
+        return behind(prompt[: len(prompt) - len(asked)], found)
+    return found, "prompt and pair disagree"
+
+
 def part_texts(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
     """(the common beginning, the two rests) of two whole texts, verbatim.
 

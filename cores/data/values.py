@@ -38,8 +38,9 @@ MEANING = {
 NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1, 1.0, True)
 """Values that say nothing more than the turn does without them."""
 
-LISTED = re.compile(r"\s*\[\s*\{.*['\"](role|from)['\"]\s*:.*\}\s*\]\s*", re.DOTALL)
-"""The text of a list of turns, as JSON or as Python writes it."""
+OPENS, CLOSES = re.compile(r"\s*\[\s*\{"), re.compile(r"\}\s*\]\s*\Z")
+SPEAKS = re.compile(r"['\"](role|from)['\"]\s*:")
+"""Of the text of a list of turns, as JSON or as Python writes it."""
 
 LARGEST_MARGIN = 1e6
 """Scores lie within a few units; fp32 still tells one of these from the next."""
@@ -88,7 +89,11 @@ def reply_of(row: Row, column: str, ignore: Collection[str] = ()) -> str:
         turns = turns_of(row, column, ignore)
     else:
         text = text_of(row, column)
-        if LISTED.fullmatch(text):
+        if (
+            OPENS.match(text)
+            and CLOSES.search(text, max(0, len(text) - 100))
+            and SPEAKS.search(text)
+        ):
             raise UserError(
                 f"{row.where}: column {column!r} holds the text of a list of turns "
                 f"({short(text)}), as exports write it; convert it into a list (JSON Lines), or "
@@ -106,15 +111,16 @@ def reply_of(row: Row, column: str, ignore: Collection[str] = ()) -> str:
     return turns[-1]["content"]
 
 
-def before_of(row: Row, ignore: Collection[str]) -> list[Turn]:
+def before_of(row: Row, columns: Collection[str]) -> list[Turn]:
     """What the columns `system` (text) and `history` (pairs of a question and its reply, as in the
-    Alpaca form of LLaMA-Factory) say stood before the prompt."""
+    Alpaca form of LLaMA-Factory) say stood before the prompt; those of them in `columns`."""
     turns: list[Turn] = []
-    system = None if "system" in ignore else row.columns.get("system")
-    if isinstance(system, str) and system.strip():
+    if "system" in columns and row.columns.get("system"):
         turns.append({"role": "system", "content": text_of(row, "system")})
-    history = None if "history" in ignore else row.columns.get("history")
-    for number, pair in enumerate(history if isinstance(history, list) else [], 1):
+    history = (row.columns.get("history") if "history" in columns else None) or []
+    if not isinstance(history, list):
+        history = [history]
+    for number, pair in enumerate(history, 1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(
                 f"{row.where}: round {number} of 'history' must be a list of a question and its "
@@ -159,7 +165,7 @@ def _turn(turn: Any, row: Row, what: str, ignore: Collection[str]) -> Turn:
         raise UserError(
             f"{row.where}: {what} has the role {short(role)}; known are {', '.join(known)}."
         )
-    for key in MEANING.keys() & turn.keys() - set(ignore):
+    for key in [key for key in MEANING if key in turn and key not in ignore]:
         if said(turn[key]):
             raise UserError(
                 f"{row.where}: {what} has {key} ({MEANING[key]}: {short(turn[key])}), which is not "

@@ -105,6 +105,39 @@ def test_a_text_prompt_beside_whole_conversations(stage: Any) -> None:
     assert read({"prompt": "Z", **pair}, stage).dropped == "prompt and pair disagree"
 
 
+def test_a_prompt_that_tells_more_than_the_pair() -> None:
+    """A system turn or rounds that only one of the two has are kept, whichever has them."""
+    pair = {side: [USER, said("assistant", side)] for side in ("chosen", "rejected")}
+    rounds = [["Q0", "A0"]]
+    for row in (
+        {"prompt": BEFORE, **pair},
+        {"prompt": "Q", "system": "S", "history": rounds, **pair},
+        {"system": "S", "history": rounds, **pair},
+    ):
+        for stage in ("sft", "reward", "ppo"):
+            turns = read(row, stage).conversations[0]  # type: ignore[arg-type]
+            assert turns[: len(BEFORE)] == BEFORE, (row, stage)
+    other = {side: [said("system", "Z"), *turns] for side, turns in pair.items()}
+    told = read({"prompt": "Q", "system": "S", **other}, "reward").dropped
+    assert told == "column system and first turn disagree"
+
+
+def test_what_has_no_place_is_named() -> None:
+    """With template.kind none there are no turns: the columns stand among those not read. In stage
+    3 a column of that name may be anything, and a reward function's."""
+    row = {"prompt": "Q", "completion": "A", "system": "S", "history": "once"}
+    assert read(row, "sft", kind="none").conversations == ([USER, REPLY],)
+    with pytest.raises(UserError, match="round 1 of 'history' must be"):
+        read(row, "sft")
+    assert read(row, "ppo").conversations == ([SYSTEM, USER],)
+
+
+def test_a_long_text_that_looks_like_a_list() -> None:
+    """In time that does not grow with what it repeats."""
+    text = '[{"role": ' * 200_000
+    assert read({"prompt": "Q", "completion": text}, "sft").dropped is None
+
+
 def test_a_reply_of_several_turns() -> None:
     """Beside a prompt its first turns were lost."""
     row = {"prompt": "Q", "completion": [said("user", "Q1"), REPLY]}

@@ -88,9 +88,10 @@ def test_stages_share_the_prompt(tmp_path: Path, template: str) -> None:
     assert pair["chosen_ids"][-1] == tokenizer.eos_token_id
 
 
-def test_the_last_reply_alone(tmp_path: Path) -> None:
-    """sft.loss_on last: one row, whatever the template."""
-    data = sft_data(made(tmp_path, loss_on="last")[1], tokenizer_with(REASONING))
+@pytest.mark.parametrize("loss_on", ["last", "all"])
+def test_one_row_where_one_holds_it(tmp_path: Path, loss_on: str) -> None:
+    """The last reply alone is trained, or all tokens, none of them twice."""
+    data = sft_data(made(tmp_path, loss_on=loss_on)[1], tokenizer_with(REASONING))
     assert len(data.train) == 1
     assert data.report.train.divided == 0
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cores.config import parse_config
 from scripts.jobs import ROOT, Job
 
 Setting = tuple[tuple[str, str], ...]
@@ -89,9 +90,6 @@ DEMO = Task(
     levels=(1.0, 2.0, 3.0, 4.0),
     variables=(("CUDA_VISIBLE_DEVICES", ""), ("DS_ACCELERATOR", "cpu")),
 )
-RATES = {"demo": (3e-4, 1e-3), "polite": (2e-5, 4e-5), "hh_harmless": (2e-5, 4e-5)}
-"""Of actor and critic, as the configurations have them."""
-KL_COEFS = {"demo": 0.1, "polite": 0.05, "hh_harmless": 0.05}
 START = (
     *((f"ppo.{role}_adam.eps", "1e-8") for role in ("actor", "critic")),
     (RATE, "4e-5"),
@@ -183,19 +181,18 @@ def together(ranked: Sequence[Setting], start: Setting = ()) -> list[Setting]:
 
 def around(task: Task, side: str, best: Setting) -> list[Setting]:
     """Neighbours of `best`: the rates times and by 1.5, the price of KL times and by 2."""
-    given = dict(best)
-    if side == "trl":
-        rates = {"learning_rate": float(given.get("learning_rate", RATES[task.name][0]))}
-        price = "kl_coef"
-    else:
-        own = dict(zip((RATE, CRITIC_RATE), RATES[task.name], strict=True))
-        rates = {key: float(given.get(key, value)) for key, value in own.items()}
+    given, ppo = dict(best), parse_config(["--config", f"configs/{task.name}.yaml"], "", "").ppo
+    own: dict[str, float] = {"learning_rate": ppo.actor_learning_rate}
+    price = "kl_coef"
+    if side == "ours":
+        own = {RATE: ppo.actor_learning_rate, CRITIC_RATE: ppo.critic_learning_rate}
         price = "ppo.kl_coef"
+    rates = {key: float(given.get(key, value)) for key, value in own.items()}
     found = []
     for factor in (1 / 1.5, 1.5):
         moved = tuple((key, f"{value * factor:.3g}") for key, value in rates.items())
         found.append(join(best, moved))
-    coef = float(given.get(price, KL_COEFS[task.name]))
+    coef = float(given.get(price, ppo.kl_coef))
     return [*found, *(join(best, ((price, f"{coef * factor:g}"),)) for factor in (0.5, 2))]
 
 

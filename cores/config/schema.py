@@ -6,42 +6,14 @@ Imports nothing heavy: `--help` and argument errors must answer before torch is 
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+from cores.config.data import DataSection
 from cores.config.limits import number
 from cores.config.lora import LoraSection
 from cores.config.ppo import PPOSection
+from cores.config.template import TemplateSection
 
-Format = Literal[
-    "instruction", "completion", "messages", "conversations", "text", "preference", "prompt"
-]
-
-
-@dataclass(frozen=True)
-class RoleTemplate:
-    """What stands around one turn."""
-
-    prefix: str = ""
-    """Text before the turn's content."""
-    suffix: str = ""
-    """Text after the turn's content. An assistant turn's suffix is followed by the stop token."""
-
-
-@dataclass(frozen=True)
-class TemplateSection:
-    """How a conversation becomes text."""
-
-    kind: Literal["chat", "roles", "none"] = "chat"
-    """chat: the tokenizer's own chat template. roles: the three fields below. none: prompt and
-    reply verbatim. Chat by default: today's models carry a template and do worse without it."""
-    system: RoleTemplate = field(default_factory=RoleTemplate)
-    """Around a system turn, with kind roles."""
-    user: RoleTemplate = field(default_factory=RoleTemplate)
-    """Around a user turn, with kind roles."""
-    assistant: RoleTemplate = field(default_factory=RoleTemplate)
-    """Around an assistant turn, with kind roles; its prefix ends the prompt of stage 3."""
-    system_prompt: Optional[str] = None
-    """System turn put before conversations that have none. None: nothing is put."""
-    separator: str = "\n"
-    """Between `instruction` and `input` of a row that has both; a line break, as is usual."""
+Optimizer = Literal["adamw", "adafactor", "lion", "paged_adamw_8bit"]
+Schedule = Literal["linear", "cosine", "restarts", "constant"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +22,16 @@ class ModelSection:
 
     path: str = "gpt2"
     """Local folder in Hugging Face form, or hub id. gpt2: the recipe's smallest model."""
+    revision: Optional[str] = None
+    """Commit, branch or tag of a hub id in `path`. None: its main branch."""
+    attention: Literal["causal", "prefix"] = "causal"
+    """prefix: the tokens of the prompt see each other both ways, those of the reply what is before
+    them (a prefix language model, as GLM)."""
+    from_config: bool = False
+    """Begin stage 1 with random weights from the folder's config.json, which then needs none."""
+    trainable: list[str] = field(default_factory=list)
+    """Names of the weights that stage 1 trains, with * for any text; the rest is frozen. Empty:
+    all, or the adapters."""
     pad_token: Optional[str] = None
     """Token of the vocabulary to pad with, one that no text uses. None: the tokenizer's own if it
     is not the end-of-sequence token, else a new token `<|pad|>` is added."""
@@ -61,74 +43,6 @@ class ModelSection:
     (bitsandbytes; Dettmers et al. 2022, 2023): less still, for time and some accuracy."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
-
-
-@dataclass(frozen=True)
-class OneSource:
-    """Where rows come from."""
-
-    path: Optional[str] = None
-    """JSON, JSONL, CSV or Parquet file, a folder of them, or a data set id on the Hugging Face hub.
-    No default: a stage that needs the source says so."""
-    name: Optional[str] = None
-    """Configuration (subset) of a hub data set. None: the data set's only one."""
-    split: str = "train"
-    """Split of a hub data set to train on. Files have the one split "train"."""
-    test_path: Optional[str] = None
-    """Held-out rows, as `path`. None: `test_split`, or else `data.test_fraction` of the rows."""
-    test_split: Optional[str] = None
-    """Split of a hub data set held out. None: `data.test_fraction` of the rows."""
-    format: Optional[Format] = None
-    """How to read a row (docs/data.md). None: from the columns, which is enough unless they fit
-    several formats and the stage's own choice is not wanted."""
-    ignore: list[str] = field(default_factory=list)
-    """Columns, and keys of a turn, that mean something and are left out knowingly: docs/data.md has
-    those that are refused otherwise."""
-    limit: Optional[int] = number(None, above=0)
-    """Rows read at most, from the first. None: all."""
-    transcripts: bool = False
-    """Take texts apart into turns at "Human:" and "Assistant:" after an empty line (hh-rlhf's
-    form). Off: such a text is one turn, or with template.kind none verbatim."""
-    prompt_tokens: int = number(8, above=0)
-    """Tokens at the beginning of a row of format text that are its prompt in stage 3; a few words,
-    as in sentiment tuning (Ziegler et al. 2019 take 32)."""
-
-
-@dataclass(frozen=True)
-class WeightedSource(OneSource):
-    """One of several sources, in a list: `- {path: FILE, weight: 2}`."""
-
-    weight: float = number(1.0, above=0)
-    """Share of the training rows, relative to the other sources', above 0; kept exactly, by
-    repeating or leaving out rows. Equal by default."""
-
-
-@dataclass(frozen=True)
-class SourceSection(OneSource):
-    """The source of a stage, or several with weights."""
-
-    sources: list[WeightedSource] = field(default_factory=list)
-    """Several sources in place of `path`, each with its weight. Empty: the one of `path`."""
-    streaming: bool = False
-    """Read rows of format text while training, for sets that do not fit in memory; stage 1 only,
-    and needs sft.max_steps. Off: a shuffle of all rows is better where they fit."""
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """The three data sets and how they are split."""
-
-    sft: SourceSection = field(default_factory=SourceSection)
-    """Demonstrations for stage 1."""
-    preference: SourceSection = field(default_factory=SourceSection)
-    """Pairs for stage 2."""
-    prompts: SourceSection = field(default_factory=SourceSection)
-    """Prompts for stage 3."""
-    test_fraction: float = number(0.1, below=1)
-    """Share of rows held out, 0 to 1, chosen by a hash of the first user turn: rows of one prompt
-    stay on one side, the same in every stage, so that stage 3 is judged on unseen prompts."""
-    inspect: int = 0
-    """Print this many rows of the stage's data, trained tokens coloured, and stop. 0: train."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +60,24 @@ class SFTSection:
     """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
     warm-up and cosine are shares of the whole."""
     learning_rate: float = number(2e-5, above=0, most=1)
-    """Peak learning rate of AdamW; Alpaca's value, safe for 0.1-7B models."""
-    warmup_ratio: float = number(0.03, most=1)
-    """Share of the steps in which the learning rate rises linearly; Alpaca's value."""
+    """Peak learning rate; Alpaca's value, safe for 0.1-7B models."""
+    optimizer: Optimizer = "adamw"
+    """adamw (Loshchilov and Hutter 2019), adafactor (Shazeer and Stern 2018, at this rate), lion
+    (Chen et al. 2023), or adamw with its state paged in 8 bits (needs bitsandbytes)."""
+    lr_schedule: Schedule = "cosine"
+    """How the rate falls behind the warm-up; restarts: cosine again and again, once an epoch."""
+    lr_floor: float = number(0.0, below=1)
+    """Share of the peak at which cosine and restarts end. 0: they fall to nothing."""
+    warmup: float = number(0.03)
+    """Steps in which the learning rate rises linearly: a share of all below 1, else their number;
+    Alpaca's value."""
     weight_decay: float = 0.0
-    """AdamW weight decay; none, as in Alpaca."""
+    """Weight decay; none, as in Alpaca."""
+    no_decay: list[str] = field(default_factory=list)
+    """Names of weights without decay, with * for any text. Empty: biases and norms, as the Trainer
+    of transformers chooses them."""
+    group_by_length: bool = False
+    """Batches of rows of about one length: less padding, an order that is less random."""
     batch_size: int = number(32, above=0)
     """Rows an optimizer step, over all processes."""
     microbatch_size: int = number(8, above=0)
@@ -166,6 +93,9 @@ class SFTSection:
     a trial before training shows that the model mixes them."""
     max_grad_norm: float = number(1.0, above=0)
     """Gradients are clipped to this norm; the field's usual 1."""
+    prefix_tokens: int = 0
+    """Prefix tuning (Li and Liang 2021; P-Tuning v2, Liu et al. 2021): so many trained keys and
+    values in every layer before each row, and nothing else trained. 0: off."""
     lora: LoraSection = field(default_factory=LoraSection)
     """Adapters of this stage."""
 
@@ -185,11 +115,30 @@ class RewardSection:
     """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
     warm-up and cosine are shares of the whole."""
     learning_rate: float = number(9e-6, above=0, most=1)
-    """Peak learning rate of AdamW; Coati's value (2023-09), cosine decay."""
-    warmup_ratio: float = number(0.03, most=1)
-    """Share of the steps in which the learning rate rises linearly."""
+    """Peak learning rate; Coati's value (2023-09)."""
+    optimizer: Optimizer = "adamw"
+    """As in stage 1."""
+    lr_schedule: Schedule = "cosine"
+    """As in stage 1."""
+    lr_floor: float = number(0.0, below=1)
+    """As in stage 1."""
+    warmup: float = number(0.03)
+    """As in stage 1."""
     weight_decay: float = 0.0
-    """AdamW weight decay."""
+    """Weight decay."""
+    no_decay: list[str] = field(default_factory=list)
+    """As in stage 1."""
+    kind: Literal["pairwise", "pointwise", "binned"] = "pairwise"
+    """What is learned: pairs (Bradley and Terry 1952), a score of each reply (mean squared error),
+    or which of `bins` ratings it has (cross-entropy; the score is their expectation)."""
+    bins: int = number(5, least=2)
+    """Ratings 1 to so many, with kind binned."""
+    head_layers: int = number(1, least=1, most=2)
+    """1: a linear head. 2: linear, ReLU, linear."""
+    freeze_base: bool = False
+    """Train the head alone."""
+    base: Optional[str] = None
+    """Model, folder or hub id, that the reward model starts from in place of stage 1's."""
     batch_size: int = number(32, above=0)
     """Pairs an optimizer step, over all processes."""
     microbatch_size: int = number(8, above=0)

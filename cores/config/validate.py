@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
 
+from cores.config.data import OneSource, SourceSection, WeightedSource
 from cores.config.limits import LARGEST, range_problems
 from cores.config.lora import LoraSection
 from cores.config.ppo import ESTIMATORS, OPTIONS, PPOSection
-from cores.config.schema import Config, OneSource, SourceSection, WeightedSource
+from cores.config.schema import Config
 from cores.errors import UserError
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from cores.config.schema import Config, OneSource, SourceSection
+from cores.config.data import OneSource, SourceSection
+from cores.config.schema import Config
 from cores.data.formats import NO_TURN, Example, Reader, Stage
 from cores.data.mixture import interleave, mix
 from cores.data.report import DataReport, MixtureReport, SplitReport

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cores.config.schema import Config, Format, OneSource
+from cores.config.data import Format, OneSource
+from cores.config.schema import Config
 from cores.data.files import separator_hint
 from cores.data.sources import Row
 from cores.data.transcripts import FURTHER, behind, merged, parse, part_texts, part_turns

@@ -13,8 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from cores.config.data import OneSource
 from cores.config.nodes import checked
-from cores.config.schema import OneSource
 from cores.data.files import READERS
 from cores.errors import UserError, readable
 from cores.runtime.fingerprint import HUB_TIMEOUT

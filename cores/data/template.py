@@ -13,7 +13,7 @@ from typing import Any, Literal
 import psutil
 from transformers import PreTrainedTokenizerBase
 
-from cores.config.schema import RoleTemplate, TemplateSection
+from cores.config.template import RoleTemplate, TemplateSection
 from cores.data.files import LONGEST
 from cores.data.values import Turn
 from cores.errors import UserError

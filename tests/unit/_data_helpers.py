@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from cores.config.schema import Config, DataSection, RoleTemplate, SourceSection, TemplateSection
+from cores.config.data import DataSection, SourceSection
+from cores.config.schema import Config
+from cores.config.template import RoleTemplate, TemplateSection
 from cores.data.sources import Row, Source, sources
 from cores.errors import UserError
 

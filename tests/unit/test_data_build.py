@@ -9,7 +9,7 @@ from _data_helpers import CHAT, NONE, ROLES, config, write_jsonl
 from _tokenizers import CHATML, chat_like, gpt2_like, llama_like
 from transformers import PreTrainedTokenizerFast
 
-from cores.config.schema import TemplateSection
+from cores.config.template import TemplateSection
 from cores.data import StageData, preference_data, prompt_data, sft_data
 from cores.data.build import held_out
 from cores.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from _config_helpers import mistake, parse
 
-from cores.config.schema import WeightedSource
+from cores.config.data import WeightedSource
 
 TWO = """data:
   sft:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cores.config.schema import RoleTemplate, TemplateSection
+from cores.config.template import RoleTemplate, TemplateSection
 from cores.data.encode import Encoded, LossOn, encode_rows
 from cores.data.template import Segment, Template, leading_ids
 from cores.errors import UserError

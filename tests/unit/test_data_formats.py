@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from cores.config.schema import Config, Format, SourceSection, TemplateSection
+from cores.config.data import Format, SourceSection
+from cores.config.schema import Config
+from cores.config.template import TemplateSection
 from cores.data.formats import Example, Reader, Stage, choose_format
 from cores.data.sources import Row
 from cores.errors import UserError

@@ -9,7 +9,7 @@ from _data_helpers import CHAT, ROLES, config, write_jsonl
 from _tokenizers import chat_like, llama_like
 from test_data_formats import REPLY, SYSTEM, USER, read, said
 
-from cores.config.schema import RoleTemplate, TemplateSection
+from cores.config.template import RoleTemplate, TemplateSection
 from cores.data import preference_data, prompt_data, sft_data
 from cores.errors import UserError
 

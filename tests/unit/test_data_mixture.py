@@ -10,7 +10,8 @@ from _tokenizers import chat_like, gpt2_like
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cores.config.schema import Config, SourceSection, WeightedSource
+from cores.config.data import SourceSection, WeightedSource
+from cores.config.schema import Config
 from cores.data import StageData, preference_data, prompt_data, sft_data
 from cores.data.build import held_out
 from cores.data.mixture import interleave, mix, shares

@@ -7,7 +7,7 @@ import pytest
 from _data_helpers import CHAT, NONE, ROLES, config, write_jsonl
 from _tokenizers import CHATML, chat_like, gpt2_like, llama_like
 
-from cores.config.schema import TemplateSection
+from cores.config.template import TemplateSection
 from cores.data import preference_data, prompt_data, sft_data
 
 

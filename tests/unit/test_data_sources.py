@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from _data_helpers import read, refused, rows
 
-from cores.config.schema import SourceSection
+from cores.config.data import SourceSection
 from cores.data.sources import sources
 from cores.errors import UserError
 

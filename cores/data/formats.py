@@ -10,6 +10,7 @@ from cores.data.sources import Row
 from cores.data.transcripts import FURTHER, behind, merged, parse, part_texts, part_turns
 from cores.data.values import (
     MEANING,
+    Ignored,
     Turn,
     before_of,
     margin_of,
@@ -146,7 +147,7 @@ class Reader:
         """Rows are texts without turns, which no template touches."""
         self.sides = {"sft": 1, "reward": 2, "ppo": 0}[stage]
         """Replies of a row that the stage reads."""
-        self.ignore = source.ignore
+        self.ignore = Ignored(source.ignore, key)
         if unknown := sorted(set(source.ignore) - set(columns) - MEANING.keys()):
             raise UserError(
                 f"{key}.ignore: {', '.join(unknown)} is no column of {path!r} (it has "
@@ -190,13 +191,13 @@ class Reader:
     def _refuse(self, row: Row) -> None:
         """UserError for a column that would be lost and means something."""
         for name, what in REFUSED.items():
-            lost = name in self.unread and name not in self.ignore
+            lost = name in self.unread and name not in self.ignore.names
             if lost and row.columns.get(name) not in (None, "", [], {}):
                 raise UserError(
                     f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "
                     "read, and the row would be learned as if it were not there; make of it what "
                     "this stage reads (docs/data.md), or name the column in the source's `ignore` "
-                    f"(--data.SOURCE.ignore '[\"{name}\"]')."
+                    f"({self.ignore.advice(name)})."
                 )
 
     def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:
@@ -212,6 +213,7 @@ class Reader:
         lists = [side for side in sides if isinstance(side, list)]
         whole = len(lists) == len(PAIR) and any(len(side) > 1 for side in lists)
         if whole and self.format in ("preference", "prompt"):
+            self.unread = [name for name in self.unread if name not in PAIR]
             found, replies, problem = self._whole(row)
             prompt, unlike = merged(prompt, found)
             return prompt, replies, dropped or problem or unlike
@@ -228,7 +230,7 @@ class Reader:
         # To reward functions of stage 3 a column may mean anything.
         kinds = {"system": str, "history": list} if self.stage == "ppo" else {}
         fits = [n for n in self.beside if isinstance(row.columns.get(n), kinds.get(n, object))]
-        return before_of(row, fits)
+        return before_of(row, fits, self.ignore)
 
     def _demonstration(self, row: Row) -> Example:
         """A conversation that is all shown, up to the last reply."""
@@ -291,6 +293,7 @@ def _problem(prompt: list[Turn]) -> str | None:
     """Why these turns are no prompt."""
     if not any(turn["role"] == "user" and turn["content"].strip() for turn in prompt):
         return "empty prompt"
-    if any(turn["role"] != "system" and not turn["content"].strip() for turn in prompt):
+    spoken = (turn["content"] for turn in prompt if turn["role"] not in ("system", "tool"))
+    if not all(content.strip() for content in spoken):
         return "empty turn"
     return None

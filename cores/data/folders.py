@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cores.config.nodes import checked
 from cores.data.files import READERS, kind_of
-from cores.errors import UserError
+from cores.errors import UserError, readable
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -67,11 +67,11 @@ def held_out_split(path: str, key: str, wanted: str | None = None) -> str | None
 
     UserError where it is unclear. `key` is the dotted key of the path.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir() or (folder / "dataset_dict.json").is_file():
-        return None
-    what = f"{key} {path!r}"
-    splits = _splits(folder, _found(folder, what)[0], what).keys()
+    folder, what = Path(path).expanduser(), f"{key} {path!r}"
+    with readable(what):
+        if not folder.is_dir() or (folder / "dataset_dict.json").is_file():
+            return None
+        splits = _splits(folder, _found(folder, what)[0], what).keys()
     others = sorted(splits - {"train"})
     if len(others) > 1 and wanted is None:
         raise UserError(

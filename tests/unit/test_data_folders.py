@@ -91,3 +91,10 @@ def test_the_report_names_the_splits(tmp_path: Path) -> None:
         f"train: 1 of 1 rows of {tmp_path} (train) (text)",
         f"test: 1 of 1 rows of {tmp_path} (test) (text)",
     ]
+
+
+def test_a_test_path_that_cannot_be_read(tmp_path: Path) -> None:
+    """Told as for the path of training rows."""
+    folder(tmp_path, "a.jsonl")
+    with pytest.raises(UserError, match=r"^data.sft.test_path 'xxx.* cannot be read: File name"):
+        texts(tmp_path, test_path="x" * 300)

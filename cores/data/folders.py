@@ -5,9 +5,10 @@ from pathlib import Path
 
 from cores.config.nodes import checked
 from cores.data.files import READERS, kind_of
+from cores.data.lines import PACKINGS
 from cores.errors import UserError, readable
 
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+PACKED = (*PACKINGS, ".xz", ".zip")
 
 ASIDE = re.compile(
     r"(readme|licen[cs]e|notice|changelog|requirements)\b.*"
@@ -91,7 +92,10 @@ def _found(path: Path, what: str) -> tuple[list[Path], int]:
     shown = [f for f in files if f == path or _is_data(f)]
     if not shown:
         lacks = "is a folder without any data file" if path.is_dir() else "has no known suffix"
-        raise UserError(f"{what} {lacks}; readable are: {', '.join(READERS)}.")
+        raise UserError(
+            f"{what} {lacks}; readable are: {', '.join(READERS)}, and texts packed as "
+            f"{', '.join(PACKINGS)} (a.jsonl.gz)."
+        )
     packed = [
         file.name
         for file in found

@@ -13,6 +13,7 @@ from cores.data.values import (
     Turn,
     before_of,
     margin_of,
+    preset_hint,
     reply_of,
     short,
     text_of,
@@ -49,6 +50,7 @@ it takes the prompt of any format, does not need. Among PROMPTS a pair may stand
 
 REFUSED = {
     "label": "whether the reply is wanted",
+    "kto_tag": "whether the reply is wanted",
     "tools": "the tools that could be called",
     "images": "images",
     "image": "an image",
@@ -109,7 +111,7 @@ def choose_format(
     raise UserError(
         f"{key}.path {path!r} has the columns {', '.join(columns) or '(none)'}, which do "
         f"not fit; needed are {fits}. Rename the columns (docs/data.md shows each format)."
-        f"{separator_hint(columns)}"
+        f"{separator_hint(columns)}{preset_hint(columns, key)}"
     )
 
 
@@ -191,12 +193,12 @@ class Reader:
         """UserError for a column that would be lost and means something."""
         for name, what in REFUSED.items():
             lost = name in self.unread and name not in self.ignore
-            if lost and row.columns.get(name) not in (None, "", [], {}):
+            if lost and row.columns.get(name) not in (None, "", "[]", [], {}):
                 raise UserError(
                     f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "
                     "read, and the row would be learned as if it were not there; make of it what "
                     "this stage reads (docs/data.md), or name the column in the source's `ignore` "
-                    f"(--data.SOURCE.ignore '[\"{name}\"]')."
+                    f"(--data.SOURCE.ignore '[\"{name}\"]').{preset_hint([name], 'data.SOURCE')}"
                 )
 
     def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:

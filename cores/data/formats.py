@@ -168,7 +168,7 @@ class Reader:
     def read(self, row: Row) -> Example:
         """Empty prompts and replies, and conversations of another form, are dropped with their
         reason; a value of the wrong type raises UserError."""
-        if self.stage != "ppo" and not self.plain:
+        if self.stage != "ppo":
             self._refuse(row)
         if self.plain:
             text = text_of(row, "text")
@@ -192,7 +192,8 @@ class Reader:
     def _refuse(self, row: Row) -> None:
         """UserError for a column that would be lost and means something."""
         for name, what in REFUSED.items():
-            lost = name in self.unread and name not in self.ignore
+            a_text = self.plain and name != "parent_id"  # of a tree it is one message
+            lost = name in self.unread and name not in self.ignore and not a_text
             if lost and row.columns.get(name) not in (None, "", "[]", [], {}):
                 raise UserError(
                     f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "

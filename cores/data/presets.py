@@ -41,7 +41,7 @@ class Preset:
     expects: str
     """The form, for errors."""
     read: PresetReader
-    """All rows of a source to its prompts and their replies; MisfitError for one of another form."""
+    """All rows of a source to its prompts and their replies; MisfitError for another form."""
     uses: frozenset[str]
     """Columns that are read; in stages 1 and 2 the others stand beside what is made of these."""
     least: float = -math.inf

@@ -196,6 +196,19 @@ def test_values_that_do_not_fit(preset: str, row: dict[str, Any], told: str) -> 
     assert told in refused([row], preset)
 
 
+def test_a_tree_that_ends_with_a_question() -> None:
+    """Nothing after the last reply is learned, and a question alone is left out."""
+    further = {"text": "C?", "role": "prompter", "rank": None, "replies": []}
+    reply = {"text": "B", "role": "assistant", "rank": 0, "replies": [further]}
+    trees = [
+        {"prompt": {"text": "A?", "role": "prompter", "replies": replies}}
+        for replies in ([reply], [], None)
+    ]
+    rows, counts = made(trees, "oasst", "sft")
+    assert rows == [{"prompt": [{"role": "user", "content": "A?"}], "completion": "B"}]
+    assert counts["questions without a reply left out"] == 3
+
+
 def test_a_message_that_stands_twice() -> None:
     row = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "A?"}
     assert "'message_id' '1' stands in rows.jsonl:1 too" in refused([row, row], "oasst")

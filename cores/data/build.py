@@ -5,6 +5,7 @@ In memory, or for texts of stage 1 read while training (`StreamedData`).
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,6 +19,7 @@ from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
 from cores.data.formats import NO_TURN, Example, Reader, Stage
 from cores.data.mixture import interleave, mix
+from cores.data.presets import converted
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sources import Source, sources
@@ -121,27 +123,31 @@ def _one(
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
 
-    def read(source: Source) -> tuple[Reader, list[Example]]:
+    def read(source: Source) -> tuple[Reader, list[Example], Counter[str] | None]:
         rows = list(source.open())
         names = renaming(section.columns, columns_of(rows), source.path, key)
         rows = [standard(row, names) for row in rows]
-        reader = Reader(config, section, columns_of(rows), source.path, stage, key)
+        rows, fitted, counts = converted(rows, section, config, stage, key)
+        reader = Reader(config, fitted, columns_of(rows), source.path, stage, key)
         if stage != "ppo":  # reward functions get them all
             require_read(names, reader.unread, reader.format, key)
-        return reader, [reader.read(row) for row in rows]
+        return reader, [reader.read(row) for row in rows], counts
 
-    def made(source: Source, reader: Reader, examples: list[Example]) -> tuple[Rows, SplitReport]:
+    def made(
+        source: Source, reader: Reader, examples: list[Example], counts: Counter[str] | None = None
+    ) -> tuple[Rows, SplitReport]:
         report = SplitReport(
             source.path,
             source.fingerprints,
             reader.format,
             hidden=source.hidden,
             unread=reader.unread,
+            preset=counts,
         )
         return list(RowMaker(config, tokenizer, section, reader).rows(examples, report)), report
 
     source, other = sources(section, key)
-    reader, examples = read(source)
+    reader, examples, counts = read(source)
     fraction = config.data.test_fraction
     sides: tuple[list[Example], list[Example]] = (examples, [])
     if other is None:
@@ -153,7 +159,7 @@ def _one(
                 f"{key}.path {section.path!r}: all {len(examples)} rows fall into the held-out "
                 f"share data.test_fraction {fraction}; give more rows, or lower it (0: none)."
             )
-    train, report = made(source, reader, sides[0])
+    train, report = made(source, reader, sides[0], counts)
     if other is None:
         test, test_report = made(source, reader, sides[1])
     else:

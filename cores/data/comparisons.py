@@ -67,6 +67,8 @@ class Job:
     stage: Stage
     config: Config
     source: OneSource
+    key: str
+    """The dotted key of the source's section."""
     counts: Counter[str] = field(default_factory=Counter)
     """What was read, made and left out, in words for the report."""
 

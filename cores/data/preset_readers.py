@@ -23,7 +23,7 @@ from cores.data.comparisons import (
 )
 from cores.data.sources import Row
 from cores.data.transcripts import merged, part_turns
-from cores.data.values import Turn, turns_of
+from cores.data.values import Ignored, Turn, turns_of
 
 RATINGS = (
     ("chosen_rating", "rejected_rating"),
@@ -144,7 +144,7 @@ def rated_pair(row: Row, job: Job) -> Comparison | None:
         return None
     sides = [need(row, side, *ASKED) for side in ("chosen", "rejected")]
     if all(isinstance(side, list) and len(side) > 1 for side in sides):
-        prompt, texts, problem = _whole(row, job.source.ignore)
+        prompt, texts, problem = _whole(row, Ignored(job.source.ignore, job.key))
         if problem is not None:
             job.counts[f"{problem}: left out"] += 1
             return None
@@ -153,7 +153,7 @@ def rated_pair(row: Row, job: Job) -> Comparison | None:
     return Comparison(row, prompt, _replies(texts, ratings, row), lowest=1.0)
 
 
-def _whole(row: Row, ignore: list[str]) -> tuple[list[Turn], list[str], str | None]:
+def _whole(row: Row, ignore: Ignored) -> tuple[list[Turn], list[str], str | None]:
     """Prompt and replies of two whole conversations, or why there are none."""
     parted = part_turns(turns_of(row, "chosen", ignore), turns_of(row, "rejected", ignore))
     if parted is None:

@@ -168,7 +168,7 @@ def converted(
     preset = None if name is None else PRESETS.get(name)
     if preset is None:
         return rows, source, None
-    job = Job(stage, config, source, Counter({f"rows read by {name}": len(rows)}))
+    job = Job(stage, config, source, key, Counter({f"rows read by {name}": len(rows)}))
     pairwise = stage != "reward" or config.reward.kind == "pairwise"
     form = f"{key}.format {name}" + ("" if pairwise else f" under reward.kind {config.reward.kind}")
     try:

@@ -15,10 +15,17 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
-    from cores.models import check_saving, load_tokenizer, save_model, settle_pad_token
+    from cores.models import (
+        check_saving,
+        load_tokenizer,
+        save_model,
+        settle_pad_token,
+        settle_tokens,
+    )
     from cores.models.adapters import check_quantization
+    from cores.models.bases import check_base
     from cores.models.body import check_packing
-    from cores.models.loading import check_base, check_length, load_config, scalar_problem
+    from cores.models.loading import check_length, load_config, scalar_problem
     from cores.run import StageRun
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
@@ -35,13 +42,16 @@ def main(argv: list[str]) -> None:
         base = load_config(config.model.path)
         check_length(base, config.sft.max_length, "sft.max_length")
         tokenizer = load_tokenizer(config.model.path)
-        note = settle_pad_token(tokenizer, config.model.pad_token)
+        notes = [
+            settle_tokens(tokenizer, config.template),
+            settle_pad_token(tokenizer, config.model.pad_token),
+        ]
         if not config.data.inspect:
-            check_base(config.model.path, base, tokenizer)
+            check_base(config.model.path, base, tokenizer, config.model.from_config)
         data = sft_data(config, tokenizer)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
-        here.say("\n".join(data.report.lines() + ([note] if note else [])))
+        here.say("\n".join([*data.report.lines(), *filter(None, notes)]))
         if problem := scalar_problem(base):
             here.say(f"note: {problem}")
 
@@ -49,7 +59,7 @@ def main(argv: list[str]) -> None:
         if config.sft.packing:
             check_packing(model)
         check_saving(model, tokenizer)
-        parents = {"base": base_facts(config.model.path, model)}
+        parents = {"base": base_facts(config.model, model)}
         run.begin({"parents": parents, "data": data.report.to_json()})
         trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run)
         facts = {

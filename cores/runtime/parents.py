@@ -12,8 +12,9 @@ from cores.errors import UserError
 from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
 from cores.models.adapters import base_of, lone_adapter
+from cores.models.bases import check_base
 from cores.models.folders import CLASSIFIER, place, reading
-from cores.models.loading import check_base, check_scalar, load_config
+from cores.models.loading import check_scalar, load_config
 from cores.models.vocabulary import fitted
 from cores.runtime.fingerprint import cache_if_unreachable, model_files, tokenizer_fingerprint
 

@@ -21,7 +21,7 @@ from cores.data.collate import pack
 from cores.draws import seeded
 from cores.errors import ANEW, UserError
 from cores.models import add_lora
-from cores.models.loading import load_base
+from cores.models.bases import load_base
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.lasting import Lasting, common_arguments, one_gpu, train
@@ -49,7 +49,8 @@ def collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
 
 def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The base, with a row for every id of `tokenizer`, and with adapters if there are any."""
-    model = load_base(config.model.path, tokenizer, frozen=config.model)
+    fresh = config.seed if config.model.from_config else None
+    model = load_base(config.model.path, tokenizer, frozen=config.model, fresh=fresh)
     if not config.sft.lora.rank:
         return model
     with seeded(config.seed, "sft's adapters"):

@@ -30,7 +30,8 @@ from cores.config.validate import check
 from cores.errors import UserError
 from cores.models import add_lora, load_policy, load_scalar, save_model
 from cores.models.adapters import check_quantization
-from cores.models.loading import exclude_from, load_base
+from cores.models.bases import load_base
+from cores.models.loading import exclude_from
 from cores.models.vocabulary import rounded
 from cores.ppo import build_roles
 from cores.runtime.parents import Parent

@@ -17,15 +17,13 @@ def main(argv: list[str]) -> None:
     from cores.data import sft_data, show
     from cores.models import (
         check_saving,
-        load_tokenizer,
         save_model,
-        settle_pad_token,
-        settle_tokens,
     )
     from cores.models.adapters import check_quantization
-    from cores.models.bases import check_base
+    from cores.models.bases import base_tokenizer, check_base, check_encoder
     from cores.models.body import check_packing
     from cores.models.loading import check_length, load_config, scalar_problem
+    from cores.models.tuning import trained_part
     from cores.run import StageRun
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
@@ -37,25 +35,25 @@ def main(argv: list[str]) -> None:
         if not config.data.inspect:
             run.claim()
         stage, lora = here.sharding.stage, config.sft.lora
-        check_quantization(config.model, lora, "sft.lora", stage, here.device)
+        frozen = lora.rank > 0 or config.sft.prefix_tokens > 0
+        check_quantization(config.model, frozen, "sft.lora", stage, here.device)
         cache_if_unreachable(config.model.path)
         base = load_config(config.model.path)
+        check_encoder(config, base)
         check_length(base, config.sft.max_length, "sft.max_length")
-        tokenizer = load_tokenizer(config.model.path)
-        notes = [
-            settle_tokens(tokenizer, config.template),
-            settle_pad_token(tokenizer, config.model.pad_token),
-        ]
+        tokenizer, notes = base_tokenizer(config)
         if not config.data.inspect:
             check_base(config.model.path, base, tokenizer, config.model.from_config)
-        data = sft_data(config, tokenizer)
+        data = sft_data(config, tokenizer, base.is_encoder_decoder)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
-        here.say("\n".join([*data.report.lines(), *filter(None, notes)]))
+        here.say("\n".join([*data.report.lines(), *notes]))
         if problem := scalar_problem(base):
             here.say(f"note: {problem}")
 
         model: Any = sft_model(config, tokenizer)
+        if config.model.trainable or config.sft.prefix_tokens:
+            here.say(trained_part(model))
         if config.sft.packing:
             check_packing(model)
         check_saving(model, tokenizer)

@@ -14,8 +14,10 @@ from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
 from cores.data.report import SplitReport
+from cores.data.sides import closing_ids, reply_rows, sided_row, two_sides
 from cores.data.template import Segment, Template, leading_ids, with_system
 from cores.data.values import Turn
+from cores.errors import UserError
 
 Texts = list[list[Segment]]
 Outcome = tuple[dict[str, Any] | str, bool]
@@ -29,8 +31,14 @@ class RowMaker:
     """
 
     def __init__(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, source: OneSource, reader: Reader
+        self,
+        config: Config,
+        tokenizer: PreTrainedTokenizerBase,
+        source: OneSource,
+        reader: Reader,
+        encoder: bool = False,
     ) -> None:
+        """`encoder`: the model of stage 1 reads prompts by an encoder, and writes by a decoder."""
         self.config = config
         self.tokenizer = tokenizer
         self.source = source
@@ -40,6 +48,14 @@ class RowMaker:
         self.by_template = config.template.kind == "chat" and not reader.plain
         self.controls = control_tokens(tokenizer)
         self.leading = [] if self.by_template else leading_ids(tokenizer)
+        self.encoder = encoder
+        if encoder and reader.format == "text":
+            raise UserError(
+                "data.sft: a text without turns has no prompt for the encoder of model.path, and "
+                "no reply for its decoder. Give rows that have both."
+            )
+        self.closing = closing_ids(tokenizer) if encoder else []
+        self.whole_prompts = encoder or config.model.attention == "prefix"
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
@@ -69,6 +85,10 @@ class RowMaker:
         where = example.row.where
         if self.made != self._demonstration:
             return [[self.template.segments(turns, where) for turns in example.conversations]]
+        if self.whole_prompts and example.conversations[0][0]["role"] != "text":
+            last = self.config.sft.loss_on == "last"
+            rows = reply_rows(self.template, example.conversations[0], where, last)
+            return [two_sides(row) if self.encoder else [row] for row in rows]
         # Where all is learned one row holds it all; the last reply alone is in one row as well.
         (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
         return [[row] for row in self.template.demonstrations(turns, where, one)]
@@ -86,11 +106,17 @@ class RowMaker:
         return self.made(example, rows, texts)
 
     def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
-        (row,), limit = rows, self.config.sft.max_length
+        limit = self.config.sft.max_length
+        if self.encoder:
+            return sided_row(rows[0], rows[1], self.closing, limit)
+        (row,) = rows
         labels = row.labels[:limit]
         if all(label == IGNORED for label in labels[1:]):  # nothing predicts the first token
             return "no trained token within sft.max_length", False
-        return {"input_ids": row.ids[:limit], "labels": labels}, len(row.ids) > limit
+        made: dict[str, Any] = {"input_ids": row.ids[:limit], "labels": labels}
+        if self.whole_prompts:
+            made["prompt_length"] = row.prompt_length
+        return made, len(row.ids) > limit
 
     def _pair(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         chosen, rejected = (row.ids[: row.reply_end] for row in rows)

@@ -10,12 +10,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cores.config import ModelSection
+from cores.config import Config, ModelSection
 from cores.errors import UserError
 from cores.models.adapters import base_of, lone_adapter
 from cores.models.folders import WHOLE, place
 from cores.models.loading import (
     SCALAR_FAMILIES,
+    SEQ2SEQ,
     exclude_from,
     load_as,
     load_config,
@@ -24,11 +25,14 @@ from cores.models.loading import (
     random_model,
     read,
 )
-from cores.models.vocabulary import ROWS, architecture, check_cap, embedding
-
-SEQ2SEQ = ("t5", "mt5", "umt5")
-"""Model types of encoder-decoders that stage 1 trains: of T5's family, which begin a reply with a
-token of their own and so learn its first one."""
+from cores.models.vocabulary import (
+    ROWS,
+    architecture,
+    check_cap,
+    embedding,
+    settle_pad_token,
+    settle_tokens,
+)
 
 
 def check_base(
@@ -70,6 +74,38 @@ def check_base(
         raise UserError(
             f"{path}: its tokenizer has {len(tokenizer)} tokens and its model {rows} rows: they "
             f"do not belong together. {WHOLE}"
+        )
+
+
+def base_tokenizer(config: Config) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """The tokenizer of stage 1's base with the template's tokens and a pad of its own, and lines
+    that say what is new about it."""
+    tokenizer = load_tokenizer(config.model.path)
+    notes = [
+        settle_tokens(tokenizer, config.template),
+        settle_pad_token(tokenizer, config.model.pad_token),
+    ]
+    return tokenizer, [note for note in notes if note]
+
+
+def check_encoder(config: Config, base: PretrainedConfig) -> None:
+    """UserError for options that stage 1 does not have for an encoder-decoder."""
+    if not base.is_encoder_decoder:
+        return
+    reads = f"model.path: {architecture(base)} reads prompts by an encoder and writes by a decoder"
+    unfit = {
+        "model.attention prefix": config.model.attention == "prefix",
+        "model.quantization": config.model.quantization != "none",
+        "sft.packing": config.sft.packing,
+        "sft.prefix_tokens": config.sft.prefix_tokens > 0,
+        "sft.loss_on all": config.sft.loss_on == "all",
+        "data.sft.streaming": config.data.sft.streaming,
+        "data.join": config.data.join is not None,
+    }
+    if keys := [key for key, there in unfit.items() if there]:
+        raise UserError(
+            f"{reads}, which goes without {', '.join(keys)}. Set back what is named, or take a "
+            "model that has a decoder alone."
         )
 
 

@@ -39,8 +39,9 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def causal_mask(mask: Tensor) -> Tensor:
-    """(B, 1, L, L) bool of mask (B, L): each position attends to the tokens up to itself.
+def causal_mask(mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+    """(B, 1, L, L) bool of mask (B, L): each position attends to the tokens up to itself, and to
+    the first `prompts` (B,) tokens of its row wherever it stands (prefix attention); None: 0.
 
     Padding before the first token attends to itself, so that its softmax is defined; nothing
     attends to padding.
@@ -48,6 +49,8 @@ def causal_mask(mask: Tensor) -> Tensor:
     length = mask.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=mask.device)
+    if prompts is not None:
+        before = before | (mask.long().cumsum(dim=1) <= prompts[:, None])[:, None, :]
     seen = before & mask[:, None, :].bool()
     return (seen | (itself & ~seen.any(dim=2, keepdim=True)))[:, None]
 

@@ -41,6 +41,9 @@ from cores.models.vocabulary import (
 )
 
 SCALAR_FAMILIES = "GPT-2, OPT, BLOOM, GPT-NeoX, GPT-J, Llama, Mistral, Qwen 2 and 3, Gemma"
+SEQ2SEQ = ("t5", "mt5", "umt5")
+"""Model types of encoder-decoders that stage 1 trains: of T5's family, which begin a reply with a
+token of their own and so learn its first one."""
 LENGTHS = ("max_position_embeddings", "n_positions")
 
 
@@ -92,6 +95,12 @@ def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
 
 def scalar_problem(config: PretrainedConfig) -> str | None:
     """What keeps this architecture from being a reward model, if anything; reads no weights."""
+    if config.is_encoder_decoder:
+        return (
+            f"{architecture(config)} is an encoder-decoder, which goes through stage 1 alone: "
+            "reward model, critic and PPO are there for models that read prompt and reply as one "
+            f"text. For all three stages take a model of one of these families: {SCALAR_FAMILIES}."
+        )
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         with torch.device("meta"):  # shapes alone: no memory, no time
             model = AutoModelForSequenceClassification.from_config(
@@ -113,7 +122,9 @@ def check_scalar(config: PretrainedConfig, key: str = "model.path") -> None:
 
 
 def max_length(config: PretrainedConfig) -> int | None:
-    """Positions of the model; None where they are not bounded (ALiBi)."""
+    """Positions of the model; None where they are not bounded (ALiBi, T5)."""
+    if config.model_type in SEQ2SEQ:
+        return None  # n_positions is what it was trained on
     found = [getattr(config.get_text_config(), name, None) for name in LENGTHS]
     return next((n for n in found if n), None)
 

@@ -33,8 +33,9 @@ def save_model(
 ) -> None:
     """Write weights (safetensors), config, generation config and tokenizer to `folder`.
 
-    Of a model with adapters: `folder`/adapter, and (if `merge`) the weights of its base with the
-    adapter merged into them. The base is read again, in fp32 whatever it was trained in.
+    Of a model with adapters: `folder`/adapter, and (if `merge`, and it can be) the weights of its
+    base with the adapter merged into them. The base is read again, in fp32 whatever it was trained
+    in.
     """
     if bad := nonfinite(model):
         raise UserError(
@@ -46,7 +47,7 @@ def save_model(
     if isinstance(model, PeftModel):
         save_adapter(model, folder)
         _save_configs(plain_model(model), folder)
-        if merge:
+        if merge and not model.active_peft_config.is_prompt_learning:
             merge_adapter(folder, folder)
     else:
         model.save_pretrained(str(folder))

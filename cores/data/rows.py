@@ -106,13 +106,14 @@ class RowMaker:
         return self.made(example, rows, texts)
 
     def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
+        *before, row = rows
         limit = self.config.sft.max_length
-        if self.encoder:
-            return sided_row(rows[0], rows[1], self.closing, limit)
-        (row,) = rows
         labels = row.labels[:limit]
-        if all(label == IGNORED for label in labels[1:]):  # nothing predicts the first token
+        first = 0 if before else 1  # nothing predicts the first token, but behind an encoder
+        if all(label == IGNORED for label in labels[first:]):
             return "no trained token within sft.max_length", False
+        if before:
+            return sided_row(before[0], row, self.closing, limit)
         made: dict[str, Any] = {"input_ids": row.ids[:limit], "labels": labels}
         if self.whole_prompts:
             made["prompt_length"] = row.prompt_length

@@ -13,17 +13,28 @@ from cores.data.values import Turn
 def reply_rows(
     template: Template, turns: list[Turn], where: str, last: bool
 ) -> list[list[Segment]]:
-    """Segments of the conversation up to each of its replies; `last`: up to the last one alone."""
-    ends = [i + 1 for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
-    if last or not ends:
-        return [template.segments(turns, where)]
-    return [template.segments(turns[:end], where) for end in ends]
+    """Segments of the conversation up to each of its replies, that reply alone trained; `last`: up
+    to the last one alone."""
+    ends = [i + 1 for i, turn in enumerate(turns) if i and turn["role"] == "assistant"] or [
+        len(turns)
+    ]
+    rows = [template.segments(turns[:end], where) for end in (ends[-1:] if last else ends)]
+    return [
+        [replace(part, train=part.train and i >= last_reply(row)) for i, part in enumerate(row)]
+        for row in rows
+    ]
+
+
+def last_reply(segments: list[Segment]) -> int:
+    """Index of the segment."""
+    replies = (i for i, segment in enumerate(segments) if segment.role == "assistant")
+    return max(replies, default=0)
 
 
 def two_sides(segments: list[Segment]) -> list[list[Segment]]:
     """What an encoder reads, all before the last reply, and that reply, which the decoder writes:
     two texts, tokenised apart."""
-    at = max(i for i, segment in enumerate(segments) if segment.role == "assistant")
+    at = last_reply(segments)
     prompt = "".join(segment.text for segment in segments[:at])
     return [[Segment("prompt", prompt, False)], [replace(segments[at], role="text")]]
 

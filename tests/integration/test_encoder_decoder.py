@@ -165,7 +165,14 @@ def test_later_stages_say_what_is_not_there(stage: str, tmp_path: Path, call: An
     more = ["--data.preference.path", file, "--data.prompts.path", file]
     reward = tmp_path / "reward.py"
     reward.write_text("def score(rows):\n    return [0.0] * len(rows)\n")
-    own = ["--ppo.rewards", f"{{{reward}:score: 1.0}}", "--ppo.estimator", "rloo", "--ppo.samples_per_prompt", "2"]
+    own = [
+        "--ppo.rewards",
+        f"{{{reward}:score: 1.0}}",
+        "--ppo.estimator",
+        "rloo",
+        "--ppo.samples_per_prompt",
+        "2",
+    ]
     status, _, err = call(stage, [*words, *more, *(own if stage == "ppo" else [])])
     assert status != 0
     assert "T5ForConditionalGeneration is an encoder-decoder, which goes through stage 1" in err

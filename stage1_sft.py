@@ -21,10 +21,10 @@ def main(argv: list[str]) -> None:
     )
     from cores.models.adapters import check_quantization
     from cores.models.bases import base_tokenizer, check_base, check_encoder
-    from cores.models.body import check_packing
     from cores.models.loading import check_length, load_config, scalar_problem
     from cores.models.tuning import trained_part
     from cores.run import StageRun
+    from cores.runtime.elsewhere import pinned
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.training.sft import sft_model, train_and_judge
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> None:
     with StageRun(config, "sft", here, started) as run:
         if not config.data.inspect:
             run.claim()
-        stage, lora = here.sharding.stage, config.sft.lora
-        frozen = lora.rank > 0 or config.sft.prefix_tokens > 0
-        check_quantization(config.model, frozen, "sft.lora", stage, here.device)
+        lora, frozen = config.sft.lora, config.sft.lora.rank + config.sft.prefix_tokens > 0
+        check_quantization(config.model, frozen, "sft.lora", here.sharding.stage, here.device)
         cache_if_unreachable(config.model.path)
+        config, given = pinned(config), config.model
         base = load_config(config.model.path)
         check_encoder(config, base)
         check_length(base, config.sft.max_length, "sft.max_length")
@@ -47,17 +47,15 @@ def main(argv: list[str]) -> None:
         data = sft_data(config, tokenizer, base.is_encoder_decoder)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
-        here.say("\n".join([*data.report.lines(), *notes]))
         if problem := scalar_problem(base):
-            here.say(f"note: {problem}")
+            notes.append(f"note: {problem}")
+        here.say("\n".join([*data.report.lines(), *notes]))
 
         model: Any = sft_model(config, tokenizer)
         if config.model.trainable or config.sft.prefix_tokens:
             here.say(trained_part(model))
-        if config.sft.packing:
-            check_packing(model)
         check_saving(model, tokenizer)
-        parents = {"base": base_facts(config.model, model)}
+        parents = {"base": base_facts(given, model)}
         run.begin({"parents": parents, "data": data.report.to_json()})
         trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run)
         facts = {

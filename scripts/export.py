@@ -69,6 +69,7 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
     from cores.models.bases import base_tokenizer
     from cores.ppo import roles
     from cores.rewards.texts import text_reward
+    from cores.runtime.elsewhere import pinned
     from cores.runtime.parents import load_parents, policy_tokenizer
     from cores.sharding.whole import load_weights
     from cores.training.ppo import needed_stages
@@ -77,6 +78,7 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
 
     lora, part = getattr(config, stage).lora, "weights"
     if stage == "sft":
+        config = pinned(config)
         tokenizer, _ = base_tokenizer(config)
         model = sft_model(config, tokenizer)
     else:

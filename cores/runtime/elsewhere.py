@@ -1,5 +1,6 @@
 """Models that no stage of this run wrote: fetched, and as much of a stage.json as they tell."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def fetched(path: str, revision: str | None, key: str) -> Path:
     cache_if_unreachable(path)
     with reading(f"{path}@{revision}" if revision else path, "files"):
         return Path(snapshot_download(path, revision=revision, ignore_patterns=OTHERS))
+
+
+def pinned(config: Config) -> Config:
+    """`config` whose model.path is the folder in the hub's cache with model.revision, if any."""
+    model = config.model
+    if model.revision is None:
+        return config
+    folder = fetched(model.path, model.revision, "model.revision")
+    return replace(config, model=replace(model, path=str(folder), revision=None))
 
 
 def _check_reward(model: PretrainedConfig, path: str) -> None:

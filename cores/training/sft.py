@@ -24,6 +24,7 @@ from cores.models import add_lora
 from cores.models.actor import plain_model
 from cores.models.attention import LENGTHS, attend_both_ways, check_prefix
 from cores.models.bases import load_base
+from cores.models.body import check_packing
 from cores.models.tuning import add_prefix, freeze_others
 from cores.run import StageRun
 from cores.runtime.launch import Launch
@@ -91,6 +92,8 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
             model = add_lora(model, config.sft.lora, task, "sft.lora")
     if config.model.attention == "prefix":
         check_prefix(model, config.sft.max_length)
+    if config.sft.packing:
+        check_packing(model)
     return model
 
 

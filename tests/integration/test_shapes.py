@@ -1,6 +1,7 @@
 """Stage 1 with prefix attention, weights that are random, frozen or put before the layers: the
 loss, what is saved, what goes on exactly, and what later stages say."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from _helpers import good, in_process, record, rows
 from _resume import apart, checkpoint, until
 from _tiny import POSITIONS, _save, words
+from huggingface_hub import constants
 from peft import AutoPeftModelForCausalLM
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GlmConfig, GlmForCausalLM
@@ -207,3 +209,27 @@ def test_what_does_not_go_together(
     status, _, err = call("sft", words)
     assert status != 0
     assert says in " ".join(err.split())
+
+
+def test_a_revision_of_the_base(
+    llama: Path, files: dict, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commit is the parent in stage.json; one that is not there, and a folder's, are named."""
+    repo, commit = tmp_path / "models--someone--model", "d" * 40
+    shutil.copytree(llama, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "later").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub, out = Path("someone/model"), tmp_path / "run"
+    in_process("sft", told(hub, files, out, "--model.revision", "later"))
+    found = record(out / "sft")
+    assert found["parents"]["base"] == {"hub": "someone/model", "commit": commit}
+    assert found["config"]["model"]["path"] == "someone/model"
+    assert weights(out / "sft")
+    for base, name, says in (
+        (hub, "gone", "'someone/model@gone' is no local folder"),
+        (llama, "later", f"model.revision: is for hub ids, and {llama} is a folder"),
+    ):
+        _, _, err = call("sft", told(base, files, tmp_path / "other", "--model.revision", name))
+        assert says in " ".join(err.split())

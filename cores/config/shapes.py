@@ -39,3 +39,8 @@ def shape_problems(config: Config) -> Iterator[str]:
                 "sft.loss_on: with model.attention prefix tokens of a prompt see what is behind "
                 "them, so there is nothing to learn from them; set it to assistant or last."
             )
+        if config.ppo.ptx_coef:
+            yield (
+                "ppo.ptx_coef: mixes in rows of stage 1, whose prompts are of other lengths than "
+                "model.attention prefix has masks for in stage 3; set it to 0."
+            )

@@ -4,6 +4,8 @@ before them (Raffel et al. 2020, section 3.2.1; GLM, Du et al. 2022).
 Shapes: B rows of L tokens, V virtual tokens before them (prefix tuning).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from cores.errors import UserError
 from cores.models.actor import plain_model
-from cores.models.body import TOLERANCE, TOLERANCE_QUANTIZED, causal_mask
+from cores.models.body import TOLERANCE, TOLERANCE_QUANTIZED, attention_bias, causal_mask
 from cores.models.vocabulary import embedding
 
 LENGTHS = "prompt_length"
@@ -31,13 +33,33 @@ def attend_both_ways(model: Any) -> None:
         lengths = others.pop(LENGTHS)
         virtual = attention_mask.shape[1] - input_ids.shape[1]  # peft put their mask before ours
         seen = causal_mask(attention_mask, lengths + virtual)[:, :, virtual:]
-        if config._attn_implementation == "eager":  # it adds the mask to its scores
-            low = torch.finfo(torch.float32).min
-            seen = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, low)
-        return forward(input_ids=input_ids, attention_mask=seen, **others)
+        bias = attention_bias(seen, config)
+        return forward(input_ids=input_ids, attention_mask=bias, **others)
 
     # Of the instance: adapters call it by this name, and would pass over a hook.
     model.forward = masked
+
+
+@contextmanager
+def prompts_both_ways(model: Any) -> Iterator[None]:
+    """Within it the first call of `model` reads prompts (B, P) both ways; tokens that come one by
+    one in the calls after it see what is before them, as ever. For one `generate`."""
+    plain = plain_model(model)
+    forward = plain.forward
+
+    @wraps(forward)
+    def masked(input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
+        plain.forward = forward
+        # Where nothing is padding `generate` may give no mask.
+        tokens = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        bias = attention_bias(causal_mask(tokens, tokens.sum(dim=1)), plain.config)
+        return forward(input_ids=input_ids, attention_mask=bias, **others)
+
+    plain.forward = masked
+    try:
+        yield
+    finally:
+        del plain.forward
 
 
 @torch.no_grad()

@@ -46,8 +46,8 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     written = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {}
     config_then = written.get("config", {"template": {}})
     template = config_then.get("template") if isinstance(config_then, dict) else None
-    model_then = config_then.get("model") if isinstance(config_then, dict) else None
-    if not isinstance(template, dict):
+    model_then = config_then.get("model", {}) if isinstance(config_then, dict) else {}
+    if not (isinstance(template, dict) and isinstance(model_then, dict)):
         raise UserError(
             f"{stage}.path: {folder / 'stage.json'} is damaged (unlike config.template). Remove "
             "it, and the folder is read as a model of no stage's."
@@ -58,7 +58,7 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "vocab_size": fitted(model.get_text_config().vocab_size, tokenizer),
         "template": template,
-        "attention": model_then.get("attention") if isinstance(model_then, dict) else None,
+        "attention": model_then.get("attention", "causal"),
         "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",
         "source": hub or {"folder": path, "files": model_files(folder, hashed)},
         "notes": [f"{stage}: from {hub or path}", *([note] if note else [])],

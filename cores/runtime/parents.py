@@ -184,20 +184,14 @@ def _check_template(config: Config, parent: Parent, theirs: dict[str, Any]) -> N
             )
 
 
-def _check_attention(config: Config, parent: Parent, theirs: str | None) -> None:
-    """UserError unless it attends as it was trained to; None: nobody knows how."""
+def _check_attention(config: Config, parent: Parent, theirs: str) -> None:
+    """UserError unless the policy attends as it was trained to."""
     mine = config.model.attention
-    if theirs is not None and theirs != mine:
+    if parent.stage == "sft" and theirs != mine:
         raise UserError(
             f"model.attention: {mine} here, but {parent.folder} was trained with {theirs}, and "
-            f"would read prompts as it never did. Set model.attention {theirs}, or run "
-            f"{_again(parent.stage)}."
-        )
-    if mine != "causal":
-        raise UserError(
-            f"model.attention: {mine} is there for stage 1 alone; reward model, critic and rollout "
-            "read prompts causally. Train stage 1 with model.attention causal to go on with "
-            f"{parent.folder}."
+            f"would read prompts as it never did. Set model.attention {theirs}"
+            f"{'' if parent.elsewhere else f', or run {_again(parent.stage)}'}."
         )
 
 

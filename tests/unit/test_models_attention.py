@@ -8,9 +8,12 @@ from _families import family_config
 from transformers import AutoModelForCausalLM, CodeGenConfig, GlmConfig, MistralConfig
 
 from cores.errors import UserError
+from cores.models import Actor
 from cores.models.attention import attend_both_ways, check_prefix
 from cores.models.body import causal_mask
 from cores.models.tuning import add_prefix
+from cores.rollout.engine import Sampling
+from cores.rollout.hf import HFEngine
 
 GLM = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -149,3 +152,42 @@ def test_windows_are_not_widened() -> None:
     model: Any = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match="attends to windows of 8 tokens"):
         check_prefix(model, 9)
+
+
+@pytest.mark.parametrize("padding", [True, False])
+@pytest.mark.parametrize(("kind", "how"), [("llama", "sdpa"), ("glm", "eager"), ("gpt2", "sdpa")])
+@torch.no_grad()
+def test_a_policy_s_log_probs_are_under_it(kind: str, how: str, padding: bool) -> None:
+    """Of replies of 3 tokens, with a shorter prompt padded on the left or alone."""
+    model = model_of(kind, how)
+    rows = [[7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23, 24]] if padding else [ROWS[0]]
+    ids = torch.tensor([[0] * (7 - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (7 - len(row)) + [1] * len(row) for row in rows]).bool()
+    actor = Actor(model, temperature=1.0, prefix=True)
+    found, _ = actor(ids, mask if padding else None, 3)
+    for i, row in enumerate(rows):
+        seen = torch.ones(len(row), len(row)).tril().bool()
+        seen[:, : len(row) - 3] = True
+        low = torch.finfo(torch.float32).min
+        bias = torch.zeros(seen.shape).masked_fill(~seen, low)[None, None]
+        logits = model(torch.tensor([row]), attention_mask=bias).logits[0, -4:-1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(row[-3:])[:, None])[:, 0]
+        torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prompts", [[[7, 8, 9, 10], [20]], [[7, 8, 9], [20, 21, 22]]])
+@pytest.mark.parametrize("kind", ["llama", "glm", "gpt2"])
+def test_replies_are_sampled_behind_prompts_read_both_ways(kind: str, prompts: Any) -> None:
+    """Log-probs recorded while sampling are the policy's; prompts of one token and of more, padded
+    and not."""
+    model = model_of(kind)
+    sampling = Sampling(pad_id=0, stop_ids=[1], max_new_tokens=5, temperature=0.7)
+    engine = HFEngine(model, sampling, prefix=True)
+    rollout = engine.generate(prompts, torch.rand(2, 5))
+    width = rollout.response_mask.shape[1]
+    with torch.no_grad():
+        found, _ = Actor(model, 0.7, prefix=True)(rollout.ids, rollout.mask, width)
+        causal, _ = Actor(model, 0.7)(rollout.ids, rollout.mask, width)
+    real = rollout.response_mask
+    torch.testing.assert_close(found[real], rollout.logprobs[real], atol=1e-5, rtol=1e-5)
+    assert (causal - rollout.logprobs)[0][real[0]].abs().max() > 1e-2

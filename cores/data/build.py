@@ -59,14 +59,19 @@ class StreamedData:
     """Its counts grow while `train` is read."""
 
 
-def sft_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | StreamedData:
+def sft_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, encoder: bool = False
+) -> StageData | StreamedData:
     """Demonstrations: rows {"input_ids": list[int], "labels": list[int]}, -100 where untrained.
+
+    With model.attention prefix a reply a row, and "prompt_length": int. With `encoder`, of a model
+    that has one, rows of `sides.sided_row`.
 
     Raises UserError for anything wrong with the source, or if no row is left to train on.
     """
     if config.data.sft.streaming:
         return _streamed(config, tokenizer)
-    return _build(config, tokenizer, "sft", "data.sft", config.data.sft)
+    return _build(config, tokenizer, "sft", "data.sft", config.data.sft, encoder)
 
 
 def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
@@ -97,12 +102,13 @@ def _build(
     stage: Stage,
     key: str,
     section: SourceSection,
+    encoder: bool = False,
 ) -> StageData:
     """Of the one source of `section`, which stands at `key`, or of several with weights."""
     if not section.sources:
-        return StageData(*_one(config, tokenizer, stage, key, section))
+        return StageData(*_one(config, tokenizer, stage, key, section, encoder))
     parts = [
-        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source)
+        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source, encoder)
         for i, source in enumerate(section.sources)
     ]
     trains, tests, reports = zip(*parts, strict=True)
@@ -119,7 +125,12 @@ def _build(
 
 
 def _one(
-    config: Config, tokenizer: PreTrainedTokenizerBase, stage: Stage, key: str, section: OneSource
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: Stage,
+    key: str,
+    section: OneSource,
+    encoder: bool,
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
 
@@ -144,7 +155,8 @@ def _one(
             unread=reader.unread,
             preset=counts,
         )
-        return list(RowMaker(config, tokenizer, section, reader).rows(examples, report)), report
+        maker = RowMaker(config, tokenizer, section, reader, encoder)
+        return list(maker.rows(examples, report)), report
 
     source, other = sources(section, key)
     reader, examples, counts = read(source)

@@ -133,6 +133,9 @@ def _sides(row: dict[str, Any]) -> Iterator[tuple[str, list[int], list[bool]]]:
         for side in ("chosen", "rejected"):
             ids = row[f"{side}_ids"]
             yield f" {side}", ids, [i >= row["prompt_length"] for i in range(len(ids))]
+    elif "encoder_ids" in row:
+        yield " encoder", row["encoder_ids"], [False] * len(row["encoder_ids"])
+        yield " reply", row["labels"], [True] * len(row["labels"])
     else:
         ids = row["input_ids"]
         labels = row.get("labels", [IGNORED] * len(ids))

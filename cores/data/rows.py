@@ -15,6 +15,7 @@ from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
 from cores.data.report import SplitReport
 from cores.data.roles import Segment, replaced
+from cores.data.sides import closing_ids, reply_rows, sided_row, two_sides
 from cores.data.template import Template, leading_ids
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
@@ -31,8 +32,14 @@ class RowMaker:
     """
 
     def __init__(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, source: OneSource, reader: Reader
+        self,
+        config: Config,
+        tokenizer: PreTrainedTokenizerBase,
+        source: OneSource,
+        reader: Reader,
+        encoder: bool = False,
     ) -> None:
+        """`encoder`: the model of stage 1 reads prompts by an encoder, and writes by a decoder."""
         self.config = config
         self.tokenizer = tokenizer
         self.source = source
@@ -48,6 +55,14 @@ class RowMaker:
         self.leading = [] if bare or self.joined else leading_ids(tokenizer)
         if reader.stage == "sft" and not reader.plain:
             self._check_texts_alone(reader)
+        self.encoder = encoder
+        if encoder and reader.format == "text":
+            raise UserError(
+                "data.sft: a text without turns has no prompt for the encoder of model.path, and "
+                "no reply for its decoder. Give rows that have both."
+            )
+        self.closing = closing_ids(tokenizer) if encoder else []
+        self.whole_prompts = encoder or config.model.attention == "prefix"
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
@@ -115,6 +130,10 @@ class RowMaker:
             return [[[Segment("text", text, True)]]]
         if self.made != self._demonstration:
             return [[self.template.segments(turns, where) for turns in example.conversations]]
+        if self.whole_prompts and example.conversations[0][0]["role"] != "text":
+            last = self.config.sft.loss_on == "last"
+            rows = reply_rows(self.template, example.conversations[0], where, last)
+            return [two_sides(row) if self.encoder else [row] for row in rows]
         # Where all is learned one row holds it all; the last reply alone is in one row as well.
         (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
         return [[row] for row in self.template.demonstrations(turns, where, one)]
@@ -132,15 +151,22 @@ class RowMaker:
         return self.made(example, rows, texts)
 
     def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
-        (row,), limit = rows, self.config.sft.max_length
-        if self.joined or self.config.data.too_long == "split":
+        *before, row = rows
+        limit, too_long = self.config.sft.max_length, self.config.data.too_long
+        if self.joined or too_long == "split":
             limit = len(row.ids)
-        elif self.config.data.too_long == "drop" and len(row.ids) > limit:
-            return "longer than sft.max_length", False
         labels = row.labels[:limit]
-        if all(label == IGNORED for label in labels[1:]):  # nothing predicts the first token
+        first = 0 if before else 1  # nothing predicts the first token, but behind an encoder
+        if all(label == IGNORED for label in labels[first:]):
             return "no trained token within sft.max_length", False
-        return {"input_ids": row.ids[:limit], "labels": labels}, len(row.ids) > limit
+        made: Outcome
+        if before:
+            made = sided_row(before[0], row, self.closing, limit)
+        else:
+            made = {"input_ids": row.ids[:limit], "labels": labels}, len(row.ids) > limit
+            if self.whole_prompts:
+                made[0]["prompt_length"] = row.prompt_length
+        return ("longer than sft.max_length", False) if too_long == "drop" and made[1] else made
 
     def _pair(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         chosen, rejected = (row.ids[: row.reply_end] for row in rows)

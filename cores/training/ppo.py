@@ -57,7 +57,7 @@ def check_sampling(
 def check_model(config: Config, model: PretrainedConfig, key: str = "model.path") -> None:
     """UserError if stage 1's architecture cannot be a critic where one is needed, or is too short
     for prompts and replies."""
-    if config.ppo.estimator in WITH_CRITIC:
+    if config.ppo.estimator in WITH_CRITIC or model.is_encoder_decoder:
         check_scalar(model, key)
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
     check_length(model, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")

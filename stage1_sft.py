@@ -1,6 +1,7 @@
 """Stage 1: supervised fine-tuning. From a base model and demonstrations to <output_dir>/sft."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from cores.config import check_run, parse_config
@@ -15,9 +16,11 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
+    from cores.data.images import ImageTokens
     from cores.models import check_saving, load_tokenizer, save_model, settle_pad_token
     from cores.models.adapters import check_quantization
     from cores.models.body import check_packing
+    from cores.models.images import image_processor
     from cores.models.loading import check_base, check_length, load_config, scalar_problem
     from cores.run import StageRun
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
@@ -38,7 +41,10 @@ def main(argv: list[str]) -> None:
         note = settle_pad_token(tokenizer, config.model.pad_token)
         if not config.data.inspect:
             check_base(config.model.path, base, tokenizer)
-        data = sft_data(config, tokenizer)
+        images = image_processor(config, base, tokenizer, stage)
+        data = sft_data(
+            config, tokenizer, images and ImageTokens(images.token, images.id, images.count)
+        )
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
         here.say("\n".join(data.report.lines() + ([note] if note else [])))
@@ -51,7 +57,7 @@ def main(argv: list[str]) -> None:
         check_saving(model, tokenizer)
         parents = {"base": base_facts(config.model.path, model)}
         run.begin({"parents": parents, "data": data.report.to_json()})
-        trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run)
+        trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.get_text_config().vocab_size,
@@ -59,7 +65,13 @@ def main(argv: list[str]) -> None:
             "parents": parents,
             "metrics": metrics,
         }
-        run.finish(lambda to: here.once(save_model, trained, tokenizer, to, lora.merge), facts)
+
+        def save(folder: Path) -> None:
+            save_model(trained, tokenizer, folder, lora.merge)
+            if images is not None:
+                images.save(folder)
+
+        run.finish(lambda to: here.once(save, to), facts)
 
 
 if __name__ == "__main__":

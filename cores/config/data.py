@@ -6,8 +6,9 @@ from typing import Literal, Optional
 from cores.config.limits import number
 
 Format = Literal[
-    "instruction", "completion", "messages", "conversations", "text", "preference", "prompt"
-]
+    "instruction", "completion", "messages", "conversations", "text", "preference", "prompt",
+    "caption",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class OneSource:
     history, system, input, messages, text, chosen, rejected, score, margin, label and image."""
     image_folder: Optional[str] = None
     """Where images that rows name by file are found, beside the data file. None: its own folder."""
+    similarity: float = number(0.24)
+    """Of interleaved rows (MMC4's form): how like an image and its sentence must be, 0 to 1, for
+    the image to stand before it; OpenFlamingo's value."""
     ignore: list[str] = field(default_factory=list)
     """Columns, and keys of a turn, that mean something and are left out knowingly: docs/data.md has
     those that are refused otherwise."""

@@ -6,8 +6,9 @@ In memory, or for texts of stage 1 read while training (`StreamedData`).
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.formats import NO_TURN, Example, Reader, Stage
+from cores.data.images import ImageTokens, shown
 from cores.data.mixture import interleave, mix
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
@@ -56,14 +58,19 @@ class StreamedData:
     """Its counts grow while `train` is read."""
 
 
-def sft_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | StreamedData:
+def sft_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, images: ImageTokens | None = None
+) -> StageData | StreamedData:
     """Demonstrations: rows {"input_ids": list[int], "labels": list[int]}, -100 where untrained.
+
+    Of a base that reads `images` they have "images": list[str], the files in the order of their
+    tokens, and "where": str, which names the row.
 
     Raises UserError for anything wrong with the source, or if no row is left to train on.
     """
     if config.data.sft.streaming:
         return _streamed(config, tokenizer)
-    return _build(config, tokenizer, "sft", "data.sft", config.data.sft)
+    return _build(config, tokenizer, "sft", "data.sft", config.data.sft, images)
 
 
 def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
@@ -94,12 +101,13 @@ def _build(
     stage: Stage,
     key: str,
     section: SourceSection,
+    images: ImageTokens | None = None,
 ) -> StageData:
     """Of the one source of `section`, which stands at `key`, or of several with weights."""
     if not section.sources:
-        return StageData(*_one(config, tokenizer, stage, key, section))
+        return StageData(*_one(config, tokenizer, stage, key, section, images))
     parts = [
-        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source)
+        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source, images)
         for i, source in enumerate(section.sources)
     ]
     trains, tests, reports = zip(*parts, strict=True)
@@ -116,15 +124,21 @@ def _build(
 
 
 def _one(
-    config: Config, tokenizer: PreTrainedTokenizerBase, stage: Stage, key: str, section: OneSource
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: Stage,
+    key: str,
+    section: OneSource,
+    images: ImageTokens | None,
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
 
     def read(source: Source) -> tuple[Reader, list[Example]]:
         rows = list(source.open())
+        rows, read_as = shown(config, section, source.path, rows, key, images is not None)
         columns = list(dict.fromkeys(name for row in rows for name in row.columns))
-        reader = Reader(config, section, columns, source.path, stage, key)
-        return reader, [reader.read(row) for row in rows]
+        reader = Reader(config, read_as, columns, source.path, stage, key)
+        return reader, [by_images(reader.read(row)) for row in rows]
 
     def made(source: Source, reader: Reader, examples: list[Example]) -> tuple[Rows, SplitReport]:
         report = SplitReport(
@@ -134,7 +148,8 @@ def _one(
             hidden=source.hidden,
             unread=reader.unread,
         )
-        return list(RowMaker(config, tokenizer, section, reader).rows(examples, report)), report
+        maker = RowMaker(config, tokenizer, section, reader, images)
+        return list(maker.rows(examples, report)), report
 
     source, other = sources(section, key)
     reader, examples = read(source)
@@ -157,6 +172,13 @@ def _one(
         require(test, test_report, "held-out row", key)
     require(train, report, "row", key)
     return train, test, DataReport(report, test_report if other or fraction else None)
+
+
+def by_images(example: Example) -> Example:
+    """An example whose side of the split is that of its images, if it has any: what is asked of
+    them is often the same."""
+    names = [Path(file).name for file in example.row.images]  # wherever the files lie
+    return replace(example, key="\n".join(names)) if names else example
 
 
 def held_out(key: str, fraction: float) -> bool:

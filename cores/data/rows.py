@@ -13,6 +13,7 @@ from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
+from cores.data.images import ImageTokens, finished, written
 from cores.data.report import SplitReport
 from cores.data.template import Segment, Template, leading_ids, with_system
 from cores.data.values import Turn
@@ -29,9 +30,15 @@ class RowMaker:
     """
 
     def __init__(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, source: OneSource, reader: Reader
+        self,
+        config: Config,
+        tokenizer: PreTrainedTokenizerBase,
+        source: OneSource,
+        reader: Reader,
+        images: ImageTokens | None = None,
     ) -> None:
         self.config = config
+        self.images = images
         self.tokenizer = tokenizer
         self.source = source
         made = {"sft": self._demonstration, "reward": self._pair, "ppo": self._prompt}
@@ -56,6 +63,8 @@ class RowMaker:
             encoded = encode_rows(flat, self.tokenizer, self.leading, self.config.sft.loss_on)
             for example, segments in made:
                 row, truncated = self._row(example, [next(encoded) for _ in segments], segments)
+                if self.images is not None and not isinstance(row, str):
+                    row = finished(row, example.row, self.images)
                 if isinstance(row, str):
                     report.dropped[row] += 1
                     continue
@@ -71,7 +80,10 @@ class RowMaker:
             return [[self.template.segments(turns, where) for turns in example.conversations]]
         # Where all is learned one row holds it all; the last reply alone is in one row as well.
         (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
-        return [[row] for row in self.template.demonstrations(turns, where, one)]
+        rows = self.template.demonstrations(turns, where, one)
+        if self.images is not None:
+            rows = written(rows, turns, where, self.images, self.config.template.image)
+        return [[row] for row in rows]
 
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         """The stage's row of an example's conversations, each encoded and as segments."""

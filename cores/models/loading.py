@@ -10,6 +10,7 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -31,6 +32,7 @@ from cores.models.folders import (
     place,
     reading,
 )
+from cores.models.images import image_ids, one_vocabulary, reads_images
 from cores.models.vocabulary import (
     ROWS,
     architecture,
@@ -84,7 +86,8 @@ def check_base(
     The weights are loaded onto the meta device, which reads names and shapes alone.
     """
     masked = architecture(config).endswith("MaskedLM")
-    if config.is_encoder_decoder or masked or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    if not reads_images(config) and (masked or not causal):
         raise UserError(
             f"model.path: {architecture(config)} is no causal language model, which reads a text "
             f"from left to right. Set model.path to one, of these families: {SCALAR_FAMILIES}."
@@ -95,13 +98,18 @@ def check_base(
         base_of(path, adapter)
         return
     with torch.random.fork_rng(devices=[]):
-        model = _read(AutoModelForCausalLM, path, config, device_map="meta")
-    rows = embedding(model).shape[0]
+        model = _read(policy_class(config), path, config, device_map="meta")
+    rows = embedding(one_vocabulary(model)).shape[0]
     if len(tokenizer) > rows + max(ROWS, rows // 10):
         raise UserError(
             f"{path}: its tokenizer has {len(tokenizer)} tokens and its model {rows} rows: they "
             f"do not belong together. {WHOLE}"
         )
+
+
+def policy_class(config: PretrainedConfig) -> Any:
+    """The class that loads a language model of this configuration."""
+    return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
 
 
 def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
@@ -116,6 +124,12 @@ def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
 
 def scalar_problem(config: PretrainedConfig) -> str | None:
     """What keeps this architecture from being a reward model, if anything; reads no weights."""
+    if reads_images(config):
+        return (
+            f"{architecture(config)} reads images, and such models are trained in stage 1 alone: "
+            "stages 2 and 3 read texts. For all three stages take a model of one of these "
+            f"families: {SCALAR_FAMILIES}."
+        )
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         with torch.device("meta"):  # shapes alone: no memory, no time
             model = AutoModelForSequenceClassification.from_config(
@@ -154,7 +168,7 @@ def load_policy(
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.
     `tokenizer`: it gets a row for every id of this one.
     """
-    return load_as(AutoModelForCausalLM, path, dropout, tokenizer, frozen)
+    return load_as(policy_class(load_config(path)), path, dropout, tokenizer, frozen)
 
 
 def load_base(
@@ -179,6 +193,7 @@ def load_scalar(
 def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Exclude pad and the ids beyond the tokenizer from `model`'s distributions; return the ids."""
     ids = excluded_ids(tokenizer, embedding(model).shape[0])
+    ids += sorted(image_ids(model.config, tokenizer))
     exclude_tokens(model, ids)
     return ids
 
@@ -204,7 +219,7 @@ def load_as(
     config.return_dict = text.return_dict = True  # outputs are read by name, whatever it says
     if frozen is not None:
         check_widths(frozen, auto, path, config)
-    model = _weights(auto, path, config)
+    model = one_vocabulary(_weights(auto, path, config))
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer)
     if frozen is not None:

@@ -42,9 +42,8 @@ def main(argv: list[str]) -> None:
         if not config.data.inspect:
             check_base(config.model.path, base, tokenizer)
         images = image_processor(config, base, tokenizer, stage)
-        data = sft_data(
-            config, tokenizer, images and ImageTokens(images.token, images.id, images.count)
-        )
+        tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
+        data = sft_data(config, tokenizer, tokens)
         if config.data.inspect:
             return here.once(show, data, tokenizer, config.data.inspect)
         here.say("\n".join(data.report.lines() + ([note] if note else [])))

@@ -4,6 +4,7 @@ Nothing is fetched: a name is that of a file.
 """
 
 import re
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,9 @@ def found_image(folder: Path, name: str, where: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def _problem(path: str) -> str | None:
-    """What is wrong with an image, as far as its header and checksums tell, None if nothing is."""
-    from PIL import Image
-
+    """What is wrong with an image, as far as its header and checksums tell; None if nothing is."""
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
-                return f"{image.width} x {image.height} are more pixels than Pillow's limit"
+        with _opened(path) as image:
             image.verify()
     except Exception as error:  # by format anything from OSError to SyntaxError
         return _reason(error)
@@ -66,13 +63,20 @@ def _problem(path: str) -> str | None:
 
 def read_image(path: str, where: str) -> Any:
     """The image of a file, RGB. UserError that names the row `where` if it is broken."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return image.convert("RGB")
     except Exception as error:  # as above
         raise UserError(f"{where}: the image {path} cannot be read: {_reason(error)}.") from None
+
+
+def _opened(path: str) -> Any:
+    """A few bytes may unpack into all memory: Pillow's limit of pixels holds, and no half more."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path)
 
 
 def _reason(error: Exception) -> str:

@@ -82,10 +82,11 @@ class Shown:
 
     def row(self, row: Row, number: int) -> Row:
         """One of them; `number` draws its request."""
-        columns = {k: v for k, v in row.columns.items() if k not in COLUMNS}
+        shown = [name for name in COLUMNS if name not in self.source.ignore]
+        columns = {k: v for k, v in row.columns.items() if k not in shown}
         if all(isinstance(columns.get(name), list) for name in INTERLEAVED):
             return self._interleaved(row, columns)
-        names = [n for c in COLUMNS if c not in self.source.ignore for n in image_names(row, c)]
+        names = [name for column in shown for name in image_names(row, column)]
         wanted, unless = self.source.format, {*TURNS, *TEXTS}
         if wanted == "caption" or (wanted is None and "caption" in columns.keys() - unless):
             columns = self._caption(row, columns, len(names), number)
@@ -118,7 +119,8 @@ class Shown:
 
     def _interleaved(self, row: Row, columns: dict[str, Any]) -> Row:
         """MMC4: each image before the sentence that it is most like, where that is enough."""
-        texts, found = [str(text) for text in columns.pop("text_list")], {}
+        texts = [str(text) for text in columns.pop("text_list")]
+        found: dict[int, list[str]] = {}
         for info in columns.pop("image_info"):
             try:
                 at, like, name = (info[k] for k in MATCHED)

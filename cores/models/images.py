@@ -113,7 +113,7 @@ class ImageProcessor:
         found = next(iter(ids), None)
         token = None if found is None else self.tokenizer.convert_ids_to_tokens(found)
         read = token and self.tokenizer(token, add_special_tokens=False)["input_ids"]
-        if read != [found]:
+        if found is None or read != [found]:
             raise UserError(
                 f"{self.path}: its tokenizer has no token that stands for an image "
                 f"(image_token_id in config.json: {found}; special token <image>). Give the "

@@ -14,14 +14,16 @@ QUERIES = 3
 """Tokens that BLIP-2 makes of an image."""
 POSITIONS = 1024
 SEED = 7
-VISION = {
+VISION: dict[str, Any] = {
     "image_size": SIDE, "patch_size": PATCH, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 64,
 }  # fmt: skip
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": POSITIONS,
 }  # fmt: skip
+WIDE: dict[str, Any] = {"initializer_range": 0.3}
+"""About 1/sqrt(width): with the usual 0.02 an image would hardly be seen behind the queries."""
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 
 
@@ -81,10 +83,10 @@ def blip2(out: Path) -> None:
 
     words = tokenizer("<image>")
     config = Blip2Config(
-        vision_config=Blip2VisionConfig(hidden_size=16, **VISION).to_dict(),
+        vision_config=Blip2VisionConfig(hidden_size=16, **VISION, **WIDE).to_dict(),
         qformer_config=Blip2QFormerConfig(
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-            encoder_hidden_size=16, vocab_size=len(words),
+            encoder_hidden_size=16, vocab_size=len(words), **WIDE,
         ).to_dict(),
         text_config=LlamaConfig(**TEXT, **_ids(words)).to_dict(),
         num_query_tokens=QUERIES,
@@ -119,7 +121,7 @@ def idefics(out: Path) -> None:
     _write(Model, config, IdeficsProcessor(images, words, image_size=SIDE), out)
 
 
-def _ids(words: Any) -> dict[str, int]:
+def _ids(words: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(words), "bos_token_id": words.bos_token_id,
         "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id,
@@ -131,5 +133,9 @@ def _write(model: Any, config: Any, processor: Any, out: Path) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model(config).save_pretrained(out)
+        made = model(config)
+        for name, weight in made.named_parameters():
+            if name == "query_tokens":  # zeros at first, on which a layer norm has no slope
+                torch.nn.init.normal_(weight, std=0.02)
+        made.save_pretrained(out)
     processor.save_pretrained(out)

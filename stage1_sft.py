@@ -1,6 +1,7 @@
 """Stage 1: supervised fine-tuning. From a base model and demonstrations to <output_dir>/sft."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from cores.config import check_run, parse_config
@@ -15,12 +16,12 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
-    from cores.models import (
-        check_saving,
-        save_model,
-    )
+    from cores.data.images import ImageTokens
+    from cores.data.sides import Inputs
+    from cores.models import check_saving, save_model
     from cores.models.adapters import check_quantization
     from cores.models.bases import base_tokenizer, check_base, check_encoder
+    from cores.models.images import image_processor
     from cores.models.loading import check_length, load_config, scalar_problem
     from cores.models.tuning import trained_part
     from cores.run import StageRun
@@ -44,9 +45,11 @@ def main(argv: list[str]) -> None:
         tokenizer, notes = base_tokenizer(config)
         if not config.data.inspecting:
             check_base(config.model.path, base, tokenizer, config.model.from_config)
-        data = sft_data(config, tokenizer, base.is_encoder_decoder)
+        images = image_processor(config, base, tokenizer, here.sharding.stage)
+        tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
+        data = sft_data(config, tokenizer, Inputs(base.is_encoder_decoder, tokens))
         if config.data.inspecting:
-            return here.once(show, data, tokenizer, config.data)
+            return here.once(show, data, tokenizer, config.data, tokens)
         if problem := scalar_problem(base):
             notes.append(f"note: {problem}")
         here.say("\n".join([*data.report.lines(), *notes]))
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> None:
         check_saving(model, tokenizer)
         parents = {"base": base_facts(given, model)}
         run.begin({"parents": parents, "data": data.report.to_json()})
-        trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run)
+        trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.get_text_config().vocab_size,
@@ -65,7 +68,13 @@ def main(argv: list[str]) -> None:
             "parents": parents,
             "metrics": metrics,
         }
-        run.finish(lambda to: here.once(save_model, trained, tokenizer, to, lora.merge), facts)
+
+        def save(folder: Path) -> None:
+            save_model(trained, tokenizer, folder, lora.merge)
+            if images is not None:
+                images.save(folder)
+
+        run.finish(lambda to: here.once(save, to), facts)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Format = Literal[
     # presets: forms that become one of these
     "helpsteer2", "ultrafeedback", "nectar", "shp", "pku_saferlhf", "pku_saferlhf_safety", "webgpt",
     "summarize", "oasst", "kto", "openai_preference", "argilla", "label_studio",
+    "caption",
 ]  # fmt: skip
 
 
@@ -41,6 +42,9 @@ class OneSource:
     as the formats know them."""
     image_folder: Optional[str] = None
     """Where images that rows name by file are found, beside the data file. None: its own folder."""
+    similarity: float = number(0.24)
+    """Of interleaved rows (MMC4's form): how like an image and its sentence must be, 0 to 1, for
+    the image to stand before it; OpenFlamingo's value."""
     ignore: list[str] = field(default_factory=list)
     """Columns, and keys of a turn, that mean something and are left out knowingly: docs/data.md has
     those that are refused otherwise."""

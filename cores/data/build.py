@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -18,10 +19,12 @@ from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
 from cores.data.formats import NO_TURN, Example, Reader, Stage
+from cores.data.images import shown
 from cores.data.mixture import interleave, mix
 from cores.data.presets import converted
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
+from cores.data.sides import TEXT, Inputs
 from cores.data.sources import Source, sources
 from cores.errors import UserError
 
@@ -60,18 +63,19 @@ class StreamedData:
 
 
 def sft_data(
-    config: Config, tokenizer: PreTrainedTokenizerBase, encoder: bool = False
+    config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Inputs = TEXT
 ) -> StageData | StreamedData:
     """Demonstrations: rows {"input_ids": list[int], "labels": list[int]}, -100 where untrained.
 
-    With model.attention prefix a reply a row, and "prompt_length": int. With `encoder`, of a model
-    that has one, rows of `sides.sided_row`.
+    With model.attention prefix a reply a row, and "prompt_length": int. Of an encoder-decoder rows
+    of `sides.sided_row`. Of a base that reads images they have "images": list[str], the files in
+    the order of their tokens, and "where": str, which names the row.
 
     Raises UserError for anything wrong with the source, or if no row is left to train on.
     """
     if config.data.sft.streaming:
         return _streamed(config, tokenizer)
-    return _build(config, tokenizer, "sft", "data.sft", config.data.sft, encoder)
+    return _build(config, tokenizer, "sft", "data.sft", config.data.sft, inputs)
 
 
 def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
@@ -102,13 +106,13 @@ def _build(
     stage: Stage,
     key: str,
     section: SourceSection,
-    encoder: bool = False,
+    inputs: Inputs = TEXT,
 ) -> StageData:
     """Of the one source of `section`, which stands at `key`, or of several with weights."""
     if not section.sources:
-        return StageData(*_one(config, tokenizer, stage, key, section, encoder))
+        return StageData(*_one(config, tokenizer, stage, key, section, inputs))
     parts = [
-        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source, encoder)
+        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source, inputs)
         for i, source in enumerate(section.sources)
     ]
     trains, tests, reports = zip(*parts, strict=True)
@@ -130,7 +134,7 @@ def _one(
     stage: Stage,
     key: str,
     section: OneSource,
-    encoder: bool,
+    inputs: Inputs,
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
 
@@ -139,10 +143,11 @@ def _one(
         names = renaming(section.columns, columns_of(rows), source.path, key)
         rows = [standard(row, names) for row in rows]
         rows, fitted, counts = converted(rows, section, config, stage, key)
+        rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
         reader = Reader(config, fitted, columns_of(rows), source.path, stage, key)
         if stage != "ppo":  # reward functions get them all
             require_read(names, reader.unread, reader.format, key)
-        return reader, [reader.read(row) for row in rows], counts
+        return reader, [by_images(reader.read(row)) for row in rows], counts
 
     def made(
         source: Source, reader: Reader, examples: list[Example], counts: Counter[str] | None = None
@@ -155,7 +160,7 @@ def _one(
             unread=reader.unread,
             preset=counts,
         )
-        maker = RowMaker(config, tokenizer, section, reader, encoder)
+        maker = RowMaker(config, tokenizer, section, reader, inputs)
         return list(maker.rows(examples, report)), report
 
     source, other = sources(section, key)
@@ -179,6 +184,13 @@ def _one(
         require(test, test_report, "held-out row", key)
     require(train, report, "row", key)
     return train, test, DataReport(report, test_report if other or fraction else None)
+
+
+def by_images(example: Example) -> Example:
+    """An example whose side of the split is that of its images, if it has any: what is asked of
+    them is often the same."""
+    names = [Path(file).name for file in example.row.images]  # wherever the files lie
+    return replace(example, key="\n".join(names)) if names else example
 
 
 def held_out(key: str, fraction: float) -> bool:

@@ -13,9 +13,10 @@ from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
+from cores.data.images import finished, written
 from cores.data.report import SplitReport
 from cores.data.roles import Segment, replaced
-from cores.data.sides import closing_ids, reply_rows, sided_row, two_sides
+from cores.data.sides import TEXT, Inputs, closing_ids, reply_rows, sided_row, two_sides
 from cores.data.template import Template, leading_ids
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
@@ -37,10 +38,10 @@ class RowMaker:
         tokenizer: PreTrainedTokenizerBase,
         source: OneSource,
         reader: Reader,
-        encoder: bool = False,
+        inputs: Inputs = TEXT,
     ) -> None:
-        """`encoder`: the model of stage 1 reads prompts by an encoder, and writes by a decoder."""
         self.config = config
+        self.images = inputs.images
         self.tokenizer = tokenizer
         self.source = source
         self.stage = reader.stage
@@ -55,14 +56,14 @@ class RowMaker:
         self.leading = [] if bare or self.joined else leading_ids(tokenizer)
         if reader.stage == "sft" and not reader.plain:
             self._check_texts_alone(reader)
-        self.encoder = encoder
-        if encoder and reader.format == "text":
+        self.encoder = inputs.encoder
+        if self.encoder and reader.format == "text":
             raise UserError(
                 "data.sft: a text without turns has no prompt for the encoder of model.path, and "
                 "no reply for its decoder. Give rows that have both."
             )
-        self.closing = closing_ids(tokenizer) if encoder else []
-        self.whole_prompts = encoder or config.model.attention == "prefix"
+        self.closing = closing_ids(tokenizer) if self.encoder else []
+        self.whole_prompts = self.encoder or config.model.attention == "prefix"
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
@@ -101,6 +102,8 @@ class RowMaker:
             encoded = encode_rows(flat, self.tokenizer, self.leading, self.config.sft.loss_on)
             for example, segments in made:
                 row, truncated = self._row(example, [next(encoded) for _ in segments], segments)
+                if self.images is not None and not isinstance(row, str):
+                    row = finished(row, example.row, self.images)
                 if isinstance(row, str):
                     report.dropped[row] += 1
                     continue
@@ -136,7 +139,10 @@ class RowMaker:
             return [two_sides(row) if self.encoder else [row] for row in rows]
         # Where all is learned one row holds it all; the last reply alone is in one row as well.
         (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
-        return [[row] for row in self.template.demonstrations(turns, where, one)]
+        rows = self.template.demonstrations(turns, where, one)
+        if self.images is not None:
+            rows = written(rows, turns, where, self.images, self.config.template.image)
+        return [[row] for row in rows]
 
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         """The stage's row of an example's conversations, each encoded and as segments."""

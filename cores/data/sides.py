@@ -1,13 +1,28 @@
 """Rows of models that read the prompt as a whole: every reply in a row of its own, behind all that
 stood before it, whether that is read by an encoder or by attention both ways."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from cores.data.encode import Encoded
-from cores.data.template import Segment, Template
+from cores.data.images import ImageTokens
+from cores.data.roles import Segment
+from cores.data.template import Template
 from cores.data.values import Turn
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How the base of stage 1 takes a row."""
+
+    encoder: bool = False
+    """The prompt by an encoder; the reply is written by a decoder."""
+    images: ImageTokens | None = None
+    """Images, each as these tokens."""
+
+
+TEXT = Inputs()
 
 
 def reply_rows(

@@ -14,6 +14,7 @@ from cores.config import Config, ModelSection
 from cores.errors import UserError
 from cores.models.adapters import base_of, lone_adapter
 from cores.models.folders import WHOLE, place
+from cores.models.images import one_vocabulary, reads_images
 from cores.models.loading import (
     SCALAR_FAMILIES,
     SEQ2SEQ,
@@ -46,7 +47,8 @@ def check_base(
     The weights are loaded onto the meta device, which reads names and shapes alone; with `fresh`
     none are read, as all will be random.
     """
-    if not (_causal(config) or config.model_type in SEQ2SEQ):
+    kinds = _causal(config), config.model_type in SEQ2SEQ, reads_images(config)
+    if not any(kinds):
         raise UserError(
             f"model.path: {architecture(config)} is no causal language model, which reads a text "
             f"from left to right, and no T5. Set model.path to one, of these families: "
@@ -69,7 +71,7 @@ def check_base(
     else:
         with torch.random.fork_rng(devices=[]):
             model = read(auto, path, config, device_map="meta")
-    rows = embedding(model).shape[0]
+    rows = embedding(one_vocabulary(model)).shape[0]
     if len(tokenizer) > rows + max(ROWS, rows // 10):
         raise UserError(
             f"{path}: its tokenizer has {len(tokenizer)} tokens and its model {rows} rows: they "

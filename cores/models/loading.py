@@ -9,6 +9,7 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -32,6 +33,7 @@ from cores.models.folders import (
     place,
     reading,
 )
+from cores.models.images import image_ids, one_vocabulary, reads_images
 from cores.models.vocabulary import (
     architecture,
     embedding,
@@ -78,6 +80,8 @@ def load_config(path: str | Path) -> PretrainedConfig:
 
 def policy_class(config: PretrainedConfig) -> Any:
     """The class that loads a language model of this configuration."""
+    if reads_images(config):
+        return AutoModelForImageTextToText
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
@@ -98,6 +102,12 @@ def scalar_problem(config: PretrainedConfig) -> str | None:
             f"{architecture(config)} is an encoder-decoder, which goes through stage 1 alone: "
             "reward model, critic and PPO are there for models that read prompt and reply as one "
             f"text. For all three stages take a model of one of these families: {SCALAR_FAMILIES}."
+        )
+    if reads_images(config):
+        return (
+            f"{architecture(config)} reads images, and such models are trained in stage 1 alone: "
+            "stages 2 and 3 read texts. For all three stages take a model of one of these "
+            f"families: {SCALAR_FAMILIES}."
         )
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         with torch.device("meta"):  # shapes alone: no memory, no time
@@ -139,7 +149,7 @@ def load_policy(
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.
     `tokenizer`: it gets a row for every id of this one.
     """
-    return load_as(AutoModelForCausalLM, path, dropout, tokenizer, frozen)
+    return load_as(policy_class(load_config(path)), path, dropout, tokenizer, frozen)
 
 
 def load_scalar(
@@ -155,6 +165,7 @@ def load_scalar(
 def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Exclude pad and the ids beyond the tokenizer from `model`'s distributions; return the ids."""
     ids = excluded_ids(tokenizer, embedding(model).shape[0])
+    ids += sorted(image_ids(model.config, tokenizer))
     exclude_tokens(model, ids)
     return ids
 
@@ -184,9 +195,9 @@ def load_as(
     if frozen is not None:
         check_widths(frozen, auto, path, config)
     if fresh is None:
-        model = _weights(auto, path, config)
+        model = one_vocabulary(_weights(auto, path, config))
     else:
-        model = random_model(auto, path, config, fresh)
+        model = one_vocabulary(random_model(auto, path, config, fresh))
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer, known)
     if frozen is not None:

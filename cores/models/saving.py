@@ -19,6 +19,7 @@ from cores.errors import ANEW, UserError
 from cores.models.actor import plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
+from cores.models.images import image_ids
 from cores.models.loading import load_as, load_config, load_tokenizer, policy_class
 from cores.models.vocabulary import excluded_ids
 
@@ -108,7 +109,8 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         rest = [i for i in listed if i != first]
         generation.eos_token_id = [first, *rest] if rest else first
         rows = model.config.get_text_config().vocab_size
-        generation.suppress_tokens = excluded_ids(tokenizer, rows)
+        images = sorted(image_ids(model.config, tokenizer))
+        generation.suppress_tokens = excluded_ids(tokenizer, rows) + images
         if not generation.do_sample:
             # Some parents have sampling settings beside greedy decoding. They mean nothing there,
             # and the library refuses to save them.

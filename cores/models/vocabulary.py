@@ -28,8 +28,8 @@ LOWEST_CAP = 25
 
 
 def settle_tokens(tokenizer: PreTrainedTokenizerBase, template: TemplateSection) -> str | None:
-    """Add the special tokens that `template` names and take its end-of-sequence token; return a
-    line to print if the vocabulary grew or the end is another one.
+    """Add the special tokens that `template` names, take its end-of-sequence token and its chat
+    template; return a line to print if the vocabulary grew or the end is another one.
 
     UserError for a token that is empty or named twice, or an end that is no token.
     """
@@ -39,6 +39,8 @@ def settle_tokens(tokenizer: PreTrainedTokenizerBase, template: TemplateSection)
     if wrong is not None:
         raise UserError(f"template.tokens: {wrong!r} is empty or named twice; remove it.")
     tokenizer.add_tokens(list(names), special_tokens=True)
+    if template.chat_template is not None:
+        tokenizer.chat_template = template.chat_template
     if grown := len(tokenizer) - before:
         said.append(f"{grown} special tokens added")
     if eos is not None:

@@ -6,6 +6,7 @@ from typing import Literal
 from cores.config.data import Format, OneSource
 from cores.config.schema import Config
 from cores.data.files import separator_hint
+from cores.data.signs import preset_hint
 from cores.data.sources import Row
 from cores.data.transcripts import FURTHER, behind, merged, parse, part_texts, part_turns
 from cores.data.values import (
@@ -13,7 +14,6 @@ from cores.data.values import (
     Turn,
     before_of,
     margin_of,
-    preset_hint,
     reply_of,
     short,
     text_of,
@@ -49,12 +49,12 @@ COLUMNS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
 it takes the prompt of any format, does not need. Among PROMPTS a pair may stand for the column."""
 
 REFUSED = {
-    "label": "whether the reply is wanted",
-    "kto_tag": "whether the reply is wanted",
+    "label": "whether the reply is wanted; format kto reads it",
+    "kto_tag": "whether the reply is wanted; format kto reads it",
     "tools": "the tools that could be called",
     "images": "images",
     "image": "an image",
-    "parent_id": "the message that it answers",
+    "parent_id": "the message that it answers; format oasst reads it",
 }
 """Columns that change what a row teaches, and that nothing here reads. Stage 3 hands them to reward
 functions, and a text of its own may have them."""
@@ -199,7 +199,7 @@ class Reader:
                     f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "
                     "read, and the row would be learned as if it were not there; make of it what "
                     "this stage reads (docs/data.md), or name the column in the source's `ignore` "
-                    f"(--data.SOURCE.ignore '[\"{name}\"]').{preset_hint([name], 'data.SOURCE')}"
+                    f"(--data.SOURCE.ignore '[\"{name}\"]')."
                 )
 
     def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:

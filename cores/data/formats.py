@@ -5,8 +5,7 @@ from typing import Literal
 
 from cores.config.data import Format, OneSource
 from cores.config.schema import Config
-from cores.data.files import separator_hint
-from cores.data.signs import preset_hint
+from cores.data.signs import column_hints
 from cores.data.sources import Row
 from cores.data.transcripts import FURTHER, behind, merged, parse, part_texts, part_turns
 from cores.data.values import (
@@ -111,7 +110,7 @@ def choose_format(
     raise UserError(
         f"{key}.path {path!r} has the columns {', '.join(columns) or '(none)'}, which do "
         f"not fit; needed are {fits}. Rename the columns (docs/data.md shows each format)."
-        f"{separator_hint(columns)}{preset_hint(columns, key)}"
+        f"{column_hints(columns, key)}"
     )
 
 

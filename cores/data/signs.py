@@ -1,8 +1,7 @@
-"""By which columns the rows of a preset are known: for advice where no format was named."""
-
-from collections.abc import Collection
+"""What columns that fit no format tell of the rows: advice for errors."""
 
 from cores.config.data import Format
+from cores.data.files import separator_hint
 
 SIGNS: dict[tuple[str, ...], Format] = {
     ("prompt", "response", "helpfulness"): "helpsteer2",
@@ -17,9 +16,12 @@ SIGNS: dict[tuple[str, ...], Format] = {
     ("input", "preferred_output", "non_preferred_output"): "openai_preference",
     ("data", "annotations"): "label_studio",
 }
+"""By which columns the rows of a preset are known (cores/data/presets.py)."""
 
 
-def preset_hint(columns: Collection[str], key: str) -> str:
-    """A sentence on the preset that reads rows with these columns; empty if none does."""
+def column_hints(columns: list[str], key: str) -> str:
+    """Sentences on what may be wrong: the preset that reads such rows was not named, or columns are
+    separated by another sign; empty if nothing is known."""
     found = next((name for signs, name in SIGNS.items() if set(signs) <= set(columns)), None)
-    return "" if found is None else f" Perhaps these are rows for {key}.format {found}."
+    preset = "" if found is None else f" Perhaps these are rows for {key}.format {found}."
+    return preset + separator_hint(columns)

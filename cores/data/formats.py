@@ -120,8 +120,8 @@ def choose_format(
     )
     raise UserError(
         f"{key}.path {path!r} has the columns {', '.join(columns) or '(none)'}, which do "
-        f"not fit; needed are {fits}. Rename the columns (docs/data.md shows each format)."
-        f"{separator_hint(columns)}"
+        f"not fit; needed are {fits}. Say what the file calls them with {key}.columns, such as "
+        f"{{prompt: question, reply: answer}} (docs/data.md).{separator_hint(columns)}"
     )
 
 

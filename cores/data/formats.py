@@ -122,8 +122,8 @@ def choose_format(
     )
     raise UserError(
         f"{key}.path {path!r} has the columns {', '.join(columns) or '(none)'}, which do "
-        f"not fit; needed are {fits}. Rename the columns (docs/data.md shows each format)."
-        f"{column_hints(columns, key)}"
+        f"not fit; needed are {fits}. Say what the file calls them with {key}.columns, such as "
+        f"{{prompt: question, reply: answer}} (docs/data.md).{column_hints(columns, key)}"
     )
 
 

@@ -7,7 +7,7 @@ tests/unit/test_mutations.py says when one does.
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.mutations import data, models, passes, ppo, rl, roles, rollout, training, twin
+from scripts.mutations import data, models, passes, ppo, rl, roles, rollout, shapes, training, twin
 
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = {
@@ -19,6 +19,7 @@ AREAS = {
     "Rollout": rollout,
     "The model of rollouts": twin,
     "Data": data,
+    "Models of other shapes": shapes,
     "Stages 1 and 2": training,
 }
 """Heading of the report to the module with its bugs."""

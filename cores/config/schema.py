@@ -26,7 +26,7 @@ class ModelSection:
     """Commit, branch or tag of a hub id in `path`. None: its main branch."""
     attention: Literal["causal", "prefix"] = "causal"
     """prefix: the tokens of the prompt see each other both ways, those of the reply what is before
-    them (a prefix language model, as GLM)."""
+    them (a prefix language model, as GLM); of the policy in all stages, docs/models.md."""
     from_config: bool = False
     """Begin stage 1 with random weights from the folder's config.json, which then needs none."""
     trainable: list[str] = field(default_factory=list)

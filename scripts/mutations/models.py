@@ -100,9 +100,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("unused-sampled", "an id beyond the tokenizer may be sampled",
              "*range(len(tokenizer), vocab_size)", "*range(len(tokenizer) + 1, vocab_size)"),
             ("pad-eos", "pad stays eos",
-             "not in (None, tokenizer.eos_token_id)", "is not None"),
+             "if pad not in uses:", "if pad is not None:"),
             ("new-rows", "new embeddings at the mean of all rows, their own noise included",
-             "table[:old].mean(dim=0)", "table.mean(dim=0)"),
+             "table[:first].mean(dim=0)", "table.mean(dim=0)"),
         ],
     ),
     "cores/models/adapters.py": (

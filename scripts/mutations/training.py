@@ -23,7 +23,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'right_pad([row["position_ids"] for row in rows], 0)',
              'right_pad([row["position_ids"] for row in rows], 1)'),
             ("held-out-shift", "held-out loss against the token itself",
-             'batch.pop("labels")[:, 1:]', 'batch.pop("labels")[:, :-1]'),
+             "logits[:, :-1], labels[:, 1:]", "logits[:, :-1], labels[:, :-1]"),
             ("held-out-denominator", "held-out loss divided by all places",
              "int((labels != IGNORED).sum())", "labels.numel()"),
             ("held-out-dropout", "held-out loss with dropout",

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     here = launch(config)
     check_batches(config.sft, here, "sft")
     with StageRun(config, "sft", here, started) as run:
-        if not config.data.inspect:
+        if not config.data.inspecting:
             run.claim()
         stage, lora = here.sharding.stage, config.sft.lora
         check_quantization(config.model, lora, "sft.lora", stage, here.device)
@@ -36,11 +36,11 @@ def main(argv: list[str]) -> None:
         check_length(base, config.sft.max_length, "sft.max_length")
         tokenizer = load_tokenizer(config.model.path)
         note = settle_pad_token(tokenizer, config.model.pad_token)
-        if not config.data.inspect:
+        if not config.data.inspecting:
             check_base(config.model.path, base, tokenizer)
         data = sft_data(config, tokenizer)
-        if config.data.inspect:
-            return here.once(show, data, tokenizer, config.data.inspect)
+        if config.data.inspecting:
+            return here.once(show, data, tokenizer, config.data)
         here.say("\n".join(data.report.lines() + ([note] if note else [])))
         if problem := scalar_problem(base):
             here.say(f"note: {problem}")

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     here = launch(config)
     check_batches(config.reward, here, "reward")
     with StageRun(config, "reward", here, started) as run:
-        if not config.data.inspect:
+        if not config.data.inspecting:
             run.claim()
         stage, lora = here.sharding.stage, config.reward.lora
         check_quantization(config.model, lora, "reward.lora", stage, here.device)
@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
         tokenizer = policy_tokenizer(config, parents["sft"])
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
         data = preference_data(config, tokenizer)
-        if config.data.inspect:
-            return here.once(show, data, tokenizer, config.data.inspect)
+        if config.data.inspecting:
+            return here.once(show, data, tokenizer, config.data)
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
         prompts = calibration_prompts(config, data.train, model_config)
 

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     here = launch(config)
     check_batches(config.ppo, here, "ppo")
     with StageRun(config, "ppo", here, started) as run:
-        if not config.data.inspect:
+        if not config.data.inspecting:
             run.claim()
         stage, lora = here.sharding.stage, config.ppo.lora
         check_quantization(config.model, lora, "ppo.lora", stage, here.device)
@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
         ppo.check_sampling(config, tokenizer, model_config, here.device)
         functions = load_functions(config.ppo.rewards, config.ppo.reward_timeout)
         data = prompt_data(config, tokenizer)
-        if config.data.inspect:
-            return here.once(show, data, tokenizer, config.data.inspect)
+        if config.data.inspecting:
+            return here.once(show, data, tokenizer, config.data)
         texts = text_reward(config, tokenizer, parents, data.train + data.test)
         ptx = ppo.ptx_data(config, tokenizer)
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}

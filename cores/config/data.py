@@ -94,3 +94,8 @@ class DataSection:
     inspect_json: Optional[str] = None
     """Write the rows of the stage's data, a line each, with ids, labels and segments of trained and
     untrained text, into this file, and stop."""
+
+    @property
+    def inspecting(self) -> bool:
+        """The stage shows its rows, and writes, removes and claims nothing else."""
+        return bool(self.inspect or self.inspect_json)

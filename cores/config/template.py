@@ -1,7 +1,11 @@
 """How a conversation becomes text."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Optional
+
+ROLES = ("system", "user", "assistant", "earlier", "tool", "thoughts", "commands")
+"""Fields of a template that say what is around a turn."""
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,44 @@ class TemplateSection:
     """End-of-sequence token by name, in place of the tokenizer's. None: the tokenizer's own."""
     tokens: list[str] = field(default_factory=list)
     """Special tokens added to the vocabulary; their embeddings begin at the mean of the others'."""
+
+
+def template_problems(template: TemplateSection, loss_on: str) -> Iterator[str]:
+    """Sentences about what cannot work or would have no effect."""
+    kind, default = template.kind, TemplateSection()
+    changed = [name for name in vars(template) if getattr(template, name) != getattr(default, name)]
+    around = [name for name in changed if name in ROLES]
+    if kind == "roles" and not around:
+        yield (
+            "template.kind: roles needs a prefix or suffix for at least one role (template.user, "
+            "template.assistant); for verbatim text choose none."
+        )
+    if kind != "roles" and around:
+        names = ", ".join(f"template.{name}" for name in around)
+        yield f"template.kind: {kind} does not use {names}; remove them or choose roles."
+    unused = {
+        "chat": {"marked", "system_in_user", "replace", "bos"},
+        "roles": {"chat_template"},
+        "none": {"marked", "system_in_user", "chat_template", "system_prompt"}
+        | {"system_prompt_input"},
+    }
+    for name in (name for name in changed if name in unused[kind]):
+        yield (
+            f"template.{name}: has no effect with template.kind {kind}; remove it, or choose "
+            "another kind."
+        )
+    for name in around:
+        role: RoleTemplate = getattr(template, name)
+        replies = name in ("assistant", "earlier")
+        if role.opening and not replies:
+            yield f"template.{name}.opening: is for assistant turns; use template.{name}.prefix."
+        if replies and role.train == "markers":
+            yield f"template.{name}.train: a reply without its content teaches nothing; use none."
+        if role.train is not None and loss_on != "assistant":
+            yield (
+                f"template.{name}.train: has no effect with sft.loss_on {loss_on}; set that to "
+                "assistant, or remove this."
+            )
+        if template.marked and (role.opening or role.stop is not None):
+            key = "opening" if role.opening else "stop"
+            yield f"template.{name}.{key}: turns that are marked bring theirs; remove it."

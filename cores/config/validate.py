@@ -13,6 +13,7 @@ from cores.config.limits import LARGEST, range_problems
 from cores.config.lora import LoraSection
 from cores.config.ppo import ESTIMATORS, OPTIONS, PPOSection
 from cores.config.schema import Config
+from cores.config.template import template_problems
 from cores.errors import UserError
 
 
@@ -22,7 +23,8 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
     ppo = config.ppo
     for sentences in (
         _paths(config), _sizes(ppo), _policy(ppo), _estimator(ppo), _unused(ppo), _adapters(config),
-        _elsewhere(config), _together(config), _template(config), _rows(config), _streaming(config),
+        _elsewhere(config), _together(config), _texts(config), _rows(config),
+        _streaming(config), template_problems(config.template, config.sft.loss_on),
     ):  # fmt: skip
         for sentence in sentences:
             key, _, problem = sentence.partition(": ")
@@ -46,7 +48,10 @@ def _paths(config: Config) -> Iterator[str]:
     for key, section in _data(config):
         for place, source in [(key, section), *_items(section, key)]:
             found |= {f"{place}.path": source.path, f"{place}.test_path": source.test_path}
+    shown = config.data.inspect_json
     for key, path in found.items():
+        if path and shown and os.path.realpath(path) == os.path.realpath(shown):
+            yield f"data.inspect_json: {shown} is {key} and would be lost; name another file."
         if path is not None and not path.strip():
             yield f"{key}: is empty; give a path."
         elif path is not None and os.path.expanduser(path).startswith("~"):
@@ -220,27 +225,6 @@ def _together(config: Config) -> Iterator[str]:
         )
 
 
-def _template(config: Config) -> Iterator[str]:
-    template = config.template
-    roles = (template.system, template.user, template.assistant)
-    written = any(role.prefix or role.suffix for role in roles)
-    if template.kind == "roles" and not written:
-        yield (
-            "template.kind: roles needs a prefix or suffix for at least one role (template.user, "
-            "template.assistant); for verbatim text choose none."
-        )
-    if template.kind != "roles" and written:
-        yield (
-            f"template.kind: {template.kind} does not use template.system, template.user and "
-            "template.assistant; remove them or choose roles."
-        )
-    if template.kind == "none" and template.system_prompt is not None:
-        yield (
-            "template.system_prompt: template.kind none takes text verbatim and has no place for a "
-            "system turn; remove it, or choose chat or roles."
-        )
-
-
 def _data(config: Config) -> list[tuple[str, SourceSection]]:
     names = ("sft", "preference", "prompts")
     return [(f"data.{name}", getattr(config.data, name)) for name in names]
@@ -273,6 +257,19 @@ def _rows(config: Config) -> Iterator[str]:
                     "template.kind none would put nothing back; turn it off for verbatim texts, or "
                     "choose kind chat or roles."
                 )
+
+
+def _texts(config: Config) -> Iterator[str]:
+    """What becomes of texts without turns in stage 1."""
+    data = config.data
+    if data.join is None and data.join_opening:
+        yield "data.join_opening: has no effect without data.join; set that, or remove it."
+    if data.join is None:
+        return
+    if data.too_long != "cut":
+        yield f"data.too_long: {data.too_long} has no effect with data.join; remove one of them."
+    if config.sft.packing:
+        yield "sft.packing: data.join fills the rows already; set sft.packing to false."
 
 
 def _streaming(config: Config) -> Iterator[str]:

@@ -1,20 +1,26 @@
 """Encoding: segments become ids and labels together, in one tokenization.
 
-Prompts are prefixes by construction. The text is cut where each reply begins. The ids up to a cut
-are the tokenization of the whole text up to there if that continues the ids up to the cut before,
-else those ids followed by the tokenization of the text between. Either way they depend on the text
-before the cut only, so that a prompt of stage 3, which ends at a cut, has the same ids as the
-beginning of the stage-1 and stage-2 rows with that prompt.
+Prompts are prefixes by construction. The text is cut where a reply begins and ends, and where what
+is learned changes. The ids up to a cut are the tokenization of the whole text up to there if that
+continues the ids up to the cut before, else those ids followed by the tokenization of the text
+between. Either way they depend on the text before the cut only, so that a prompt of stage 3, which
+ends at a cut, has the same ids as the beginning of the stage-1 and stage-2 rows with that prompt.
+
+Added tokens part a text for the tokenizer, so that what stands between two of them is tokenized
+once, however many turns come behind it.
 """
 
+import re
 import reprlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.data.template import Segment
+from cores.data.roles import Segment
 from cores.errors import UserError
 
 IGNORED = -100
@@ -43,8 +49,8 @@ class Encoded:
     not that tokenization but one with the same text."""
 
 
-Pieces = dict[str, tuple[list[int], list[int]]]
-"""Text to its ids and, for each, the character at which it begins."""
+Table = dict[str, list[int]]
+"""Text to its ids."""
 
 
 def encode_rows(
@@ -53,31 +59,62 @@ def encode_rows(
     leading: list[int],
     loss_on: LossOn = "assistant",
 ) -> Iterator[Encoded]:
-    """Encode each row; `leading` ids (BOS or none) go before each.
-
-    Raises UserError for a tokenizer without offsets (a "slow" one).
-    """
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"{type(tokenizer).__name__} does not report which characters a token covers; convert "
-            "it to a fast tokenizer (a folder with tokenizer.json)."
-        )
+    """Encode each row; `leading` ids (BOS or none) go before each. UserError for a text that the
+    tokenizer cannot encode."""
+    parting = _parting(tokenizer)
     for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        texts = dict.fromkeys(prefix for row in chunk for prefix in _prefixes(row))
-        pieces = _tokenize(list(texts), tokenizer)
+        chunk = [_Row(row, parting) for row in rows[start : start + CHUNK]]
+        texts = dict.fromkeys(text for row in chunk for text in row.texts())
+        table = _tokenize(list(texts), tokenizer)
         for row in chunk:
-            yield _encode(row, tokenizer, leading, loss_on, pieces)
+            yield _encode(row, tokenizer, leading, loss_on, table)
 
 
-def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Pieces:
+def _parting(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Finds the added tokens before which the tokenizer parts a text, whatever stands there."""
+    added = tokenizer.added_tokens_decoder.values()
+    found = [t.content for t in added if not (t.lstrip or t.single_word or t.normalized)]
+    tokens = "|".join(map(re.escape, sorted(filter(None, found), key=len, reverse=True)))
+    return re.compile(tokens) if tokens else None
+
+
+class _Row:
+    """A row's text, where it is cut, and the pieces in which it is tokenized."""
+
+    def __init__(self, segments: list[Segment], parting: re.Pattern[str] | None) -> None:
+        self.text = "".join(segment.text for segment in segments)
+        self.runs: list[tuple[int, int, Segment]] = []
+        """Begin and end in characters of each reply, and of what is given and learned alike."""
+        end = 0
+        for segment in segments:
+            begin, end = end, end + len(segment.text)
+            if self.runs and segment.role == "prompt":
+                first, _, last = self.runs[-1]
+                if (last.role, last.train) == ("prompt", segment.train):
+                    self.runs[-1] = (first, end, last)
+                    continue
+            self.runs.append((begin, end, segment))
+        begins = [m.start() for m in parting.finditer(self.text)] if parting else []
+        parts = sorted({0, *begins, len(self.text)})
+        cuts = sorted({end for _, end, _ in self.runs})
+        self.pieces: list[tuple[int, list[int]]] = []
+        """Where each begins, and up to where it is tokenized: to the cuts in it, to its end."""
+        for low, high in pairwise(parts):
+            inside = cuts[bisect_right(cuts, low) : bisect_left(cuts, high)]
+            self.pieces.append((low, [*inside, high]))
+
+    def texts(self) -> Iterator[str]:
+        """What has to be tokenized."""
+        return (self.text[low:end] for low, ends in self.pieces for end in ends)
+
+
+def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Table:
     if not texts:
         return {}
     try:
         found: Any = tokenizer(
             texts,
             add_special_tokens=False,
-            return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,  # rows longer than the model are truncated or dropped later
@@ -89,62 +126,36 @@ def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Pieces:
             f"the tokenizer cannot encode the text {reprlib.repr(texts[0])} ({error}). Correct it, "
             "or give a model whose tokenizer has an unknown token or knows every byte."
         ) from None
-    starts = ([start for start, _ in offsets] for offsets in found["offset_mapping"])
-    return dict(zip(texts, zip(found["input_ids"], starts, strict=True), strict=True))
-
-
-def _prefixes(row: list[Segment]) -> list[str]:
-    """The text before each reply, and the whole."""
-    text, found = "", []
-    for segment in row:
-        if segment.role != "prompt":
-            found.append(text)
-        text += segment.text
-    return [*found, text]
+    return dict(zip(texts, found["input_ids"], strict=True))
 
 
 def _encode(
-    row: list[Segment],
-    tokenizer: PreTrainedTokenizerBase,
-    leading: list[int],
-    loss_on: LossOn,
-    pieces: Pieces,
+    row: _Row, tokenizer: PreTrainedTokenizerBase, leading: list[int], loss_on: LossOn, table: Table
 ) -> Encoded:
-    prefixes = _prefixes(row)
-    lengths = []  # tokens before each cut
     ids: list[int] = []
-    starts: list[int] = []
-    merged = False
-    before = 0
-    for prefix in prefixes:
-        new_ids, new_starts = pieces[prefix]
-        if new_ids[: len(ids)] == ids:
-            ids, starts = new_ids, new_starts
-        else:
-            merged = True
-            piece = prefix[before:]
-            new_ids, new_starts = _tokenize([piece], tokenizer)[piece]
-            ids, starts = ids + new_ids, starts + [before + start for start in new_starts]
-        lengths.append(len(ids))
-        before = len(prefix)
-    replies = [segment for segment in row if segment.role != "prompt"]
-    reply_ends = [
-        _first_at(starts, len(prefix) + len(reply.text), lengths[k], lengths[k + 1])
-        for k, (prefix, reply) in enumerate(zip(prefixes, replies, strict=False))
-    ]
+    at, merged = {0: 0}, False  # tokens before a character
+    for low, ends in row.pieces:
+        own: list[int] = []
+        before = low
+        for end in ends:
+            new = table[row.text[low:end]]
+            if new[: len(own)] != own:
+                merged = True
+                piece = row.text[before:end]
+                new = own + _tokenize([piece], tokenizer)[piece]
+            own, before = new, end
+            at[end] = len(ids) + len(own)
+        ids = ids + own
     labels = [IGNORED] * len(ids)
-    for k, reply in enumerate(replies):
-        if reply.train and (loss_on != "last" or k == len(replies) - 1):
-            labels[lengths[k] : reply_ends[k]] = ids[lengths[k] : reply_ends[k]]
+    replies = [run for run in row.runs if run[2].role != "prompt"]
+    for run in replies[-1:] if loss_on == "last" else row.runs:
+        begin, end = at[run[0]], at[run[1]]
+        if run[2].train:
+            labels[begin:end] = ids[begin:end]
     if ids[: len(leading)] == leading:
         leading = []  # the template's first text has it
     ids = leading + ids
     labels = list(ids) if loss_on == "all" else [IGNORED] * len(leading) + labels
-    last = len(leading) + lengths[len(replies) - 1] if replies else len(ids)
-    end = len(leading) + reply_ends[-1] if replies else len(ids)
-    return Encoded(ids, labels, 0 if row[0].role == "text" else last, end, merged)
-
-
-def _first_at(starts: list[int], character: int, low: int, high: int) -> int:
-    """Index of the first of the tokens low..high-1 that begins at `character` or later, or high."""
-    return next((i for i in range(low, high) if starts[i] >= character), high)
+    last = len(leading) + at[replies[-1][0]] if replies else len(ids)
+    end = len(leading) + at[replies[-1][1]] if replies else len(ids)
+    return Encoded(ids, labels, 0 if row.runs[0][2].role == "text" else last, end, merged)

@@ -18,6 +18,7 @@ from cores.data.values import (
     text_of,
     turns_of,
     value_of,
+    with_system,
 )
 from cores.errors import UserError
 
@@ -252,6 +253,7 @@ class Reader:
             text = text_of(row, column)
             if column == "instruction" and row.columns.get("input"):
                 text = text + self.template.separator + text_of(row, "input")
+                before = with_system(before, self.template.system_prompt_input)
             turns = parse(text) if self.transcripts else [{"role": "user", "content": text}]
             if self.transcripts and text.strip() and not turns:
                 return turns, NO_TURN

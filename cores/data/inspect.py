@@ -1,14 +1,19 @@
-"""`--data.inspect N`: rows with trained and untrained tokens told apart, and length quantiles."""
+"""`--data.inspect N`: rows with trained and untrained tokens told apart, and length quantiles;
+`--data.inspect_json FILE`: the rows for programs."""
 
+import json
 import os
 from collections.abc import Iterator
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from cores.config.data import DataSection
 from cores.data.build import StageData, StreamedData
 from cores.data.encode import IGNORED
+from cores.errors import UserError
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 STREAMED = 1000
@@ -16,23 +21,79 @@ STREAMED = 1000
 QUANTILES = {"p0": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-def show(data: StageData | StreamedData, tokenizer: PreTrainedTokenizerBase, n: int) -> None:
-    """Print the first `n` training rows, the length quantiles of all (of a stream: of the first
-    thousand), and what was left out.
+def show(
+    data: StageData | StreamedData, tokenizer: PreTrainedTokenizerBase, section: DataSection
+) -> None:
+    """What the section asks for: its first `inspect` training rows, the length quantiles of all (of
+    a stream: of the first thousand) and what was left out, printed; its rows in `inspect_json`.
 
     Trained tokens (in pairs: the replies) are green, others grey; where the environment has
     NO_COLOR (https://no-color.org) trained tokens stand in [brackets] instead.
     """
+    rows = list(islice(data.train, STREAMED if isinstance(data, StreamedData) else None))
+    if section.inspect_json is not None:
+        write(rows, data.test, tokenizer, Path(section.inspect_json))
+    if not section.inspect:
+        return print(*data.report.lines(), sep="\n")
     colour = not os.environ.get("NO_COLOR")
     trained, given = _paint("trained", True, colour), _paint("untrained", False, colour)
     print(f"{trained} {given}")
-    rows = list(islice(data.train, STREAMED if isinstance(data, StreamedData) else None))
-    for number, row in enumerate(rows[:n], 1):
+    for number, row in enumerate(rows[: section.inspect], 1):
         for name, ids, flags in _sides(row):
             count = f", {sum(flags)} trained" if any(flags) else ""  # stage 3's are prompts
             print(f"--- row {number}{name}: {len(ids)} tokens{count}")
-            print(_coloured(ids, flags, tokenizer, colour))
+            parts = segments(ids, flags, tokenizer)
+            print("".join(_paint(text.replace("\x1b", "␛"), flag, colour) for text, flag in parts))
     print("--- lengths in tokens", *length_lines(rows), *data.report.lines(), sep="\n")
+
+
+def write(
+    train: list[dict[str, Any]],
+    test: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    file: Path,
+) -> None:
+    """A line a row, training rows first, then held-out rows with `"held_out": true`: `ids`,
+    `labels` (-100 where untrained) and `segments`, each `[text, trained]`; of a pair these for
+    `chosen` and `rejected`. UserError for a file that cannot be written."""
+    lines = [_line(row, tokenizer) for row in train]
+    lines += [_line(row, tokenizer) | {"held_out": True} for row in test]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"data.inspect_json: {file} cannot be written ({error.strerror or error}); name "
+            "another file."
+        ) from error
+
+
+def _line(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    sides = {
+        name.strip(): {
+            "ids": ids,
+            "labels": [i if flag else IGNORED for i, flag in zip(ids, flags, strict=True)],
+            "segments": segments(ids, flags, tokenizer),
+        }
+        for name, ids, flags in _sides(row)
+    }
+    return sides.get("", sides)
+
+
+def segments(
+    ids: list[int], flags: list[bool], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, bool]]:
+    """The row's text in runs of one flag, each as what it adds to the decoding of all before it.
+
+    Single tokens may be part of a character, and some decoders strip a space at the beginning.
+    """
+    parts, end, done = [], 0, ""
+    for flag, run in groupby(flags):
+        end += len(list(run))
+        text = readable(tokenizer, ids[:end])
+        parts.append((text[len(done) :], flag))
+        done = text
+    return parts
 
 
 def readable(
@@ -76,22 +137,6 @@ def _sides(row: dict[str, Any]) -> Iterator[tuple[str, list[int], list[bool]]]:
         ids = row["input_ids"]
         labels = row.get("labels", [IGNORED] * len(ids))
         yield "", ids, [label != IGNORED for label in labels]
-
-
-def _coloured(
-    ids: list[int], flags: list[bool], tokenizer: PreTrainedTokenizerBase, colour: bool
-) -> str:
-    """The row's text in runs, each as what it adds to the decoding of all before it.
-
-    Single tokens may be part of a character, and some decoders strip a space at the beginning.
-    """
-    parts, end, done = [], 0, ""
-    for flag, run in groupby(flags):
-        end += len(list(run))
-        text = readable(tokenizer, ids[:end])
-        parts.append(_paint(text[len(done) :].replace("\x1b", "␛"), flag, colour))
-        done = text
-    return "".join(parts)
 
 
 def _paint(text: str, trained: bool, colour: bool) -> str:

@@ -14,8 +14,10 @@ from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
 from cores.data.report import SplitReport
-from cores.data.template import Segment, Template, leading_ids, with_system
-from cores.data.values import Turn
+from cores.data.roles import Segment, replaced
+from cores.data.template import Template, leading_ids
+from cores.data.values import Turn, with_system
+from cores.errors import UserError
 
 Texts = list[list[Segment]]
 Outcome = tuple[dict[str, Any] | str, bool]
@@ -34,15 +36,37 @@ class RowMaker:
         self.config = config
         self.tokenizer = tokenizer
         self.source = source
+        self.stage = reader.stage
         made = {"sft": self._demonstration, "reward": self._pair, "ppo": self._prompt}
         self.made = made[reader.stage]
         self.template = Template(config.template, tokenizer)
         self.by_template = config.template.kind == "chat" and not reader.plain
-        self.controls = control_tokens(tokenizer)
-        self.leading = [] if self.by_template else leading_ids(tokenizer)
+        # Turns that bring their markers hold such tokens by right.
+        self.controls = None if config.template.marked else control_tokens(tokenizer)
+        bare = self.by_template or not config.template.bos
+        self.joined = reader.plain and reader.stage == "sft" and config.data.join is not None
+        self.leading = [] if bare or self.joined else leading_ids(tokenizer)
+        if reader.stage == "sft" and not reader.plain:
+            self._check_texts_alone(reader)
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
+        rows = self._rows(examples, report)
+        if self.joined:
+            opening = self.tokenizer(self.config.data.join_opening, add_special_tokens=False)
+            return windows(rows, self.config.sft.max_length, list(opening["input_ids"]))
+        return rows
+
+    def _check_texts_alone(self, reader: Reader) -> None:
+        """UserError for what would have no effect on conversations."""
+        for key, wanted in (("join", self.config.data.join), ("too_long", "split")):
+            if wanted is not None and getattr(self.config.data, key) == wanted:
+                raise UserError(
+                    f"data.{key}: is for texts without turns (format text), but the rows of stage "
+                    f"1 are of format {reader.format}; remove it, or set data.sft.format to text."
+                )
+
+    def _rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         left = iter(examples)
         while chunk := [self._checked(example) for example in islice(left, CHUNK)]:
             report.read += len(chunk)
@@ -62,11 +86,27 @@ class RowMaker:
                 report.used += 1
                 report.truncated += truncated
                 report.trimmed += example.trimmed
-                yield row
+                yield from self._parts(row, report)
+
+    def _parts(self, row: dict[str, Any], report: SplitReport) -> Iterator[dict[str, Any]]:
+        """The row, or where texts are split those that it becomes."""
+        limit = self.config.sft.max_length
+        if self.stage != "sft" or self.config.data.too_long != "split" or self.joined:
+            yield row
+            return
+        for start in range(0, len(row["input_ids"]), limit):
+            part = {name: ids[start : start + limit] for name, ids in row.items()}
+            if start and len(part["input_ids"]) < 2:
+                return  # nothing predicts its token
+            yield part
 
     def _texts(self, example: Example) -> list[Texts]:
         """Of each row that an example becomes, the segments of its conversations."""
         where = example.row.where
+        if self.joined:
+            (turn,) = example.conversations[0]
+            text = (self.config.data.join or "") + replaced(turn["content"], self.config.template)
+            return [[[Segment("text", text, True)]]]
         if self.made != self._demonstration:
             return [[self.template.segments(turns, where) for turns in example.conversations]]
         # Where all is learned one row holds it all; the last reply alone is in one row as well.
@@ -87,6 +127,10 @@ class RowMaker:
 
     def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         (row,), limit = rows, self.config.sft.max_length
+        if self.joined or self.config.data.too_long == "split":
+            limit = len(row.ids)
+        elif self.config.data.too_long == "drop" and len(row.ids) > limit:
+            return "longer than sft.max_length", False
         labels = row.labels[:limit]
         if all(label == IGNORED for label in labels[1:]):  # nothing predicts the first token
             return "no trained token within sft.max_length", False
@@ -160,6 +204,21 @@ class RowMaker:
         verbatim = self.config.template.kind == "none" and last["role"] == "assistant"
         own = last["role"] == "text" or verbatim
         return [*before, {**last, "content": rest}] if own and rest.strip() else turns
+
+
+def windows(
+    rows: Iterable[dict[str, Any]], width: int, opening: list[int]
+) -> Iterator[dict[str, Any]]:
+    """The ids of `rows` as one endless row, cut into rows of `width` tokens that each begin with
+    `opening`; all is learned. A last one of a single token is left out: nothing predicts it."""
+    buffer = list(opening)
+    for row in rows:
+        buffer += row["input_ids"]
+        while len(buffer) >= width:
+            yield {"input_ids": buffer[:width], "labels": buffer[:width]}
+            buffer = opening + buffer[width:]
+    if len(buffer) > len(opening) + (not opening):
+        yield {"input_ids": buffer, "labels": list(buffer)}
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

@@ -133,6 +133,13 @@ def before_of(row: Row, columns: Collection[str]) -> list[Turn]:
     return turns
 
 
+def with_system(turns: list[Turn], system: str | None) -> list[Turn]:
+    """`turns` behind the system turn `system`, if they are a conversation without one."""
+    if system is None or any(turn["role"] in ("system", "text") for turn in turns):
+        return turns
+    return [{"role": "system", "content": system}, *turns]
+
+
 def margin_of(row: Row) -> float:
     """What the chosen side has to lead by, in units of score: 0 where none is given."""
     value = row.columns.get("margin")

@@ -53,9 +53,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         ids = tokenizer.get_vocab().values()
         int(tokenizer.model_max_length)
     if not tokenizer.is_fast:
-        raise UserError(
-            f"{path}: a fast tokenizer (tokenizer.json) is needed for character offsets."
-        )
+        raise UserError(f"{path}: a fast tokenizer (tokenizer.json) is needed.")
     if not tokenizer.vocab_size or max(ids) >= len(tokenizer):
         raise UserError(
             f"{path}: its tokenizer has {tokenizer.vocab_size} tokens beside those that were added "

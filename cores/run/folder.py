@@ -42,8 +42,8 @@ LENGTHS = {
 SHOWN = 4
 """Changes that an error names before it counts."""
 FREE = (
-    "output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect", "faults",
-    "ppo.reward_timeout", "ppo.sample_every",
+    "output_dir", "logging", "checkpoint", "overwrite", "resume", "data.inspect",
+    "data.inspect_json", "faults", "ppo.reward_timeout", "ppo.sample_every",
 )  # fmt: skip
 """Keys and sections that change nothing that is trained; of `faults` but whether it goes on."""
 

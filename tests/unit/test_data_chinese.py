@@ -8,6 +8,7 @@ import pytest
 from _data_helpers import CHAT, NONE, config
 from _tokenizers import chat_like, gpt2_like
 
+from cores.config.data import DataSection
 from cores.data import preference_data, prompt_data, readable, sft_data, show
 from cores.errors import UserError
 
@@ -75,7 +76,7 @@ def test_what_is_shown_ends_with_a_whole_character(
     cut = 0
     for limit in range(2, len(whole) + 1):
         data = sft_data(config(path, NONE, sft={"max_length": limit}), gpt2_like())
-        show(data, gpt2_like(), 1)
+        show(data, gpt2_like(), DataSection(inspect=1))
         out = capsys.readouterr().out
         assert "\ufffd" not in out
         shown = out.split("trained\n", 2)[2].split("\n---")[0].strip("[]")

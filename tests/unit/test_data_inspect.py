@@ -7,6 +7,7 @@ import torch
 from _data_helpers import CHAT, NONE, config, write_jsonl
 from _tokenizers import chat_like, gpt2_like, llama_like
 
+from cores.config.data import DataSection
 from cores.data import left_pad, preference_data, prompt_data, right_pad, sft_data, show
 from cores.data.inspect import length_lines
 
@@ -36,7 +37,7 @@ def test_show_colours(
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "Room?", "completion": " 好 yes"}] * 3)
-    show(sft_data(config(path, CHAT), chat_like()), chat_like(), 2)
+    show(sft_data(config(path, CHAT), chat_like()), chat_like(), DataSection(inspect=2))
     out = capsys.readouterr().out
     assert out.startswith(f"{GREEN}trained{RESET} {GREY}untrained{RESET}\n")
     prompt = "<|im_start|>user\nRoom?<|im_end|>\n<|im_start|>assistant\n"
@@ -49,7 +50,7 @@ def test_show_without_colour(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], plain: None
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "Room \x1b?", "completion": " yes"}])
-    show(sft_data(config(path), llama_like()), llama_like(), 1)
+    show(sft_data(config(path), llama_like()), llama_like(), DataSection(inspect=1))
     out = capsys.readouterr().out
     assert out.startswith("[trained] untrained\n")
     assert "<s> Room ␛?[ yes</s>]" in out
@@ -60,11 +61,11 @@ def test_show_pairs_and_prompts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], plain: None
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "Q", "chosen": " A", "rejected": " B"}])
-    show(preference_data(config(path, NONE), gpt2_like()), gpt2_like(), 5)
+    show(preference_data(config(path, NONE), gpt2_like()), gpt2_like(), DataSection(inspect=5))
     out = capsys.readouterr().out
     assert "--- row 1 chosen: 4 tokens, 3 trained\nQ[ A<|endoftext|>]\n" in out
     assert "--- row 1 rejected: 4 tokens, 3 trained\nQ[ B<|endoftext|>]\n" in out
-    show(prompt_data(config(path, NONE), gpt2_like()), gpt2_like(), 5)
+    show(prompt_data(config(path, NONE), gpt2_like()), gpt2_like(), DataSection(inspect=5))
     out = capsys.readouterr().out
     assert "--- row 1: 1 tokens\nQ\n" in out
     assert "\nrow " in out

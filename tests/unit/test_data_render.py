@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 from _tokenizers import chat_like
 
-from cores.data.template import rendered
+from cores.data.rendering import rendered
 from cores.errors import UserError
 
 TURNS = [{"role": "user", "content": "Hi"}]
@@ -34,8 +34,8 @@ NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% e
 )
 def test_templates_that_fail(monkeypatch: pytest.MonkeyPatch, template: str, said: str) -> None:
     """None hangs, none fills the memory, and the row is named."""
-    monkeypatch.setattr("cores.data.template.SECONDS", 0.2)
-    monkeypatch.setattr("cores.data.template.LONGEST", 1000)
+    monkeypatch.setattr("cores.data.rendering.SECONDS", 0.2)
+    monkeypatch.setattr("cores.data.rendering.LONGEST", 1000)
     tokenizer = deepcopy(chat_like())
     tokenizer.chat_template = template
     start = time.monotonic()

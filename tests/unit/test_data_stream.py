@@ -12,6 +12,7 @@ from _data_helpers import NONE, config, write_jsonl
 from _tokenizers import gpt2_like
 from accelerate.data_loader import IterableDatasetShard
 
+from cores.config.data import DataSection
 from cores.config.schema import Config
 from cores.data import StreamedData, build, sft_data, show
 from cores.data.build import held_out
@@ -153,7 +154,7 @@ def test_shown(
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("cores.data.inspect.STREAMED", 40)
-    show(streamed(path), gpt2_like(), 2)
+    show(streamed(path), gpt2_like(), DataSection(inspect=2))
     out = capsys.readouterr().out
     assert out.count("--- row ") == 2
     assert "train: 40 of 40 rows" in out

@@ -76,7 +76,9 @@ def wrapped(
     if around:
         tokenizer.post_processor = TemplateProcessing(
             single=" ".join(part for part in (before, "$A", after) if part),
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(around)],
+            special_tokens=[
+                (token, tokenizer.token_to_id(token)) for token in dict.fromkeys(around)
+            ],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names

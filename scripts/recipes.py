@@ -31,9 +31,9 @@ python stage1_sft.py --config configs/recipes/alpaca.yaml --model.path BASE --da
 ```
 
 `--data.inspect 3` shows three rows first, trained tokens told apart.
-`python scripts/recipes.py tiny NAME OUT` makes a tiny random base of the recipe's architecture, with
-a tokenizer of its habits, to try this in seconds; those that read images need the extra `images`. A
-base held in 8 bits needs bitsandbytes: elsewhere `--model.quantization none`.
+`python scripts/recipes.py tiny NAME OUT` makes a tiny random base of the recipe's architecture,
+with a tokenizer of its habits, to try this in seconds; those that read images need the extra
+`images`. A base held in 8 bits needs bitsandbytes: elsewhere `--model.quantization none`.
 
 Stages "1" are recipes of systems that have no other, or whose others are not public.
 

@@ -27,8 +27,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from scripts.recipes.vocabularies import byte_fallback, byte_level, wrapped
 
-POSITIONS = 2048
-"""Longer than any row of the recipes, which are cut at 2048 at most."""
+POSITIONS = 4096
+"""As many as the longest rows of the recipes."""
 END = "<|endoftext|>"
 NARROW: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENDS = ["<eoh>", "<eot>", "<eoc>", "<eor>", "<eom>"]

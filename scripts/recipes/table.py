@@ -6,6 +6,7 @@ SFT, ALL = "1", "1, 2, 3"
 OURS = "1; 2 and 3 ours"
 RUNS = "runs on the original's architecture"
 NEAREST = "runs on the nearest class of transformers"
+GLM = f"{NEAREST}: GLM, whose positions have one dimension"
 NOTHING = "nothing to run"
 
 
@@ -38,12 +39,12 @@ SYSTEMS = (
     ),
     System(
         "chatglm", "ChatGLM-6B, P-Tuning v2 (THUDM/ChatGLM-6B)",
-        "GLM, attention both ways over the prompt", "glm", SFT, f"{NEAREST}: GLM, with positions in one dimension",
+        "GLM, attention both ways over the prompt", "glm", SFT, GLM,
         "reward model and PPO; its weights need code of its own",
     ),
     System(
         "chatglm_chat", "ChatGLM-6B, conversations (THUDM/ChatGLM-6B)", "GLM, as above", "glm", SFT,
-        f"{NEAREST}: GLM, with positions in one dimension", "as above",
+        GLM, "as above",
     ),
     System(
         "llama", "LLaMA (meta-llama/llama, 2023)", "LLaMA", "llama", SFT,

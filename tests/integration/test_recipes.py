@@ -1,0 +1,125 @@
+"""Every recipe of configs/recipes: its table, its tiny base, and its rows, token by token."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _helpers import ROOT, script
+from _recipe_images import IMAGES, PICTURES
+from _recipe_rows import TEXTS, Case, Segments
+
+from cores.config import parse_config
+from scripts.recipes.bases import BASES, make
+from scripts.recipes.table import SYSTEMS
+
+RECIPES = sorted(path.stem for path in (ROOT / "configs" / "recipes").glob("*.yaml"))
+BASE = {system.recipe: system.base for system in SYSTEMS if system.recipe}
+CASES = TEXTS | IMAGES
+WITH_IMAGES = {"llava", "blip2", "idefics"}
+SAMPLES = ["Hello  world\n\n x ", " 水开了，😀\t请坐。", "a\r\n\u00e9<|Human|>: b<eoh>", "\x00\x7f"]
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny base of a recipe, made when it is first asked for."""
+    home = tmp_path_factory.mktemp("bases")
+
+    def base(recipe: str) -> Path:
+        name = BASE[recipe]
+        if name in WITH_IMAGES:
+            pytest.importorskip("PIL", reason="the extra images is not installed")
+        if not (home / name).exists():
+            make(name, home / name)
+        return home / name
+
+    return base
+
+
+def written(case: Case, folder: Path) -> Path:
+    """The case's file in `folder`, and its images."""
+    folder.mkdir()
+    file = folder / case.file
+    if file.suffix == ".json":
+        text = json.dumps(case.rows, ensure_ascii=False)
+    else:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in case.rows)
+    file.write_text(text, encoding="utf-8")
+    if case.images:
+        from PIL import Image
+
+        for colour in PICTURES:
+            to = folder / case.images.format(colour)
+            to.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (40, 30), colour).save(to)
+    return file
+
+
+def words(recipe: str, base: Path, file: Path, out: Path) -> list[str]:
+    """What a user gives: base and file alone, and no quantised base on a CPU."""
+    given = ["--config", str(ROOT / "configs" / "recipes" / f"{recipe}.yaml")]
+    given += ["--model.path", str(base), "--data.sft.path", str(file), "--output_dir", str(out)]
+    quantised = parse_config(given, "", "").model.quantization != "none"
+    return [*given, *(["--model.quantization", "none"] if quantised else [])]
+
+
+def merged(segments: list[list[Any]] | Segments) -> Segments:
+    """Segments with neighbours of one flag as one."""
+    runs = groupby(((text, flag) for text, flag in segments if text), key=lambda part: part[1])
+    return [("".join(text for text, _ in run), flag) for flag, run in runs]
+
+
+def test_table_recipes_and_page_agree() -> None:
+    assert sorted(BASE) == RECIPES == sorted(CASES)
+    assert set(BASE.values()) == set(BASES)
+    script("recipes.py", ["--docs", "--check"])
+
+
+def test_the_list_says_what_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    script("recipes.py", [])
+    printed = capsys.readouterr().out
+    assert "announced 1 April 2023, no weights, nothing to run" in printed
+    assert all(f"{name}\n  system " in printed for name in RECIPES)
+
+
+@pytest.mark.parametrize("name", sorted(BASES.keys() - WITH_IMAGES))
+def test_tokenizers_give_every_text_back(name: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    make(name, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for text in SAMPLES:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_base_is_made_as_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script("recipes.py", ["tiny", "vicuna", tmp_path / "base"])
+    assert json.loads((tmp_path / "base/config.json").read_text())["model_type"] == "llama"
+    for given, told in (
+        (["vicuna", tmp_path / "base"], "not an empty folder"),
+        (["gptrillion", tmp_path / "other"], "there is no recipe 'gptrillion'"),
+    ):
+        with pytest.raises(Exception, match=told):
+            script("recipes.py", ["tiny", *given])
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_rows_are_read_and_learned_by_the_original_rule(
+    recipe: str, bases: Any, call: Any, tmp_path: Path
+) -> None:
+    case, shown = CASES[recipe], tmp_path / "shown.jsonl"
+    file = written(case, tmp_path / "data")
+    given = [*words(recipe, bases(recipe), file, tmp_path / "run"), *case.options]
+    status, _, err = call("sft", [*given, "--data.inspect_json", str(shown)])
+    assert status == 0, err
+    found = [json.loads(line) for line in shown.read_text(encoding="utf-8").splitlines()]
+    assert sorted(merged(row["segments"]) for row in found) == sorted(map(merged, case.expected))
+    for row in found:
+        at = [label == token for token, label in zip(row["ids"], row["labels"], strict=True)]
+        assert all(same or label == -100 for same, label in zip(at, row["labels"], strict=True))
+    if case.encoder:
+        assert sorted(row["encoder"] for row in found) == sorted(case.encoder)
+    assert not (tmp_path / "run").exists(), "a look at the data writes nothing else"

@@ -6,62 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _helpers import ROOT, script
-from _recipe_images import IMAGES, PICTURES
-from _recipe_rows import TEXTS, Case, Segments
+from _helpers import script
+from _recipe_rows import Segments
+from _recipes import BASE, CASES, RECIPES, WITH_IMAGES, words, written
 
-from cores.config import parse_config
 from scripts.recipes.bases import BASES, make
-from scripts.recipes.table import SYSTEMS
 
-RECIPES = sorted(path.stem for path in (ROOT / "configs" / "recipes").glob("*.yaml"))
-BASE = {system.recipe: system.base for system in SYSTEMS if system.recipe}
-CASES = TEXTS | IMAGES
-WITH_IMAGES = {"llava", "blip2", "idefics"}
 SAMPLES = ["Hello  world\n\n x ", " 水开了，😀\t请坐。", "a\r\n\u00e9<|Human|>: b<eoh>", "\x00\x7f"]
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The tiny base of a recipe, made when it is first asked for."""
-    home = tmp_path_factory.mktemp("bases")
-
-    def base(recipe: str) -> Path:
-        name = BASE[recipe]
-        if name in WITH_IMAGES:
-            pytest.importorskip("PIL", reason="the extra images is not installed")
-        if not (home / name).exists():
-            make(name, home / name)
-        return home / name
-
-    return base
-
-
-def written(case: Case, folder: Path) -> Path:
-    """The case's file in `folder`, and its images."""
-    folder.mkdir()
-    file = folder / case.file
-    if file.suffix == ".json":
-        text = json.dumps(case.rows, ensure_ascii=False)
-    else:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in case.rows)
-    file.write_text(text, encoding="utf-8")
-    if case.images:
-        from PIL import Image
-
-        for colour in PICTURES:
-            to = folder / case.images.format(colour)
-            to.parent.mkdir(exist_ok=True)
-            Image.new("RGB", (40, 30), colour).save(to)
-    return file
-
-
-def words(recipe: str, base: Path, file: Path, out: Path) -> list[str]:
-    """What a user gives: base and file alone, and no quantised base on a CPU."""
-    given = ["--config", str(ROOT / "configs" / "recipes" / f"{recipe}.yaml")]
-    given += ["--model.path", str(base), "--data.sft.path", str(file), "--output_dir", str(out)]
-    quantised = parse_config(given, "", "").model.quantization != "none"
-    return [*given, *(["--model.quantization", "none"] if quantised else [])]
 
 
 def merged(segments: list[list[Any]] | Segments) -> Segments:

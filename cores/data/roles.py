@@ -37,13 +37,11 @@ def written(turns: list[Turn], section: TemplateSection, eos: str) -> list[Segme
         before, after = around.prefix.replace("{round}", str(rounds)), around.suffix
         rounds += role == "user"
         if section.marked:
-            before, content, after = _parted(content, before, after)
+            before, content, after = _parted(content, before, after, role)
         else:
-            content = around.opening + content
-        if role == "assistant" and not (section.marked and eos in content + after):
-            after += eos if around.stop is None else around.stop
-        else:
-            after += "" if section.marked else around.stop or ""
+            content, after = around.opening + content, after + (around.stop or "")
+        if role == "assistant" and around.stop is None and eos not in content:
+            after += eos
         _add(segments, role, (before, content, after), _trained(section, role, last), eos)
     if turns[-1]["role"] != "assistant" and not section.marked:
         prefix = _around(section, "assistant", True).prefix
@@ -74,9 +72,12 @@ def _trained(section: TemplateSection, role: str, last: bool) -> str:
     return around.train or ("content" if role == "assistant" and not other else "none")
 
 
-def _parted(text: str, prefix: str, suffix: str) -> tuple[str, str, str]:
+def _parted(text: str, prefix: str, suffix: str, role: str) -> tuple[str, str, str]:
     """A turn that brings its markers: prefix, what stands between, suffix; without one of them all
-    of it is marker, as there is nothing between."""
+    of it is marker, as there is nothing between. Of a reply only the prefix is apart."""
+    if role == "assistant":
+        prefix = prefix if text.startswith(prefix) else ""
+        return prefix, text[len(prefix) :], ""
     between = text.startswith(prefix) and text.endswith(suffix)
     if not between or len(text) < len(prefix) + len(suffix):
         return text, "", ""

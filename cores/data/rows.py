@@ -53,8 +53,14 @@ class RowMaker:
         """Rows for the stage; `report` counts them as they come."""
         rows = self._rows(examples, report)
         if self.joined:
-            opening = self.tokenizer(self.config.data.join_opening, add_special_tokens=False)
-            return windows(rows, self.config.sft.max_length, list(opening["input_ids"]))
+            text, width = self.config.data.join_opening, self.config.sft.max_length
+            opening = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if len(opening) > width // 2:
+                raise UserError(
+                    f"data.join_opening has {len(opening)} tokens, more than half of "
+                    f"sft.max_length {width}; shorten it, or raise that."
+                )
+            return windows(rows, width, opening)
         return rows
 
     def _check_texts_alone(self, reader: Reader) -> None:

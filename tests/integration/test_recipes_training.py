@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from _helpers import FEW_STEPS, ROOT, record
-from _recipe_rows import CHATS, META, TASKS, TEXTS
+from _recipe_rows import META, TEXTS
 from _recipes import CASES, RECIPES, words, written
+from peft import AutoPeftModelForCausalLM
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,11 +28,13 @@ PAIRS = [
     ("at once", "never"),
     ("在这里。", "不知道"),
 ]
-ASKED = [*(question for chat in CHATS for question, _ in chat), "水在哪里？", "Is it open?"]
+ASKED = [ask.format(n) for n in range(6) for ask in ("Is room {} free?", "{}号房间干净吗？")]
 
 
 def stock(folder: Path) -> Any:
-    """What stock transformers makes of a stage's folder."""
+    """What stock transformers, and for an adapter peft, makes of a stage's folder."""
+    if (folder / "adapter_config.json").is_file() and not list(folder.glob("model*")):
+        return AutoPeftModelForCausalLM.from_pretrained(folder)
     config = AutoConfig.from_pretrained(folder)
     image = hasattr(config, "vision_config")
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -77,7 +80,7 @@ def pairs(form: Any) -> list[dict[str, Any]]:
 CHAINS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "colossalai": (
         pairs(lambda q, a, b: {"prompt": q, "response": a, "chosen": a, "rejected": b}),
-        [{"prompt": f"{q} {given}"} for q, given, _ in TASKS],
+        [{"prompt": f"{question} Now."} for question in ASKED],
     ),
     "chatllama": (
         [

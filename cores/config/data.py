@@ -15,22 +15,26 @@ class OneSource:
     """Where rows come from."""
 
     path: Optional[str] = None
-    """JSON, JSONL, CSV or Parquet file, a folder of them, or a data set id on the Hugging Face hub.
-    No default: a stage that needs the source says so."""
+    """A file (JSON, JSONL, CSV, TSV, text or Parquet), a folder of them, or a data set id on the
+    Hugging Face hub. No default: a stage that needs the source says so."""
     name: Optional[str] = None
     """Configuration (subset) of a hub data set. None: the data set's only one."""
     split: str = "train"
-    """Split of a hub data set to train on. Files have the one split "train"."""
+    """Split to train on, of a hub data set, a saved one, or a folder whose files are named by their
+    splits. Other files have the one split "train"."""
     test_path: Optional[str] = None
-    """Held-out rows, as `path`. None: `test_split`, or else `data.test_fraction` of the rows."""
+    """Held-out rows, as `path`. None: `test_split`, or what a folder's files say, or else
+    `data.test_fraction` of the rows."""
     test_split: Optional[str] = None
-    """Split of a hub data set held out. None: `data.test_fraction` of the rows."""
+    """Split held out, of what has splits. None: of a folder the one that is not "train", of others
+    `data.test_fraction` of the rows."""
     format: Optional[Format] = None
     """How to read a row (docs/data.md). None: from the columns, which is enough unless they fit
     several formats and the stage's own choice is not wanted."""
     columns: dict[str, str] = field(default_factory=dict)
     """What the columns are called: `{prompt: question, reply: answer}`. Known are prompt, reply,
-    history, system, input, messages, text, chosen, rejected, score, margin, label and image."""
+    history, system, input, messages, text, chosen, rejected, score, margin, label and image. Empty:
+    as the formats know them."""
     image_folder: Optional[str] = None
     """Where images that rows name by file are found, beside the data file. None: its own folder."""
     ignore: list[str] = field(default_factory=list)

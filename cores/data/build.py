@@ -6,7 +6,7 @@ In memory, or for texts of stage 1 read while training (`StreamedData`).
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
+from cores.data.columns import columns_of, renaming, require_read, standard
 from cores.data.formats import NO_TURN, Example, Reader, Stage
 from cores.data.mixture import interleave, mix
 from cores.data.report import DataReport, MixtureReport, SplitReport
@@ -122,8 +123,11 @@ def _one(
 
     def read(source: Source) -> tuple[Reader, list[Example]]:
         rows = list(source.open())
-        columns = list(dict.fromkeys(name for row in rows for name in row.columns))
-        reader = Reader(config, section, columns, source.path, stage, key)
+        names = renaming(section.columns, columns_of(rows), source.path, key)
+        rows = [standard(row, names) for row in rows]
+        reader = Reader(config, section, columns_of(rows), source.path, stage, key)
+        if stage != "ppo":  # reward functions get them all
+            require_read(names, reader.unread, reader.format, key)
         return reader, [reader.read(row) for row in rows]
 
     def made(source: Source, reader: Reader, examples: list[Example]) -> tuple[Rows, SplitReport]:
@@ -226,6 +230,7 @@ def _streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedDat
     """The texts of stage 1. UserError as `sft_data`; for rows further on, later."""
     section, fraction = config.data.sft, config.data.test_fraction
     source, other = sources(section, KEY, streaming=True)
+    source, other = _renamed(source, section), other and _renamed(other, section)
     reader = _text_reader(config, source)
     maker = RowMaker(config, tokenizer, section, reader)
 
@@ -259,6 +264,12 @@ def _streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedDat
     return StreamedData(rows, kept, DataReport(report, test_report))
 
 
+def _renamed(source: Source, section: OneSource) -> Source:
+    """The columns are those of the first row."""
+    names = renaming(section.columns, columns_of([next(source.open())]), source.path, KEY)
+    return replace(source, open=lambda: (standard(row, names) for row in source.open()))
+
+
 def _text_reader(config: Config, source: Source) -> Reader:
     columns = list(next(source.open()).columns)
     reader = Reader(config, config.data.sft, columns, source.path, "sft", KEY)
@@ -267,5 +278,10 @@ def _text_reader(config: Config, source: Source) -> Reader:
             f"{KEY}.streaming reads rows of format text, but {source.path!r} is of format "
             f"{reader.format}; turn streaming off, or set {KEY}.format to text if it has a column "
             "text."
+        )
+    if lost := sorted(config.data.sft.columns.keys() - {"text"}):
+        raise UserError(
+            f"{KEY}.columns: names {', '.join(lost)}, of which a stream reads nothing; name the "
+            "text alone."
         )
     return reader

@@ -1,19 +1,25 @@
 """One reader a kind of file: each yields (where, columns) row by row, or raises UserError.
 
-All but JSON lists hold no more than a row (Parquet: a batch of rows) in memory.
+All but JSON lists and texts hold no more than a row (Parquet: a batch of rows) in memory. Text
+files may be packed.
 """
 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cores.data.lines import PACKINGS, lines
 from cores.errors import UserError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
+MARKS = {",": "commas", "\t": "tabs", ";": "semicolons"}
+TURNS = ("messages", "conversations", "prompt", "chosen", "rejected", "completion")
+"""Columns that are lists of objects in one row."""
 BLANK = re.compile(r"[ \t\r\n]*")
 LONGEST = 10_000_000
 """Characters of one text: tokenizing them takes seconds, and no model reads as many."""
@@ -23,7 +29,7 @@ DIGITS = 600
 
 def read_jsonl(path: Path) -> Rows:
     """One JSON object a line; blank lines are no rows."""
-    for number, line in enumerate(_lines(path, "\n"), 1):
+    for number, line in enumerate(lines(path, "\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
             value, end = _decode(line, _skip(line, 0), where)
@@ -36,17 +42,32 @@ def read_jsonl(path: Path) -> Rows:
 
 
 def read_json(path: Path) -> Rows:
-    """A JSON list of objects. Decoded one by one, so that an error has the row's own line."""
-    text = "".join(_lines(path, "\n"))
-    position = _skip(text, 0)
-    if position == len(text):
+    """A JSON list of objects, alone or as the one list of objects within an object; or one object a
+    line. Decoded one by one, so that an error has the row's own line."""
+    text = "".join(lines(path, "\n"))
+    start = _skip(text, 0)
+    if start == len(text):
         return
-    if text[position] != "[":
+    if text[start] == "{":
+        _, end = _decode(text, start, f"{path}:1")
+        if text[end:].strip():  # many publish lines under this name
+            yield from read_jsonl(path)
+        else:
+            yield from _items(text, _list_inside(text, start, path), path)
+    elif text[start] == "[":
+        end = yield from _items(text, start, path)
+        if _skip(text, end) != len(text):
+            raise UserError(f"{path}: bad JSON: text follows the end of the list.")
+    else:
         raise UserError(
             f"{path}: a .json file must hold one list of objects, but it starts with "
-            f"{text[position]!r}; where each line is an object of its own, name the file .jsonl."
+            f"{text[start]!r}; where each line is an object of its own, name the file .jsonl."
         )
-    position, line, counted = _skip(text, position + 1), 1, 0
+
+
+def _items(text: str, start: int, path: Path) -> Generator[tuple[str, dict[str, Any]], None, int]:
+    """The rows of the list that begins at `start`; returns the position after it."""
+    position, line, counted = _skip(text, start + 1), 1, 0
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         where = f"{path}:{line}"
@@ -59,14 +80,39 @@ def read_json(path: Path) -> Rows:
                 raise UserError(f"{where}: bad JSON after this row: no row follows the comma.")
         elif text[position : position + 1] != "]":
             raise UserError(f"{where}: bad JSON after this row: a comma or ] is missing.")
-    if _skip(text, position + 1) != len(text):
-        raise UserError(f"{path}: bad JSON: text follows the end of the list.")
+    return position + 1
 
 
-def read_csv(path: Path) -> Rows:
-    """Comma-separated values with a header line; every value is text, as CSV has no types."""
+def _list_inside(text: str, start: int, path: Path) -> int:
+    """Where the one list of objects begins that the (well-formed) object at `start` holds."""
+    found: dict[str, int] = {}
+    position = start
+    while text[position] != "}" and text[position := _skip(text, position + 1)] != "}":
+        name, position = _decode(text, position, f"{path}:1")
+        here = _skip(text, _skip(text, position) + 1)  # behind the colon
+        value, position = _decode(text, here, f"{path}:1")
+        position = _skip(text, position)  # at a comma, or at the end
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            found[name] = here
+    (name, at), *more = found.items() or [("", start)]
+    if more or not name or name in TURNS:
+        what = f"the lists {', '.join(found)}" if more else "no list of rows"
+        raise UserError(
+            f"{path}: holds one object with {what} in it, so that it is unclear what the rows are; "
+            "give one list of objects (.json), or one object a line (.jsonl)."
+        )
+    return at
+
+
+def read_text(path: Path) -> Rows:
+    """A text: the whole file is one row of format text, its line ends as they are."""
+    yield f"{path}:1", {"text": "".join(lines(path, ""))}
+
+
+def read_csv(path: Path, mark: str = ",") -> Rows:
+    """Values separated by `mark` with a header line; every value is text, as CSV has no types."""
     csv.field_size_limit(LONGEST)  # the standard limit of 131072 characters is below long texts
-    reader = csv.reader(_lines(path, ""), strict=True)
+    reader = csv.reader(lines(path, ""), strict=True, delimiter=mark)
     header: list[str] = []
     line = 1
     try:
@@ -77,8 +123,8 @@ def read_csv(path: Path) -> Rows:
             elif values and len(values) != len(header):
                 raise UserError(
                     f"{path}:{line}: malformed CSV row: {len(values)} values for the "
-                    f"{len(header)} columns {', '.join(header)}; quote values that hold commas."
-                    f"{separator_hint(header)}"
+                    f"{len(header)} columns {', '.join(header)}; quote values that hold "
+                    f"{MARKS[mark]}.{separator_hint(header)}"
                 )
             elif values:  # else a blank line
                 yield f"{path}:{line}", dict(zip(header, values, strict=True))
@@ -113,16 +159,27 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".csv": read_csv,
+    ".tsv": partial(read_csv, mark="\t"),
+    ".txt": read_text,
     ".parquet": read_parquet,
 }
 
 
+def kind_of(path: Path) -> str:
+    """The suffix that says how a file is read, `.jsonl` of `a.jsonl.gz`; no key of READERS where it
+    cannot be."""
+    inner = Path(path.stem).suffix.lower()
+    packed = path.suffix.lower() in PACKINGS and inner in READERS and inner != ".parquet"
+    return inner if packed else path.suffix.lower()
+
+
 def separator_hint(columns: list[str]) -> str:
     """A sentence on a CSV file whose one column looks like several, else nothing."""
-    marks = {";": "semicolons", "\t": "tabs"}
-    found = [name for mark, name in marks.items() if len(columns) == 1 and mark in columns[0]]
+    found = [name for mark, name in MARKS.items() if len(columns) == 1 and mark in columns[0]]
     return (
-        f" The header looks separated by {found[0]}: values need commas between." if found else ""
+        f" The header looks separated by {found[0]}: .csv needs commas between values, .tsv tabs."
+        if found
+        else ""
     )
 
 
@@ -133,40 +190,6 @@ def _once(names: list[str], what: str) -> None:
         raise UserError(
             f"{what} names {', '.join(twice)} more than once; rename or remove a column."
         )
-
-
-def _lines(path: Path, newline: str) -> Iterator[str]:
-    """The file's lines with their ends, UTF-8 with or without a byte order mark.
-
-    newline: as for `open`; "" leaves every kind of line end as it is.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline=newline) as file:
-            for number, line in enumerate(file, 1):
-                if "\0" in line:
-                    raise UserError(
-                        f"{path}:{number}: holds NUL bytes, as a copy does that was cut short or "
-                        "text in UTF-16; copy or convert the file again."
-                    )
-                yield line
-    except UnicodeDecodeError as error:
-        number, byte = _undecodable(path)
-        raise UserError(
-            f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); convert the file, e.g. with iconv -f "
-            "latin1 -t utf-8; unpack it if it is compressed, and name a Parquet file .parquet."
-        ) from error
-
-
-def _undecodable(path: Path) -> tuple[int, int]:
-    """Line and byte where the file stops being UTF-8: no UTF-8 character holds a line break."""
-    with path.open("rb") as file:
-        number = 1
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return number, line[error.start]
-    return number, line[-1]
 
 
 def _skip(text: str, position: int) -> int:

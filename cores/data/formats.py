@@ -7,9 +7,19 @@ from cores.config.data import Format, OneSource
 from cores.config.schema import Config
 from cores.data.files import separator_hint
 from cores.data.sources import Row
-from cores.data.transcripts import FURTHER, behind, merged, parse, part_texts, part_turns
+from cores.data.transcripts import (
+    FURTHER,
+    behind,
+    first_user_turn,
+    merged,
+    parse,
+    part_texts,
+    part_turns,
+    problem_of,
+)
 from cores.data.values import (
     MEANING,
+    Ignored,
     Turn,
     before_of,
     margin_of,
@@ -54,9 +64,11 @@ REFUSED = {
     "images": "images",
     "image": "an image",
     "parent_id": "the message that it answers",
+    "system": "what stood before the prompt",
+    "history": "what stood before the prompt",
 }
-"""Columns that change what a row teaches, and that nothing here reads. Stage 3 hands them to reward
-functions, and a text of its own may have them."""
+"""Columns that change what a row teaches where nothing reads them. Stage 3 hands them to reward
+functions; the label of a text without a prompt is what it is about."""
 BESIDE = ("system", "history")
 """Columns that say what stood before the prompt, beside one that holds the last turn."""
 ECHO = 12
@@ -147,7 +159,7 @@ class Reader:
         """Rows are texts without turns, which no template touches."""
         self.sides = {"sft": 1, "reward": 2, "ppo": 0}[stage]
         """Replies of a row that the stage reads."""
-        self.ignore = source.ignore
+        self.ignore = Ignored(source.ignore, key)
         if unknown := sorted(set(source.ignore) - set(columns) - MEANING.keys()):
             raise UserError(
                 f"{key}.ignore: {', '.join(unknown)} is no column of {path!r} (it has "
@@ -167,7 +179,7 @@ class Reader:
     def read(self, row: Row) -> Example:
         """Empty prompts and replies, and conversations of another form, are dropped with their
         reason; a value of the wrong type raises UserError."""
-        if self.stage != "ppo" and not self.plain:
+        if self.stage != "ppo":
             self._refuse(row)
         if self.plain:
             text = text_of(row, "text")
@@ -176,7 +188,7 @@ class Reader:
         if self.stage == "sft" and self.format in ("messages", "conversations", "text"):
             return self._demonstration(row)
         prompt, replies, dropped = self._asked(row)
-        dropped = dropped or _problem(prompt)
+        dropped = dropped or problem_of(prompt)
         if dropped is None and any(not reply.strip() for reply in replies):
             dropped = "empty reply"
         if dropped is None and self.transcripts and any(map(FURTHER.search, replies)):
@@ -185,19 +197,23 @@ class Reader:
             [*prompt, {"role": "assistant", "content": reply}] for reply in replies
         )
         margin = margin_of(row) if self.stage == "reward" else 0.0
-        key = _first_user_turn(prompt)
+        key = first_user_turn(prompt)
         return Example(row, key, conversations or (prompt,), dropped, margin=margin)
 
     def _refuse(self, row: Row) -> None:
         """UserError for a column that would be lost and means something."""
         for name, what in REFUSED.items():
-            lost = name in self.unread and name not in self.ignore
-            if lost and row.columns.get(name) not in (None, "", [], {}):
+            lost = name in self.unread and name not in self.ignore.names
+            if (
+                lost
+                and not (self.plain and name == "label")
+                and row.columns.get(name) not in (None, "", [], {})
+            ):
                 raise UserError(
                     f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "
                     "read, and the row would be learned as if it were not there; make of it what "
                     "this stage reads (docs/data.md), or name the column in the source's `ignore` "
-                    f"(--data.SOURCE.ignore '[\"{name}\"]')."
+                    f"({self.ignore.advice(name)})."
                 )
 
     def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:
@@ -209,10 +225,10 @@ class Reader:
         prompt, dropped = self._turns(row, self.column)
         while prompt and prompt[-1]["role"] == "assistant":
             prompt.pop()
-        sides = [row.columns.get(side) for side in PAIR]
-        lists = [side for side in sides if isinstance(side, list)]
+        lists = [row.columns[side] for side in PAIR if isinstance(row.columns.get(side), list)]
         whole = len(lists) == len(PAIR) and any(len(side) > 1 for side in lists)
         if whole and self.format in ("preference", "prompt"):
+            self.unread = [name for name in self.unread if name not in PAIR]
             found, replies, problem = self._whole(row)
             prompt, unlike = merged(prompt, found)
             return prompt, replies, dropped or problem or unlike
@@ -229,17 +245,17 @@ class Reader:
         # To reward functions of stage 3 a column may mean anything.
         kinds = {"system": str, "history": list} if self.stage == "ppo" else {}
         fits = [n for n in self.beside if isinstance(row.columns.get(n), kinds.get(n, object))]
-        return before_of(row, fits)
+        return before_of(row, fits, self.ignore)
 
     def _demonstration(self, row: Row) -> Example:
         """A conversation that is all shown, up to the last reply."""
         turns, dropped = self._turns(row, self.format)
         replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        key = _first_user_turn(turns)
+        key = first_user_turn(turns)
         if dropped is not None or not replies:
             return Example(row, key, (turns,), dropped or "no assistant turn")
         kept = turns[: replies[-1] + 1]
-        dropped = _problem(kept[:-1])
+        dropped = problem_of(kept[:-1])
         if dropped is None and not kept[-1]["content"].strip():
             dropped = "empty reply"
         return Example(row, key, (kept,), dropped, trimmed=len(kept) < len(turns))
@@ -283,16 +299,3 @@ class Reader:
             )
         prompt, rests = part_texts(text_of(row, "chosen"), text_of(row, "rejected"))
         return [{"role": "user", "content": prompt}], list(rests[: self.sides]), None
-
-
-def _first_user_turn(turns: list[Turn]) -> str:
-    return next((turn["content"] for turn in turns if turn["role"] == "user"), "")
-
-
-def _problem(prompt: list[Turn]) -> str | None:
-    """Why these turns are no prompt."""
-    if not any(turn["role"] == "user" and turn["content"].strip() for turn in prompt):
-        return "empty prompt"
-    if any(turn["role"] != "system" and not turn["content"].strip() for turn in prompt):
-        return "empty turn"
-    return None

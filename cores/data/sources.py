@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cores.config.data import OneSource
-from cores.config.nodes import checked
-from cores.data.files import READERS
+from cores.data.files import READERS, kind_of
+from cores.data.folders import data_files, held_out_split
 from cores.errors import UserError, readable
 from cores.runtime.fingerprint import HUB_TIMEOUT
-
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Source:
     """The rows of one path, read anew at each pass, and what identifies them."""
 
     path: str
-    """As configured."""
+    """As configured, with the split where a folder holds files of several."""
     fingerprints: dict[str, str]
     """sha256 in hex by file name, of a streamed file its size; for a hub data set `datasets`'
     fingerprint by its id."""
@@ -49,33 +47,37 @@ class Source:
 
 
 def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Source, Source | None]:
-    """Rows of `path` (its `split`); and held-out rows of `test_path` or `test_split`, None where
-    neither is set. `key` is the section's dotted key, for errors.
+    """Rows of `path` (its `split`); and held-out rows of `test_path` or `test_split`, where neither
+    is set those of the files of a folder that are named as such, None where there are none. `key`
+    is the section's dotted key, for errors.
 
     Raises UserError for a path that is unset, missing or unreachable.
     """
     if section.path is None:
         raise UserError(
-            f"{key}.path is not set: this stage needs a JSON, JSONL, CSV or Parquet file, a folder "
+            f"{key}.path is not set: this stage needs a data file ({', '.join(READERS)}), a folder "
             f"of them, or the id of a data set on the Hugging Face hub; give --{key}.path."
         )
     train = _source(section.path, section.split, section, f"{key}.path", streaming)
+    split = section.test_split
     if section.test_path is not None:
-        split = section.test_split or section.split
+        split = split or held_out_split(section.test_path, f"{key}.test_path") or section.split
         return train, _source(section.test_path, split, section, f"{key}.test_path", streaming)
-    if section.test_split is None:
-        return train, None
-    if _is_local(section.path):
+    local = _is_local(section.path) and not _is_saved(Path(section.path).expanduser())
+    inside = held_out_split(section.path, f"{key}.path", split) if local else split
+    if split is not None and inside is None:
         raise UserError(
-            f"{key}.test_split is {section.test_split!r}, but {key}.path {section.path!r} is a "
-            f"local path, and files have no splits; give the held-out rows as {key}.test_path, "
-            f"or null as {key}.test_split to hold out data.test_fraction of the rows."
+            f"{key}.test_split is {split!r}, but {key}.path {section.path!r} is a local path "
+            f"whose files have no splits; give the held-out rows as {key}.test_path, or null as "
+            f"{key}.test_split to hold out data.test_fraction of the rows."
         )
-    return train, _source(section.path, section.test_split, section, f"{key}.path", streaming)
+    if inside is None:
+        return train, None
+    return train, _source(section.path, inside, section, f"{key}.path", streaming)
 
 
 def _source(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Source:
-    where, hidden = f"{key} {path!r}", 0
+    where, hidden, named = f"{key} {path!r}", 0, path
     files: list[Path] = []
     found: Any = ()
     with readable(where):
@@ -94,13 +96,20 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
                 f.name: _fingerprint(f, streaming) for f in sorted(saved.glob("*.arrow"))
             }
     elif _is_local(path):
-        if (section.name, split) != (None, "train"):
+        with readable(where):
+            files, hidden, several = data_files(Path(path).expanduser(), key, split)
+        if section.name is not None or (split != "train" and not several):
             raise UserError(
                 f"{where} is a local path, which has no configurations and no splits; remove "
                 f"{key.rpartition('.')[0]}.name and split, or give the id of a hub data set."
             )
+        if streaming and kind_of(files[0]) == ".json":
+            raise UserError(
+                f"{where}: a list of JSON objects cannot be streamed; write one object a line "
+                "(.jsonl), or turn streaming off."
+            )
+        named = f"{path} ({split})" if several else path
         with readable(where):
-            files, hidden = _files(Path(path).expanduser(), key, streaming)
             fingerprints = {file.name: _fingerprint(file, streaming) for file in files}
     else:
         found = _load_hub(path, split, section, key, streaming)
@@ -109,14 +118,14 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
     def a_pass() -> Iterator[Row]:
         row = None
         with readable(where):
-            read = (Row(*each) for file in files for each in READERS[file.suffix.lower()](file))
+            read = (Row(*each) for file in files for each in READERS[kind_of(file)](file))
             sent = (Row(f"{path} ({split}), row {i}", dict(x)) for i, x in enumerate(found, 1))
             for row in islice(chain(read, sent), section.limit):
                 yield row
         if row is None:
             raise UserError(f"{where} holds no rows; give a source with at least one row.")
 
-    return Source(path, fingerprints, a_pass, hidden)
+    return Source(named, fingerprints, a_pass, hidden)
 
 
 def _saved(path: Path, split: str, where: str) -> Path | None:
@@ -128,59 +137,23 @@ def _saved(path: Path, split: str, where: str) -> Path | None:
                 f"{where} was saved by datasets with the splits {', '.join(found) or '(none)'}, "
                 f"not {split!r}; set split to one of them."
             )
-        path = path / split
+        return path / split
+    if _is_saved(path) and split != "train":
+        raise UserError(f"{where} was saved by datasets without splits, so there is no {split!r}.")
+    return path if _is_saved(path) else None
+
+
+def _is_saved(path: Path) -> bool:
     names = ("state.json", "dataset_info.json")
-    return path if all((path / name).is_file() for name in names) else None
+    one = all((path / name).is_file() for name in names)
+    return one or (path / "dataset_dict.json").is_file()
 
 
 def _is_local(path: str) -> bool:
     """Hub ids are `name` or `owner/name`: whatever cannot be one, or exists, is a local path."""
-    if Path(path).suffix.lower() in READERS or path.startswith((".", "/", "~")):
+    if kind_of(Path(path)) in READERS or path.startswith((".", "/", "~")):
         return True
     return path.count("/") > 1 or os.path.lexists(path)
-
-
-def _files(path: Path, key: str, streaming: bool) -> tuple[list[Path], int]:
-    """The file itself, or the data files of a folder, which must be of one kind; and how many
-    hidden ones it has, such as copies that editors and systems leave."""
-    if not path.exists():
-        raise UserError(
-            f"{key} {str(path)!r} does not exist (looked in {Path.cwd()}); correct the path, or "
-            "give the id of a data set on the Hugging Face hub (owner/name)."
-        )
-    known = ", ".join(READERS)
-    found = list(path.iterdir()) if path.is_dir() else [path]
-    files = sorted(f for f in found if f.suffix.lower() in READERS)
-    shown = [f for f in files if f == path or not f.name.startswith(".")]
-    kinds = sorted({file.suffix.lower() for file in shown})
-    if not shown:
-        what = "is a folder without any data file" if path.is_dir() else "has no known suffix"
-        raise UserError(f"{key} {str(path)!r} {what}; readable are: {known}.")
-    packed = [
-        file.name
-        for file in found
-        if file.suffix.lower() in PACKED and Path(file.stem).suffix.lower() in READERS
-    ]
-    if packed:
-        raise UserError(
-            f"{key} {str(path)!r} holds packed files ({', '.join(sorted(packed)[:3])}), whose rows "
-            "would be missing; unpack them, or move them away."
-        )
-    if len(kinds) > 1:
-        raise UserError(
-            f"{key} {str(path)!r} holds files of several kinds ({', '.join(kinds)}), perhaps the "
-            "same rows twice; leave one kind in the folder, or name one file."
-        )
-    for file in shown:
-        checked(file.name, f"{key} {str(path)!r}: the name of {file.name!r}")
-        if not file.is_file():  # a pipe would be waited for, a device never ends
-            raise UserError(f"{key}: {file} is no regular file; remove it, or name another.")
-    if streaming and kinds == [".json"]:
-        raise UserError(
-            f"{key} {str(path)!r}: a list of JSON objects cannot be streamed; write one object a "
-            "line (.jsonl), or turn streaming off."
-        )
-    return shown, len(files) - len(shown)
 
 
 def _fingerprint(file: Path, streaming: bool) -> str:

@@ -81,6 +81,21 @@ def merged(prompt: list[Turn], found: list[Turn]) -> tuple[list[Turn], str | Non
     return found, "prompt and pair disagree"
 
 
+def first_user_turn(turns: list[Turn]) -> str:
+    """Its text; empty where there is none."""
+    return next((turn["content"] for turn in turns if turn["role"] == "user"), "")
+
+
+def problem_of(prompt: list[Turn]) -> str | None:
+    """Why these turns are no prompt; None: they are one. Tools may return nothing."""
+    if not any(turn["role"] == "user" and turn["content"].strip() for turn in prompt):
+        return "empty prompt"
+    spoken = (turn["content"] for turn in prompt if turn["role"] not in ("system", "tool"))
+    if not all(content.strip() for content in spoken):
+        return "empty turn"
+    return None
+
+
 def part_texts(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
     """(the common beginning, the two rests) of two whole texts, verbatim.
 

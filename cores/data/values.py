@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from cores.config.nodes import checked
@@ -11,16 +12,19 @@ from cores.data.sources import Row
 from cores.errors import UserError
 
 Turn = dict[str, str]
-"""`role` and `content`: system, user or assistant, or `text` for a text without turns."""
+"""`role` and `content`. Roles are system, user, assistant, tool (the result of one), thoughts and
+commands (of the assistant, before its reply), and `text` for a text without turns."""
 
-ROLES = ("system", "user", "assistant")
-SPEAKERS = dict(zip(ROLES, ROLES, strict=True)) | {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
+SPEAKERS = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bard", "bing"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+    "thoughts": "thoughts",
+    "commands": "commands",
 }
-"""Names of the roles in conversations of the ShareGPT form, which has many hands."""
+"""Names of speakers and their roles: those of chat templates, of ShareGPT's many hands, of OASST's
+rows."""
 
 MEANING = {
     "tool_calls": "calls of tools",
@@ -37,6 +41,24 @@ MEANING = {
 """Keys of a turn that change what it says or whether it is learned, and that nothing here reads."""
 NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1, 1.0, True)
 """Values that say nothing more than the turn does without them."""
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """What a source leaves out knowingly."""
+
+    names: Collection[str] = ()
+    """Its `ignore`."""
+    key: str = "data.SOURCE"
+    """The dotted key of its section."""
+
+    def advice(self, name: str) -> str:
+        """How `name` is added to it."""
+        listed = f"{self.key}.ignore: [{name}]"  # items of a list have no option of their own
+        return listed if "]" in self.key else f"--{self.key}.ignore '[\"{name}\"]'"
+
+
+NOTHING = Ignored()
 
 OPENS, CLOSES = re.compile(r"\s*\[\s*\{"), re.compile(r"\}\s*\]\s*\Z")
 SPEAKS = re.compile(r"['\"](role|from)['\"]\s*:")
@@ -66,7 +88,7 @@ def said(value: Any) -> bool:
     return not any(type(value) is type(none) and value == none for none in NEUTRAL)
 
 
-def turns_of(row: Row, column: str, ignore: Collection[str] = ()) -> list[Turn]:
+def turns_of(row: Row, column: str, ignore: Ignored = NOTHING) -> list[Turn]:
     """The column as turns, in OpenAI's form or ShareGPT's; of other keys those in MEANING are
     refused but where `ignore` names them."""
     value = value_of(row, column)
@@ -80,7 +102,7 @@ def turns_of(row: Row, column: str, ignore: Collection[str] = ()) -> list[Turn]:
     return [_turn(turn, row, f"turn {n} of {column!r}", ignore) for n, turn in enumerate(value, 1)]
 
 
-def reply_of(row: Row, column: str, ignore: Collection[str] = ()) -> str:
+def reply_of(row: Row, column: str, ignore: Ignored = NOTHING) -> str:
     """A reply given as text, as one turn, or as a list of it alone."""
     value = value_of(row, column)
     if isinstance(value, dict):
@@ -111,7 +133,7 @@ def reply_of(row: Row, column: str, ignore: Collection[str] = ()) -> str:
     return turns[-1]["content"]
 
 
-def before_of(row: Row, columns: Collection[str]) -> list[Turn]:
+def before_of(row: Row, columns: Collection[str], ignore: Ignored = NOTHING) -> list[Turn]:
     """What the columns `system` (text) and `history` (pairs of a question and its reply, as in the
     Alpaca form of LLaMA-Factory) say stood before the prompt; those of them in `columns`."""
     turns: list[Turn] = []
@@ -124,8 +146,8 @@ def before_of(row: Row, columns: Collection[str]) -> list[Turn]:
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(
                 f"{row.where}: round {number} of 'history' must be a list of a question and its "
-                f"reply, but is {short(pair)}; correct it, or name the column in the source's "
-                "`ignore`."
+                f"reply, but is {short(pair)}; correct it, or leave the column out "
+                f"({ignore.advice('history')})."
             )
         for role, text in zip(("user", "assistant"), pair, strict=True):
             content = _text(text, row, f"round {number} of 'history'")
@@ -158,28 +180,45 @@ def margin_of(row: Row) -> float:
     return margin
 
 
-def _turn(turn: Any, row: Row, what: str, ignore: Collection[str]) -> Turn:
+def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:
     if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
-        role, content, known = turn["role"], turn["content"], dict.fromkeys(ROLES)
+        role, content = turn["role"], turn["content"]
     elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
-        role, content, known = turn["from"], turn["value"], dict.fromkeys(SPEAKERS)
+        role, content = turn["from"], turn["value"]
     else:
         raise UserError(
             f"{row.where}: {what} must be an object with role and content (or from and value), but "
             f"is {short(turn)}."
         )
-    if not isinstance(role, str) or role not in known:
+    if not isinstance(role, str) or role not in SPEAKERS:
         raise UserError(
-            f"{row.where}: {what} has the role {short(role)}; known are {', '.join(known)}."
+            f"{row.where}: {what} has the role {short(role)}; known are {', '.join(SPEAKERS)}."
         )
-    for key in [key for key in MEANING if key in turn and key not in ignore]:
+    for key in [key for key in MEANING if key in turn and key not in ignore.names]:
         if said(turn[key]):
             raise UserError(
                 f"{row.where}: {what} has {key} ({MEANING[key]}: {short(turn[key])}), which is not "
                 "read; write it into the content, leave the row out, or name it in the source's "
-                f"`ignore` to train as if it were not there (--data.SOURCE.ignore '[\"{key}\"]')."
+                f"`ignore` to train as if it were not there ({ignore.advice(key)})."
             )
-    return {"role": SPEAKERS[role], "content": _text(content, row, f"the content of {what}")}
+    return {"role": SPEAKERS[role], "content": _content(content, row, f"the content of {what}")}
+
+
+def _content(value: Any, row: Row, what: str) -> str:
+    """The text of a turn, which may be in parts as for models that read images:
+    [{"type": "text", "text": ...}, ...], joined with nothing between."""
+    if not isinstance(value, list):
+        return _text(value, row, what)
+    texts = []
+    for number, part in enumerate(value, 1):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or "text" not in part:
+            raise UserError(
+                f"{row.where}: part {number} of {what} must be an object with type text and its "
+                f"text, but is {short(part)}; other parts are not read: leave them or the row out."
+            )
+        texts.append(_text(part["text"], row, f"part {number} of {what}"))
+    return "".join(texts)
 
 
 def _text(value: Any, row: Row, what: str) -> str:

@@ -7,7 +7,7 @@ tests/unit/test_mutations.py says when one does.
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.mutations import data, models, passes, ppo, rl, roles, rollout, training, twin
+from scripts.mutations import data, models, passes, ppo, rl, roles, rollout, rows, training, twin
 
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = {
@@ -18,6 +18,7 @@ AREAS = {
     "Models": models,
     "Rollout": rollout,
     "The model of rollouts": twin,
+    "Rows": rows,
     "Data": data,
     "Stages 1 and 2": training,
 }

@@ -11,6 +11,7 @@ import pytest
 from _data_helpers import read, refused, rows
 
 from cores.data.files import LONGEST, READERS
+from cores.data.lines import PACKINGS
 from cores.data.sources import Row
 from cores.data.values import text_of
 from cores.errors import UserError
@@ -45,12 +46,66 @@ def test_hidden_files_are_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_packed_files_are_not_passed_over(tmp_path: Path) -> None:
-    """Their rows would be missing without a word."""
+    """Those that cannot be read: their rows would be missing without a word."""
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "README.md.gz").write_text("x")
     assert len(rows(read(tmp_path))) == 1
-    (tmp_path / "b.jsonl.gz").write_text("x")
-    assert "holds packed files (b.jsonl.gz), whose rows would be missing" in refused(tmp_path)
+    (tmp_path / "b.jsonl.xz").write_text("x")
+    assert "holds packed files (b.jsonl.xz), whose rows would be missing" in refused(tmp_path)
+    (tmp_path / "b.jsonl.xz").rename(tmp_path / "b.parquet.gz")
+    assert "holds packed files (b.parquet.gz)" in refused(tmp_path)
+
+
+def packed(text: str, packing: str) -> bytes:
+    """As the tool of that packing writes it."""
+    out = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(out, packing) as file:
+        file.write(text.encode())
+    return out.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("suffix", "packing"), PACKINGS.items())
+def test_packed_files_are_read(tmp_path: Path, suffix: str, packing: str) -> None:
+    """A row knows its line, in several packed pieces too; what is cut short is said."""
+    path = tmp_path / f"a.jsonl{suffix}"
+    content = packed('\ufeff{"text": "你"}\n', packing) + packed('\n{"text": "y"}\n', packing)
+    path.write_bytes(content)
+    source = read(tmp_path)
+    assert list(source.fingerprints) == [path.name]
+    assert [(row.where, row.columns["text"]) for row in rows(source)] == [
+        (f"{path}:1", "你"),
+        (f"{path}:3", "y"),
+    ]
+    path.write_bytes(content[:-12])
+    assert f"{path}: cannot be unpacked (Truncated compressed stream)" in refused(path)
+    path.write_bytes(b"junk")
+    assert "cannot be unpacked" in refused(path)
+
+
+def test_a_text_file_is_one_row(tmp_path: Path) -> None:
+    """Verbatim, empty lines and line ends included."""
+    path = tmp_path / "a.txt"
+    path.write_bytes("\r\n第一行\n\n".encode())
+    (row,) = rows(read(tmp_path))
+    assert (row.where, row.columns) == (f"{path}:1", {"text": "\r\n第一行\n\n"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"a": [{"x": 1}], "b": [{"x": 1}]}', "one object with the lists a, b in it"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}]}',
+            "one object with no list of rows in it",
+        ),
+        ('{"a": [1, 2], "b": []}', "one object with no list of rows in it"),
+        ("{}", "one object with no list of rows in it"),
+    ],
+)
+def test_an_object_with_other_than_one_list(tmp_path: Path, content: str, said: str) -> None:
+    """Which of them the rows are would be a guess."""
+    (tmp_path / "a.json").write_text(content)
+    assert f"a.json: holds {said}" in refused(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("inside", [False, True])

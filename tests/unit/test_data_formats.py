@@ -141,9 +141,8 @@ def test_columns_that_do_not_fit(
         ("reward", {"prompt": "Q", "chosen": 5, "rejected": "B"}, "'chosen' must be text"),
         ("sft", {"prompt": 5, "completion": "A"}, "'prompt' must be text"),
         ("sft", {"prompt": ["Q"], "completion": "A"}, "turn 1 of 'prompt' must be an object"),
-        ("ppo", {"conversations": [{"from": "tool", "value": "x"}]}, "role str 'tool'; known are"),
+        ("ppo", {"conversations": [{"from": "narrator", "value": "x"}]}, "role str 'narrator'; kn"),
         ("ppo", {"conversations": [{"from": 3, "value": "x"}]}, "role int 3; known are system"),
-        ("ppo", {"conversations": [{"role": "human", "content": "x"}]}, "role str 'human'"),
         ("ppo", {"conversations": [{"from": "gpt", "content": "x"}]}, "from and value"),
         ("ppo", {"conversations": "你好，请问？"}, "holds str '你好，请问？'"),
         ("reward", {"prompt": "Q", "chosen": USER, "rejected": "B"}, "end with an assistant"),
@@ -153,8 +152,23 @@ def test_columns_that_do_not_fit(
         ("sft", {"messages": "hi"}, "'messages' must be a list"),
         ("sft", {"messages": [USER, "hi"]}, "turn 2 of 'messages' must be an object"),
         ("sft", {"messages": [{"role": "user"}]}, "turn 1 of 'messages' must be an object"),
-        ("sft", {"messages": [said("tool", "x")]}, "role str 'tool'"),
-        ("sft", {"messages": [said("user", [{"type": "text"}])]}, "must be text"),
+        (
+            "sft",
+            {"messages": [said("Narrator", "x")]},
+            "role str 'Narrator'; known are system, dev",
+        ),
+        (
+            "sft",
+            {"messages": [said("user", [{"type": "text"}])]},
+            "part 1 of the content of turn 1",
+        ),
+        ("sft", {"messages": [said("user", ["x"])]}, "type text and its text, but is str 'x'"),
+        (
+            "sft",
+            {"messages": [said("user", [{"type": "text", "text": "x"}, {"type": "image"}])]},
+            "part 2 of the content of turn 1 of 'messages' must be an object with type text",
+        ),
+        ("sft", {"messages": [said("user", [{"type": "text", "text": 3}])]}, "must be text"),
         ("sft", {"text": "bad \ud800 half"}, "surrogate"),
         ("reward", {"prompt": "Q", "chosen": [USER], "rejected": "B"}, "end with an assistant"),
         ("reward", {"prompt": "Q", "chosen": [], "rejected": "B"}, "end with an assistant"),
@@ -274,3 +288,63 @@ def test_margins_that_are_none(value: Any) -> None:
     with pytest.raises(UserError, match=r"rows.jsonl:1: column 'margin' must be a number"):
         read(row, "reward")
     assert read(row, "ppo").margin == 0.0, "no business of other stages"
+
+
+@pytest.mark.parametrize(
+    ("names", "role"),
+    [
+        ("system developer", "system"),
+        ("user human prompter", "user"),
+        ("assistant gpt chatgpt bot model bard bing", "assistant"),
+        ("tool function observation ipython", "tool"),
+        ("thoughts", "thoughts"),
+        ("commands", "commands"),
+    ],
+)
+def test_speakers(names: str, role: str) -> None:
+    """Under every name, in both forms of a turn; empty results of tools are results."""
+    for name in names.split():
+        for turn in (said(name, "你好"), {"from": name, "value": "你好"}):
+            (turns,) = read({"messages": [USER, turn, USER, REPLY]}, "sft").conversations
+            assert turns == [USER, said(role, "你好"), USER, REPLY]
+        empty = read({"messages": [USER, said(name, ""), USER, REPLY]}, "sft").dropped
+        assert empty == (None if role in ("system", "tool") else "empty turn")
+
+
+def test_a_content_in_parts_of_text() -> None:
+    """As multimodal chat templates have it; joined with nothing between, in all places of turns."""
+    parts = [{"type": "text", "text": "你"}, {"type": "text", "text": "好"}]
+    reply = {"role": "assistant", "content": parts}
+    row = {"prompt": [said("user", parts)], "chosen": reply, "rejected": [said("assistant", "B")]}
+    asked = said("user", "你好")
+    assert read(row, "reward").conversations == (
+        [asked, said("assistant", "你好")],
+        [asked, said("assistant", "B")],
+    )
+    assert read({"messages": [said("user", []), REPLY]}, "sft").dropped == "empty prompt"
+
+
+def test_what_is_read_of_a_pair_in_stage_3() -> None:
+    """Its turns: they are not named as not read, where they are."""
+    pair = {"chosen": [SYSTEM, USER, REPLY], "rejected": [SYSTEM, USER, said("assistant", "B")]}
+    for row, unread in ((pair, []), ({"prompt": "Q", "chosen": "A", "rejected": "B"}, None)):
+        row = {"prompt": "Q", **row}
+        source = SourceSection()
+        reader = Reader(Config(), source, list(row), "rows.jsonl", "ppo", "data.x")
+        reader.read(Row("rows.jsonl:1", row))
+        assert reader.unread == (["chosen", "rejected"] if unread is None else unread)
+
+
+@pytest.mark.parametrize(
+    ("key", "said_"),
+    [
+        ("data.sft", "(--data.sft.ignore '[\"weight\"]')"),
+        ("data.sft.sources[1]", "(data.sft.sources[1].ignore: [weight])"),
+    ],
+)
+def test_the_advice_names_the_own_key(key: str, said_: str) -> None:
+    row = {"messages": [USER, {**REPLY, "weight": 0}]}
+    reader = Reader(Config(), SourceSection(), list(row), "rows.jsonl", "sft", key)
+    with pytest.raises(UserError) as caught:
+        reader.read(Row("rows.jsonl:1", row))
+    assert said_ in str(caught.value)

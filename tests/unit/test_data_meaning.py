@@ -122,11 +122,30 @@ def test_a_prompt_that_tells_more_than_the_pair() -> None:
     assert told == "column system and first turn disagree"
 
 
-def test_what_has_no_place_is_named() -> None:
-    """With template.kind none there are no turns: the columns stand among those not read. In stage
-    3 a column of that name may be anything, and a reward function's."""
+@pytest.mark.parametrize(("name", "value"), [("system", "S"), ("history", [["Q0", "A0"]])])
+def test_what_has_no_place_is_refused(name: str, value: Any) -> None:
+    """With template.kind none, and beside a text, there are no turns that could stand before it."""
+    for row in ({"prompt": "Q", "completion": "A"}, {"text": "T"}):
+        for kind in ("none", "chat") if "text" in row else ("none",):
+            assert read({**row, name: None}, "sft", kind=kind).dropped is None
+            assert read({**row, name: value}, "ppo", kind=kind).dropped is None
+            assert read({**row, name: value}, "sft", kind=kind, ignore=[name]).dropped is None
+            with pytest.raises(UserError, match=rf"column '{name}' \(what stood before the pro"):
+                read({**row, name: value}, "sft", kind=kind)
+
+
+@pytest.mark.parametrize("name", ["parent_id", "image", "images", "tools"])
+def test_what_a_text_would_lose(name: str) -> None:
+    """Messages of a tree are no texts, a caption without its image is another one; a label is."""
+    row = {"text": "T", "role": "prompter", "label": 1}
+    assert read({**row, name: None}, "sft").dropped is None
+    with pytest.raises(UserError, match=rf"column '{name}' \(.*\) is not read"):
+        read({**row, name: "1"}, "sft")
+
+
+def test_columns_of_any_meaning_in_stage_3() -> None:
+    """A column of that name may be anything, and a reward function's."""
     row = {"prompt": "Q", "completion": "A", "system": "S", "history": "once"}
-    assert read(row, "sft", kind="none").conversations == ([USER, REPLY],)
     with pytest.raises(UserError, match="round 1 of 'history' must be"):
         read(row, "sft")
     assert read(row, "ppo").conversations == ([SYSTEM, USER],)

@@ -111,6 +111,19 @@ def test_what_of_a_role_is_learned(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_of_a_question_whose_markers_are_learned(tmp_path: Path) -> None:
+    """Also as tokens: what is learned begins and ends where its text does."""
+    section = template(user=RoleTemplate("Q: ", "\n", train="markers"))
+    row = {"prompt": "two towels", "completion": "four"}
+    assert learned(tmp_path, section, row, gpt2_like()) == [
+        ("Q: ", True),
+        ("two towels", False),
+        ("\n", True),
+        ("A: ", False),
+        ("four\n<|endoftext|>", True),
+    ]
+
+
 def test_turns_that_bring_their_markers() -> None:
     """MOSS's form: nothing is written, prefix and suffix tell what is learned; a result without
     room between its markers is all marker; what stands behind the stop token is learned too."""

@@ -21,7 +21,12 @@ CONTENTS = {
     "rows.json": '[\n{"prompt": "a, b", "completion": "1"},\n'
     '{"prompt": "你好\\nc", "completion": "2"}\n]\n',
     "rows.csv": 'prompt,completion\n"a, b",1\n"你好\nc",2\n',
+    "rows.tsv": 'prompt\tcompletion\na, b\t1\n"你好\nc"\t2\n',
 }
+CONTENTS["lines.json"] = CONTENTS["rows.jsonl"]
+CONTENTS["inside.json"] = (
+    '{"info": {"of": [{"a": 1}]}, "tags": ["x"], "none": [],\n"rows":' + CONTENTS["rows.json"] + "}"
+)
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -34,7 +39,8 @@ def test_text_files_give_the_same_rows(tmp_path: Path, name: str) -> None:
 
 
 def test_rows_know_their_lines(tmp_path: Path) -> None:
-    for name, lines in (("rows.jsonl", [1, 3]), ("rows.json", [2, 3]), ("rows.csv", [2, 3])):
+    known = {"rows.jsonl": [1, 3], "rows.json": [2, 3], "rows.csv": [2, 3], "rows.tsv": [2, 3]}
+    for name, lines in (known | {"lines.json": [1, 3], "inside.json": [3, 4]}).items():
         path = tmp_path / name
         path.write_text(CONTENTS[name], encoding="utf-8")
         assert [row.where for row in rows(read(path))] == [f"{path}:{line}" for line in lines]
@@ -97,7 +103,9 @@ def test_changed_content_is_seen(tmp_path: Path) -> None:
         ("a.csv", 'a,b\n1,2\n"1,2\n', 3, "malformed CSV"),
         ("a.csv", "a,b,a\n1,2,3\n", 1, "the header names a more than once"),
         ("a.csv", "a;b\n1,2\n", 2, "The header looks separated by semicolons"),
-        ("a.csv", "a\tb\n1,2\n", 2, "The header looks separated by tabs"),
+        ("a.csv", "a\tb\n1,2\n", 2, "The header looks separated by tabs: .csv needs commas"),
+        ("a.tsv", "a\tb\n1\t2\n1,2\n", 3, "1 values for the 2 columns a, b; quote values that"),
+        ("a.tsv", "a,b\n1,2\n3\t4\n", 3, "The header looks separated by commas"),
         ("a.csv", "a,b\n1,2\n3,\0\0\0\n", 3, "NUL bytes"),
         ("a.jsonl", '{"text": "x"}\n\0\0\0\n', 2, "NUL bytes"),
         ("a.jsonl", '{"text": "x", "text": "y"}', 1, "names 'text' twice"),
@@ -128,10 +136,10 @@ def test_malformed_rows_are_named(
 
 def test_json_must_be_one_list(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    path.write_text('{"text": "x"}\n{"text": "y"}\n')
-    assert ".jsonl" in refused(path)
     path.write_text("[] []")
     assert "follows the end" in refused(path)
+    path.write_text('"x"')
+    assert "must hold one list of objects, but it starts with '\"'" in refused(path)
 
 
 def test_not_utf8(tmp_path: Path) -> None:
@@ -161,8 +169,8 @@ def test_missing_files_name_the_key(path: str) -> None:
 
 def test_unreadable_choices(tmp_path: Path) -> None:
     assert "without any data file" in refused(tmp_path)
-    (tmp_path / "a.txt").write_text("x")
-    assert "no known suffix" in refused(tmp_path / "a.txt")
+    (tmp_path / "a.doc").write_text("x")
+    assert "no known suffix" in refused(tmp_path / "a.doc")
     (tmp_path / "a.csv").write_text("text\nx\n")
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     assert "several kinds (.csv, .jsonl)" in refused(tmp_path)
@@ -236,3 +244,6 @@ def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
     (row,) = rows(read(tmp_path / "both", split="test"))
     assert (row.where, row.columns) == (f"{tmp_path / 'both'} (test), row 1", {"text": "two"})
     assert "with the splits test, train, not 'dev'" in refused(tmp_path / "both", split="dev")
+    _, held = sources(SourceSection(path=str(tmp_path / "both"), test_split="test"), "data.sft")
+    assert [row.columns["text"] for row in rows(held)] == ["two"]
+    assert "without splits, so there is no 'test'" in refused(tmp_path / "saved", split="test")

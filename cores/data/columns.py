@@ -1,0 +1,159 @@
+"""Columns under the names that formats know, and rows of other shapes as turns.
+
+`columns` of a source says what its file calls them; two shapes are known without it: lists of
+questions and of their replies (Chinese-Vicuna's chats), and a dict of turns (MOSS's).
+"""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from cores.data.sources import Row
+from cores.data.values import Turn, short, text_of
+from cores.errors import UserError
+
+NAMES = (
+    "prompt", "reply", "history", "system", "input", "messages", "text", "chosen", "rejected",
+    "score", "margin", "label", "image",
+)  # fmt: skip
+"""What `columns` may name; prompt and reply have two standard names, the others are their own."""
+
+PARALLEL = (("input", "output"), ("instruction", "output"), ("prompt", "completion"))
+"""Columns that are questions and their replies where both are lists of texts."""
+
+MOSS = {
+    "Human": "user",
+    "Inner Thoughts": "thoughts",
+    "Commands": "commands",
+    "Tool Responses": "tool",
+    "MOSS": "assistant",
+}
+"""Parts of a turn in MOSS's rows, in their order, and their roles
+(https://github.com/OpenLMLab/MOSS)."""
+ROUND = re.compile(r"turn_([1-9][0-9]*)")
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """Names of the columns of all rows, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row.columns))
+
+
+def renaming(wanted: dict[str, str], found: list[str], path: str, key: str) -> dict[str, str]:
+    """The file's name to the standard one, for each column in `wanted` (`columns` of the source at
+    `key`); `found` are the file's.
+
+    A prompt is called `instruction` where an `input` goes with it, and its reply is that of the
+    same format. UserError for a name that is unknown, not there, or used twice.
+    """
+    names: dict[str, str] = {}
+    own = [name for name in found if name not in wanted.values()]
+    with_input = "input" in wanted or "input" in own
+    instructs = with_input if "prompt" in wanted else "instruction" in own
+    standard = (
+        {"prompt": "instruction", "reply": "output"} if instructs else {"reply": "completion"}
+    )
+    for name, column in wanted.items():
+        place = f"{key}.columns.{name}"
+        target = standard.get(name, name)
+        if name not in NAMES:
+            close = difflib.get_close_matches(name, NAMES, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UserError(f"{place}: is no known name; known are {', '.join(NAMES)}.{hint}")
+        if column not in found:
+            raise UserError(
+                f"{place}: {path!r} has no column {column!r}; it has {', '.join(found)}."
+            )
+        if column in names:
+            raise UserError(f"{place}: {column!r} stands for another name as well; remove one.")
+        if target in own:
+            raise UserError(
+                f"{place}: {path!r} has a column {target!r} beside {column!r}, and both would be "
+                f"{target!r}; remove {name} from `columns`, or that column from the file."
+            )
+        names[column] = target
+    return names
+
+
+def require_read(names: dict[str, str], unread: Collection[str], form: str, key: str) -> None:
+    """UserError for a column of `renaming` that the stage does not read under this format."""
+    for column, target in names.items():
+        if target in unread:
+            raise UserError(
+                f"{key}.columns: names the column {column!r} as {target!r}, which this stage does "
+                f"not read in rows of format {form}; remove it there."
+            )
+
+
+def standard(row: Row, names: dict[str, str]) -> Row:
+    """The row with its columns renamed, its shape as turns in `messages` if it is one of those
+    above."""
+    columns = {names.get(name, name): value for name, value in row.columns.items()}
+    row = Row(row.where, columns)
+    if "messages" in columns or "conversations" in columns:
+        return row
+    turns, read = _parallel(row) or _rounds(row) or ([], ())
+    if not read:
+        return row
+    rest = {name: value for name, value in columns.items() if name not in read}
+    return Row(row.where, {"messages": turns, **rest})
+
+
+def _parallel(row: Row) -> tuple[list[Turn], tuple[str, ...]] | None:
+    """Turns of two lists of texts, and the columns that they are from."""
+    lists = {name for name, value in row.columns.items() if _texts(value)}
+    pair = next((pair for pair in PARALLEL if lists.issuperset(pair)), None)
+    if pair is None or {"input", "instruction"} <= row.columns.keys():
+        return None
+    asked, replies = (row.columns[name] for name in pair)
+    if len(asked) != len(replies):
+        raise UserError(
+            f"{row.where}: {pair[0]!r} holds {len(asked)} texts and {pair[1]!r} {len(replies)}, so "
+            "that it is unclear which is the reply to which; correct the row."
+        )
+    both = zip(asked, replies, strict=True)
+    roles = ("user", "assistant")
+    turns = [{"role": r, "content": t} for texts in both for r, t in zip(roles, texts, strict=True)]
+    return turns, pair
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _rounds(row: Row) -> tuple[list[Turn], tuple[str, ...]] | None:
+    """Turns of MOSS's rows, contents verbatim, and the columns that they are from; parts other than
+    question and reply are left out where they are empty."""
+    chat = row.columns.get("chat")
+    if not isinstance(chat, dict) or not chat or not all(map(ROUND.fullmatch, chat)):
+        return None
+    rounds = {name: parts for name, parts in chat.items() if parts is not None}  # Parquet: null
+    names = [f"turn_{number}" for number in range(1, len(rounds) + 1)]
+    told = row.columns.get("num_turns", len(names))
+    if set(names) != set(rounds) or str(told) != str(len(names)):
+        raise UserError(
+            f"{row.where}: 'chat' holds {', '.join(rounds)} where num_turns is {short(told)}; "
+            "correct the row."
+        )
+    system = {"role": "system", "content": ""}
+    if row.columns.get("meta_instruction"):
+        system["content"] = text_of(row, "meta_instruction")
+    turns = [system] if system["content"] else []
+    for name in names:
+        turns += _parts(rounds[name], f"{row.where}: {name} of 'chat'")
+    return turns, ("chat", "num_turns", "meta_instruction")
+
+
+def _parts(parts: Any, where: str) -> list[Turn]:
+    """The turns of one round."""
+    if not isinstance(parts, dict) or (unknown := sorted(parts.keys() - MOSS.keys())):
+        what = f"has {', '.join(unknown)}" if isinstance(parts, dict) else f"is {short(parts)}"
+        raise UserError(f"{where} {what}; known are {', '.join(MOSS)}. Correct the row.")
+    turns = []
+    for name, role in MOSS.items():
+        content = parts.get(name) or ""
+        if not isinstance(content, str):
+            raise UserError(f"{where}: {name} must be text, but holds {short(content)}.")
+        if content or role in ("user", "assistant"):
+            turns.append({"role": role, "content": content})
+    return turns

@@ -33,8 +33,8 @@ ASKED = [ask.format(n) for n in range(6) for ask in ("Is room {} free?", "{}å·æ
 
 def stock(folder: Path) -> Any:
     """What stock transformers, and for an adapter peft, makes of a stage's folder."""
-    if (folder / "adapter_config.json").is_file() and not list(folder.glob("model*")):
-        return AutoPeftModelForCausalLM.from_pretrained(folder)
+    if not list(folder.glob("*.safetensors")):
+        return AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")
     config = AutoConfig.from_pretrained(folder)
     image = hasattr(config, "vision_config")
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

@@ -4,6 +4,7 @@ Each takes an empty folder and fills it as `save_pretrained` does.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,10 @@ def t5(out: Path) -> None:
         byte_fallback(["<pad>", "</s>", "<unk>"]),
         after="</s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
     )  # fmt: skip
-    config = T5Config(
-        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    version_1_1: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    config = T5Config(**sizes, **version_1_1)
+    config.decoder_start_token_id = tokenizer.pad_token_id
     save(config, tokenizer, out)
 
 
@@ -127,12 +128,10 @@ def palm(out: Path) -> None:
 def image_base(name: str) -> Callable[[Path], None]:
     """The maker of a base that reads images, which needs Pillow when it is called."""
 
-    def make(out: Path) -> None:
-        from scripts.recipes import bases_images
+    def make_with_images(out: Path) -> None:
+        getattr(import_module("scripts.recipes.bases_images"), name)(out)
 
-        getattr(bases_images, name)(out)
-
-    return make
+    return make_with_images
 
 
 BASES: dict[str, Callable[[Path], None]] = {

@@ -1,6 +1,7 @@
 """Stage 1: supervised fine-tuning. From a base model and demonstrations to <output_dir>/sft."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from cores.config import check_run, parse_config
@@ -15,11 +16,16 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
-    from cores.models import check_saving, load_tokenizer, save_model, settle_pad_token
+    from cores.data.images import ImageTokens
+    from cores.data.sides import Inputs
+    from cores.models import check_saving, save_model
     from cores.models.adapters import check_quantization
-    from cores.models.body import check_packing
-    from cores.models.loading import check_base, check_length, load_config, scalar_problem
+    from cores.models.bases import base_tokenizer, check_base, check_encoder
+    from cores.models.images import image_processor
+    from cores.models.loading import check_length, load_config, scalar_problem
+    from cores.models.tuning import trained_part
     from cores.run import StageRun
+    from cores.runtime.elsewhere import pinned
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.training.sft import sft_model, train_and_judge
@@ -29,29 +35,32 @@ def main(argv: list[str]) -> None:
     with StageRun(config, "sft", here, started) as run:
         if not config.data.inspecting:
             run.claim()
-        stage, lora = here.sharding.stage, config.sft.lora
-        check_quantization(config.model, lora, "sft.lora", stage, here.device)
+        lora, frozen = config.sft.lora, config.sft.lora.rank + config.sft.prefix_tokens > 0
+        check_quantization(config.model, frozen, "sft.lora", here.sharding.stage, here.device)
         cache_if_unreachable(config.model.path)
+        config, given = pinned(config), config.model
         base = load_config(config.model.path)
+        check_encoder(config, base)
         check_length(base, config.sft.max_length, "sft.max_length")
-        tokenizer = load_tokenizer(config.model.path)
-        note = settle_pad_token(tokenizer, config.model.pad_token)
+        tokenizer, notes = base_tokenizer(config)
         if not config.data.inspecting:
-            check_base(config.model.path, base, tokenizer)
-        data = sft_data(config, tokenizer)
+            check_base(config.model.path, base, tokenizer, config.model.from_config)
+        images = image_processor(config, base, tokenizer, here.sharding.stage)
+        tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
+        data = sft_data(config, tokenizer, Inputs(base.is_encoder_decoder, tokens))
         if config.data.inspecting:
-            return here.once(show, data, tokenizer, config.data)
-        here.say("\n".join(data.report.lines() + ([note] if note else [])))
+            return here.once(show, data, tokenizer, config.data, tokens)
         if problem := scalar_problem(base):
-            here.say(f"note: {problem}")
+            notes.append(f"note: {problem}")
+        here.say("\n".join([*data.report.lines(), *notes]))
 
         model: Any = sft_model(config, tokenizer)
-        if config.sft.packing:
-            check_packing(model)
+        if config.model.trainable or config.sft.prefix_tokens:
+            here.say(trained_part(model))
         check_saving(model, tokenizer)
-        parents = {"base": base_facts(config.model.path, model)}
+        parents = {"base": base_facts(given, model)}
         run.begin({"parents": parents, "data": data.report.to_json()})
-        trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run)
+        trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.get_text_config().vocab_size,
@@ -59,7 +68,13 @@ def main(argv: list[str]) -> None:
             "parents": parents,
             "metrics": metrics,
         }
-        run.finish(lambda to: here.once(save_model, trained, tokenizer, to, lora.merge), facts)
+
+        def save(folder: Path) -> None:
+            save_model(trained, tokenizer, folder, lora.merge)
+            if images is not None:
+                images.save(folder)
+
+        run.finish(lambda to: here.once(save, to), facts)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         if not config.data.inspecting:
             run.claim()
         stage, lora = here.sharding.stage, config.reward.lora
-        check_quantization(config.model, lora, "reward.lora", stage, here.device)
+        check_quantization(config.model, lora.rank > 0, "reward.lora", stage, here.device)
         parents = load_parents(config, ["sft"], hashed=here.is_main)
         model_config = load_config(sft := parents["sft"].folder)
         check_scalar(model_config, parents["sft"].key)

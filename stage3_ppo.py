@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         if not config.data.inspecting:
             run.claim()
         stage, lora = here.sharding.stage, config.ppo.lora
-        check_quantization(config.model, lora, "ppo.lora", stage, here.device)
+        check_quantization(config.model, lora.rank > 0, "ppo.lora", stage, here.device)
         parents = load_parents(config, ppo.needed_stages(config), hashed=here.is_main)
         model_config = load_config(parents["sft"].folder)
         ppo.check_model(config, model_config, parents["sft"].key)

@@ -66,9 +66,10 @@ def main(argv: list[str]) -> None:
 def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, bool]:
     """The model as the stage makes it, with the weights of the checkpoint; its tokenizer; whether
     adapters are to be merged."""
-    from cores.models import load_tokenizer, settle_pad_token
+    from cores.models.bases import base_tokenizer
     from cores.ppo import roles
     from cores.rewards.texts import text_reward
+    from cores.runtime.elsewhere import pinned
     from cores.runtime.parents import load_parents, policy_tokenizer
     from cores.sharding.whole import load_weights
     from cores.training.ppo import needed_stages
@@ -77,8 +78,8 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
 
     lora, part = getattr(config, stage).lora, "weights"
     if stage == "sft":
-        tokenizer = load_tokenizer(config.model.path)
-        settle_pad_token(tokenizer, config.model.pad_token)
+        config = pinned(config)
+        tokenizer, _ = base_tokenizer(config)
         model = sft_model(config, tokenizer)
     else:
         needed = needed_stages(config) if stage == "ppo" else ["sft"]

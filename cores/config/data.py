@@ -6,8 +6,12 @@ from typing import Literal, Optional
 from cores.config.limits import number
 
 Format = Literal[
-    "instruction", "completion", "messages", "conversations", "text", "preference", "prompt"
-]
+    "instruction", "completion", "messages", "conversations", "text", "preference", "prompt",
+    # presets: forms that become one of these
+    "helpsteer2", "ultrafeedback", "nectar", "shp", "pku_saferlhf", "pku_saferlhf_safety", "webgpt",
+    "summarize", "oasst", "kto", "openai_preference", "argilla", "label_studio",
+    "caption",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,18 @@ class OneSource:
     """Split held out, of what has splits. None: of a folder the one that is not "train", of others
     `data.test_fraction` of the rows."""
     format: Optional[Format] = None
-    """How to read a row (docs/data.md). None: from the columns, which is enough unless they fit
-    several formats and the stage's own choice is not wanted."""
+    """How to read a row (docs/data.md): a form of columns, or a preset for the rows of a data set
+    or a tool. None: from the columns, which is enough unless they fit several forms and the stage's
+    own choice is not wanted, or a preset is needed."""
     columns: dict[str, str] = field(default_factory=dict)
     """What the columns are called: `{prompt: question, reply: answer}`. Known are prompt, reply,
     history, system, input, messages, text, chosen, rejected, score, margin, label and image. Empty:
     as the formats know them."""
     image_folder: Optional[str] = None
     """Where images that rows name by file are found, beside the data file. None: its own folder."""
+    similarity: float = number(0.24)
+    """Of interleaved rows (MMC4's form): how like an image and its sentence must be, 0 to 1, for
+    the image to stand before it; OpenFlamingo's value."""
     ignore: list[str] = field(default_factory=list)
     """Columns, and keys of a turn, that mean something and are left out knowingly: docs/data.md has
     those that are refused otherwise."""

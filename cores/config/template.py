@@ -27,6 +27,24 @@ class RoleTemplate:
 
 
 @dataclass(frozen=True)
+class ImageTemplate:
+    """Where images stand in a text (docs/data.md)."""
+
+    place: Literal["in_place", "front"] = "in_place"
+    """in_place: where a turn says <image>, before the first user turn if none does. front: always
+    at the beginning of the turn that says it."""
+    before: str = ""
+    """Text before an image."""
+    after: str = ""
+    """Text behind an image."""
+    requests: list[str] = field(default_factory=list)
+    """With format caption, what is asked of the image; one is drawn for each row. Empty: nothing,
+    the caption follows the image."""
+    end_of_chunk: str = ""
+    """Text behind what belongs to an image in interleaved rows (MMC4's form)."""
+
+
+@dataclass(frozen=True)
 class TemplateSection:
     """How a conversation becomes text."""
 
@@ -71,6 +89,8 @@ class TemplateSection:
     """End-of-sequence token by name, in place of the tokenizer's. None: the tokenizer's own."""
     tokens: list[str] = field(default_factory=list)
     """Special tokens added to the vocabulary; their embeddings begin at the mean of the others'."""
+    image: ImageTemplate = field(default_factory=ImageTemplate)
+    """Images, of bases that read them."""
 
 
 def template_problems(template: TemplateSection, loss_on: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from cores.config.limits import LARGEST, range_problems
 from cores.config.lora import LoraSection
 from cores.config.ppo import ESTIMATORS, OPTIONS, PPOSection
 from cores.config.schema import Config
+from cores.config.shapes import shape_problems
 from cores.config.template import template_problems
 from cores.errors import UserError
 
@@ -23,8 +24,8 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
     ppo = config.ppo
     for sentences in (
         _paths(config), _sizes(ppo), _policy(ppo), _estimator(ppo), _unused(ppo), _adapters(config),
-        _elsewhere(config), _together(config), _texts(config), _rows(config),
-        _streaming(config), template_problems(config.template, config.sft.loss_on),
+        _elsewhere(config), _together(config), _texts(config), _rows(config), _streaming(config),
+        shape_problems(config), template_problems(config.template, config.sft.loss_on),
     ):  # fmt: skip
         for sentence in sentences:
             key, _, problem = sentence.partition(": ")

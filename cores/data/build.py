@@ -5,9 +5,11 @@ In memory, or for texts of stage 1 read while training (`StreamedData`).
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -17,9 +19,12 @@ from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
 from cores.data.formats import NO_TURN, Example, Reader, Stage
+from cores.data.images import shown
 from cores.data.mixture import interleave, mix
+from cores.data.presets import converted
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
+from cores.data.sides import TEXT, Inputs
 from cores.data.sources import Source, sources
 from cores.errors import UserError
 
@@ -57,14 +62,20 @@ class StreamedData:
     """Its counts grow while `train` is read."""
 
 
-def sft_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | StreamedData:
+def sft_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Inputs = TEXT
+) -> StageData | StreamedData:
     """Demonstrations: rows {"input_ids": list[int], "labels": list[int]}, -100 where untrained.
+
+    With model.attention prefix a reply a row, and "prompt_length": int. Of an encoder-decoder rows
+    of `sides.sided_row`. Of a base that reads images they have "images": list[str], the files in
+    the order of their tokens, and "where": str, which names the row.
 
     Raises UserError for anything wrong with the source, or if no row is left to train on.
     """
     if config.data.sft.streaming:
         return _streamed(config, tokenizer)
-    return _build(config, tokenizer, "sft", "data.sft", config.data.sft)
+    return _build(config, tokenizer, "sft", "data.sft", config.data.sft, inputs)
 
 
 def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
@@ -95,12 +106,13 @@ def _build(
     stage: Stage,
     key: str,
     section: SourceSection,
+    inputs: Inputs = TEXT,
 ) -> StageData:
     """Of the one source of `section`, which stands at `key`, or of several with weights."""
     if not section.sources:
-        return StageData(*_one(config, tokenizer, stage, key, section))
+        return StageData(*_one(config, tokenizer, stage, key, section, inputs))
     parts = [
-        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source)
+        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source, inputs)
         for i, source in enumerate(section.sources)
     ]
     trains, tests, reports = zip(*parts, strict=True)
@@ -117,31 +129,42 @@ def _build(
 
 
 def _one(
-    config: Config, tokenizer: PreTrainedTokenizerBase, stage: Stage, key: str, section: OneSource
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: Stage,
+    key: str,
+    section: OneSource,
+    inputs: Inputs,
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
 
-    def read(source: Source) -> tuple[Reader, list[Example]]:
+    def read(source: Source) -> tuple[Reader, list[Example], Counter[str] | None]:
         rows = list(source.open())
         names = renaming(section.columns, columns_of(rows), source.path, key)
         rows = [standard(row, names) for row in rows]
-        reader = Reader(config, section, columns_of(rows), source.path, stage, key)
+        rows, fitted, counts = converted(rows, section, config, stage, key)
+        rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
+        reader = Reader(config, fitted, columns_of(rows), source.path, stage, key)
         if stage != "ppo":  # reward functions get them all
             require_read(names, reader.unread, reader.format, key)
-        return reader, [reader.read(row) for row in rows]
+        return reader, [by_images(reader.read(row)) for row in rows], counts
 
-    def made(source: Source, reader: Reader, examples: list[Example]) -> tuple[Rows, SplitReport]:
+    def made(
+        source: Source, reader: Reader, examples: list[Example], counts: Counter[str] | None = None
+    ) -> tuple[Rows, SplitReport]:
         report = SplitReport(
             source.path,
             source.fingerprints,
             reader.format,
             hidden=source.hidden,
             unread=reader.unread,
+            preset=counts,
         )
-        return list(RowMaker(config, tokenizer, section, reader).rows(examples, report)), report
+        maker = RowMaker(config, tokenizer, section, reader, inputs)
+        return list(maker.rows(examples, report)), report
 
     source, other = sources(section, key)
-    reader, examples = read(source)
+    reader, examples, counts = read(source)
     fraction = config.data.test_fraction
     sides: tuple[list[Example], list[Example]] = (examples, [])
     if other is None:
@@ -153,7 +176,7 @@ def _one(
                 f"{key}.path {section.path!r}: all {len(examples)} rows fall into the held-out "
                 f"share data.test_fraction {fraction}; give more rows, or lower it (0: none)."
             )
-    train, report = made(source, reader, sides[0])
+    train, report = made(source, reader, sides[0], counts)
     if other is None:
         test, test_report = made(source, reader, sides[1])
     else:
@@ -161,6 +184,13 @@ def _one(
         require(test, test_report, "held-out row", key)
     require(train, report, "row", key)
     return train, test, DataReport(report, test_report if other or fraction else None)
+
+
+def by_images(example: Example) -> Example:
+    """An example whose side of the split is that of its images, if it has any: what is asked of
+    them is often the same."""
+    names = [Path(file).name for file in example.row.images]  # wherever the files lie
+    return replace(example, key="\n".join(names)) if names else example
 
 
 def held_out(key: str, fraction: float) -> bool:

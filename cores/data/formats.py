@@ -23,6 +23,7 @@ from cores.data.values import (
     Turn,
     before_of,
     margin_of,
+    preset_hint,
     reply_of,
     short,
     text_of,
@@ -60,6 +61,7 @@ it takes the prompt of any format, does not need. Among PROMPTS a pair may stand
 
 REFUSED = {
     "label": "whether the reply is wanted",
+    "kto_tag": "whether the reply is wanted",
     "tools": "the tools that could be called",
     "images": "images",
     "image": "an image",
@@ -122,7 +124,7 @@ def choose_format(
     raise UserError(
         f"{key}.path {path!r} has the columns {', '.join(columns) or '(none)'}, which do "
         f"not fit; needed are {fits}. Rename the columns (docs/data.md shows each format)."
-        f"{separator_hint(columns)}"
+        f"{separator_hint(columns)}{preset_hint(columns, key)}"
     )
 
 
@@ -203,17 +205,14 @@ class Reader:
     def _refuse(self, row: Row) -> None:
         """UserError for a column that would be lost and means something."""
         for name, what in REFUSED.items():
-            lost = name in self.unread and name not in self.ignore.names
-            if (
-                lost
-                and not (self.plain and name == "label")
-                and row.columns.get(name) not in (None, "", [], {})
-            ):
+            a_text = self.plain and name == "label"  # of a message of a tree the rest is missing
+            lost = name in self.unread and name not in self.ignore.names and not a_text
+            if lost and row.columns.get(name) not in (None, "", "[]", [], {}):
                 raise UserError(
                     f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "
                     "read, and the row would be learned as if it were not there; make of it what "
                     "this stage reads (docs/data.md), or name the column in the source's `ignore` "
-                    f"({self.ignore.advice(name)})."
+                    f"({self.ignore.advice(name)}).{preset_hint([name], self.ignore.key)}"
                 )
 
     def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:

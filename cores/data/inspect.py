@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from itertools import groupby, islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config.data import DataSection
 from cores.data.build import StageData, StreamedData
 from cores.data.encode import IGNORED
+from cores.data.images import ImageTokens
 from cores.errors import UserError
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
@@ -22,7 +24,10 @@ QUANTILES = {"p0": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
 def show(
-    data: StageData | StreamedData, tokenizer: PreTrainedTokenizerBase, section: DataSection
+    data: StageData | StreamedData,
+    tokenizer: PreTrainedTokenizerBase,
+    section: DataSection,
+    images: ImageTokens | None = None,
 ) -> None:
     """What the section asks for: its first `inspect` training rows, the length quantiles of all (of
     a stream: of the first thousand) and what was left out, printed; its rows in `inspect_json`.
@@ -32,7 +37,7 @@ def show(
     """
     rows = list(islice(data.train, STREAMED if isinstance(data, StreamedData) else None))
     if section.inspect_json is not None:
-        write(rows, data.test, tokenizer, Path(section.inspect_json))
+        write(rows, data.test, tokenizer, Path(section.inspect_json), images)
     if not section.inspect:
         return print(*data.report.lines(), sep="\n")
     colour = not os.environ.get("NO_COLOR")
@@ -52,12 +57,19 @@ def write(
     test: list[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     file: Path,
+    images: ImageTokens | None = None,
 ) -> None:
     """A line a row, training rows first, then held-out rows with `"held_out": true`: `ids`,
     `labels` (-100 where untrained) and `segments`, each `[text, trained]`; of a pair these for
-    `chosen` and `rejected`. UserError for a file that cannot be written."""
+    `chosen` and `rejected`; `images`, the files; `encoder`, the text that an encoder reads, beside
+    which they are the reply's. An image of several tokens is written as <IMG>. UserError for a
+    file that cannot be written."""
     lines = [_line(row, tokenizer) for row in train]
     lines += [_line(row, tokenizer) | {"held_out": True} for row in test]
+    if images is not None and images.count > 1:
+        token = re.compile(f"(?:{re.escape(images.token)})+")
+        for line in lines:
+            line["segments"] = [(token.sub("<IMG>", text), flag) for text, flag in line["segments"]]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:
         file.write_text(text, encoding="utf-8")
@@ -69,6 +81,10 @@ def write(
 
 
 def _line(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    if "encoder_ids" in row:
+        encoder = readable(tokenizer, row["encoder_ids"])
+        reply = {"input_ids": row["labels"], "labels": row["labels"]}
+        return {"encoder": encoder, **_line(reply, tokenizer)}
     sides = {
         name.strip(): {
             "ids": ids,
@@ -77,7 +93,8 @@ def _line(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, 
         }
         for name, ids, flags in _sides(row)
     }
-    return sides.get("", sides)
+    shown = sides.get("", sides)
+    return shown | ({"images": row["images"]} if "images" in row else {})
 
 
 def segments(
@@ -133,6 +150,9 @@ def _sides(row: dict[str, Any]) -> Iterator[tuple[str, list[int], list[bool]]]:
         for side in ("chosen", "rejected"):
             ids = row[f"{side}_ids"]
             yield f" {side}", ids, [i >= row["prompt_length"] for i in range(len(ids))]
+    elif "encoder_ids" in row:
+        yield " encoder", row["encoder_ids"], [False] * len(row["encoder_ids"])
+        yield " reply", row["labels"], [True] * len(row["labels"])
     else:
         ids = row["input_ids"]
         labels = row.get("labels", [IGNORED] * len(ids))

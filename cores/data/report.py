@@ -34,6 +34,8 @@ class SplitReport:
     """Rows more than were read: one a reply where a chat template rewrites earlier turns."""
     unread: list[str] = field(default_factory=list)
     """Columns that the stage does not read; reward functions of stage 3 get them."""
+    preset: Counter[str] | None = None
+    """What a preset of `format` read, made and left out, held-out rows among it; None without."""
 
     def clear(self) -> None:
         """Count from the beginning."""
@@ -62,6 +64,8 @@ class SplitReport:
                 f"; {self.divided} of them more than conversations, one a reply: the chat template "
                 "rewrites earlier turns"
             )
+        if self.preset:
+            text += "; " + ", ".join(f"{what}: {n}" for what, n in self.preset.items())
         if self.unread:
             text += f"; columns not read: {', '.join(self.unread)}"
         return text

@@ -13,8 +13,10 @@ from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
+from cores.data.images import finished, written
 from cores.data.report import SplitReport
 from cores.data.roles import Segment, replaced
+from cores.data.sides import TEXT, Inputs, closing_ids, reply_rows, sided_row, two_sides
 from cores.data.template import Template, leading_ids
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
@@ -31,9 +33,15 @@ class RowMaker:
     """
 
     def __init__(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, source: OneSource, reader: Reader
+        self,
+        config: Config,
+        tokenizer: PreTrainedTokenizerBase,
+        source: OneSource,
+        reader: Reader,
+        inputs: Inputs = TEXT,
     ) -> None:
         self.config = config
+        self.images = inputs.images
         self.tokenizer = tokenizer
         self.source = source
         self.stage = reader.stage
@@ -48,6 +56,14 @@ class RowMaker:
         self.leading = [] if bare or self.joined else leading_ids(tokenizer)
         if reader.stage == "sft" and not reader.plain:
             self._check_texts_alone(reader)
+        self.encoder = inputs.encoder
+        if self.encoder and reader.format == "text":
+            raise UserError(
+                "data.sft: a text without turns has no prompt for the encoder of model.path, and "
+                "no reply for its decoder. Give rows that have both."
+            )
+        self.closing = closing_ids(tokenizer) if self.encoder else []
+        self.whole_prompts = self.encoder or config.model.attention == "prefix"
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
@@ -86,6 +102,8 @@ class RowMaker:
             encoded = encode_rows(flat, self.tokenizer, self.leading, self.config.sft.loss_on)
             for example, segments in made:
                 row, truncated = self._row(example, [next(encoded) for _ in segments], segments)
+                if self.images is not None and not isinstance(row, str):
+                    row = finished(row, example.row, self.images)
                 if isinstance(row, str):
                     report.dropped[row] += 1
                     continue
@@ -115,9 +133,16 @@ class RowMaker:
             return [[[Segment("text", text, True)]]]
         if self.made != self._demonstration:
             return [[self.template.segments(turns, where) for turns in example.conversations]]
+        if self.whole_prompts and example.conversations[0][0]["role"] != "text":
+            last = self.config.sft.loss_on == "last"
+            rows = reply_rows(self.template, example.conversations[0], where, last)
+            return [two_sides(row) if self.encoder else [row] for row in rows]
         # Where all is learned one row holds it all; the last reply alone is in one row as well.
         (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
-        return [[row] for row in self.template.demonstrations(turns, where, one)]
+        rows = self.template.demonstrations(turns, where, one)
+        if self.images is not None:
+            rows = written(rows, turns, where, self.images, self.config.template.image)
+        return [[row] for row in rows]
 
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         """The stage's row of an example's conversations, each encoded and as segments."""
@@ -132,15 +157,22 @@ class RowMaker:
         return self.made(example, rows, texts)
 
     def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
-        (row,), limit = rows, self.config.sft.max_length
-        if self.joined or self.config.data.too_long == "split":
+        *before, row = rows
+        limit, too_long = self.config.sft.max_length, self.config.data.too_long
+        if self.joined or too_long == "split":
             limit = len(row.ids)
-        elif self.config.data.too_long == "drop" and len(row.ids) > limit:
-            return "longer than sft.max_length", False
         labels = row.labels[:limit]
-        if all(label == IGNORED for label in labels[1:]):  # nothing predicts the first token
+        first = 0 if before else 1  # nothing predicts the first token, but behind an encoder
+        if all(label == IGNORED for label in labels[first:]):
             return "no trained token within sft.max_length", False
-        return {"input_ids": row.ids[:limit], "labels": labels}, len(row.ids) > limit
+        made: Outcome
+        if before:
+            made = sided_row(before[0], row, self.closing, limit)
+        else:
+            made = {"input_ids": row.ids[:limit], "labels": labels}, len(row.ids) > limit
+            if self.whole_prompts:
+                made[0]["prompt_length"] = row.prompt_length
+        return ("longer than sft.max_length", False) if too_long == "drop" and made[1] else made
 
     def _pair(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         chosen, rejected = (row.ids[: row.reply_end] for row in rows)

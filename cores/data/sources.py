@@ -28,6 +28,8 @@ class Row:
     """`file:line`, or the row's number where a format has no lines: for error messages."""
     columns: dict[str, Any]
     """Column name to value."""
+    images: tuple[str, ...] = ()
+    """Files of its images, in the order in which they stand in its text."""
 
 
 @dataclass(frozen=True)

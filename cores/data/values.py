@@ -59,6 +59,23 @@ class Ignored:
 
 
 NOTHING = Ignored()
+SIGNS = {
+    "helpfulness": "helpsteer2",
+    "preference_strength": "helpsteer2",
+    "completions": "ultrafeedback",
+    "answers": "nectar",
+    "human_ref_A": "shp",
+    "better_response_id": "pku_saferlhf",
+    "answer_0": "webgpt",
+    "summaries": "summarize",
+    "message_tree_id": "oasst",
+    "parent_id": "oasst",
+    "label": "kto",
+    "kto_tag": "kto",
+    "preferred_output": "openai_preference",
+    "annotations": "label_studio",
+}
+"""Columns by which the rows of a preset are known (cores/data/presets.py)."""
 
 OPENS, CLOSES = re.compile(r"\s*\[\s*\{"), re.compile(r"\}\s*\]\s*\Z")
 SPEAKS = re.compile(r"['\"](role|from)['\"]\s*:")
@@ -66,6 +83,12 @@ SPEAKS = re.compile(r"['\"](role|from)['\"]\s*:")
 
 LARGEST_MARGIN = 1e6
 """Scores lie within a few units; fp32 still tells one of these from the next."""
+
+
+def preset_hint(columns: Collection[str], key: str) -> str:
+    """A sentence on the preset that reads rows with these columns; empty if none does."""
+    found = next((SIGNS[name] for name in columns if name in SIGNS), None)
+    return "" if found is None else f" Perhaps these are rows for {key}.format {found}."
 
 
 def value_of(row: Row, column: str) -> Any:

@@ -4,7 +4,7 @@ from cores.models.actor import Actor, ScalarModel
 from cores.models.adapters import add_lora
 from cores.models.loading import load_policy, load_scalar, load_tokenizer
 from cores.models.saving import check_saving, save_model
-from cores.models.vocabulary import settle_pad_token
+from cores.models.vocabulary import settle_pad_token, settle_tokens
 
 __all__ = [
     "Actor",
@@ -16,4 +16,5 @@ __all__ = [
     "load_tokenizer",
     "save_model",
     "settle_pad_token",
+    "settle_tokens",
 ]

@@ -49,8 +49,10 @@ class Actor(nn.Module):
         stop_ids: Sequence[int] = (),
         min_new_tokens: int = 0,
         entropy_grad: bool = False,
+        prefix: bool = False,
     ) -> None:
-        """UserError if `model` is not made of a body and a head."""
+        """`prefix`: prompts are read both ways. UserError if `model` is not made of a body and a
+        head."""
         super().__init__()
         plain = plain_model(model)
         if plain.base_model is plain or plain.get_output_embeddings() is None:
@@ -65,6 +67,7 @@ class Actor(nn.Module):
         self.register_buffer("stop_ids", torch.tensor(list(stop_ids)).long(), persistent=False)
         self.min_new_tokens = min_new_tokens
         self.entropy_grad = entropy_grad
+        self.prefix = prefix
 
     def forward(
         self,
@@ -83,7 +86,11 @@ class Actor(nn.Module):
         not sampled: temperature 1, stop ids anywhere, entropy without a gradient. `entropy`: else
         None stands in its place, which saves a pass or two over the logits.
         """
-        states = hidden_states(plain_model(self.model).base_model, ids, mask)
+        prompts = None
+        if self.prefix:
+            begun = torch.ones_like(ids) if mask is None else mask
+            prompts = begun[:, :-response_length].sum(dim=1)
+        states = hidden_states(plain_model(self.model).base_model, ids, mask, prompts)
         states = states[:, -response_length - 1 : -1].flatten(0, 1)
         chosen = ids[:, -response_length:]
         columns = torch.arange(response_length, device=ids.device)

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from peft.utils import load_peft_weights
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -77,6 +84,12 @@ def lone_adapter(folder: str | Path) -> LoraConfig | None:
         return None
     with reading(place, "adapter"):
         config = LoraConfig.from_pretrained(str(place))
+    if isinstance(config, PrefixTuningConfig):
+        raise UserError(
+            f"{place}: holds keys and values that stand before every row (sft.prefix_tokens), and "
+            "no whole model can be made of them, which later stages start from. Train stage 1 in "
+            "full, or with sft.lora.rank."
+        )
     if not isinstance(config, LoraConfig) or not 0 < config.r <= MOST_RANK:
         raise UserError(f"{place}: no LoRA adapter of a rank from 1 to {MOST_RANK}. {WHOLE}")
     return config
@@ -112,14 +125,14 @@ def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
 
 def check_quantization(
-    model: ModelSection, lora: LoraSection, key: str, zero_stage: int, device: torch.device
+    model: ModelSection, frozen: bool, key: str, zero_stage: int, device: torch.device
 ) -> None:
-    """UserError if model.quantization cannot go with this stage's adapters (`key`), this launch or
-    this machine."""
+    """UserError if model.quantization cannot go with this stage, which trains adapters (`key`)
+    beside `frozen` weights or all of them, with this launch or this machine."""
     how = model.quantization
     if how == "none":
         return
-    if not lora.rank:
+    if not frozen:
         raise UserError(
             f"model.quantization: weights held in {how} cannot be trained, and {key}.rank is 0, "
             f"which trains all of them. Set {key}.rank (8 is usual), or give this stage "

@@ -39,8 +39,9 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def causal_mask(mask: Tensor) -> Tensor:
-    """(B, 1, L, L) bool of mask (B, L): each position attends to the tokens up to itself.
+def causal_mask(mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+    """(B, 1, L, L) bool of mask (B, L): each position attends to the tokens up to itself, and to
+    the first `prompts` (B,) tokens of its row wherever it stands (prefix attention); None: 0.
 
     Padding before the first token attends to itself, so that its softmax is defined; nothing
     attends to padding.
@@ -48,25 +49,45 @@ def causal_mask(mask: Tensor) -> Tensor:
     length = mask.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=mask.device)
+    if prompts is not None:
+        before = before | (mask.long().cumsum(dim=1) <= prompts[:, None])[:, None, :]
     seen = before & mask[:, None, :].bool()
     return (seen | (itself & ~seen.any(dim=2, keepdim=True)))[:, None]
 
 
-def hidden_states(body: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+def attention_bias(seen: Tensor, config: PretrainedConfig) -> Tensor:
+    """`seen` (B, 1, L, L) bool as the attention of a model takes it: eager adds it to its scores,
+    as 0 or a very low number."""
+    if config._attn_implementation != "eager":
+        return seen
+    low = torch.finfo(torch.float32).min
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, low)
+
+
+def hidden_states(
+    body: Any, ids: Tensor, mask: Tensor | None, prompts: Tensor | None = None
+) -> Tensor:
     """Last hidden states (B, L, d) of ids (B, L) under mask (B, L); None: nothing is padding.
 
-    Then attention is plain causal, and positions are columns, by the model's own defaults, without
-    transformers' looks into ids, positions and OPT's own mask for padding and packed rows, of which
-    it is known that there are none: on a GPU each look waits for everything asked of it before, and
-    cannot be part of a CUDA graph. Nor is a mask made where a graph is captured, as transformers
-    would (5.17) in any tracing: the attention would be slower, and compiled layers not the ones
-    that were compiled.
+    `prompts` (B,): so many tokens at the beginning of each row see each other both ways (prefix
+    attention); None: none do.
+
+    Without either attention is plain causal, and positions are columns, by the model's own
+    defaults, without transformers' looks into ids, positions and OPT's own mask for padding and
+    packed rows, of which it is known that there are none: on a GPU each look waits for everything
+    asked of it before, and cannot be part of a CUDA graph. Nor is a mask made where a graph is
+    captured, as transformers would (5.17) in any tracing: the attention would be slower, and
+    compiled layers not the ones that were compiled.
     """
+    if mask is None and prompts is not None:
+        mask = torch.ones_like(ids, dtype=torch.bool)
     if mask is not None:
         inputs = {"input_ids": ids, "attention_mask": mask.long()}
         if "position_ids" in inspect.signature(body.forward).parameters:  # ALiBi takes none
             inputs["position_ids"] = position_ids(mask)
-        if attention_problem(body.config) is None:
+        if prompts is not None:
+            inputs["attention_mask"] = attention_bias(causal_mask(mask, prompts), body.config)
+        elif attention_problem(body.config) is None:
             # transformers takes it as it is. Of a mask (B, L) it would ask whether there is any
             # padding at all, and a GPU would be waited for.
             inputs["attention_mask"] = causal_mask(mask)

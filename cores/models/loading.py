@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from cores.config import ModelSection
+from cores.draws import seeded
 from cores.errors import UserError
 from cores.models.adapters import base_of, check_widths, lone_adapter, merged, quantize
 from cores.models.body import fuse_activations
@@ -31,10 +33,9 @@ from cores.models.folders import (
     place,
     reading,
 )
+from cores.models.images import image_ids, one_vocabulary, reads_images
 from cores.models.vocabulary import (
-    ROWS,
     architecture,
-    check_cap,
     embedding,
     exclude_tokens,
     excluded_ids,
@@ -42,6 +43,9 @@ from cores.models.vocabulary import (
 )
 
 SCALAR_FAMILIES = "GPT-2, OPT, BLOOM, GPT-NeoX, GPT-J, Llama, Mistral, Qwen 2 and 3, Gemma"
+SEQ2SEQ = ("t5", "mt5", "umt5")
+"""Model types of encoder-decoders that stage 1 trains: of T5's family, which begin a reply with a
+token of their own and so learn its first one."""
 LENGTHS = ("max_position_embeddings", "n_positions")
 
 
@@ -74,32 +78,11 @@ def load_config(path: str | Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(where, trust_remote_code=False)
 
 
-def check_base(
-    path: str | Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """UserError if stage 1 cannot start from `path`: whatever is wrong but the weights' values.
-
-    The weights are loaded onto the meta device, which reads names and shapes alone.
-    """
-    masked = architecture(config).endswith("MaskedLM")
-    if config.is_encoder_decoder or masked or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(
-            f"model.path: {architecture(config)} is no causal language model, which reads a text "
-            f"from left to right. Set model.path to one, of these families: {SCALAR_FAMILIES}."
-        )
-    check_cap(config)
-    adapter = lone_adapter(place(path))
-    if adapter is not None:
-        base_of(path, adapter)
-        return
-    with torch.random.fork_rng(devices=[]):
-        model = _read(AutoModelForCausalLM, path, config, device_map="meta")
-    rows = embedding(model).shape[0]
-    if len(tokenizer) > rows + max(ROWS, rows // 10):
-        raise UserError(
-            f"{path}: its tokenizer has {len(tokenizer)} tokens and its model {rows} rows: they "
-            f"do not belong together. {WHOLE}"
-        )
+def policy_class(config: PretrainedConfig) -> Any:
+    """The class that loads a language model of this configuration."""
+    if reads_images(config):
+        return AutoModelForImageTextToText
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
@@ -114,6 +97,18 @@ def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
 
 def scalar_problem(config: PretrainedConfig) -> str | None:
     """What keeps this architecture from being a reward model, if anything; reads no weights."""
+    if config.is_encoder_decoder:
+        return (
+            f"{architecture(config)} is an encoder-decoder, which goes through stage 1 alone: "
+            "reward model, critic and PPO are there for models that read prompt and reply as one "
+            f"text. For all three stages take a model of one of these families: {SCALAR_FAMILIES}."
+        )
+    if reads_images(config):
+        return (
+            f"{architecture(config)} reads images, and such models are trained in stage 1 alone: "
+            "stages 2 and 3 read texts. For all three stages take a model of one of these "
+            f"families: {SCALAR_FAMILIES}."
+        )
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         with torch.device("meta"):  # shapes alone: no memory, no time
             model = AutoModelForSequenceClassification.from_config(
@@ -135,7 +130,9 @@ def check_scalar(config: PretrainedConfig, key: str = "model.path") -> None:
 
 
 def max_length(config: PretrainedConfig) -> int | None:
-    """Positions of the model; None where they are not bounded (ALiBi)."""
+    """Positions of the model; None where they are not bounded (ALiBi, T5)."""
+    if config.model_type in SEQ2SEQ:
+        return None  # n_positions is what it was trained on
     found = [getattr(config.get_text_config(), name, None) for name in LENGTHS]
     return next((n for n in found if n), None)
 
@@ -152,16 +149,7 @@ def load_policy(
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.
     `tokenizer`: it gets a row for every id of this one.
     """
-    return load_as(AutoModelForCausalLM, path, dropout, tokenizer, frozen)
-
-
-def load_base(
-    path: str | Path, tokenizer: PreTrainedTokenizerBase, frozen: ModelSection | None = None
-) -> PreTrainedModel:
-    """The model that stage 1 starts from, a `load_policy` with a row for every id, pad excluded."""
-    model = load_policy(path, True, frozen, tokenizer)
-    exclude_from(model, tokenizer)
-    return model
+    return load_as(policy_class(load_config(path)), path, dropout, tokenizer, frozen)
 
 
 def load_scalar(
@@ -177,6 +165,7 @@ def load_scalar(
 def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Exclude pad and the ids beyond the tokenizer from `model`'s distributions; return the ids."""
     ids = excluded_ids(tokenizer, embedding(model).shape[0])
+    ids += sorted(image_ids(model.config, tokenizer))
     exclude_tokens(model, ids)
     return ids
 
@@ -187,8 +176,11 @@ def load_as(
     dropout: bool,
     tokenizer: PreTrainedTokenizerBase | None = None,
     frozen: ModelSection | None = None,
+    known: int | None = None,
+    fresh: int | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
+    """The model of `path`; `known`: ids that its own tokenizer has, `fresh`: see `load_base`."""
     config = load_config(path)
     text = config.get_text_config()
     kept = {
@@ -202,9 +194,12 @@ def load_as(
     config.return_dict = text.return_dict = True  # outputs are read by name, whatever it says
     if frozen is not None:
         check_widths(frozen, auto, path, config)
-    model = _weights(auto, path, config)
+    if fresh is None:
+        model = one_vocabulary(_weights(auto, path, config))
+    else:
+        model = one_vocabulary(random_model(auto, path, config, fresh))
     if tokenizer is not None:
-        fit_vocabulary(model, tokenizer)
+        fit_vocabulary(model, tokenizer, known)
     if frozen is not None:
         model = quantize(model, frozen)  # a new one in few bits
     model = fuse_activations(model)
@@ -214,7 +209,7 @@ def load_as(
     return model
 
 
-def _read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) -> PreTrainedModel:
+def read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) -> PreTrainedModel:
     """The model of `path` in fp32, all of its weights the checkpoint's own, but a new head."""
     folder = place(path)
     with reading(path, "model"):
@@ -232,13 +227,24 @@ def _read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) -
     return model
 
 
+def random_model(
+    auto: Any, path: str | Path, config: PretrainedConfig, seed: int
+) -> PreTrainedModel:
+    """A model in fp32 with the weights that its family begins training with."""
+    with reading(path, "model"), seeded(seed, "weights"):
+        model: PreTrainedModel = auto.from_config(
+            deepcopy(config), dtype=torch.float32, trust_remote_code=False
+        )
+    return model
+
+
 def _weights(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
     """The model of `path` in fp32: its own weights, or where it has an adapter alone, those of the
     adapter's base, which may be an adapter itself, with the adapter merged into them."""
     folder = place(path)
     adapter = lone_adapter(folder)
     if adapter is None:
-        return _read(auto, path, config)
+        return read(auto, path, config)
     base = base_of(folder, adapter)
     theirs = load_config(base)  # the vocabulary grew on the way, by what the tokenizer tells
     for key in ("vocab_size", "pad_token_id"):
@@ -248,7 +254,7 @@ def _weights(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTraine
     with torch.random.fork_rng(devices=[], enabled=bool(adapter.modules_to_save)):  # its own head
         model = _weights(auto, base, config)
     with torch.random.fork_rng(devices=[]):
-        fit_vocabulary(model, load_tokenizer(folder))
+        fit_vocabulary(model, load_tokenizer(folder), len(load_tokenizer(base)))
         model = merged(model, folder)
     check_finite(path, model)
     return model

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
     PreTrainedModel,
@@ -20,7 +19,8 @@ from cores.errors import ANEW, UserError
 from cores.models.actor import plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
-from cores.models.loading import load_as, load_config, load_tokenizer
+from cores.models.images import image_ids
+from cores.models.loading import load_as, load_config, load_tokenizer, policy_class
 from cores.models.vocabulary import excluded_ids
 
 SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
@@ -34,8 +34,9 @@ def save_model(
 ) -> None:
     """Write weights (safetensors), config, generation config and tokenizer to `folder`.
 
-    Of a model with adapters: `folder`/adapter, and (if `merge`) the weights of its base with the
-    adapter merged into them. The base is read again, in fp32 whatever it was trained in.
+    Of a model with adapters: `folder`/adapter, and (if `merge`, and it can be) the weights of its
+    base with the adapter merged into them. The base is read again, in fp32 whatever it was trained
+    in.
     """
     if bad := nonfinite(model):
         raise UserError(
@@ -47,7 +48,7 @@ def save_model(
     if isinstance(model, PeftModel):
         save_adapter(model, folder)
         _save_configs(plain_model(model), folder)
-        if merge:
+        if merge and not model.active_peft_config.is_prompt_learning:
             merge_adapter(folder, folder)
     else:
         model.save_pretrained(str(folder))
@@ -78,8 +79,9 @@ def check_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeni
 def merge_adapter(folder: Path, out: Path) -> None:
     """Write the model that `folder`/adapter and its base make together to `out`, merged."""
     unset_hf_deepspeed_config()  # else ZeRO-3 would load the base as shards, on this rank alone
-    scalar = CLASSIFIER in "".join(load_config(folder).architectures or [])
-    auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    config = load_config(folder)
+    scalar = CLASSIFIER in "".join(config.architectures or [])
+    auto = AutoModelForSequenceClassification if scalar else policy_class(config)
     save_model(load_as(auto, folder, dropout=True), load_tokenizer(folder), out)
 
 
@@ -107,7 +109,8 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         rest = [i for i in listed if i != first]
         generation.eos_token_id = [first, *rest] if rest else first
         rows = model.config.get_text_config().vocab_size
-        generation.suppress_tokens = excluded_ids(tokenizer, rows)
+        images = sorted(image_ids(model.config, tokenizer))
+        generation.suppress_tokens = excluded_ids(tokenizer, rows) + images
         if not generation.do_sample:
             # Some parents have sampling settings beside greedy decoding. They mean nothing there,
             # and the library refuses to save them.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from cores.config import TemplateSection
 from cores.errors import UserError
 
 NEW_PAD = "<|pad|>"
@@ -26,8 +27,37 @@ LOWEST_CAP = 25
 """exp(-25) is 1e-11: a model may cap its logits here and an excluded id will not be sampled."""
 
 
+def settle_tokens(tokenizer: PreTrainedTokenizerBase, template: TemplateSection) -> str | None:
+    """Add the special tokens that `template` names, take its end-of-sequence token and its chat
+    template; return a line to print if the vocabulary grew or the end is another one.
+
+    UserError for a token that is empty or named twice, or an end that is no token.
+    """
+    said, before, end = [], len(tokenizer), tokenizer.eos_token
+    names, eos = template.tokens, template.eos_token
+    wrong = next((n for i, n in enumerate(names) if not n.strip() or n in names[:i]), None)
+    if wrong is not None:
+        raise UserError(f"template.tokens: {wrong!r} is empty or named twice; remove it.")
+    tokenizer.add_tokens(list(names), special_tokens=True)
+    if template.chat_template is not None:
+        tokenizer.chat_template = template.chat_template
+    if grown := len(tokenizer) - before:
+        said.append(f"{grown} special tokens added")
+    if eos is not None:
+        if eos not in tokenizer.get_vocab():
+            raise UserError(
+                f"template.eos_token: {eos!r} is not in the tokenizer's vocabulary. Name a token "
+                "of it, or add it by template.tokens."
+            )
+        tokenizer.add_special_tokens({"eos_token": eos})  # type: ignore[dict-item]
+        if eos != end:
+            said.append(f"{eos} ends a sequence in place of {end or 'nothing'}")
+    return f"tokens: {', '.join(said)}" if said else None
+
+
 def settle_pad_token(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> str | None:
-    """Give `tokenizer` a pad token that is not eos; return a line to print if anything changed.
+    """Give `tokenizer` a pad token that is neither eos nor bos; return a line to print if anything
+    changed.
 
     `wanted` names a token of the vocabulary that no text uses. Raises UserError if the tokenizer
     has no eos token, or `wanted` is not a token of its own.
@@ -50,9 +80,11 @@ def settle_pad_token(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> 
             )
         tokenizer.add_special_tokens({"pad_token": wanted})
         return f"pad token: {wanted} taken from the vocabulary"
-    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+    pad = tokenizer.pad_token_id
+    uses = {tokenizer.bos_token_id: "bos", tokenizer.eos_token_id: "eos", None: "nothing"}
+    if pad not in uses:
         return None
-    before = "no pad token" if tokenizer.pad_token_id is None else "its pad token was eos"
+    before = "no pad token" if pad is None else f"its pad token was {uses[pad]}"
     if NEW_PAD in tokenizer.get_vocab():
         tokenizer.pad_token = NEW_PAD
     else:
@@ -76,25 +108,36 @@ def fitted(rows: int, tokenizer: PreTrainedTokenizerBase) -> int:
     return rows if len(tokenizer) <= rows else rounded(len(tokenizer))
 
 
-def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give `model` a row for every id of `tokenizer`; new rows start at the mean of the old.
+def fit_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: int | None = None
+) -> None:
+    """Give `model` a row for every id of `tokenizer`; those of new tokens start at the mean of the
+    others, in the head too (Taori et al. 2023).
 
     Where it needs more rows, their number is rounded up to a multiple of ROWS. A model that has
-    more rows than the tokenizer has ids keeps them (they are excluded).
+    more rows than the tokenizer has ids keeps them (they are excluded). `known`: ids that there
+    were before tokens were added, which take such rows first. None: as many as the model has rows.
     """
     old = embedding(model).shape[0]
     if (new := fitted(old, tokenizer)) > old:
         model.resize_token_embeddings(new, mean_resizing=False)
-        tables = [embedding(model)]
-        head: Any = model.get_output_embeddings()
-        if head is not None and head.weight is not tables[0]:
-            tables.append(head.weight)
-        if getattr(head, "bias", None) is not None:  # GPT-J
-            tables.append(head.bias)
-        with torch.no_grad():
-            for table in tables:
-                table[old:] = table[:old].mean(dim=0)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    first = old if known is None else min(known, old)
+    last = new if new > old else len(tokenizer)
+    tables = [embedding(model)]
+    head: Any = model.get_output_embeddings()
+    if head is not None and head.weight is not tables[0]:
+        tables.append(head.weight)
+    if getattr(head, "bias", None) is not None:  # GPT-J
+        tables.append(head.bias)
+    with torch.no_grad():
+        for table in tables if first < last else []:
+            table[first:last] = table[:first].mean(dim=0)
+    text = model.config.get_text_config()
+    text.pad_token_id, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if end not in (
+        text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+    ):
+        text.eos_token_id = end
 
 
 def excluded_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:

@@ -241,7 +241,8 @@ def critic_model(
 def _as_actor(model: Any, config: Config, tokenizer: PreTrainedTokenizerBase) -> Actor:
     ppo = config.ppo
     stops, gradient = stop_ids(ppo, tokenizer), ppo.entropy_coef > 0
-    return Actor(model, ppo.temperature, stops, ppo.min_new_tokens, entropy_grad=gradient)
+    prefix = config.model.attention == "prefix"
+    return Actor(model, ppo.temperature, stops, ppo.min_new_tokens, gradient, prefix)
 
 
 def from_reward(ppo: PPOSection, texts: TextReward | None) -> bool:

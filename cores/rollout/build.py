@@ -30,7 +30,8 @@ def build_engine(
     run this model. A line on the screen says why where `auto` takes the slow one.
     """
     ppo, wanted = config.ppo, config.rollout.engine
-    problem = None if wanted == "hf" else graph_problem(model)
+    prefix = config.model.attention == "prefix"
+    problem = None if wanted == "hf" else _problem(config) or graph_problem(model)
     if problem and wanted == "graph":
         raise UserError(REFUSED.format(problem))
     if problem:
@@ -46,16 +47,20 @@ def build_engine(
         text_matcher=text_matcher(ppo, tokenizer),
     )
     if problem or wanted == "hf":
-        return HFEngine(model, sampling)
+        return HFEngine(model, sampling, prefix)
     # Captured passes hold memory of their own, and would not take what is lent.
     return GraphEngine(model, sampling, lends=ppo.passes != "captured")
 
 
 def check_engine(config: Config, model: PretrainedConfig, device: torch.device) -> None:
     """UserError if `rollout.engine: graph` cannot run this architecture here; reads no weights."""
-    problem = attention_problem(model) or _device_problem(device)
+    problem = _problem(config) or attention_problem(model) or _device_problem(device)
     if config.rollout.engine == "graph" and problem:
         raise UserError(REFUSED.format(problem))
+
+
+def _problem(config: Config) -> str | None:
+    return "model.attention is prefix" if config.model.attention == "prefix" else None
 
 
 def _device_problem(device: torch.device) -> str | None:

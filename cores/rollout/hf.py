@@ -3,6 +3,7 @@
 Shapes: B rows, P prompt tokens, T response tokens so far.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from cores.data import left_pad
+from cores.models.attention import prompts_both_ways
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout.engine import Rollout, Sampling, cut_at_stops, sample
 
@@ -80,6 +82,8 @@ class HFEngine:
 
     model: Any
     sampling: Sampling
+    prefix: bool = False
+    """Prompts are read both ways."""
 
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
@@ -100,6 +104,7 @@ class HFEngine:
             with (
                 torch.compiler.set_stance("force_eager"),
                 torch.autocast(device.type, dtype=torch.bfloat16, enabled=s.autocast),
+                prompts_both_ways(self.model) if self.prefix else nullcontext(),
             ):
                 ids = self.model.generate(
                     input_ids=prompt_ids,

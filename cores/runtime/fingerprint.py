@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from transformers import PreTrainedTokenizerBase
 
+from cores.config import ModelSection
 from cores.errors import UserError
 
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja")
@@ -41,12 +42,17 @@ def model_files(folder: Path, hashed: bool = True) -> dict[str, str]:
     }
 
 
-def base_facts(path: str, model: Any) -> dict[str, Any]:
-    """What stage 1 started from: a folder's files, or the hub's commit."""
-    folder = Path(path).expanduser()
+def base_facts(section: ModelSection, model: Any) -> dict[str, Any]:
+    """What stage 1 started from, by the section as it was given: a folder's files, or the hub's
+    commit; whether it took the configuration alone, and random weights."""
+    folder = Path(section.path).expanduser()
+    fresh = {"from_config": True} if section.from_config else {}
     if folder.is_dir():
-        return {"folder": path, "files": model_files(folder)}
-    return {"hub": path, "commit": getattr(model.config, "_commit_hash", None)}
+        return {"folder": section.path, "files": model_files(folder), **fresh}
+    commit = getattr(model.config, "_commit_hash", None)
+    if section.revision is not None:
+        commit = Path(model.name_or_path).name  # as the hub's cache calls its folders
+    return {"hub": section.path, "commit": commit, **fresh}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -4,26 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config, plain
 from cores.errors import UserError
 from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
 from cores.models.adapters import base_of, lone_adapter
-from cores.models.folders import CLASSIFIER, place, reading
-from cores.models.loading import check_base, check_scalar, load_config
-from cores.models.vocabulary import fitted
-from cores.runtime.fingerprint import cache_if_unreachable, model_files, tokenizer_fingerprint
+from cores.runtime.elsewhere import found_elsewhere
+from cores.runtime.fingerprint import model_files
 
 BASES = {"sft": "base", "reward": "sft"}
 """The parent whose weights a stage's adapter goes on."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
 VERSION = 1
 """Of stage.json's form, and of an unfinished run's state.json; 0 where they name none."""
-OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth"]
-"""Files of a hub's model that hold its weights in other forms."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,7 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
 def _parent(config: Config, stage: str, folder: Path, hashed: bool) -> Parent:
     if getattr(config, stage).path is not None:
         parent = Parent(stage, *found_elsewhere(config, stage, hashed))
+        _check_attention(config, parent, parent.record["attention"])
         if stage == "sft" or not parent.record["chat"]:
             _check_template(config, parent, parent.record["template"])
         return parent
@@ -92,6 +88,8 @@ def _parent(config: Config, stage: str, folder: Path, hashed: bool) -> Parent:
     if hashed:
         _check_base(parent)
     _check_template(config, parent, parent.record["config"]["template"])
+    model = parent.record["config"].get("model", {})
+    _check_attention(config, parent, model.get("attention", "causal"))
     return parent
 
 
@@ -186,6 +184,17 @@ def _check_template(config: Config, parent: Parent, theirs: dict[str, Any]) -> N
             )
 
 
+def _check_attention(config: Config, parent: Parent, theirs: str) -> None:
+    """UserError unless the policy attends as it was trained to."""
+    mine = config.model.attention
+    if parent.stage == "sft" and theirs != mine:
+        raise UserError(
+            f"model.attention: {mine} here, but {parent.folder} was trained with {theirs}, and "
+            f"would read prompts as it never did. Set model.attention {theirs}"
+            f"{'' if parent.elsewhere else f', or run {_again(parent.stage)}'}."
+        )
+
+
 def _check_fit(parents: dict[str, Parent]) -> None:
     """Reward model and policy must read the same ids."""
     first, *others = parents.values()
@@ -222,66 +231,3 @@ def parent_facts(parents: dict[str, Parent]) -> dict[str, Any]:
         or {"folder": str(parent.folder), "files": parent.record["files"]}
         for name, parent in parents.items()
     }
-
-
-def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dict[str, Any]]:
-    """Folder of the model that `<stage>.path` names, and as much of a stage.json as there is.
-
-    Tokenizer and vocab_size as they will be, with a pad token of its own; template, of a folder
-    that a stage wrote; chat: whether it knows texts by a chat template; source: its files' hashes,
-    or the hub's commit; notes to print. UserError if it cannot take the stage's place.
-    """
-    path, revision, note = getattr(config, stage).path, getattr(config, stage).revision, None
-    try:
-        folder = _fetched(path, revision, f"{stage}.revision")
-        model, tokenizer = load_config(folder), load_tokenizer(folder)
-        if stage == "sft":
-            note = settle_pad_token(tokenizer, config.model.pad_token)
-            check_base(folder, model, tokenizer)
-        else:
-            _check_reward(model, path)
-            if tokenizer.eos_token is not None:  # as the policy's, so that they compare
-                settle_pad_token(tokenizer, None)
-    except UserError as error:  # it names the key of stage 1's base
-        raise UserError(str(error).replace("model.path", f"{stage}.path")) from None
-    written = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {}
-    config_then = written.get("config", {"template": {}})
-    template = config_then.get("template") if isinstance(config_then, dict) else None
-    if not isinstance(template, dict):
-        raise UserError(
-            f"{stage}.path: {folder / 'stage.json'} is damaged (unlike config.template). Remove "
-            "it, and the folder is read as a model of no stage's."
-        )
-    hub = {} if Path(path).expanduser().is_dir() else {"hub": path, "commit": folder.name}
-    return folder, {
-        "parents": {},
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "vocab_size": fitted(model.get_text_config().vocab_size, tokenizer),
-        "template": template,
-        "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",
-        "source": hub or {"folder": path, "files": model_files(folder, hashed)},
-        "notes": [f"{stage}: from {hub or path}", *([note] if note else [])],
-    }
-
-
-def _fetched(path: str, revision: str | None, key: str) -> Path:
-    """A local folder; or of a hub id the one in the hub's cache, which is named as its commit."""
-    if (folder := Path(place(path))).is_dir():
-        if revision is not None:
-            raise UserError(f"{key}: is for hub ids, and {path} is a folder; remove the key.")
-        return folder.resolve()
-    cache_if_unreachable(path)
-    with reading(f"{path}@{revision}" if revision else path, "files"):
-        return Path(snapshot_download(path, revision=revision, ignore_patterns=OTHERS))
-
-
-def _check_reward(model: PretrainedConfig, path: str) -> None:
-    """UserError unless it has one trained number at every token."""
-    names = ", ".join(model.architectures or [])
-    if CLASSIFIER not in names or model.num_labels != 1:
-        labels = f" with {model.num_labels} labels" if CLASSIFIER in names else ""
-        raise UserError(
-            f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
-            "score is one number. Give a sequence-classification model with num_labels 1."
-        )
-    check_scalar(model)

@@ -15,6 +15,7 @@ from cores.errors import UserError
 from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
+from cores.models.images import reads_images
 from cores.models.loading import check_length, check_scalar
 from cores.ppo.experience import Experience, Stats, share
 from cores.ppo.ptx import PtxRows
@@ -57,7 +58,8 @@ def check_sampling(
 def check_model(config: Config, model: PretrainedConfig, key: str = "model.path") -> None:
     """UserError if stage 1's architecture cannot be a critic where one is needed, or is too short
     for prompts and replies."""
-    if config.ppo.estimator in WITH_CRITIC:
+    other = model.is_encoder_decoder or reads_images(model)
+    if config.ppo.estimator in WITH_CRITIC or other:
         check_scalar(model, key)
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
     check_length(model, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")

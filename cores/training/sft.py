@@ -18,70 +18,146 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from cores.config import Config
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
+from cores.data.image_files import read_image
 from cores.draws import seeded
 from cores.errors import ANEW, UserError
 from cores.models import add_lora
-from cores.models.loading import load_base
+from cores.models.actor import plain_model
+from cores.models.attention import LENGTHS, attend_both_ways, check_prefix
+from cores.models.bases import load_base
+from cores.models.body import check_packing
+from cores.models.images import ImageProcessor
+from cores.models.tuning import add_prefix, freeze_others
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.lasting import Lasting, common_arguments, one_gpu, train
 
 IGNORED = -100
+BLANK = ""
+"""Name of the black image."""
 
 
-def collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
-    """input_ids, labels and attention_mask, (B, L) int64 each, right-padded.
+def collate(
+    rows: list[dict[str, Any]],
+    pad_id: int,
+    start_id: int | None = None,
+    images: ImageProcessor | None = None,
+) -> dict[str, Tensor]:
+    """input_ids, labels and attention_mask, (B, L) int64 each, right-padded; of a base that reads
+    images what `ImageProcessor.inputs` says, and a row more where no row has any.
 
     Packed rows have position_ids in place of the mask: transformers tells rows apart by positions
     that begin again, where no mask says otherwise. Padding is at position 0, each token by itself.
+    Rows of prefix attention have prompt_length (B,) beside it.
 
     A row's first label is ignored. Nothing predicts it, but the Trainer counts it among the tokens
     that it divides by for models whose class name has no known loss (GPT2LMHeadModel).
+
+    Of rows for an encoder and a decoder labels are (B, T), all of them predicted, and
+    decoder_input_ids (B, T) what predicts them: `start_id`, then the labels before.
     """
+    if images is not None and not any(row["images"] for row in rows):
+        rows = [*rows, blank_row(images)]
     ids, mask = right_pad([row["input_ids"] for row in rows], pad_id)
     labels, _ = right_pad([row["labels"] for row in rows], IGNORED)
+    found = {"input_ids": ids, "labels": labels, "attention_mask": mask.long()}
+    if "encoder_ids" in rows[0]:
+        before, _ = right_pad([[start_id or 0, *row["labels"][:-1]] for row in rows], pad_id)
+        return {**found, "decoder_input_ids": before}
     labels[:, 0] = IGNORED
     if "position_ids" in rows[0]:
         positions, _ = right_pad([row["position_ids"] for row in rows], 0)
         return {"input_ids": ids, "position_ids": positions, "labels": labels}
-    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+    if LENGTHS in rows[0]:
+        found[LENGTHS] = torch.tensor([row[LENGTHS] for row in rows])
+    return found if images is None else found | images.inputs(ids, opened(rows, images))
+
+
+def summed_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
+    """Of an encoder-decoder: cross-entropy of labels (B, T) under logits (B, T, V), over the
+    trained tokens of the optimizer step. T5's own is a mean over the micro-batch, so that the
+    result would hang on its size."""
+    logits = outputs.logits.float().flatten(0, 1)
+    total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / num_items_in_batch
+
+
+def blank_row(images: ImageProcessor) -> dict[str, Any]:
+    """A black image without any text: all weights then have a gradient, though it is 0."""
+    count = images.count
+    return {"input_ids": [images.id] * count, "labels": [IGNORED] * count, "images": [BLANK]}
+
+
+def opened(rows: list[dict[str, Any]], images: ImageProcessor) -> list[list[Any]]:
+    """The images of each row; they lie in no memory before their batch comes."""
+    return [
+        [images.blank() if x == BLANK else read_image(x, row["where"]) for x in row["images"]]
+        for row in rows
+    ]
 
 
 def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The base, with a row for every id of `tokenizer`, and with adapters if there are any."""
-    model = load_base(config.model.path, tokenizer, frozen=config.model)
-    if not config.sft.lora.rank:
-        return model
-    with seeded(config.seed, "sft's adapters"):
-        return add_lora(model, config.sft.lora, TaskType.CAUSAL_LM, "sft.lora")
+    """The base, with a row for every id of `tokenizer`; with adapters, trained prefixes or frozen
+    weights if there are any, and with prefix attention where that is asked for."""
+    seed = config.seed
+    fresh = seed if config.model.from_config else None
+    model: Any = load_base(config.model.path, tokenizer, frozen=config.model, fresh=fresh)
+    if config.model.attention == "prefix":
+        attend_both_ways(model)
+    if config.model.trainable:
+        freeze_others(model, config.model.trainable)
+    if config.sft.prefix_tokens:
+        with seeded(seed, "sft's prefix"):
+            model = add_prefix(model, config.sft.prefix_tokens)
+    if config.sft.lora.rank:
+        encoder = model.config.is_encoder_decoder
+        task = TaskType.SEQ_2_SEQ_LM if encoder else TaskType.CAUSAL_LM
+        with seeded(seed, "sft's adapters"):
+            model = add_lora(model, config.sft.lora, task, "sft.lora")
+    if config.model.attention == "prefix":
+        check_prefix(model, config.sft.max_length)
+    if config.sft.packing:
+        check_packing(model)
+    return model
 
 
 def train_sft(
     config: Config,
     model: PreTrainedModel,
-    rows: list[dict[str, list[int]]] | TextStream,
+    rows: list[dict[str, Any]] | TextStream,
     pad_id: int,
     run: StageRun,
+    images: ImageProcessor | None = None,
 ) -> Any:
     """`model`, trained: see `lasting.train`."""
     dataset, count = _dataset(config, rows, run.launch)
+    start_id = decoder_start(model)
 
     def trainer() -> Lasting:
         common = common_arguments(config, config.sft, "sft", count, run)
+        if images is not None:  # towers have layers behind those whose features are read
+            common["ddp_find_unused_parameters"] = True
         return Lasting(
             run,
             ["loss", "grad_norm", "learning_rate"],
             model=model,
             args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
             train_dataset=dataset,
-            data_collator=lambda batch: collate(batch, pad_id),
+            data_collator=lambda batch: collate(batch, pad_id, start_id, images),
+            compute_loss_func=None if start_id is None else summed_loss,
         )
 
     return train(model, run, trainer)
 
 
+def decoder_start(model: Any) -> int | None:
+    """The id that an encoder-decoder begins a reply behind; None for others."""
+    config = plain_model(model).config
+    return int(config.decoder_start_token_id) if config.is_encoder_decoder else None
+
+
 def _dataset(
-    config: Config, rows: list[dict[str, list[int]]] | TextStream, launch: Launch
+    config: Config, rows: list[dict[str, Any]] | TextStream, launch: Launch
 ) -> tuple[Any, int]:
     """What the trainer reads, packed if asked for, and its number of rows: 0 for a stream."""
     if isinstance(rows, TextStream):
@@ -100,13 +176,14 @@ def train_and_judge(
     data: StageData | StreamedData,
     pad_id: int,
     run: StageRun,
+    images: ImageProcessor | None = None,
 ) -> tuple[Any, dict[str, float | None]]:
     """The trained model, and its loss on held-out rows before and after, which is printed."""
     size, launch = config.sft.microbatch_size, run.launch
-    before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch)
+    before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch, images)
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
-    trained = train_sft(config, model, data.train, pad_id, run)
-    after = held_out_loss(trained, data.test, pad_id, size, launch)
+    trained = train_sft(config, model, data.train, pad_id, run, images)
+    after = held_out_loss(trained, data.test, pad_id, size, launch, images)
     _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
     if config.data.sft.streaming:  # the counts are known only now
         launch.say("\n".join(data.report.lines()))
@@ -122,20 +199,27 @@ def _check_loss(loss: float | None, why: str) -> None:
 
 @torch.no_grad()
 def held_out_loss(
-    model: Any, rows: list[dict[str, list[int]]], pad_id: int, batch_size: int, launch: Launch
+    model: Any,
+    rows: list[dict[str, Any]],
+    pad_id: int,
+    batch_size: int,
+    launch: Launch,
+    images: ImageProcessor | None = None,
 ) -> float | None:
     """Mean nats a trained token over `rows`, by all ranks together; None without rows."""
     if not rows:
         return None
     model.eval()
-    total, tokens = 0.0, 0
+    total, tokens, start_id = 0.0, 0, decoder_start(model)
     own = rows[launch.rank :: launch.world]
     for start in range(0, len(own), batch_size):
-        batch = collate(own[start : start + batch_size], pad_id)
+        batch = collate(own[start : start + batch_size], pad_id, start_id, images)
         batch = {name: tensor.to(launch.device) for name, tensor in batch.items()}
-        labels = batch.pop("labels")[:, 1:]
+        labels = batch.pop("labels")
         with launch.autocast():
-            logits = model(**batch).logits[:, :-1].float()
+            logits = model(**batch).logits.float()
+        if start_id is None:
+            logits, labels = logits[:, :-1], labels[:, 1:]
         total += cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         ).item()

@@ -7,7 +7,19 @@ tests/unit/test_mutations.py says when one does.
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.mutations import data, models, passes, ppo, rl, roles, rollout, rows, training, twin
+from scripts.mutations import (
+    data,
+    models,
+    passes,
+    ppo,
+    presets,
+    rl,
+    roles,
+    rollout,
+    rows,
+    training,
+    twin,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = {
@@ -20,6 +32,7 @@ AREAS = {
     "The model of rollouts": twin,
     "Rows": rows,
     "Data": data,
+    "Presets of rows": presets,
     "Stages 1 and 2": training,
 }
 """Heading of the report to the module with its bugs."""

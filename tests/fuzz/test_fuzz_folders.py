@@ -30,7 +30,8 @@ from safetensors.torch import load_file, save_file
 
 from cores.errors import UserError
 from cores.models import check_saving, load_tokenizer, settle_pad_token
-from cores.models.loading import check_base, load_base, load_config, scalar_problem
+from cores.models.bases import check_base, load_base
+from cores.models.loading import load_config, scalar_problem
 
 TOKENIZER, GENERATION = "tokenizer.json", "generation_config.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -19,7 +19,8 @@ from transformers import (
 from cores.config import LoraSection
 from cores.models import ScalarModel, add_lora, load_policy, load_scalar, save_model
 from cores.models.adapters import lone_adapter
-from cores.models.loading import exclude_from, load_base
+from cores.models.bases import load_base
+from cores.models.loading import exclude_from
 from cores.models.vocabulary import rounded
 
 LORA = LoraSection(rank=4)

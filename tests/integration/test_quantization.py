@@ -30,7 +30,8 @@ from cores.config.validate import check
 from cores.errors import UserError
 from cores.models import add_lora, load_policy, load_scalar, save_model
 from cores.models.adapters import check_quantization
-from cores.models.loading import exclude_from, load_base
+from cores.models.bases import load_base
+from cores.models.loading import exclude_from
 from cores.models.vocabulary import rounded
 from cores.ppo import build_roles
 from cores.runtime.parents import Parent
@@ -91,17 +92,17 @@ def test_the_package_is_asked_for_before_anything_is_loaded(
 def test_full_fine_tuning_and_zero_3_are_refused() -> None:
     """A base in few bits is never trained, and cannot be sharded; none asks for nothing."""
     with pytest.raises(UserError, match=r"reward\.lora\.rank is 0.*Set reward\.lora\.rank"):
-        check_quantization(section("8bit"), LoraSection(), "reward.lora", 0, CPU)
+        check_quantization(section("8bit"), False, "reward.lora", 0, CPU)
     with pytest.raises(UserError, match="ZeRO-3 cannot shard weights in 4bit"):
-        check_quantization(section("4bit"), LORA, "sft.lora", 3, CPU)
-    check_quantization(section("none"), LoraSection(), "sft.lora", 3, CPU)
+        check_quantization(section("4bit"), True, "sft.lora", 3, CPU)
+    check_quantization(section("none"), False, "sft.lora", 3, CPU)
 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_a_machine_that_cannot_is_refused(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What bitsandbytes says on a device it does not support reaches the user, with the remedy."""
     functional = pytest.importorskip("bitsandbytes").functional
-    check_quantization(section(how), LORA, "sft.lora", 2, CPU)
+    check_quantization(section(how), True, "sft.lora", 2, CPU)
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no kernel for this device\nand more")
@@ -109,7 +110,7 @@ def test_a_machine_that_cannot_is_refused(how: str, monkeypatch: pytest.MonkeyPa
     for name in ("quantize_4bit", "int8_vectorwise_quant"):
         monkeypatch.setattr(functional, name, fail)
     with pytest.raises(UserError, match=rf"in {how} on cpu: no kernel for this device\. Run `pip"):
-        check_quantization(section(how), LORA, "sft.lora", 2, CPU)
+        check_quantization(section(how), True, "sft.lora", 2, CPU)
 
 
 @pytest.mark.parametrize("how", WAYS)

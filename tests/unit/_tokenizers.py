@@ -1,4 +1,4 @@
-"""Three tiny tokenizers of the kinds that matter, trained here in a second."""
+"""Four tiny tokenizers of the kinds that matter, trained here in a second."""
 
 from functools import cache
 
@@ -57,11 +57,9 @@ def chat_like() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@cache
-def llama_like() -> PreTrainedTokenizerFast:
-    """Metaspace BPE over characters with byte fallback, which puts BOS before each text."""
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+def _metaspace(special: list[str], unk: str) -> Tokenizer:
+    """BPE over characters with byte fallback, "▁" before each text."""
+    tokenizer = Tokenizer(models.BPE(unk_token=unk, byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
         [
@@ -76,6 +74,13 @@ def llama_like() -> PreTrainedTokenizerFast:
         vocab_size=620, special_tokens=special + bytes_, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+@cache
+def llama_like() -> PreTrainedTokenizerFast:
+    """Metaspace BPE over characters with byte fallback, which puts BOS before each text."""
+    tokenizer = _metaspace(["<unk>", "<s>", "</s>", "<pad>"], "<unk>")
     tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
@@ -85,4 +90,16 @@ def llama_like() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
+    )
+
+
+@cache
+def t5_like() -> PreTrainedTokenizerFast:
+    """The same with no BOS, pad 0 and eos 1, which it puts behind each text."""
+    tokenizer = _metaspace(["<pad>", "</s>", "<unk>"], "<unk>")
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
     )

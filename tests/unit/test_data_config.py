@@ -106,6 +106,7 @@ STREAM = ["--data.sft.streaming", "true", "--data.sft.path", "a", "--sft.max_ste
     [
         (STREAM[:4], "data.sft.streaming", "needs sft.max_steps"),
         ([*STREAM, "--data.sft.format", "messages"], "data.sft.streaming", "format text only"),
+        ([*STREAM, "--data.sft.format", "oasst"], "data.sft.streaming", "format text only"),
         ([*STREAM, "--data.sft.transcripts", "true"], "data.sft.streaming", "format text only"),
         ([*STREAM[:2], *STREAM[4:], "--data.sft.sources", '[{"path": "a"}]'],
          "data.sft.streaming", "one source"),

@@ -31,8 +31,9 @@ from cores.models import (
     load_tokenizer,
     save_model,
 )
+from cores.models.bases import check_base, load_base
 from cores.models.folders import nonfinite
-from cores.models.loading import check_base, load_base, load_config
+from cores.models.loading import load_config
 from cores.models.vocabulary import embedding
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]

@@ -26,9 +26,10 @@ from torch import Tensor
 from cores.data import left_pad, right_pad
 from cores.models import Actor, save_model
 from cores.models.actor import token_logprobs
+from cores.models.bases import load_base
 from cores.models.body import position_ids
 from cores.models.folders import DROPOUTS
-from cores.models.loading import load_base, load_config
+from cores.models.loading import load_config
 from cores.models.vocabulary import exclude_tokens
 
 REPLIES = [[4, 8, 15, 16], [23, 42], [3, 1, 4], [1]]

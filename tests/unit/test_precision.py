@@ -23,7 +23,7 @@ from _models import (
 )
 from torch import Tensor
 
-from cores.config import Config, LoraSection, ModelSection
+from cores.config import Config, ModelSection
 from cores.config.validate import check
 from cores.errors import UserError
 from cores.models import Actor, ScalarModel, load_scalar
@@ -144,7 +144,7 @@ def test_what_cannot_be_held_so_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"held in bf16 cannot be trained, and ppo\.lora\.rank is 0"
     ):
-        check_quantization(HELD, LoraSection(), "ppo.lora", 0, cpu)
+        check_quantization(HELD, False, "ppo.lora", 0, cpu)
     with pytest.raises(UserError, match="ZeRO-3 cannot shard weights in bf16"):
-        check_quantization(HELD, LORA, "ppo.lora", 3, cpu)
-    check_quantization(HELD, LORA, "ppo.lora", 2, cpu)
+        check_quantization(HELD, True, "ppo.lora", 3, cpu)
+    check_quantization(HELD, True, "ppo.lora", 2, cpu)

@@ -1,0 +1,83 @@
+"""Files of images: their names in rows, whether they can be read, and reading them.
+
+Nothing is fetched: a name is that of a file.
+"""
+
+import re
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from cores.data.sources import Row
+from cores.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".JPG", ".JPEG", ".PNG")
+"""Tried where a row names an image without."""
+
+
+def image_names(row: Row, column: str) -> list[str]:
+    """The files that a column names."""
+    value = row.columns.get(column)
+    names = [] if value in (None, "") else value if isinstance(value, list) else [value]
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+            raise UserError(
+                f"{row.where}: column {column!r} must name image files, but holds "
+                f"{type(name).__name__} {str(name)[:60]!r}; save the images as files and give "
+                "their names."
+            )
+        if re.match(r"data:|[A-Za-z][\w+.-]*://", str(name)):
+            raise UserError(
+                f"{row.where}: column {column!r} holds the address {str(name)[:100]!r}; nothing is "
+                "fetched: download the images and give the names of their files."
+            )
+    return [str(name) for name in names]
+
+
+def found_image(folder: Path, name: str, where: str) -> str:
+    """The file of an image, checked."""
+    path = folder / name
+    tried = [path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)]
+    file = next((p for p in tried if p.is_file()), None)
+    if file is None:
+        raise UserError(
+            f"{where}: there is no image {path} (looked in {folder.resolve()}); correct the row, "
+            "or name the folder of the images in the source's image_folder."
+        )
+    if problem := _problem(str(file)):
+        raise UserError(f"{where}: the image {file} cannot be read: {problem}.")
+    return str(file)
+
+
+@lru_cache(maxsize=100_000)
+def _problem(path: str) -> str | None:
+    """What is wrong with an image, as far as its header and checksums tell; None if nothing is."""
+    try:
+        with _opened(path) as image:
+            image.verify()
+    except Exception as error:  # by format anything from OSError to SyntaxError
+        return _reason(error)
+    return None
+
+
+def read_image(path: str, where: str) -> Any:
+    """The image of a file, RGB. UserError that names the row `where` if it is broken."""
+    try:
+        with _opened(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # as above
+        raise UserError(f"{where}: the image {path} cannot be read: {_reason(error)}.") from None
+
+
+def _opened(path: str) -> Any:
+    """A few bytes may unpack into all memory: Pillow's limit of pixels holds, and no half more."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

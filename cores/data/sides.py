@@ -1,0 +1,76 @@
+"""Rows of models that read the prompt as a whole: every reply in a row of its own, behind all that
+stood before it, whether that is read by an encoder or by attention both ways."""
+
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from cores.data.encode import Encoded
+from cores.data.images import ImageTokens
+from cores.data.roles import Segment
+from cores.data.template import Template
+from cores.data.values import Turn
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How the base of stage 1 takes a row."""
+
+    encoder: bool = False
+    """The prompt by an encoder; the reply is written by a decoder."""
+    images: ImageTokens | None = None
+    """Images, each as these tokens."""
+
+
+TEXT = Inputs()
+
+
+def reply_rows(
+    template: Template, turns: list[Turn], where: str, last: bool
+) -> list[list[Segment]]:
+    """Segments of the conversation up to each of its replies, that reply alone trained; `last`: up
+    to the last one alone."""
+    ends = [i + 1 for i, turn in enumerate(turns) if i and turn["role"] == "assistant"] or [
+        len(turns)
+    ]
+    rows = [template.segments(turns[:end], where) for end in (ends[-1:] if last else ends)]
+    return [
+        [replace(part, train=part.train and i >= last_reply(row)) for i, part in enumerate(row)]
+        for row in rows
+    ]
+
+
+def last_reply(segments: list[Segment]) -> int:
+    """Index of the segment."""
+    replies = (i for i, segment in enumerate(segments) if segment.role == "assistant")
+    return max(replies, default=0)
+
+
+def two_sides(segments: list[Segment]) -> list[list[Segment]]:
+    """What an encoder reads, all before the last reply, and that reply, which the decoder writes:
+    two texts, tokenised apart."""
+    at = last_reply(segments)
+    prompt = "".join(segment.text for segment in segments[:at])
+    return [[Segment("prompt", prompt, False)], [replace(segments[at], role="text")]]
+
+
+def sided_row(
+    encoder: Encoded, reply: Encoded, closing: list[int], limit: int
+) -> tuple[dict[str, list[int]], bool]:
+    """{"encoder_ids", "input_ids", "labels"}, and whether a side was cut to `limit` tokens.
+
+    encoder_ids end with `closing` even where they are cut; input_ids are the same, for whatever
+    asks how long a row is. labels are the reply's ids, which are no continuation of the others.
+    """
+    room = limit - len(closing)
+    ids = encoder.ids[:room] + closing
+    cut = len(encoder.ids) > room or len(reply.labels) > limit
+    return {"encoder_ids": ids, "input_ids": ids, "labels": reply.labels[:limit]}, cut
+
+
+def closing_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that the tokenizer puts behind a text by default: T5's `</s>`, or none."""
+    bare = list(tokenizer("x", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("x", add_special_tokens=True)["input_ids"])
+    starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[next(starts, len(full)) + len(bare) :]

@@ -1,0 +1,267 @@
+"""Images of rows: where they are found, where they stand, and what is trained beside them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _images import BARE, DESK, TOKENS, WORDS, data, pictures, pieces, said, template
+from PIL import Image
+
+from cores.config.template import TemplateSection
+from cores.data.images import MARK
+from cores.errors import UserError
+
+ASKED = said("What is <image> here?", "A lamp.")
+
+
+def one(folder: Path, row: Any, section: TemplateSection = DESK, **more: Any) -> dict[str, Any]:
+    """The row that it becomes."""
+    pictures(folder / "seen")
+    rows = data(folder, [row], section, **more).train
+    assert len(rows) == 1
+    return rows[0]
+
+
+def test_an_image_stands_where_the_turn_says(tmp_path: Path) -> None:
+    """As a run of tokens, none of them trained; the row knows its file and where it was."""
+    row = one(tmp_path, {"image": "lamp.png", "messages": ASKED})
+    assert pieces(row) == [
+        ("<s>Guest: What is [IMG] here?\nDesk: ", False),
+        ("A lamp.</s>", True),
+    ]
+    assert row["images"] == [str(tmp_path / "seen" / "lamp.png")]
+    assert row["where"].endswith("rows.jsonl:1")
+
+
+def test_front_and_texts_around(tmp_path: Path) -> None:
+    """The turn's own text is then without the white space that was around the image."""
+    front = template(place="front", after="\n")
+    turns = said("What is this?\n<image>", "A lamp.", "And now?", "A lamp.")
+    shown = pieces(one(tmp_path, {"image": "lamp.png", "messages": turns}, front))
+    assert shown[0] == ("<s>Guest: [IMG]\nWhat is this?\nDesk: ", False)
+    assert shown[2] == ("Guest: And now?\nDesk: ", False)
+    around = template(before="(", after=")")
+    assert pieces(one(tmp_path, {"image": "lamp.png", "messages": turns}, around))[0] == (
+        "<s>Guest: What is this?\n([IMG])\nDesk: ",
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"messages": [{"role": "system", "content": "S"}, *said("Both?", "Yes.")]},
+        {"conversations": [{"from": "human", "value": "Both?"}, {"from": "gpt", "value": "Yes."}]},
+        {"prompt": "Both?", "completion": "Yes."},
+        {"prompt": said("Both?"), "completion": said("", "Yes.")[1:]},
+        {"instruction": "Both?", "output": "Yes."},
+    ],
+)
+def test_images_that_no_turn_names_come_first(tmp_path: Path, columns: dict[str, Any]) -> None:
+    """In every form of row, before the first words of the user."""
+    row = one(tmp_path, {"images": ["towel.png", "key.png"], **columns})
+    assert "Guest: [IMG][IMG]Both?\nDesk: " in pieces(row)[0][0]
+    assert [Path(file).stem for file in row["images"]] == ["towel", "key"]
+
+
+def test_parts_of_a_turn(tmp_path: Path) -> None:
+    """Messages of parts, an image among them (TRL's form)."""
+    parts = [
+        {"type": "text", "text": "Is "},
+        {"type": "image"},
+        {"type": "text", "text": " a key?"},
+    ]
+    turns = [{"role": "user", "content": parts}, *said("", "Yes.")[1:]]
+    row = one(tmp_path, {"images": ["key.png"], "messages": turns})
+    assert pieces(row)[0] == ("<s>Guest: Is [IMG] a key?\nDesk: ", False)
+
+
+@pytest.mark.parametrize("name", ["lamp", 7])
+def test_a_name_without_suffix(tmp_path: Path, name: Any) -> None:
+    """Ids of images are file names without one, numbers too."""
+    Image.new("RGB", (8, 8)).save(pictures(tmp_path / "seen") / "7.jpg")
+    row = one(tmp_path, {"image": name, "messages": ASKED})
+    assert row["images"] == [str(tmp_path / "seen" / {"lamp": "lamp.png", 7: "7.jpg"}[name])]
+
+
+def broken(folder: Path) -> None:
+    (folder / "torn.png").write_bytes((folder / "lamp.png").read_bytes()[:60])
+    (folder / "page.png").write_text("<html>not found</html>")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("nowhere.png", "there is no image .*nowhere.png .*image_folder"),
+        ("torn.png", "the image .*torn.png cannot be read: "),
+        ("page.png", "the image .*page.png cannot be read: cannot identify"),
+        ("https://host/a.png", "the address 'https://host/a.png'; nothing is fetched"),
+        ("data:image/png;base64,AAAA", "the address 'data:"),
+        ({"bytes": None}, "must name image files, but holds dict"),
+        (["lamp.png", "key.png"], "2 images, and <image> stands 1 times"),
+        (True, "must name image files, but holds bool"),
+    ],
+)
+def test_images_that_cannot_be_shown(tmp_path: Path, value: Any, says: str) -> None:
+    """The row is named by file and line."""
+    broken(pictures(tmp_path / "seen"))
+    rows = [{"image": "lamp.png", "messages": ASKED}, {"image": value, "messages": ASKED}]
+    with pytest.raises(UserError, match=rf"rows\.jsonl:2: .*{says}"):
+        data(tmp_path, rows)
+
+
+def test_an_image_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own limit is an error from twice as many on, and a warning before."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    with pytest.raises(UserError, match=r"rows.jsonl:1: .*600 pixels. exceeds limit of 599"):
+        one(tmp_path, {"image": "lamp.png", "messages": ASKED})
+
+
+def test_captions(tmp_path: Path) -> None:
+    """The image alone, or one of the requests by the seed, then the caption."""
+    row = {"image": "key.png", "caption": "a brass key"}
+    assert pieces(one(tmp_path, row, BARE)) == [("<s>[IMG]", False), ("a brass key\n</s>", True)]
+    turns = [*said("What is it? <image>", "A key.")]
+    row = {"image": "key.png", "conversations": turns}
+    shown = pieces(one(tmp_path, row, BARE, source={"format": "caption"}))
+    assert shown == [("<s>[IMG]", False), ("A key.\n</s>", True)]
+    requests = ["What do you see?", "Tell me of it.", "Well?"]
+    asked = template(after=" ", requests=requests)
+    rows = [{"image": "key.png", "caption": "a key"}] * 40
+    drawn = [pieces(row)[0][0] for row in data(tmp_path, rows, asked).train]
+    assert set(drawn) == {f"<s>Guest: [IMG] {request}\nDesk: " for request in requests}
+    assert drawn == [pieces(row)[0][0] for row in data(tmp_path, rows, asked).train]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "key.png", "messages": said("Q", "A", "Q", "A")},
+        {"caption": "a key"},
+        {"image": "key.png", "caption": None},
+    ],
+)
+def test_rows_that_are_no_captions(tmp_path: Path, row: dict[str, Any]) -> None:
+    """Several replies, no image, no caption."""
+    with pytest.raises(UserError, match=r"rows.jsonl:1: format caption reads an image and"):
+        one(tmp_path, row, source={"format": "caption"})
+
+
+def interleaved(*images: tuple[str, int, float]) -> dict[str, Any]:
+    names = ("image_name", "matched_text_index", "matched_sim")
+    texts = ["We moved in.", "A lamp was there.", "And a key.", "The end."]
+    return {"text_list": texts, "image_info": [dict(zip(names, i, strict=True)) for i in images]}
+
+
+CHUNKS = template(BARE, end_of_chunk="<end>")
+
+
+def test_interleaved_rows(tmp_path: Path) -> None:
+    """Each image before its sentence; trained is what follows one, not what stands before the
+    first, nor the end of the row."""
+    row = interleaved(("key.png", 2, 0.24), ("lamp.png", 1, 0.5), ("towel.png", 3, 0.2399))
+    made = one(tmp_path, row, CHUNKS)
+    assert pieces(made) == [
+        ("<s>We moved in.[IMG]", False),
+        ("A lamp was there.<end>", True),
+        ("[IMG]", False),
+        ("And a key. The end.<end>", True),
+        ("</s>", False),
+    ]
+    assert [Path(file).stem for file in made["images"]] == ["lamp", "key"]
+    less = one(tmp_path, row, CHUNKS, source={"similarity": 0.2})
+    assert [Path(file).stem for file in less["images"]] == ["lamp", "key", "towel"]
+
+
+def test_interleaved_rows_that_are_damaged(tmp_path: Path) -> None:
+    """An index of no text; an item without its likeness."""
+    for row in (interleaved(("key.png", 9, 0.9)), {"text_list": ["a"], "image_info": [{}]}):
+        with pytest.raises(UserError, match=r"rows.jsonl:1: an item of 'image_info' needs"):
+            one(tmp_path, row, CHUNKS)
+
+
+def test_no_label_on_an_image(tmp_path: Path) -> None:
+    """Not even where every token is trained."""
+    row = one(tmp_path, {"image": "lamp.png", "messages": ASKED}, sft={"loss_on": "all"})
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    untrained = [token for token, label in pairs if label == -100]
+    assert untrained == [TOKENS.id] * TOKENS.count
+
+
+def test_a_limit_within_an_image(tmp_path: Path) -> None:
+    """The row ends before it, and has one image less; nothing trained is left of some."""
+    turns = said("<image>", "Yes.", "<image>", "No.")
+    row = {"images": ["lamp.png", "key.png"], "messages": turns}
+    whole = one(tmp_path, row)
+    second = whole["input_ids"].index(TOKENS.id, whole["input_ids"].index(TOKENS.id) + 3)
+    cut = one(tmp_path, row, sft={"max_length": second + 2})
+    assert cut["input_ids"] == whole["input_ids"][:second]
+    assert cut["labels"] == whole["labels"][:second]
+    assert cut["images"] == whole["images"][:1]
+    kept = one(tmp_path, row, sft={"max_length": second + 3})
+    assert kept["images"] == whole["images"]
+    with pytest.raises(UserError, match=r"1 no trained token within sft.max_length"):
+        one(tmp_path, row, sft={"max_length": 10})
+
+
+def test_texts_beside_rows_of_images(tmp_path: Path) -> None:
+    """They have no image; one who types the token of images has typed a control token."""
+    rows = [{"prompt": "A?", "completion": "B"}, {"prompt": "<image>?", "completion": "B"}]
+    made = data(tmp_path, rows)
+    assert [row["images"] for row in made.train] == [[]]
+    assert "holds the control token <image>" in "".join(made.report.lines())
+    with pytest.raises(UserError, match="holds <image> without an image"):
+        data(tmp_path, [{"prompt": f"{MARK}?", "completion": "B"}])
+
+
+def test_rows_of_one_image_are_on_one_side(tmp_path: Path) -> None:
+    """Whatever is asked of it, wherever the files lie; and images are spread over both sides."""
+    pictures(tmp_path / "seen")
+    names = [f"{i}.png" for i in range(20)]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / "seen" / name)
+    rows = [
+        {"image": name, "prompt": f"{asked}?", "completion": "B"}
+        for name in names
+        for asked in ("Who", "What")
+    ]
+    made = data(tmp_path, rows, test_fraction=0.4)
+    sides = [{row["images"][0] for row in side} for side in (made.train, made.test)]
+    assert len(made.train) + len(made.test) == 40
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize(
+    ("section", "source", "key"),
+    [
+        (DESK, {"image_folder": "seen"}, "data.sft.image_folder"),
+        (DESK, {"similarity": 0.3}, "data.sft.similarity"),
+        (DESK, {"format": "caption"}, "data.sft.format caption"),
+        (template(before="("), {}, "template.image"),
+    ],
+)
+def test_a_base_that_reads_none(
+    tmp_path: Path, section: TemplateSection, source: dict[str, Any], key: str
+) -> None:
+    """Options of images would do nothing, and images would be lost."""
+    row = {"prompt": "A?", "completion": "B"}
+    with pytest.raises(UserError, match=rf"^{key}: is for images, which this base does not read"):
+        data(tmp_path, [row], section, None, source)
+    with pytest.raises(UserError, match=r"column 'image' .* is not read"):
+        data(tmp_path, [{**row, "image": "lamp.png"}], DESK, None)
+
+
+def test_a_template_that_loses_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat template that shows no content would train an image that is not in the row."""
+    lossy = "{% for m in messages %}{{ m['role'] }}:</s>{% endfor %}"
+    monkeypatch.setattr(WORDS, "chat_template", lossy, raising=False)
+    with pytest.raises(UserError, match=r"rows.jsonl:1: the template shows 0 of the 1 images"):
+        one(tmp_path, {"image": "lamp.png", "messages": ASKED}, TemplateSection(kind="chat"))
+
+
+def test_ignored_images(tmp_path: Path) -> None:
+    """Knowingly: the row is then a text."""
+    row = {"image": "nowhere.png", "prompt": "A?", "completion": "B"}
+    assert one(tmp_path, row, source={"ignore": ["image"]})["images"] == []

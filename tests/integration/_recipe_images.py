@@ -1,4 +1,5 @@
-"""As _recipe_rows, of the systems that read images: <IMG> stands for one."""
+"""As _recipe_rows, of the systems that read images: <IMG> stands for one, but where it is
+one token."""
 
 from _recipe_rows import VICUNA, Case
 
@@ -74,7 +75,7 @@ IMAGES: dict[str, Case] = {
         ],
         [
             [
-                ("The yard.<IMG>", False),
+                ("The yard.<image>", False),
                 (f"It is {colour}. Then we left.<|endofchunk|>", True),
                 ("</s>", False),
             ]

@@ -57,6 +57,18 @@ def test_a_base_is_made_as_asked(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "other").exists()
 
 
+def test_all_bases_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("PIL", reason="the extra images is not installed")
+    script("recipes.py", ["tiny", "--all", tmp_path / "all"])
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == RECIPES
+    assert len(capsys.readouterr().out.split()) == len(RECIPES)
+    for recipe in ("chatyuan", "moss", "llava_stage1"):
+        again = tmp_path / recipe
+        script("recipes.py", ["tiny", recipe, again])
+        weights = [folder / "model.safetensors" for folder in (again, tmp_path / "all" / recipe)]
+        assert weights[0].read_bytes() == weights[1].read_bytes(), "the same at every call"
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rows_are_read_and_learned_by_the_original_rule(
     recipe: str, bases: Any, call: Any, tmp_path: Path

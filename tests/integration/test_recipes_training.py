@@ -77,7 +77,13 @@ def pairs(form: Any) -> list[dict[str, Any]]:
     return [form(question, *pair) for question in ASKED for pair in PAIRS]
 
 
+WHOLE = {"chatglm_chat": ("--sft.prefix_tokens", "0")}
+"""Options without which a recipe's stage 1 leaves an adapter that stages 2 and 3 do not read."""
 CHAINS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "chatglm_chat": (
+        pairs(lambda q, a, b: {"prompt": q, "chosen": a, "rejected": b}),
+        [{"prompt": question} for question in ASKED],
+    ),
     "colossalai": (
         pairs(lambda q, a, b: {"prompt": q, "response": a, "chosen": a, "rejected": b}),
         [{"prompt": f"{question} Now."} for question in ASKED],
@@ -126,7 +132,15 @@ def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
     given = words(recipe, bases(recipe), written(case, tmp_path / "data"), out)
     given += ["--data.preference.path", rows_file(tmp_path / "second.jsonl", second)]
     given += ["--data.prompts.path", rows_file(tmp_path / "third.jsonl", third)]
-    given += [*case.options, *FEW_STEPS, "--model.precision", "fp32", "--reward.warmup", "0"]
+    given += [
+        *case.options,
+        *WHOLE.get(recipe, ()),
+        *FEW_STEPS,
+        "--model.precision",
+        "fp32",
+        "--reward.warmup",
+        "0",
+    ]
     given += [
         "--ppo.min_new_tokens",
         "0",

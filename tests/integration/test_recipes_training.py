@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _helpers import FEW_STEPS, ROOT, record
+from _helpers import FEW_STEPS, record
 from _recipe_rows import META, TEXTS
 from _recipes import CASES, RECIPES, words, written
 from peft import AutoPeftModelForCausalLM
@@ -132,23 +132,7 @@ def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
     given = words(recipe, bases(recipe), written(case, tmp_path / "data"), out)
     given += ["--data.preference.path", rows_file(tmp_path / "second.jsonl", second)]
     given += ["--data.prompts.path", rows_file(tmp_path / "third.jsonl", third)]
-    given += [
-        *case.options,
-        *WHOLE.get(recipe, ()),
-        *FEW_STEPS,
-        "--model.precision",
-        "fp32",
-        "--reward.warmup",
-        "0",
-    ]
-    given += [
-        "--ppo.min_new_tokens",
-        "0",
-        "--ppo.max_prompt_length",
-        "600",
-        "--ppo.eval_prompts",
-        "0",
-    ]
+    given += [*case.options, *FEW_STEPS, *SHORT, *WHOLE.get(recipe, ())]
     config = parse_config(given, "", "")
     if config.reward.base is not None:
         given += ["--reward.base", str(bases(recipe))]
@@ -159,5 +143,3 @@ def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
     before, after = stock(out / "sft").state_dict(), stock(out / "ppo").state_dict()
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert config.output_dir == str(out)
-    assert (ROOT / "configs" / "recipes" / f"{recipe}.yaml").is_file()

@@ -32,6 +32,8 @@ SECTION = (
     "is a section: it must hold keys of its own, in a file indented below it; leave it out for the "
     "defaults of all"
 )
+RENAMED = {f"{stage}.warmup_ratio": f"{stage}.warmup" for stage in ("sft", "reward", "ppo")}
+"""Keys of earlier versions, and what they are called now; unfinished runs may still hold them."""
 ITEM = "must hold keys of its own, such as {path: FILE, weight: 2}"
 
 
@@ -111,6 +113,8 @@ def _any_item(key: str) -> str:
 
 def _unknown_key(key: str) -> str:
     key = printable(key)
+    if key in RENAMED:
+        return f"{key} was renamed to {RENAMED[key]}; docs/configuration.md says what it takes."
     spelt = re.sub(r"\blr\b", "learning_rate", _any_item(key).removeprefix("--"))
     close = difflib.get_close_matches(spelt, KEYS, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]}?" if close else ""

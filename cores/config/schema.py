@@ -58,7 +58,7 @@ class SFTSection:
     """Passes over the data; 3 as in Coati (2023-04)."""
     max_steps: Optional[int] = number(None, above=0)
     """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
-    warm-up and cosine are shares of the whole."""
+    warm-up and schedule are shares of the whole."""
     learning_rate: float = number(2e-5, above=0, most=1)
     """Peak learning rate; Alpaca's value, safe for 0.1-7B models."""
     optimizer: Optimizer = "adamw"
@@ -113,7 +113,7 @@ class RewardSection:
     """Passes over the pairs; reward models overfit from the second on (Ouyang et al. 2022)."""
     max_steps: Optional[int] = number(None, above=0)
     """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
-    warm-up and cosine are shares of the whole."""
+    warm-up and schedule are shares of the whole."""
     learning_rate: float = number(9e-6, above=0, most=1)
     """Peak learning rate; Coati's value (2023-09)."""
     optimizer: Optimizer = "adamw"

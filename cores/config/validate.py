@@ -13,6 +13,7 @@ from cores.config.limits import LARGEST, range_problems
 from cores.config.lora import LoraSection
 from cores.config.ppo import ESTIMATORS, OPTIONS, PPOSection
 from cores.config.schema import Config
+from cores.config.training import training
 from cores.errors import UserError
 
 
@@ -23,6 +24,7 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
     for sentences in (
         _paths(config), _sizes(ppo), _policy(ppo), _estimator(ppo), _unused(ppo), _adapters(config),
         _elsewhere(config), _together(config), _template(config), _rows(config), _streaming(config),
+        training(config),
     ):  # fmt: skip
         for sentence in sentences:
             key, _, problem = sentence.partition(": ")

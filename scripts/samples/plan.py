@@ -72,7 +72,7 @@ DEMO = Task(
         RATE: ("6e-4", "1e-3", "2e-3"),
         CRITIC_RATE: ("3e-3",),
         "ppo.lr_schedule": ("linear",),
-        "ppo.warmup_ratio": ("0.1",),
+        "ppo.warmup": ("0.1",),
         "ppo.max_grad_norm": ("1000",),
         "ppo.epochs": ("1", "4"),
         "ppo.minibatch_size": ("32", "128"),

@@ -2,6 +2,7 @@
 `--help`, with every key's docstring as it stands in the source of the dataclasses."""
 
 import ast
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -67,6 +68,16 @@ def parse_config(argv: list[str], prog: str, description: str) -> Config:
 def plain(config: Any) -> dict[str, Any]:
     """A configuration (section) as nested dicts of JSON values."""
     return dataclasses.asdict(config)
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """What `plain` gave in an earlier version, under today's names."""
+    found = copy.deepcopy(values)
+    for old, new in RENAMED.items():
+        (section, before), (_, now) = old.split("."), new.split(".")
+        if isinstance(inside := found.get(section), dict) and before in inside:
+            inside[now] = inside.pop(before)
+    return found
 
 
 def _options(argv: list[str]) -> list[tuple[str, str]]:

@@ -138,15 +138,16 @@ class RewardSection:
     freeze_base: bool = False
     """Train the head alone."""
     base: Optional[str] = None
-    """Model, folder or hub id, that the reward model starts from in place of stage 1's."""
+    """Model, folder or hub id, that the reward model starts from in place of stage 1's; of the same
+    tokenizer."""
     batch_size: int = number(32, above=0)
-    """Pairs an optimizer step, over all processes."""
+    """Pairs, or rated replies, an optimizer step, over all processes."""
     microbatch_size: int = number(8, above=0)
-    """Pairs a forward pass on one process."""
+    """Pairs, or rated replies, a forward pass on one process."""
     max_length: int = number(512, above=0)
     """Tokens a side at most; longer sides lose their end, and are counted. Coati's value."""
     center_coef: float = 0.0
-    """Weight of mean((r_chosen + r_rejected)^2), which keeps scores near 0 (Eisenstein et al.
+    """With kind pairwise: weight of mean((r_chosen + r_rejected)^2), which keeps scores near 0 (Eisenstein et al.
     2023). 0: off, as calibration sets the mean afterwards."""
     max_grad_norm: float = number(1.0, above=0)
     """Gradients are clipped to this norm."""

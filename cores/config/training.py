@@ -18,6 +18,7 @@ def training(config: Config) -> Iterator[str]:
     yield from _steps("sft", config.sft)
     yield from _steps("reward", config.reward)
     yield from _order(config)
+    yield from _reward(config.reward)
 
 
 def _steps(stage: str, section: SFTSection | RewardSection) -> Iterator[str]:
@@ -52,3 +53,16 @@ def _order(config: Config) -> Iterator[str]:
             "sft.lr_schedule: restarts begin anew with each epoch, and a stream has none; choose "
             "cosine, or turn data.sft.streaming off."
         )
+
+
+def _reward(reward: RewardSection) -> Iterator[str]:
+    """Options of stage 2 that do nothing beside the others."""
+    default, kind = RewardSection(), f"reward.kind {reward.kind}"
+    for key, has_effect, beside in (
+        ("bins", reward.kind == "binned", kind),
+        ("center_coef", reward.kind == "pairwise", kind),
+        ("freeze_base", not reward.lora.rank, "adapters (reward.lora.rank), which train it"),
+        ("base", reward.path is None, f"reward.path {reward.path}, which is not trained"),
+    ):
+        if not has_effect and getattr(reward, key) != getattr(default, key):
+            yield f"reward.{key}: has no effect with {beside}; remove one of them."

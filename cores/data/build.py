@@ -17,6 +17,7 @@ from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.formats import NO_TURN, Example, Reader, Stage
 from cores.data.mixture import interleave, mix
+from cores.data.ratings import RatingReader
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sources import Source, sources
@@ -68,9 +69,10 @@ def sft_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | 
 
 def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
     """Pairs: rows {"chosen_ids": list[int], "rejected_ids": list[int], "prompt_length": int,
-    "margin": float}.
+    "margin": float}. Of reward.kind pointwise and binned: rows {"ids": list[int],
+    "prompt_length": int, "score": float}.
 
-    Both sides end with the reply's stop token (or are cut before it), never with what a chat
+    All ids end with the reply's stop token (or are cut before it), never with what a chat
     template writes after it: stage 3 scores replies that end there. margin is in units of score,
     0 where the row has none. Raises as `sft_data`.
     """
@@ -120,10 +122,13 @@ def _one(
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
 
+    rated = stage == "reward" and config.reward.kind != "pairwise"
+    kind = RatingReader if rated else Reader
+
     def read(source: Source) -> tuple[Reader, list[Example]]:
         rows = list(source.open())
         columns = list(dict.fromkeys(name for row in rows for name in row.columns))
-        reader = Reader(config, section, columns, source.path, stage, key)
+        reader = kind(config, section, columns, source.path, stage, key)
         return reader, [reader.read(row) for row in rows]
 
     def made(source: Source, reader: Reader, examples: list[Example]) -> tuple[Rows, SplitReport]:

@@ -72,6 +72,9 @@ def _sides(row: dict[str, Any]) -> Iterator[tuple[str, list[int], list[bool]]]:
         for side in ("chosen", "rejected"):
             ids = row[f"{side}_ids"]
             yield f" {side}", ids, [i >= row["prompt_length"] for i in range(len(ids))]
+    elif "score" in row:
+        ids = row["ids"]
+        yield "", ids, [i >= row["prompt_length"] for i in range(len(ids))]
     else:
         ids = row["input_ids"]
         labels = row.get("labels", [IGNORED] * len(ids))

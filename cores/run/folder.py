@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from cores.config import Config, plain
-from cores.config.parse import RENAMED
+from cores.config.parse import renamed
 from cores.errors import UserError
 from cores.files import read_json, write_json
 from cores.run import checkpoint
@@ -202,7 +202,7 @@ def read_state(path: Path, remedy: str = "") -> dict[str, Any]:
     for name in ("config", "facts"):
         if not isinstance(state.get(name), dict):
             raise UserError(f"{path}: damaged (unlike {name}). {remedy}")
-    return state
+    return {**state, "config": renamed(state["config"])}
 
 
 def _clean(folder: Path) -> None:
@@ -239,8 +239,7 @@ def command(config: Config) -> str:
 
 def differing(before: dict[str, Any], now: Config) -> list[str]:
     """Keys with another value than the unfinished run began with, each `key: before -> now`."""
-    new = flat(plain(now))
-    old = {RENAMED.get(key, key): value for key, value in flat(before).items()}
+    new, old = flat(plain(now)), flat(before)
     known = flat(plain(Config())) | old  # a key that is new since then had its default
     # No rate depends on the number of updates then.
     constant = new["ppo.lr_schedule"] == "constant" and not 0 < new["ppo.warmup"] < 1

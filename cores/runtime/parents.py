@@ -163,7 +163,8 @@ def _check_base(parent: Parent) -> None:
     if adapter is None:
         return
     base = base_of(parent.folder, adapter)
-    trained_on = parent.record["parents"].get(BASES[parent.stage], {"files": {"": ""}})
+    parents = parent.record["parents"]
+    trained_on = parents.get("base") or parents.get(BASES[parent.stage], {"files": {"": ""}})
     if "files" not in trained_on:  # on the hub
         return
     found = model_files(Path(base))
@@ -190,8 +191,9 @@ def _check_fit(parents: dict[str, Parent]) -> None:
     """Reward model and policy must read the same ids."""
     first, *others = parents.values()
     for other in (parent for parent in others if not parent.elsewhere):
+        own = other.stage == "reward" and "base" in other.record["parents"]  # rows of its own
         for key, name in (("tokenizer", "tokenizer"), ("vocab_size", "vocabulary size")):
-            if other.record[key] != first.record[key]:
+            if other.record[key] != first.record[key] and not (own and key == "vocab_size"):
                 raise UserError(
                     f"{other.folder}: its {name} ({str(other.record[key])[:12]}) is not that of "
                     f"{first.folder} ({str(first.record[key])[:12]}), so it would score other "
@@ -233,7 +235,7 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     """
     path, revision, note = getattr(config, stage).path, getattr(config, stage).revision, None
     try:
-        folder = _fetched(path, revision, f"{stage}.revision")
+        folder = fetched(path, revision, f"{stage}.revision")
         model, tokenizer = load_config(folder), load_tokenizer(folder)
         if stage == "sft":
             note = settle_pad_token(tokenizer, config.model.pad_token)
@@ -264,7 +266,7 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     }
 
 
-def _fetched(path: str, revision: str | None, key: str) -> Path:
+def fetched(path: str, revision: str | None, key: str) -> Path:
     """A local folder; or of a hub id the one in the hub's cache, which is named as its commit."""
     if (folder := Path(place(path))).is_dir():
         if revision is not None:
@@ -278,7 +280,8 @@ def _fetched(path: str, revision: str | None, key: str) -> Path:
 def _check_reward(model: PretrainedConfig, path: str) -> None:
     """UserError unless it has one trained number at every token."""
     names = ", ".join(model.architectures or [])
-    if CLASSIFIER not in names or model.num_labels != 1:
+    binned = hasattr(model, "reward_scale")  # stage 2 wrote it
+    if CLASSIFIER not in names or not (model.num_labels == 1 or binned):
         labels = f" with {model.num_labels} labels" if CLASSIFIER in names else ""
         raise UserError(
             f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "

@@ -18,18 +18,18 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from cores.config import Config, RewardSection, SFTSection
-from cores.draws import key
 from cores.errors import ANEW, UserError
 from cores.rl.schedule import lr_factor, warmup_steps
 from cores.run import StageRun
 from cores.run.checkpoint import State
 from cores.sharding.whole import load_weights
 from cores.training.optimizers import NAMES, ByLength, Lion
+from cores.training.steps import Steps
 
 STATUS_LINES = 20
 """Status lines a stage, about."""
@@ -120,6 +120,8 @@ class Lasting(Trainer):
         super().__init__(**arguments)
         self.run, self.held = run, run.launch.sharding
         self.skipped = self.left_out = 0
+        self.sums: dict[str, Any] = {}
+        """Figures beside the loss, added up over `rows` since the last log line."""
         self.remove_callback(PrinterCallback)
         self.add_callback(Steps(self, names))
 
@@ -210,6 +212,20 @@ class Lasting(Trainer):
             f"{ANEW}."
         )
 
+    def add(self, rows: int, figures: dict[str, torch.Tensor]) -> None:
+        """Note figures (B,) of so many rows, for the next log line."""
+        found = {"rows": rows, **{name: each.detach().sum() for name, each in figures.items()}}
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in found.items()}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the means of the figures over the rows of all ranks."""
+        if "loss" in logs and self.sums:
+            ranks = gather_object([{name: float(x) for name, x in self.sums.items()}])
+            sums = {name: sum(rank[name] for rank in ranks) for name in self.sums}
+            logs |= {name: x / sums["rows"] for name, x in sums.items() if name != "rows"}
+            self.sums = {}
+        super().log(logs, start_time)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         state = self.held.of_trainer(self).state(keep=self.run.launch.is_main)
         losses = gather_object([float(self._tr_loss)])
@@ -219,63 +235,8 @@ class Lasting(Trainer):
             "trainer": progress | {"log_history": []},
             "schedule": schedule | {"lr_lambdas": [None] * len(schedule["lr_lambdas"])},
             "losses": losses,
+            "sums": gather_object([{name: float(x) for name, x in self.sums.items()}]),
             "logged": self._globalstep_last_logged,
             "skipped": [self.skipped, self.left_out],
         }
         self.run.save(self.state.global_step, State(state, numbers))
-
-
-class Steps(TrainerCallback):
-    """Between the steps: random numbers, the log, checkpoints, the end."""
-
-    def __init__(self, trainer: Lasting, names: list[str]) -> None:
-        self.trainer, self.names = trainer, names
-        self.told = False
-        """The run was told to stop."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The loss since the last log line goes on where it was."""
-        run, trainer = self.trainer.run, self.trainer
-        if run.resumed is not None:
-            losses = run.resumed.numbers["losses"]
-            same = len(losses) == run.launch.world
-            trainer._tr_loss += losses[run.launch.rank] if same else sum(losses) / len(losses)
-            trainer._globalstep_last_logged = run.resumed.numbers["logged"]
-            trainer.skipped, trainer.left_out = run.resumed.numbers["skipped"]
-            if state.global_step >= state.max_steps:
-                control.should_training_stop = True
-        run.going_on(state.max_steps)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Dropout draws from (seed, step, rank)."""
-        seed, rank = self.trainer.run.config.seed, self.trainer.run.launch.rank
-        torch.manual_seed(key(seed, "dropout", state.global_step, rank) % 2**63)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save where it is time; stop where the run was told to."""
-        last = state.global_step >= state.max_steps
-        control.should_save, self.told = self.trainer.run.look(state.global_step, last)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Behind a checkpoint: the end, where it was told."""
-        if self.told:
-            self.trainer.run.leave(state.global_step, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Called by the trainer every `logging_steps` optimizer steps."""
-        if not logs or "loss" not in logs:
-            return
-        run = self.trainer.run
-        values = {name: float(logs[name]) for name in self.names}
-        if run.config.faults.nonfinite == "skip":  # of the last step, which may be left out
-            values = {name: x for name, x in values.items() if name == "loss" or math.isfinite(x)}
-            values["skipped_steps"], self.trainer.left_out = float(self.trainer.left_out), 0
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"{run.stage}: the training loss is {values['loss']} at step {state.global_step}. "
-                f"Lower {run.stage}.learning_rate, or compute in fp32 (--model.precision fp32), "
-                f"{ANEW}."
-            )
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        line = f"{run.stage} {state.global_step}/{state.max_steps}  {shown}"
-        run.log(state.global_step, values, line)

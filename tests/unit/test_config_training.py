@@ -23,6 +23,16 @@ from cores.config import training
             "--sft.lr_schedule restarts --data.sft.streaming true --sft.max_steps 1",
             "sft.lr_schedule: restarts begin anew with each epoch, and a stream has none",
         ),
+        ("--reward.bins 7", "reward.bins: has no effect with reward.kind pairwise"),
+        (
+            "--reward.kind pointwise --reward.center_coef .1",
+            "reward.center_coef: has no effect with reward.kind pointwise",
+        ),
+        (
+            "--reward.freeze_base true --reward.lora.rank 4",
+            "reward.freeze_base: has no effect with adapters (reward.lora.rank)",
+        ),
+        ("--reward.base a --reward.path b", "reward.base: has no effect with reward.path b"),
     ],
 )
 def test_what_is_refused(words: str, said: str) -> None:

@@ -22,7 +22,7 @@ from cores.config import (
 )
 from cores.errors import UserError
 from cores.run import StageRun
-from cores.run.folder import differing
+from cores.run.folder import differing, read_state
 
 
 def changed(section: str | None = None, **values: Any) -> Config:
@@ -109,13 +109,16 @@ def test_keys_of_other_versions() -> None:
     assert differing(before, Config()) == ["ppo.old: is gone"]
 
 
-def test_keys_that_were_renamed() -> None:
+def test_keys_that_were_renamed(tmp_path: Path) -> None:
     """Are what they are called now: such a run goes on, with the same value alone."""
     before = plain(Config())
     for stage in ("sft", "reward", "ppo"):
         before[stage]["warmup_ratio"] = before[stage].pop("warmup")
-    assert differing(before, Config()) == []
-    assert differing(before, changed("sft", warmup=7)) == ["sft.warmup: 0.03 -> 7"]
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({"config": before, "facts": {}}), encoding="utf-8")
+    found = read_state(path)["config"]
+    assert differing(found, Config()) == []
+    assert differing(found, changed("sft", warmup=7)) == ["sft.warmup: 0.03 -> 7"]
 
 
 def depends(data: str = "d" * 64, folder: str = "runs/a/sft", sft: str = "a" * 64) -> Any:

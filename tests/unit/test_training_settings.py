@@ -37,6 +37,9 @@ def test_the_loss_of_pairs(tmp_path: Path) -> None:
     rows = [{**pair, "margin": m} for pair, m in zip(pairs(8), margins.tolist(), strict=True)]
     config = replace(config, reward=replace(config.reward, center_coef=0.5))
     model = classifier("gpt2")
+    for module in model.modules():  # as it is loaded for stage 2
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     sides = ([pair[name] for pair in rows] for name in ("chosen_ids", "rejected_ids"))
     chosen, rejected = (
         torch.tensor(score_rows(ScalarModel(model), side, PAD, 8, LAUNCH)) for side in sides

@@ -180,6 +180,30 @@ def margin_of(row: Row) -> float:
     return margin
 
 
+def score_of(row: Row, bins: int | None) -> float | None:
+    """A reply's score: any number, or with `bins` a rating, 1 to so many; None where none is given.
+    0 is a score as others are."""
+    value = value_of(row, "score")
+    if value is None or value == "":
+        return None
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)  # CSV holds text
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    if bins is None and not abs(score) <= LARGEST_MARGIN:
+        raise UserError(
+            f"{row.where}: column 'score' must be a number of at most {LARGEST_MARGIN:g}, but "
+            f"holds {short(value)}; correct the row."
+        )
+    if bins is not None and score not in range(1, bins + 1):
+        raise UserError(
+            f"{row.where}: column 'score' must be a whole number from 1 to {bins} (reward.bins, "
+            f"with reward.kind binned), but holds {short(value)}; correct the row, set "
+            "reward.bins, or choose reward.kind pointwise."
+        )
+    return score
+
+
 def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:
     if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
         role, content = turn["role"], turn["content"]

@@ -61,8 +61,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "    @once_differentiable\n", ""),
             ("fused-nowhere", "kernels wherever the logits lie",
              'device.type == "cuda" and find_spec', "find_spec"),
-            ("mean-forgotten", "calibration's mean is not subtracted", " - self.mean", ""),
-            ("mean-sign", "calibration's mean is added", " - self.mean", " + self.mean"),
+            ("mean-forgotten", "calibration's mean is not subtracted",
+             "logits.squeeze(-1) - self.mean", "logits.squeeze(-1)"),
+            ("mean-sign", "calibration's mean is added",
+             "logits.squeeze(-1) - self.mean", "logits.squeeze(-1) + self.mean"),
             ("score-length", "score at the row's length, wrong for left padding",
              "(positions * mask).argmax(dim=1)", "mask.long().sum(dim=1) - 1"),
             ("score-before", "score of the token before the last",
@@ -113,8 +115,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("lora-frozen", "a merged model stays frozen",
              "requires_grad_(True)", "requires_grad_(False)"),
             ("score-rounded", "the score head rounded to bf16",
-             'linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != '
-             "SCALAR_HEAD", "linear = isinstance(module, (nn.Linear, Conv1D))"),
+             'linear = isinstance(module, (nn.Linear, Conv1D)) and SCALAR_HEAD not in '
+             'name.split(".")', "linear = isinstance(module, (nn.Linear, Conv1D))"),
             ("conv1d-whole", "GPT-2's linear layers not held in bf16",
              "linear = isinstance(module, (nn.Linear, Conv1D))",
              "linear = isinstance(module, nn.Linear)"),

@@ -85,7 +85,7 @@ BOTH_RATES = f"{RATE}+{CRITIC_RATE}"
 REAL: dict[str, tuple[str, ...]] = {
     "ppo.lam": ("1",),
     BOTH_RATES: ("3e-5+6e-5", "4e-5+8e-5"),
-    f"{BOTH_RATES}+ppo.warmup_ratio": ("4e-5+8e-5+0.1",),
+    f"{BOTH_RATES}+ppo.warmup": ("4e-5+8e-5+0.1",),
     "ppo.minibatch_size": ("16",),
     "ppo.epochs": ("4",),
     BETA2: ("0.99",),

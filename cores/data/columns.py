@@ -7,6 +7,7 @@ questions and of their replies (Chinese-Vicuna's chats), and a dict of turns (MO
 import difflib
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 from cores.data.sources import Row
@@ -91,14 +92,14 @@ def standard(row: Row, names: dict[str, str]) -> Row:
     """The row with its columns renamed, its shape as turns in `messages` if it is one of those
     above."""
     columns = {names.get(name, name): value for name, value in row.columns.items()}
-    row = Row(row.where, columns)
+    row = replace(row, columns=columns)
     if "messages" in columns or "conversations" in columns:
         return row
     turns, read = _parallel(row) or _rounds(row) or ([], ())
     if not read:
         return row
     rest = {name: value for name, value in columns.items() if name not in read}
-    return Row(row.where, {"messages": turns, **rest})
+    return replace(row, columns={"messages": turns, **rest})
 
 
 def _parallel(row: Row) -> tuple[list[Turn], tuple[str, ...]] | None:

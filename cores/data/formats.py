@@ -170,11 +170,10 @@ class Reader:
         used = {*COLUMNS[self.format][1], "margin" if stage == "reward" else ""}
         used |= {self.column or "", *(() if self.column or self.plain else PAIR)}
         used |= {"input"} if self.column == "instruction" else set()
-        self.beside = [] if self.plain or config.template.kind == "none" else BESIDE
-        """Columns that are turns before the prompt; none has a place for them."""
-        self.beside = [name for name in self.beside if name not in source.ignore]
-        used |= set(self.beside)
-        self.unread = [name for name in columns if name not in used]
+        placeless = self.plain or config.template.kind == "none"
+        self.beside = [n for n in BESIDE if not placeless and n not in source.ignore]
+        """Columns that are turns before the prompt, where there is a place for them."""
+        self.unread = [name for name in columns if name not in used.union(self.beside)]
         """Columns that the stage does not read."""
 
     def read(self, row: Row) -> Example:

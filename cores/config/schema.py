@@ -147,8 +147,8 @@ class RewardSection:
     max_length: int = number(512, above=0)
     """Tokens a side at most; longer sides lose their end, and are counted. Coati's value."""
     center_coef: float = 0.0
-    """With kind pairwise: weight of mean((r_chosen + r_rejected)^2), which keeps scores near 0 (Eisenstein et al.
-    2023). 0: off, as calibration sets the mean afterwards."""
+    """With kind pairwise: weight of mean((r_chosen + r_rejected)^2), which keeps scores near 0
+    (Eisenstein et al. 2023). 0: off, as calibration sets the mean afterwards."""
     max_grad_norm: float = number(1.0, above=0)
     """Gradients are clipped to this norm."""
     calibration_samples: int = number(256, least=2)

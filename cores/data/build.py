@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.formats import NO_TURN, Example, Reader, Stage
-from cores.data.mixture import interleave, mix
+from cores.data.mixture import interleave, mix, tokens_in
 from cores.data.ratings import RatingReader
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
@@ -106,7 +106,9 @@ def _build(
     ]
     trains, tests, reports = zip(*parts, strict=True)
     weights = [source.weight for source in section.sources]
-    train, counts = mix(trains, weights, config.seed)
+    by_tokens = section.weigh == "tokens"
+    train, mixed = mix(trains, weights, config.seed, by_tokens)
+    counts, tokens = [len(part) for part in mixed], [tokens_in(part) for part in mixed]
     for i, source in enumerate(section.sources):
         if not counts[i]:
             raise UserError(
@@ -114,7 +116,11 @@ def _build(
                 f"of the {len(train)} training rows, so nothing of {source.path!r} would be used. "
                 "Raise the weight, give more rows, or remove the item."
             )
-    return StageData(train, interleave(tests), MixtureReport(list(reports), weights, counts))
+    return StageData(
+        train,
+        interleave(tests),
+        MixtureReport(list(reports), weights, counts, tokens if by_tokens else None),
+    )
 
 
 def _one(

@@ -134,6 +134,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("largest-remainder", "the smallest remainder gets the row left over",
              "counts[i] - quotas[i]", "quotas[i] - counts[i]"),
+            ("mixture-tokens-rows", "shares of tokens drawn as rows",
+             "amount = tokens_in if tokens else len", "amount = len"),
+            ("mixture-tokens-over", "a part always gives more than its share of tokens",
+             "abs(sums[n] - tokens)", "abs(sums[n] - tokens - 15)"),
             ("mixture-seed", "the mixture does not follow the seed",
              "random.Random(seed)", "random.Random(0)"),
         ],

@@ -42,6 +42,13 @@ def _steps(stage: str, section: SFTSection | RewardSection) -> Iterator[str]:
 def _order(config: Config) -> Iterator[str]:
     """Of rows that come otherwise than by a shuffle of all."""
     sft, streaming = config.sft, config.data.sft.streaming
+    for name in ("sft", "preference", "prompts"):
+        source = getattr(config.data, name)
+        if source.weigh != "rows" and not source.sources:
+            yield (
+                f"data.{name}.weigh: has no effect without data.{name}.sources, whose weights it "
+                "is about; give several, or remove it."
+            )
     if sft.group_by_length and (sft.packing or streaming):
         other = "sft.packing" if sft.packing else "data.sft.streaming"
         yield (

@@ -2,8 +2,6 @@
 
 from cores.data.build import (
     StageData,
-    StreamedData,
-    TextStream,
     preference_data,
     prompt_data,
     sft_data,
@@ -11,3 +9,4 @@ from cores.data.build import (
 from cores.data.collate import left_pad, right_pad
 from cores.data.inspect import readable, show
 from cores.data.report import DataReport, MixtureReport, SplitReport
+from cores.data.stream import StreamedData, TextStream

@@ -1,44 +1,29 @@
 """The data of each stage: read -> conversations -> segments -> ids, split, truncated, counted.
 
-In memory, or for texts of stage 1 read while training (`StreamedData`).
+In memory, or for texts of stage 1 read while training (`stream.StreamedData`).
 """
 
-import hashlib
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
-from cores.data.formats import NO_TURN, Example, Reader, Stage
+from cores.data.formats import Example, Reader, Stage
 from cores.data.images import shown
-from cores.data.mixture import interleave, mix
+from cores.data.mixture import interleave, mix, tokens_in
 from cores.data.presets import converted
 from cores.data.ratings import RatingReader
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sides import TEXT, Inputs
 from cores.data.sources import Source, sources
+from cores.data.splits import Rows, held_out, require
+from cores.data.stream import StreamedData, streamed
 from cores.errors import UserError
-
-BUFFER = 1000
-"""Rows that wait to be drawn at random: far rows of a file meet, and a thousand texts are small."""
-
-TEST_ROWS = 1000
-"""Held-out rows of a stream kept at most: their mean loss is then known to a few percent."""
-
-KEY = "data.sft"
-"""Section of the rows that may be streamed."""
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,16 +38,6 @@ class StageData:
     """Where they came from, and what was left out."""
 
 
-@dataclass(frozen=True)
-class StreamedData:
-    """As `StageData`, with training rows that come one by one and never end."""
-
-    train: "TextStream"
-    test: Rows
-    report: DataReport
-    """Its counts grow while `train` is read."""
-
-
 def sft_data(
     config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Inputs = TEXT
 ) -> StageData | StreamedData:
@@ -75,7 +50,7 @@ def sft_data(
     Raises UserError for anything wrong with the source, or if no row is left to train on.
     """
     if config.data.sft.streaming:
-        return _streamed(config, tokenizer)
+        return streamed(config, tokenizer)
     return _build(config, tokenizer, "sft", "data.sft", config.data.sft, inputs)
 
 
@@ -119,7 +94,9 @@ def _build(
     ]
     trains, tests, reports = zip(*parts, strict=True)
     weights = [source.weight for source in section.sources]
-    train, counts = mix(trains, weights, config.seed)
+    by_tokens = section.weigh == "tokens"
+    train, mixed = mix(trains, weights, config.seed, by_tokens)
+    counts, tokens = [len(part) for part in mixed], [tokens_in(part) for part in mixed]
     for i, source in enumerate(section.sources):
         if not counts[i]:
             raise UserError(
@@ -127,7 +104,11 @@ def _build(
                 f"of the {len(train)} training rows, so nothing of {source.path!r} would be used. "
                 "Raise the weight, give more rows, or remove the item."
             )
-    return StageData(train, interleave(tests), MixtureReport(list(reports), weights, counts))
+    return StageData(
+        train,
+        interleave(tests),
+        MixtureReport(list(reports), weights, counts, tokens if by_tokens else None),
+    )
 
 
 def _one(
@@ -196,127 +177,3 @@ def by_images(example: Example) -> Example:
     them is often the same."""
     names = [Path(file).name for file in example.row.images]  # wherever the files lie
     return replace(example, key="\n".join(names)) if names else example
-
-
-def held_out(key: str, fraction: float) -> bool:
-    """Whether rows with this first user turn are held out: by its sha256, mapped to 0..1."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
-
-
-def require(rows: Rows, report: SplitReport, what: str, key: str) -> None:
-    """UserError with the counts if nothing is left."""
-    if rows:
-        return
-    reasons = ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common())
-    remedy = f", or set {key}.transcripts to false" if NO_TURN in report.dropped else ""
-    raise UserError(
-        f"{key}: no {what} of {report.path!r} is left: {report.read} read as format "
-        f"{report.format}, all dropped ({reasons}); correct the rows, raise the length limit named "
-        f"if one is, or give another {key}.format{remedy}."
-    )
-
-
-@dataclass(eq=False)
-class TextStream(IterableDataset[dict[str, Any]]):
-    """Rows {"input_ids", "labels"} without end: pass after pass, each row once in each.
-
-    Rows are shuffled within a buffer by the seed, so that every process sees the same order and
-    can take its own part of it.
-    """
-
-    maker: RowMaker
-    examples: Callable[[], Iterator[Example]]
-    """Those of one pass."""
-    report: SplitReport
-    seed: int
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """From the beginning. UserError for a malformed row, or if no row can be used."""
-        draw = random.Random(self.seed)
-        self.report.clear()
-        while True:
-            used = self.report.used
-            for row, truncated in self._one_pass(draw):
-                self.report.used += 1
-                self.report.truncated += truncated
-                self.report.read = self.report.used + self.report.dropped.total()
-                yield row
-            if self.report.used == used:
-                self.report.read = self.report.dropped.total()
-                require([], self.report, "row", KEY)
-            self.report.passes = (self.report.passes or 0) + 1
-
-    def _one_pass(self, draw: random.Random) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each row, and whether it was truncated."""
-        ahead = SplitReport(self.report.path, {}, self.report.format, dropped=self.report.dropped)
-        buffer: list[tuple[dict[str, Any], int]] = []
-        truncated = 0
-        for row in self.maker.rows(self.examples(), ahead):
-            buffer.append((row, ahead.truncated - truncated))
-            truncated = ahead.truncated
-            if len(buffer) > BUFFER:
-                yield buffer.pop(draw.randrange(len(buffer)))
-        draw.shuffle(buffer)
-        yield from buffer
-
-
-def _streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedData:
-    """The texts of stage 1. UserError as `sft_data`; for rows further on, later."""
-    section, fraction = config.data.sft, config.data.test_fraction
-    source, other = sources(section, KEY, streaming=True)
-    source, other = _renamed(source, section), other and _renamed(other, section)
-    reader = _text_reader(config, source)
-    maker = RowMaker(config, tokenizer, section, reader)
-
-    def examples(held: bool) -> Iterator[Example]:
-        for example in map(reader.read, (other if other and held else source).open()):
-            if other or held_out(example.key, fraction) == held:
-                yield example
-
-    def counts(source: Source, passes: int | None) -> SplitReport:
-        return SplitReport(
-            source.path,
-            source.fingerprints,
-            reader.format,
-            hidden=source.hidden,
-            passes=passes,
-            unread=reader.unread,
-        )
-
-    report = counts(source, 0)
-    rows = TextStream(maker, lambda: examples(False), report, config.seed)
-    next(iter(rows))  # mistakes at the beginning are told before a model is loaded
-    report.clear()
-    if not other and not fraction:
-        return StreamedData(rows, [], DataReport(report, None))
-    if other:
-        _text_reader(config, other)  # its columns fit too
-    test_report = counts(other or source, None)
-    kept = list(maker.rows(islice(examples(True), TEST_ROWS), test_report))
-    if other:
-        require(kept, test_report, "held-out row", KEY)
-    return StreamedData(rows, kept, DataReport(report, test_report))
-
-
-def _renamed(source: Source, section: OneSource) -> Source:
-    """The columns are those of the first row."""
-    names = renaming(section.columns, columns_of([next(source.open())]), source.path, KEY)
-    return replace(source, open=lambda: (standard(row, names) for row in source.open()))
-
-
-def _text_reader(config: Config, source: Source) -> Reader:
-    columns = list(next(source.open()).columns)
-    reader = Reader(config, config.data.sft, columns, source.path, "sft", KEY)
-    if reader.format != "text":
-        raise UserError(
-            f"{KEY}.streaming reads rows of format text, but {source.path!r} is of format "
-            f"{reader.format}; turn streaming off, or set {KEY}.format to text if it has a column "
-            "text."
-        )
-    if lost := sorted(config.data.sft.columns.keys() - {"text"}):
-        raise UserError(
-            f"{KEY}.columns: names {', '.join(lost)}, of which a stream reads nothing; name the "
-            "text alone."
-        )
-    return reader

@@ -12,9 +12,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cores.config.data import DataSection
-from cores.data.build import StageData, StreamedData
+from cores.data.build import StageData
 from cores.data.encode import IGNORED
 from cores.data.images import ImageTokens
+from cores.data.stream import StreamedData
 from cores.errors import UserError
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"

@@ -3,10 +3,12 @@
 import random
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import Any
 
 Row = dict[str, Any]
+IDS = ("input_ids", "ids", "chosen_ids", "rejected_ids")
+"""Where rows of the stages hold their tokens."""
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
@@ -25,22 +27,37 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def mix(
-    parts: Sequence[list[Row]], weights: Sequence[float], seed: int
-) -> tuple[list[Row], list[int]]:
-    """Rows of all parts in the proportion of `weights`, shuffled; how many of each part.
+def tokens_in(rows: Sequence[Row]) -> int:
+    """Tokens of all rows, both sides of pairs."""
+    return sum(len(ids) for row in rows for name, ids in row.items() if name in IDS)
 
-    As many rows as the parts have together. A part that gives more rows than it has gives all of
-    them as often as they fit, and for the rest as many others, drawn without replacement.
+
+def mix(
+    parts: Sequence[list[Row]], weights: Sequence[float], seed: int, tokens: bool = False
+) -> tuple[list[Row], list[list[Row]]]:
+    """Rows of all parts in the proportion of `weights`, shuffled; and those of each part.
+
+    As many rows (with `tokens`: tokens, to within half a row a part) as the parts have together. A
+    part that gives more than it has gives all of its rows as often as they fit, and for the rest
+    others, drawn without replacement.
     """
     draw = random.Random(seed)
-    counts = shares(weights, sum(len(part) for part in parts))
-    rows = []
-    for part, count in zip(parts, counts, strict=True):
-        passes, rest = divmod(count, len(part))
-        rows += part * passes + draw.sample(part, rest)
+    amount = tokens_in if tokens else len
+    quotas = shares(weights, sum(amount(part) for part in parts))
+    mixed = []
+    for part, quota in zip(parts, quotas, strict=True):
+        passes, rest = divmod(quota, amount(part))
+        others = _nearest(draw.sample(part, len(part)), rest) if tokens else draw.sample(part, rest)
+        mixed.append(part * passes + others)
+    rows = [row for part in mixed for row in part]
     draw.shuffle(rows)
-    return rows, counts
+    return rows, mixed
+
+
+def _nearest(rows: list[Row], tokens: int) -> list[Row]:
+    """The first rows whose tokens come nearest to so many, fewer rows where two are as near."""
+    sums = [0, *accumulate(tokens_in([row]) for row in rows)]
+    return rows[: min(range(len(sums)), key=lambda n: abs(sums[n] - tokens))]
 
 
 def interleave(parts: Sequence[list[Row]]) -> list[Row]:

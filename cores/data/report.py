@@ -112,24 +112,31 @@ class MixtureReport:
     """As configured."""
     counts: list[int]
     """Training rows of each in the mixture, repetitions included."""
+    tokens: list[int] | None = None
+    """Their tokens, where weights are shares of tokens."""
 
     def to_json(self) -> dict[str, Any]:
         """For stage.json: an entry a source, in `sources`."""
         return {
             "sources": [
-                {"weight": weight, "rows": count, "share": share} | source.to_json()
-                for source, weight, count, share in self._entries()
+                {"weight": weight, "share": share} | amounts | source.to_json()
+                for source, weight, amounts, share in self._entries()
             ]
         }
 
     def lines(self) -> list[str]:
         """For the terminal: a line a source and split."""
         lines = []
-        for source, weight, count, share in self._entries():
+        for source, weight, amounts, share in self._entries():
             first, *rest = source.lines()
-            lines += [f"{first}; weight {weight:g}: {count} rows, {share:.2%} of all", *rest]
+            told = ", ".join(f"{count} {name}" for name, count in amounts.items())
+            lines += [f"{first}; weight {weight:g}: {told}, {share:.2%} of all", *rest]
         return lines
 
-    def _entries(self) -> Iterator[tuple[DataReport, float, int, float]]:
-        shares = [count / sum(self.counts) for count in self.counts]
-        return zip(self.sources, self.weights, self.counts, shares, strict=True)
+    def _entries(self) -> Iterator[tuple[DataReport, float, dict[str, int], float]]:
+        weighed = self.tokens or self.counts
+        shares = [amount / sum(weighed) for amount in weighed]
+        amounts = [{"rows": count} for count in self.counts]
+        for each, tokens in zip(amounts, self.tokens or [], strict=False):
+            each["tokens"] = tokens
+        return zip(self.sources, self.weights, amounts, shares, strict=True)

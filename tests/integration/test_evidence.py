@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cores.config import parse_config
-from cores.data.build import held_out
+from cores.data.splits import held_out
 from cores.errors import UserError
 from scripts.evidence.baselines import length_margins, tfidf_margins, wins
 from scripts.evidence.figures import accuracies, changes, collect

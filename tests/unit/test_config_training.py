@@ -23,6 +23,7 @@ from cores.config import training
             "--sft.lr_schedule restarts --data.sft.streaming true --sft.max_steps 1",
             "sft.lr_schedule: restarts begin anew with each epoch, and a stream has none",
         ),
+        ("--data.sft.weigh tokens", "data.sft.weigh: has no effect without data.sft.sources"),
         ("--reward.bins 7", "reward.bins: has no effect with reward.kind pairwise"),
         (
             "--reward.kind pointwise --reward.center_coef .1",

@@ -10,9 +10,9 @@ from test_data_formats import said
 
 from cores.config.parse import parse_config
 from cores.data import preference_data, prompt_data, sft_data
-from cores.data.build import StreamedData
 from cores.data.columns import renaming, standard
 from cores.data.sources import Row
+from cores.data.stream import StreamedData
 from cores.errors import UserError
 
 

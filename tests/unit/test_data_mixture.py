@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cores.config.data import SourceSection, WeightedSource
 from cores.config.schema import Config
 from cores.data import StageData, preference_data, prompt_data, sft_data
-from cores.data.build import held_out
-from cores.data.mixture import interleave, mix, shares
+from cores.data.mixture import interleave, mix, shares, tokens_in
+from cores.data.splits import held_out
 from cores.errors import UserError
 
 
@@ -44,8 +44,8 @@ def test_shares_are_exact_up_to_rounding(weights: list[float], total: int) -> No
 
 def test_rows_are_repeated_in_whole_passes() -> None:
     parts = [[{"i": (p, i)} for i in range(n)] for p, n in enumerate((4, 30))]
-    rows, counts = mix(parts, [2, 1], seed=0)
-    assert counts == [23, 11]
+    rows, mixed = mix(parts, [2, 1], seed=0)
+    assert list(map(len, mixed)) == [23, 11]
     times = Counter(row["i"] for row in rows)
     few, many = ([times[p, i] for i in range(n)] for p, n in enumerate((4, 30)))
     assert sorted(few) == [5, 6, 6, 6], "5 passes and 3 others"
@@ -56,6 +56,41 @@ def test_rows_are_repeated_in_whole_passes() -> None:
     assert {row["i"][0] for row in rows[:8]} == {0, 1}, "shuffled"
     natural, _ = mix(parts, [4, 30], seed=3)
     assert sorted(row["i"] for row in natural) == sorted(row["i"] for part in parts for row in part)
+
+
+def test_weights_by_tokens() -> None:
+    """Rows of 2 and of 30 tokens, 60 each: halves are 60 tokens, whatever the number of rows; three
+    quarters are a pass and half of another, to within half a row."""
+    short = [{"input_ids": [i] * 2, "labels": [0] * 2} for i in range(30)]
+    long = [{"chosen_ids": [i] * 20, "rejected_ids": [i] * 10} for i in range(2)]
+    _, even = mix([short, long], [1, 1], seed=0, tokens=True)
+    assert [len(part) for part in even] == [30, 2]
+    rows, uneven = mix([short, long], [3, 1], seed=0, tokens=True)
+    assert [tokens_in(part) for part in uneven] == [90, 30]
+    assert sorted(Counter(row["input_ids"][0] for row in uneven[0]).values()) == [1] * 15 + [2] * 15
+    assert len(rows) == 46
+    again, _ = mix([short, long], [3, 1], seed=0, tokens=True)
+    assert rows == again != mix([short, long], [3, 1], seed=1, tokens=True)[0]
+    assert rows[:45] != uneven[0], "shuffled"
+    _, near = mix([short, long], [5, 3], seed=0, tokens=True)  # 75 and 45 tokens
+    assert [tokens_in(part) for part in near] == [74, 30]
+
+
+def test_the_report_of_tokens(tmp_path: Path) -> None:
+    """Says of each source rows and tokens, and the share of tokens."""
+    made = mixture(tmp_path)
+    section = replace(made.data.preference, weigh="tokens")
+    made = replace(made, data=replace(made.data, preference=section))
+    data = preference_data(made, gpt2_like())
+    found = data.report.to_json()["sources"]
+    total = sum(source["tokens"] for source in found)
+    for source, weight in zip(found, (0.5, 0.3, 0.2), strict=True):
+        assert source["share"] == source["tokens"] / total == pytest.approx(weight, abs=0.02)
+    first = found[0]
+    said = f"weight 0.5: {first['rows']} rows, {first['tokens']} tokens, {first['share']:.2%} of"
+    assert said in data.report.lines()[0]
+    by_rows = preference_data(mixture(tmp_path), gpt2_like()).report.to_json()["sources"]
+    assert "tokens" not in by_rows[0]
 
 
 def test_interleaved() -> None:

@@ -14,8 +14,8 @@ from accelerate.data_loader import IterableDatasetShard
 
 from cores.config.data import DataSection
 from cores.config.schema import Config
-from cores.data import StreamedData, build, sft_data, show
-from cores.data.build import held_out
+from cores.data import StreamedData, sft_data, show, stream
+from cores.data.splits import held_out
 from cores.errors import UserError
 
 
@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> str:
 
 def test_each_row_once_a_pass(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three passes of 40 rows through a buffer of 7: no row is lost or repeated within a pass."""
-    monkeypatch.setattr(build, "BUFFER", 7)
+    monkeypatch.setattr(stream, "BUFFER", 7)
     data = streamed(path)
     found = numbers(islice(data.train, 120))
     for start in (0, 40, 80):
@@ -65,7 +65,7 @@ def test_held_out_rows_are_not_trained(path: str, monkeypatch: pytest.MonkeyPatc
     assert numbers(iter(data.test)) == held
     trained = Counter(numbers(islice(data.train, 2 * (40 - len(held)))))
     assert trained == {i: 2 for i in range(40) if i not in held}
-    monkeypatch.setattr(build, "TEST_ROWS", 3)
+    monkeypatch.setattr(stream, "TEST_ROWS", 3)
     assert numbers(iter(streamed(path, 0.3).test)) == held[:3]
 
 
@@ -108,7 +108,7 @@ def test_memory_does_not_grow_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first row is there though a later one is malformed, which is told when it is reached."""
-    monkeypatch.setattr(build, "BUFFER", 5)
+    monkeypatch.setattr(stream, "BUFFER", 5)
     lines = [json.dumps({"text": str(i)}) for i in range(5000)]
     lines[3000] = '{"text": 3}'
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

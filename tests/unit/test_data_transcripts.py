@@ -8,7 +8,7 @@ from _data_helpers import CHAT, NONE, ROLES, config, write_jsonl
 from _tokenizers import chat_like, gpt2_like
 
 from cores.data import preference_data, prompt_data, sft_data
-from cores.data.build import held_out
+from cores.data.splits import held_out
 from cores.data.transcripts import parse, part_texts
 
 ASK = "\n\nHuman: Hi\n\nAssistant:"

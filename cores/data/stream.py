@@ -1,0 +1,144 @@
+"""Texts of stage 1 that are read while training, for sets that do not fit in memory."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from cores.config.data import OneSource
+from cores.config.schema import Config
+from cores.data.columns import columns_of, renaming, standard
+from cores.data.formats import Example, Reader
+from cores.data.report import DataReport, SplitReport
+from cores.data.rows import RowMaker
+from cores.data.sources import Source, sources
+from cores.data.splits import Rows, held_out, require
+from cores.errors import UserError
+
+BUFFER = 1000
+"""Rows that wait to be drawn at random: far rows of a file meet, and a thousand texts are small."""
+
+TEST_ROWS = 1000
+"""Held-out rows of a stream kept at most: their mean loss is then known to a few percent."""
+
+KEY = "data.sft"
+"""Section of the rows that may be streamed."""
+
+
+@dataclass(frozen=True)
+class StreamedData:
+    """As `StageData`, with training rows that come one by one and never end."""
+
+    train: "TextStream"
+    test: Rows
+    report: DataReport
+    """Its counts grow while `train` is read."""
+
+
+@dataclass(eq=False)
+class TextStream(IterableDataset[dict[str, Any]]):
+    """Rows {"input_ids", "labels"} without end: pass after pass, each row once in each.
+
+    Rows are shuffled within a buffer by the seed, so that every process sees the same order and
+    can take its own part of it.
+    """
+
+    maker: RowMaker
+    examples: Callable[[], Iterator[Example]]
+    """Those of one pass."""
+    report: SplitReport
+    seed: int
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """From the beginning. UserError for a malformed row, or if no row can be used."""
+        draw = random.Random(self.seed)
+        self.report.clear()
+        while True:
+            used = self.report.used
+            for row, truncated in self._one_pass(draw):
+                self.report.used += 1
+                self.report.truncated += truncated
+                self.report.read = self.report.used + self.report.dropped.total()
+                yield row
+            if self.report.used == used:
+                self.report.read = self.report.dropped.total()
+                require([], self.report, "row", KEY)
+            self.report.passes = (self.report.passes or 0) + 1
+
+    def _one_pass(self, draw: random.Random) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each row, and whether it was truncated."""
+        ahead = SplitReport(self.report.path, {}, self.report.format, dropped=self.report.dropped)
+        buffer: list[tuple[dict[str, Any], int]] = []
+        truncated = 0
+        for row in self.maker.rows(self.examples(), ahead):
+            buffer.append((row, ahead.truncated - truncated))
+            truncated = ahead.truncated
+            if len(buffer) > BUFFER:
+                yield buffer.pop(draw.randrange(len(buffer)))
+        draw.shuffle(buffer)
+        yield from buffer
+
+
+def streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedData:
+    """The texts of stage 1. UserError as `sft_data`; for rows further on, later."""
+    section, fraction = config.data.sft, config.data.test_fraction
+    source, other = sources(section, KEY, streaming=True)
+    source, other = _renamed(source, section), other and _renamed(other, section)
+    reader = _text_reader(config, source)
+    maker = RowMaker(config, tokenizer, section, reader)
+
+    def examples(held: bool) -> Iterator[Example]:
+        for example in map(reader.read, (other if other and held else source).open()):
+            if other or held_out(example.key, fraction) == held:
+                yield example
+
+    def counts(source: Source, passes: int | None) -> SplitReport:
+        return SplitReport(
+            source.path,
+            source.fingerprints,
+            reader.format,
+            hidden=source.hidden,
+            passes=passes,
+            unread=reader.unread,
+        )
+
+    report = counts(source, 0)
+    rows = TextStream(maker, lambda: examples(False), report, config.seed)
+    next(iter(rows))  # mistakes at the beginning are told before a model is loaded
+    report.clear()
+    if not other and not fraction:
+        return StreamedData(rows, [], DataReport(report, None))
+    if other:
+        _text_reader(config, other)  # its columns fit too
+    test_report = counts(other or source, None)
+    kept = list(maker.rows(islice(examples(True), TEST_ROWS), test_report))
+    if other:
+        require(kept, test_report, "held-out row", KEY)
+    return StreamedData(rows, kept, DataReport(report, test_report))
+
+
+def _renamed(source: Source, section: OneSource) -> Source:
+    """The columns are those of the first row."""
+    names = renaming(section.columns, columns_of([next(source.open())]), source.path, KEY)
+    return replace(source, open=lambda: (standard(row, names) for row in source.open()))
+
+
+def _text_reader(config: Config, source: Source) -> Reader:
+    columns = list(next(source.open()).columns)
+    reader = Reader(config, config.data.sft, columns, source.path, "sft", KEY)
+    if reader.format != "text":
+        raise UserError(
+            f"{KEY}.streaming reads rows of format text, but {source.path!r} is of format "
+            f"{reader.format}; turn streaming off, or set {KEY}.format to text if it has a column "
+            "text."
+        )
+    if lost := sorted(config.data.sft.columns.keys() - {"text"}):
+        raise UserError(
+            f"{KEY}.columns: names {', '.join(lost)}, of which a stream reads nothing; name the "
+            "text alone."
+        )
+    return reader

@@ -22,6 +22,8 @@ from cores.config import parse_config
 
 QUICK = """--sft.max_steps 6 --sft.batch_size 4 --sft.microbatch_size 4 --sft.warmup 0
 --sft.learning_rate 0.01 --model.precision fp32""".split()
+SHORT = """--model.precision fp32 --reward.warmup 0 --ppo.min_new_tokens 0
+--ppo.max_prompt_length 600""".split()
 PAIRS = [
     ("yes of course", "no"),
     ("好的，马上。", "不行"),

@@ -17,6 +17,7 @@ from scripts.mutations import (
     roles,
     rollout,
     rows,
+    shapes,
     training,
     twin,
 )
@@ -33,6 +34,7 @@ AREAS = {
     "Rows": rows,
     "Data": data,
     "Presets of rows": presets,
+    "Models of other shapes": shapes,
     "Stages 1 and 2": training,
 }
 """Heading of the report to the module with its bugs."""

@@ -7,6 +7,7 @@ OURS = "1; 2 and 3 ours"
 RUNS = "runs on the original's architecture"
 NEAREST = "runs on the nearest class of transformers"
 GLM = f"{NEAREST}: GLM, whose positions have one dimension"
+HEADLESS = "2 and 3 are refused: transformers has no classification class for it"
 NOTHING = "nothing to run"
 
 
@@ -43,7 +44,7 @@ SYSTEMS = (
         "reward model and PPO; its weights need code of its own",
     ),
     System(
-        "chatglm_chat", "ChatGLM-6B, conversations (THUDM/ChatGLM-6B)", "GLM, as above", "glm", SFT,
+        "chatglm_chat", "ChatGLM-6B, conversations (THUDM/ChatGLM-6B)", "GLM, as above", "glm", OURS,
         GLM, "as above",
     ),
     System(
@@ -90,7 +91,8 @@ SYSTEMS = (
     ),
     System(
         "palm_rlhf", "PaLM-rlhf-pytorch (lucidrains/PaLM-rlhf-pytorch)",
-        "PaLM over bytes, from nothing", "palm", ALL, f"{NEAREST}: Cohere, without xPos",
+        "PaLM over bytes, from nothing", "palm", SFT,
+        f"{NEAREST}: Cohere, without xPos; {HEADLESS}",
         "weights, preferences: there are none",
     ),
     System(
@@ -106,7 +108,7 @@ SYSTEMS = (
         "what the chat models were trained on is not told",
     ),
     System(
-        "moss", "MOSS (OpenLMLab/MOSS)", "CodeGen", "moss", OURS, RUNS,
+        "moss", "MOSS (OpenLMLab/MOSS)", "CodeGen", "moss", SFT, f"{RUNS}; {HEADLESS}",
         "its preference model and PPO, announced only",
     ),
     System(

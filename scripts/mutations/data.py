@@ -117,7 +117,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("split-first", "a text that is split loses what follows",
              "for start in range(0, len(row[\"input_ids\"]), limit):", "for start in (0,):"),
             ("drop-cut", "a row that is too long is cut where it should be dropped",
-             'self.config.data.too_long == "drop" and', "False and"),
+             'if too_long == "drop" and made[1] else made', "if False else made"),
             ("bos-under-chat", "BOS before the chat template's own",
              "self.leading = [] if bare or self.joined else leading_ids(tokenizer)",
              "self.leading = leading_ids(tokenizer)"),

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -19,7 +18,7 @@ from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
 from cores.data.formats import NO_TURN, Example, Reader, Stage
-from cores.data.images import shown
+from cores.data.images import by_images, shown
 from cores.data.mixture import interleave, mix
 from cores.data.presets import converted
 from cores.data.report import DataReport, MixtureReport, SplitReport
@@ -184,13 +183,6 @@ def _one(
         require(test, test_report, "held-out row", key)
     require(train, report, "row", key)
     return train, test, DataReport(report, test_report if other or fraction else None)
-
-
-def by_images(example: Example) -> Example:
-    """An example whose side of the split is that of its images, if it has any: what is asked of
-    them is often the same."""
-    names = [Path(file).name for file in example.row.images]  # wherever the files lie
-    return replace(example, key="\n".join(names)) if names else example
 
 
 def held_out(key: str, fraction: float) -> bool:

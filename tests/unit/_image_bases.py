@@ -10,8 +10,9 @@ from PIL import Image
 
 from cores.config import Config, ModelSection
 from cores.models import load_tokenizer
+from cores.models.bases import load_base
 from cores.models.images import ImageProcessor, image_processor
-from cores.models.loading import load_base, load_config
+from cores.models.loading import load_config
 from scripts.recipes import bases_images
 
 KINDS = ("llava", "blip2", "idefics")

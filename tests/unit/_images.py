@@ -10,6 +10,7 @@ from PIL import Image
 from cores.config.template import ImageTemplate, RoleTemplate, TemplateSection
 from cores.data import StageData, sft_data
 from cores.data.images import ImageTokens
+from cores.data.sides import Inputs
 from scripts.recipes.bases_images import tokenizer
 
 WORDS = tokenizer("<image>", "<end>")
@@ -43,7 +44,7 @@ def data(
     """Stage 1's data of these rows in a file of `folder`, whose pictures are in its `seen`."""
     path = write_jsonl(folder / "rows.jsonl", rows)
     source = {"image_folder": "seen"} | (source or {}) if tokens else source
-    made = sft_data(config(path, section, source=source, **more), WORDS, tokens)
+    made = sft_data(config(path, section, source=source, **more), WORDS, Inputs(images=tokens))
     assert isinstance(made, StageData)
     return made
 

@@ -12,8 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cores.config import Config, LoraSection, ModelSection
 from cores.errors import UserError
 from cores.models import save_model
+from cores.models.bases import check_base
 from cores.models.images import image_ids, image_processor, run_ids
-from cores.models.loading import check_base, check_scalar, load_config
+from cores.models.loading import check_scalar, load_config
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.training.sft import collate
 
@@ -23,7 +24,7 @@ every = pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def logits(made: Any, kind: str, rows: list[dict[str, Any]]) -> torch.Tensor:
     """(B, L, V) of the rows themselves."""
-    batch = collate(rows, reader(kind).tokenizer.pad_token_id, reader(kind))
+    batch = collate(rows, reader(kind).tokenizer.pad_token_id, images=reader(kind))
     del batch["labels"]
     return made.eval()(**batch).logits[: len(rows)]
 
@@ -62,7 +63,7 @@ def test_idefics_shows_the_last_image(tmp_path: Path) -> None:
     images than one of them, and are filled up with black."""
     made, (one, two, _) = reader("idefics"), files(tmp_path)
     rows = [row("idefics", "a@b@", [one, two]), row("idefics", "@c", [two])]
-    batch = collate(rows, 3, made)
+    batch = collate(rows, 3, images=made)
     shown = batch["image_attention_mask"].tolist()
     # <s> a @ b @, and <s> @ c with two of padding
     assert shown[0] == [[0, 0], [0, 0], [1, 0], [1, 0], [0, 1]]
@@ -77,7 +78,7 @@ def test_a_batch_of_texts(kind: str, tmp_path: Path) -> None:
     """A black image stands in, with gradients of 0: its loss is that of the texts alone."""
     made, pad = model(kind), reader(kind).tokenizer.pad_token_id
     rows = [row(kind, "good day", []), row(kind, "a towel", [])]
-    batch = collate(rows, pad, reader(kind))
+    batch = collate(rows, pad, images=reader(kind))
     assert batch["input_ids"].shape[0] == 3
     assert (batch["labels"][2] == -100).all()
     loss = made(**batch).loss
@@ -131,7 +132,7 @@ def test_a_base_is_judged_before_it_is_loaded(section: str) -> None:
     """It can start stage 1, and can be no reward model."""
     config = load_config(folder(section))
     check_base(folder(section), config, reader(section).tokenizer)
-    with pytest.raises(UserError, match=r"^sft.path: .* reads images, .* stage 1 alone"):
+    with pytest.raises(UserError, match=r"^sft.path: .* reads images.* stage 1 alone"):
         check_scalar(config, "sft.path")
 
 
@@ -144,6 +145,7 @@ def test_a_base_is_judged_before_it_is_loaded(section: str) -> None:
         ("model.attention", {"model": {"attention": "prefix"}}),
         ("model.attention", {"sft": {"prefix_tokens": 4}}),
         ("data.join", {"data": {"join": ""}}),
+        ("data.too_long split", {"data": {"too_long": "split"}}),
     ],
 )
 def test_what_does_not_go_with_images(key: str, changes: dict[str, dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scripts.mutations import (
     data,
+    images,
     models,
     passes,
     ppo,
@@ -31,6 +32,7 @@ AREAS = {
     "Rollout": rollout,
     "The model of rollouts": twin,
     "Rows": rows,
+    "Images": images,
     "Data": data,
     "Presets of rows": presets,
     "Stages 1 and 2": training,

@@ -103,6 +103,7 @@ def test_what_is_saved(kind: str, tmp_path: Path) -> None:
     rows = [row(kind, "see @ ?", [one])]
     ours, theirs = logits(made, kind, rows), logits(stock, kind, rows)
     barred = [read.tokenizer.pad_token_id, *image_ids(made.config, read.tokenizer)]
+    assert read.id in barred
     assert (ours[..., barred] == EXCLUDED_LOGIT).all()
     assert set(barred) <= set(made.generation_config.suppress_tokens)
     theirs[..., barred] = EXCLUDED_LOGIT

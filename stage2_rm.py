@@ -21,10 +21,11 @@ def main(argv: list[str]) -> None:
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
+    from cores.runtime.own_base import KEY, own_base
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
     from cores.training.calibration import calibrated, calibration_prompts
     from cores.training.ppo import check_sampling
-    from cores.training.reward import accuracy, reward_model, train_reward
+    from cores.training.reward import judged, reward_model, train_reward
 
     here = launch(config)
     check_batches(config.reward, here, "reward")
@@ -35,33 +36,33 @@ def main(argv: list[str]) -> None:
         check_quantization(config.model, lora.rank > 0, "reward.lora", stage, here.device)
         parents = load_parents(config, ["sft"], hashed=here.is_main)
         model_config = load_config(sft := parents["sft"].folder)
-        check_scalar(model_config, parents["sft"].key)
-        check_length(model_config, config.reward.max_length, "reward.max_length")
         tokenizer = policy_tokenizer(config, parents["sft"])
+        start, key, about = sft, parents["sft"].key, parent_facts(parents)
+        if (base := config.reward.base) is not None:
+            key, (start, about["base"]) = KEY, own_base(base, tokenizer, here.is_main)
+        check_scalar(base_config := load_config(start), key)
+        check_length(base_config, config.reward.max_length, "reward.max_length")
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
         data = preference_data(config, tokenizer)
         if config.data.inspecting:
             return here.once(show, data, tokenizer, config.data)
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
-        prompts = calibration_prompts(config, data.train, model_config)
+        prompts = calibration_prompts(config, data.train, model_config, base_config)
 
-        model: Any = reward_model(config, sft, tokenizer)
-        run.begin({"parents": parent_facts(parents), "data": data.report.to_json()})
+        model: Any = reward_model(config, start, tokenizer)
+        run.begin({"parents": about, "data": data.report.to_json()})
         trained = train_reward(config, model, data.train, tokenizer, run)
         reward = ScalarModel(trained)
         pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
-        result = accuracy(reward, data.test, pad_id, rows, here)
-        if data.test:
-            here.say(
-                f"held-out accuracy {result['accuracy']:.3f} on {result['pairs']} pairs "
-                f"(the longer reply wins: {result['accuracy_longer']:.3f})"
-            )
+        result, line = judged(reward, data.test, pad_id, rows, here)
+        if line:
+            here.say(line)
         scale = calibrated(config, reward, sft, prompts, tokenizer, here)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": model.config.get_text_config().vocab_size,
             "data": data.report.to_json(),
-            "parents": parent_facts(parents),
+            "parents": about,
             "reward_mean": scale["reward_mean"],
             "metrics": {**result, "calibration": scale},
         }

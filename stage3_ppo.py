@@ -35,7 +35,9 @@ def main(argv: list[str]) -> None:
         check_quantization(config.model, lora.rank > 0, "ppo.lora", stage, here.device)
         parents = load_parents(config, ppo.needed_stages(config), hashed=here.is_main)
         model_config = load_config(parents["sft"].folder)
-        ppo.check_model(config, model_config, parents["sft"].key)
+        judges = [p for p in parents.values() if p.stage == "reward" and not p.elsewhere]
+        judging = [load_config(parent.folder) for parent in judges]
+        ppo.check_model(config, model_config, parents["sft"].key, *judging)
         tokenizer = policy_tokenizer(config, parents["sft"])
         ppo.check_sampling(config, tokenizer, model_config, here.device)
         functions = load_functions(config.ppo.rewards, config.ppo.reward_timeout)

@@ -70,6 +70,7 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
     from cores.ppo import roles
     from cores.rewards.texts import text_reward
     from cores.runtime.elsewhere import pinned
+    from cores.runtime.own_base import own_base
     from cores.runtime.parents import load_parents, policy_tokenizer
     from cores.sharding.whole import load_weights
     from cores.training.ppo import needed_stages
@@ -86,7 +87,10 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
         parents = load_parents(config, needed)
         tokenizer = policy_tokenizer(config, parents["sft"])
         if stage == "reward":
-            model = reward_model(config, parents["sft"].folder, tokenizer)
+            start = parents["sft"].folder
+            if config.reward.base is not None:
+                start, _ = own_base(config.reward.base, tokenizer, hashed=False)
+            model = reward_model(config, start, tokenizer)
         else:
             part = f"{role}.weights"
             texts, scale = text_reward(config, tokenizer, parents, []), saved.numbers["calibration"]

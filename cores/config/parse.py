@@ -2,6 +2,7 @@
 `--help`, with every key's docstring as it stands in the source of the dataclasses."""
 
 import ast
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -32,6 +33,8 @@ SECTION = (
     "is a section: it must hold keys of its own, in a file indented below it; leave it out for the "
     "defaults of all"
 )
+RENAMED = {f"{stage}.warmup_ratio": f"{stage}.warmup" for stage in ("sft", "reward", "ppo")}
+"""Keys of earlier versions, and what they are called now; unfinished runs may still hold them."""
 ITEM = "must hold keys of its own, such as {path: FILE, weight: 2}"
 
 
@@ -65,6 +68,16 @@ def parse_config(argv: list[str], prog: str, description: str) -> Config:
 def plain(config: Any) -> dict[str, Any]:
     """A configuration (section) as nested dicts of JSON values."""
     return dataclasses.asdict(config)
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """What `plain` gave in an earlier version, under today's names."""
+    found = copy.deepcopy(values)
+    for old, new in RENAMED.items():
+        (section, before), (_, now) = old.split("."), new.split(".")
+        if isinstance(inside := found.get(section), dict) and before in inside:
+            inside[now] = inside.pop(before)
+    return found
 
 
 def _options(argv: list[str]) -> list[tuple[str, str]]:
@@ -111,6 +124,8 @@ def _any_item(key: str) -> str:
 
 def _unknown_key(key: str) -> str:
     key = printable(key)
+    if key in RENAMED:
+        return f"{key} was renamed to {RENAMED[key]}; docs/configuration.md says what it takes."
     spelt = re.sub(r"\blr\b", "learning_rate", _any_item(key).removeprefix("--"))
     close = difflib.get_close_matches(spelt, KEYS, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]}?" if close else ""

@@ -45,7 +45,8 @@ class PPOSection:
 
     updates: int = number(200, above=0)
     """Rounds of rollout, scoring and optimization. An unfinished run may be given more if it began
-    with warmup_ratio 0 and a constant lr_schedule: these are shares of the whole."""
+    with a constant lr_schedule and a warmup of 0, or of so many steps: else these are shares of the
+    whole."""
     batch_size: int = number(128, above=0)
     """Replies a rollout, over all processes."""
     samples_per_prompt: int = number(1, above=0)
@@ -110,8 +111,9 @@ class PPOSection:
     """Peak learning rate of the critic; OpenRLHF's value."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After warm-up: constant, or falling towards 0, linearly or as a cosine."""
-    warmup_ratio: float = number(0.03, most=1)
-    """Share of the optimizer steps in which both learning rates rise linearly."""
+    warmup: float = number(0.03)
+    """Optimizer steps in which both learning rates rise linearly: a share of all below 1, else
+    their number."""
     actor_adam: AdamSection = field(default_factory=AdamSection)
     """The actor's optimizer."""
     critic_adam: AdamSection = field(default_factory=AdamSection)

@@ -26,7 +26,7 @@ class ModelSection:
     """Commit, branch or tag of a hub id in `path`. None: its main branch."""
     attention: Literal["causal", "prefix"] = "causal"
     """prefix: the tokens of the prompt see each other both ways, those of the reply what is before
-    them (a prefix language model, as GLM)."""
+    them (a prefix language model, as GLM); of the policy in all stages, docs/models.md."""
     from_config: bool = False
     """Begin stage 1 with random weights from the folder's config.json, which then needs none."""
     trainable: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class SFTSection:
     """Passes over the data; 3 as in Coati (2023-04)."""
     max_steps: Optional[int] = number(None, above=0)
     """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
-    warm-up and cosine are shares of the whole."""
+    warm-up and schedule are shares of the whole."""
     learning_rate: float = number(2e-5, above=0, most=1)
     """Peak learning rate; Alpaca's value, safe for 0.1-7B models."""
     optimizer: Optimizer = "adamw"
@@ -113,7 +113,7 @@ class RewardSection:
     """Passes over the pairs; reward models overfit from the second on (Ouyang et al. 2022)."""
     max_steps: Optional[int] = number(None, above=0)
     """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
-    warm-up and cosine are shares of the whole."""
+    warm-up and schedule are shares of the whole."""
     learning_rate: float = number(9e-6, above=0, most=1)
     """Peak learning rate; Coati's value (2023-09)."""
     optimizer: Optimizer = "adamw"
@@ -138,16 +138,17 @@ class RewardSection:
     freeze_base: bool = False
     """Train the head alone."""
     base: Optional[str] = None
-    """Model, folder or hub id, that the reward model starts from in place of stage 1's."""
+    """Model, folder or hub id, that the reward model starts from in place of stage 1's; of the same
+    tokenizer."""
     batch_size: int = number(32, above=0)
-    """Pairs an optimizer step, over all processes."""
+    """Pairs, or rated replies, an optimizer step, over all processes."""
     microbatch_size: int = number(8, above=0)
-    """Pairs a forward pass on one process."""
+    """Pairs, or rated replies, a forward pass on one process."""
     max_length: int = number(512, above=0)
     """Tokens a side at most; longer sides lose their end, and are counted. Coati's value."""
     center_coef: float = 0.0
-    """Weight of mean((r_chosen + r_rejected)^2), which keeps scores near 0 (Eisenstein et al.
-    2023). 0: off, as calibration sets the mean afterwards."""
+    """With kind pairwise: weight of mean((r_chosen + r_rejected)^2), which keeps scores near 0
+    (Eisenstein et al. 2023). 0: off, as calibration sets the mean afterwards."""
     max_grad_norm: float = number(1.0, above=0)
     """Gradients are clipped to this norm."""
     calibration_samples: int = number(256, least=2)

@@ -15,6 +15,7 @@ from cores.config.ppo import ESTIMATORS, OPTIONS, PPOSection
 from cores.config.schema import Config
 from cores.config.shapes import shape_problems
 from cores.config.template import template_problems
+from cores.config.training import training
 from cores.errors import UserError
 
 
@@ -26,6 +27,7 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
         _paths(config), _sizes(ppo), _policy(ppo), _estimator(ppo), _unused(ppo), _adapters(config),
         _elsewhere(config), _together(config), _texts(config), _rows(config), _streaming(config),
         shape_problems(config), template_problems(config.template, config.sft.loss_on),
+        training(config),
     ):  # fmt: skip
         for sentence in sentences:
             key, _, problem = sentence.partition(": ")

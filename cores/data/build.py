@@ -21,6 +21,7 @@ from cores.data.formats import NO_TURN, Example, Reader, Stage
 from cores.data.images import by_images, shown
 from cores.data.mixture import interleave, mix
 from cores.data.presets import converted
+from cores.data.ratings import RatingReader
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sides import TEXT, Inputs
@@ -79,9 +80,10 @@ def sft_data(
 
 def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
     """Pairs: rows {"chosen_ids": list[int], "rejected_ids": list[int], "prompt_length": int,
-    "margin": float}.
+    "margin": float}. Of reward.kind pointwise and binned: rows {"ids": list[int],
+    "prompt_length": int, "score": float}.
 
-    Both sides end with the reply's stop token (or are cut before it), never with what a chat
+    All ids end with the reply's stop token (or are cut before it), never with what a chat
     template writes after it: stage 3 scores replies that end there. margin is in units of score,
     0 where the row has none. Raises as `sft_data`.
     """
@@ -137,13 +139,16 @@ def _one(
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
 
+    rated = stage == "reward" and config.reward.kind != "pairwise"
+    kind = RatingReader if rated else Reader
+
     def read(source: Source) -> tuple[Reader, list[Example], Counter[str] | None]:
         rows = list(source.open())
         names = renaming(section.columns, columns_of(rows), source.path, key)
         rows = [standard(row, names) for row in rows]
         rows, fitted, counts = converted(rows, section, config, stage, key)
         rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
-        reader = Reader(config, fitted, columns_of(rows), source.path, stage, key)
+        reader = kind(config, fitted, columns_of(rows), source.path, stage, key)
         if stage != "ppo":  # reward functions get them all
             require_read(names, reader.unread, reader.format, key)
         return reader, [by_images(reader.read(row)) for row in rows], counts

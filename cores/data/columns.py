@@ -47,6 +47,8 @@ def renaming(wanted: dict[str, str], found: list[str], path: str, key: str) -> d
     same format. UserError for a name that is unknown, not there, or used twice.
     """
     names: dict[str, str] = {}
+    if "input" in wanted and "prompt" in found and "instruction" not in found:
+        wanted = {"prompt": "prompt"} | wanted
     own = [name for name in found if name not in wanted.values()]
     with_input = "input" in wanted or "input" in own
     instructs = with_input if "prompt" in wanted else "instruction" in own

@@ -5,7 +5,7 @@ from typing import Literal
 
 from cores.config.data import Format, OneSource
 from cores.config.schema import Config
-from cores.data.files import separator_hint
+from cores.data.signs import column_hints
 from cores.data.sources import Row
 from cores.data.transcripts import (
     FURTHER,
@@ -23,7 +23,6 @@ from cores.data.values import (
     Turn,
     before_of,
     margin_of,
-    preset_hint,
     reply_of,
     short,
     text_of,
@@ -60,12 +59,12 @@ COLUMNS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
 it takes the prompt of any format, does not need. Among PROMPTS a pair may stand for the column."""
 
 REFUSED = {
-    "label": "whether the reply is wanted",
-    "kto_tag": "whether the reply is wanted",
+    "label": "whether the reply is wanted; format kto reads it",
+    "kto_tag": "whether the reply is wanted; format kto reads it",
     "tools": "the tools that could be called",
     "images": "images",
     "image": "an image",
-    "parent_id": "the message that it answers",
+    "parent_id": "the message that it answers; format oasst reads it",
     "system": "what stood before the prompt",
     "history": "what stood before the prompt",
 }
@@ -123,8 +122,8 @@ def choose_format(
     )
     raise UserError(
         f"{key}.path {path!r} has the columns {', '.join(columns) or '(none)'}, which do "
-        f"not fit; needed are {fits}. Rename the columns (docs/data.md shows each format)."
-        f"{separator_hint(columns)}{preset_hint(columns, key)}"
+        f"not fit; needed are {fits}. Say what the file calls them with {key}.columns, such as "
+        f"{{prompt: question, reply: answer}} (docs/data.md).{column_hints(columns, key)}"
     )
 
 
@@ -212,7 +211,7 @@ class Reader:
                     f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "
                     "read, and the row would be learned as if it were not there; make of it what "
                     "this stage reads (docs/data.md), or name the column in the source's `ignore` "
-                    f"({self.ignore.advice(name)}).{preset_hint([name], self.ignore.key)}"
+                    f"({self.ignore.advice(name)})."
                 )
 
     def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:

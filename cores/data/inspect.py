@@ -153,6 +153,9 @@ def _sides(row: dict[str, Any]) -> Iterator[tuple[str, list[int], list[bool]]]:
     elif "encoder_ids" in row:
         yield " encoder", row["encoder_ids"], [False] * len(row["encoder_ids"])
         yield " reply", row["labels"], [True] * len(row["labels"])
+    elif "score" in row:
+        ids = row["ids"]
+        yield "", ids, [i >= row["prompt_length"] for i in range(len(ids))]
     else:
         ids = row["input_ids"]
         labels = row.get("labels", [IGNORED] * len(ids))

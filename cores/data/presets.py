@@ -31,7 +31,7 @@ from cores.data.trees import read_trees
 from cores.errors import UserError
 
 MADE: dict[Stage, Format] = {"sft": "completion", "reward": "preference", "ppo": "prompt"}
-"""The format of the rows that a preset makes for a stage."""
+"""The format of the rows that a preset makes for a stage; scored replies are completions."""
 
 
 @dataclass(frozen=True)
@@ -186,5 +186,5 @@ def converted(
             "or choose another format (docs/data.md)."
         )
     transcripts = source.transcripts or (preset.transcript and config.template.kind != "none")
-    wanted = MADE[stage] if pairwise else None
+    wanted = MADE[stage] if pairwise else "completion"
     return made, replace(source, format=wanted, transcripts=transcripts), counts

@@ -14,6 +14,7 @@ from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
 from cores.data.images import finished, written
+from cores.data.ratings import RatingReader
 from cores.data.report import SplitReport
 from cores.data.roles import Segment, replaced
 from cores.data.sides import TEXT, Inputs, closing_ids, reply_rows, sided_row, two_sides
@@ -46,7 +47,8 @@ class RowMaker:
         self.source = source
         self.stage = reader.stage
         made = {"sft": self._demonstration, "reward": self._pair, "ppo": self._prompt}
-        self.made = made[reader.stage]
+        rated = isinstance(reader, RatingReader)
+        self.made = self._rating if rated else made[reader.stage]
         self.template = Template(config.template, tokenizer)
         self.by_template = config.template.kind == "chat" and not reader.plain
         # Turns that bring their markers hold such tokens by right.
@@ -190,6 +192,13 @@ class RowMaker:
             "margin": example.margin,
         }
         return row, max(len(chosen), len(rejected)) > limit
+
+    def _rating(self, example: Any, rows: list[Encoded], texts: Texts) -> Outcome:
+        ids, limit = rows[0].ids[: rows[0].reply_end], self.config.reward.max_length
+        if (prompt_length := rows[0].prompt_length) >= limit:
+            return "prompt as long as reward.max_length", False
+        row = {"ids": ids[:limit], "prompt_length": prompt_length, "score": example.score}
+        return row, len(ids) > limit
 
     def _prompt(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         ids = rows[0].ids

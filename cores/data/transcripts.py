@@ -8,7 +8,7 @@ import unicodedata
 
 from cores.data.values import Turn
 
-FIRST = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+FIRST = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?: (?:\n(?!\n))?)?")
 """A turn begins: after a blank line, or at the beginning of the text."""
 FURTHER = re.compile(r"\n\n(?:Human|Assistant):")
 ASSISTANT = "\n\nAssistant:"
@@ -23,7 +23,8 @@ UNSPACED = (
 def parse(text: str) -> list[Turn]:
     """The turns of a transcript; none if nobody speaks in it.
 
-    Text before the first turn is a system turn. One space after a colon is not part of the turn.
+    Text before the first turn is a system turn. One space after a colon, and a line break behind
+    that space (BELLE's form), are not part of the turn.
     Turns of one speaker in a row are one turn with a blank line between them, as chat templates
     want speakers to alternate. A transcript that ends with "Assistant:" ends with an empty turn.
     """
@@ -35,7 +36,7 @@ def parse(text: str) -> list[Turn]:
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     for mark, end in zip(marks, ends, strict=True):
         role = SPEAKERS[mark[1]]
-        content = text[mark.end() : end].removeprefix(" ")
+        content = text[mark.end() : end]
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += "\n\n" + content
         else:

@@ -59,23 +59,6 @@ class Ignored:
 
 
 NOTHING = Ignored()
-SIGNS = {
-    "helpfulness": "helpsteer2",
-    "preference_strength": "helpsteer2",
-    "completions": "ultrafeedback",
-    "answers": "nectar",
-    "human_ref_A": "shp",
-    "better_response_id": "pku_saferlhf",
-    "answer_0": "webgpt",
-    "summaries": "summarize",
-    "message_tree_id": "oasst",
-    "parent_id": "oasst",
-    "label": "kto",
-    "kto_tag": "kto",
-    "preferred_output": "openai_preference",
-    "annotations": "label_studio",
-}
-"""Columns by which the rows of a preset are known (cores/data/presets.py)."""
 
 OPENS, CLOSES = re.compile(r"\s*\[\s*\{"), re.compile(r"\}\s*\]\s*\Z")
 SPEAKS = re.compile(r"['\"](role|from)['\"]\s*:")
@@ -83,12 +66,6 @@ SPEAKS = re.compile(r"['\"](role|from)['\"]\s*:")
 
 LARGEST_MARGIN = 1e6
 """Scores lie within a few units; fp32 still tells one of these from the next."""
-
-
-def preset_hint(columns: Collection[str], key: str) -> str:
-    """A sentence on the preset that reads rows with these columns; empty if none does."""
-    found = next((SIGNS[name] for name in columns if name in SIGNS), None)
-    return "" if found is None else f" Perhaps these are rows for {key}.format {found}."
 
 
 def value_of(row: Row, column: str) -> Any:
@@ -201,6 +178,30 @@ def margin_of(row: Row) -> float:
             "side is the better one, exchange the two)."
         )
     return margin
+
+
+def score_of(row: Row, bins: int | None) -> float | None:
+    """A reply's score: any number, or with `bins` a rating, 1 to so many; None where none is given.
+    0 is a score as others are."""
+    value = value_of(row, "score")
+    if value is None or value == "":
+        return None
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)  # CSV holds text
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    if bins is None and not abs(score) <= LARGEST_MARGIN:
+        raise UserError(
+            f"{row.where}: column 'score' must be a number of at most {LARGEST_MARGIN:g}, but "
+            f"holds {short(value)}; correct the row."
+        )
+    if bins is not None and score not in range(1, bins + 1):
+        raise UserError(
+            f"{row.where}: column 'score' must be a whole number from 1 to {bins} (reward.bins, "
+            f"with reward.kind binned), but holds {short(value)}; correct the row, set "
+            "reward.bins, or choose reward.kind pointwise."
+        )
+    return score
 
 
 def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:

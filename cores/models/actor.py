@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from cores.errors import UserError
 from cores.models.body import hidden_states
+from cores.models.heads import expected_rating, scale_head
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
 CHUNK_LOGITS = 2**26
@@ -250,13 +251,19 @@ class ScalarModel(nn.Module):
 
     The number at a token is the stock logit there minus `reward_mean` of the model's config, so
     that the score of a row is what any other tool computes from the saved folder, less that
-    constant.
+    constant. With several labels, which are ratings 1 to so many, it is their expectation times
+    `reward_scale`, minus `reward_mean`.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.model = model
-        self.mean = float(getattr(model.config, "reward_mean", 0.0))
+        self.calibrate()
+
+    def calibrate(self) -> None:
+        """Take the scale over that the config holds now."""
+        self.mean = float(getattr(self.model.config, "reward_mean", 0.0))
+        self.scale = float(getattr(self.model.config, "reward_scale", 1.0))
 
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Values (B, L) of ids (B, L) under mask (B, L), in float32; None: nothing is padding."""
@@ -264,7 +271,10 @@ class ScalarModel(nn.Module):
         hidden = hidden_states(inner.base_model, ids, mask)
         # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
         with torch.autocast(hidden.device.type, enabled=False):
-            return inner.score(hidden.float()).squeeze(-1) - self.mean
+            logits = inner.score(hidden.float())
+            if logits.shape[-1] == 1:
+                return logits.squeeze(-1) - self.mean
+            return self.scale * expected_rating(logits) - self.mean
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Values at the last attended token of each row, (B,)."""
@@ -274,9 +284,12 @@ class ScalarModel(nn.Module):
 @torch.no_grad()
 def rescale(model: Any, mean: float, std: float) -> None:
     """Make scores of the stock `model` with this mean and deviation have 0 and 1: 1/std goes into
-    the head, and what is then left of the mean into `config.reward_mean`."""
-    for parameter in model.score.parameters():
-        parameter.mul_(1.0 / std)
+    the head, or for ratings into `config.reward_scale`, and what is then left of the mean into
+    `config.reward_mean`."""
+    if model.config.num_labels == 1:
+        scale_head(model, 1.0 / std)
+    else:
+        model.config.reward_scale = getattr(model.config, "reward_scale", 1.0) * (1.0 / std)
     before = float(getattr(model.config, "reward_mean", 0.0))
     model.config.reward_mean = (before + mean) * (1.0 / std)
 

@@ -48,6 +48,7 @@ def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: 
 
     peft leaves the head out of "all-linear", and trains that of a classification model in full.
     """
+    head = getattr(model, SCALAR_HEAD, None)
     config = LoraConfig(
         task_type=task,
         r=section.rank,
@@ -55,6 +56,8 @@ def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: 
         lora_dropout=section.dropout,
         target_modules=section.target_modules or "all-linear",
         # GPT-2's linear layer has a weight (in, out); a quantised one knows that it was one.
+        # peft leaves a head of one layer out by itself.
+        exclude_modules=rf"{SCALAR_HEAD}\..*" if isinstance(head, nn.Sequential) else None,
         fan_in_fan_out=any(
             isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
             for module in model.modules()
@@ -233,7 +236,7 @@ def hold_linears_in_bf16(model: Any) -> Any:
     of its own. Outside autocast the model does not run any more.
     """
     for name, module in model.named_modules():
-        linear = isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[-1] != SCALAR_HEAD
+        linear = isinstance(module, (nn.Linear, Conv1D)) and SCALAR_HEAD not in name.split(".")
         if linear and module.weight.dtype == torch.float32:
             weight = module.weight.detach().to(torch.bfloat16)
             module.weight = nn.Parameter(weight, requires_grad=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cores.errors import UserError
 from cores.models.actor import plain_model
-from cores.models.body import TOLERANCE, TOLERANCE_QUANTIZED, attention_bias, causal_mask
+from cores.models.body import attention_bias, causal_mask, tolerance
 from cores.models.vocabulary import embedding
 
 LENGTHS = "prompt_length"
@@ -93,8 +93,7 @@ def check_prefix(model: Any, longest: int) -> None:
     finally:
         model.train(training)
     spread = (start - start.median()).abs().median().item()
-    quantized = getattr(plain, "is_quantized", False)
-    least = (TOLERANCE_QUANTIZED if quantized else TOLERANCE) * spread
+    least = tolerance(plain) * spread
     both_ways = (early - start)[: PROMPT - 1].abs().max().item() > least
     causal = (late - start)[: TOKENS - 2].abs().max().item() <= least
     if not (both_ways and causal):

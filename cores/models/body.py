@@ -150,13 +150,19 @@ def check_packing(model: Any) -> None:
     )
     everything = torch.cat([sample for row in alone for sample in row])
     spread = (everything - everything.median()).abs().median().item()  # blind to excluded ids
-    tolerance = TOLERANCE_QUANTIZED if getattr(model, "is_quantized", False) else TOLERANCE
-    if not apart <= tolerance * spread:
+    if not apart <= tolerance(model) * spread:
         raise UserError(
             f"sft.packing: {type(model).__name__} mixes rows that are packed side by side: in a "
             f"trial their logits differed by {apart:.2g} from those of each row alone (the logits' "
             f"median deviation is {spread:.2g}). Set sft.packing false."
         )
+
+
+def tolerance(model: Any) -> float:
+    """The largest difference that may be rounding."""
+    held = any(weight.dtype == torch.bfloat16 for weight in model.parameters())
+    coarse = held or getattr(model, "is_quantized", False)
+    return TOLERANCE_QUANTIZED if coarse else TOLERANCE
 
 
 def packed_logits(model: nn.Module, rows: list[list[Tensor]]) -> Tensor:

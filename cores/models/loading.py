@@ -33,6 +33,7 @@ from cores.models.folders import (
     place,
     reading,
 )
+from cores.models.heads import class_of
 from cores.models.images import image_ids, one_vocabulary, reads_images
 from cores.models.vocabulary import (
     architecture,
@@ -213,7 +214,7 @@ def read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) ->
     """The model of `path` in fp32, all of its weights the checkpoint's own, but a new head."""
     folder = place(path)
     with reading(path, "model"):
-        model, info = auto.from_pretrained(
+        model, info = class_of(auto, config).from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,

@@ -133,11 +133,9 @@ def fit_vocabulary(
         for table in tables if first < last else []:
             table[first:last] = table[:first].mean(dim=0)
     text = model.config.get_text_config()
-    text.pad_token_id, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    if end not in (
-        text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
-    ):
-        text.eos_token_id = end
+    text.pad_token_id, ends = tokenizer.pad_token_id, text.eos_token_id
+    if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+        text.eos_token_id = tokenizer.eos_token_id
 
 
 def excluded_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:

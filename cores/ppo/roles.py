@@ -1,6 +1,5 @@
 """The four roles of PPO: actor and critic are trained, reference and reward model are frozen."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cores.models.adapters import hold_linears_in_bf16
 from cores.models.body import compile_layers
 from cores.models.loading import exclude_from
 from cores.rewards.texts import TextReward
+from cores.rl.schedule import lr_factor, warmup_steps
 from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint
 from cores.runtime.launch import Launch
@@ -57,7 +57,7 @@ class TrainedRole:
         )
         self.name = name
         self.learning_rate = learning_rate
-        self.schedule = ppo.warmup_ratio, ppo.lr_schedule
+        self.schedule = ppo.warmup, ppo.lr_schedule
         self.steps = 0
         """Optimizer steps taken."""
         self.grad_norm = torch.tensor(0.0)
@@ -72,8 +72,8 @@ class TrainedRole:
 
     def set_rate(self, step: int, total: int) -> float:
         """Learning rate of optimizer step `step` of `total`; returns it as a factor of the peak."""
-        warmup_ratio, kind = self.schedule
-        factor = lr_factor(step, total, round(warmup_ratio * total), kind)
+        warmup, kind = self.schedule
+        factor = lr_factor(step, total, warmup_steps(warmup, total), kind)
         rate = self.learning_rate * factor
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -98,25 +98,7 @@ class TrainedRole:
         """Go on from there. The weights were put in before the launch took the model."""
         self.steps = saved.numbers["optimizer_steps"][self.name]
         if self.steps:
-            self.trained.load_moments(lambda part: saved.tensors(f"{self.name}.{part}"))
-
-
-def lr_factor(step: int, total_steps: int, warmup_steps: int, kind: str) -> float:
-    """Factor 0..1 of the optimizer step `step`, counted from 0, out of `total_steps`.
-
-    Rises linearly to 1 over the first `warmup_steps`, the first of which is 1 / warmup_steps, not
-    a step of rate 0. Then stays (constant), or falls to the 0 that step `total_steps` would have,
-    linearly or as (1 + cos) / 2 (Loshchilov & Hutter 2017, "SGDR", eq. 5, one cycle): the last
-    step taken still moves. ValueError for another kind.
-    """
-    if kind not in ("constant", "linear", "cosine"):
-        raise ValueError(f"schedule {kind!r} is unknown; use constant, linear or cosine")
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if kind == "constant":
-        return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+            self.trained.load_moments(saved.parts(f"{self.name}."))
 
 
 @dataclass(frozen=True)

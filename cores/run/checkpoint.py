@@ -49,6 +49,11 @@ class Checkpoint:
         """The tensors of one file by name, each read when it is asked for."""
         return Reader(self.folder / f"{file}.safetensors")
 
+    def parts(self, prefix: str = "") -> "dict[str, Reader]":
+        """Those of every file whose name begins with `prefix`, by what follows it."""
+        files = sorted(path.stem for path in self.folder.glob(f"{prefix}*.safetensors"))
+        return {file.removeprefix(prefix): self.tensors(file) for file in files}
+
 
 class Reader:
     """Tensors by name, on the CPU."""

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from cores.config import Config, plain
+from cores.config.parse import renamed
 from cores.errors import UserError
 from cores.files import read_json, write_json
 from cores.run import checkpoint
@@ -32,10 +33,10 @@ ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl":
 """Files that grow with the steps, and the key that says at which."""
 LENGTHS = {
     "ppo.updates": " (warm-up and schedule are shares of it; it may grow in a run that began with "
-    "ppo.warmup_ratio 0 and ppo.lr_schedule constant)",
+    "ppo.lr_schedule constant and ppo.warmup 0 or a number of steps)",
     **dict.fromkeys(
         ("sft.epochs", "sft.max_steps", "reward.epochs", "reward.max_steps"),
-        " (warm-up and cosine are shares of it)",
+        " (warm-up and schedule are shares of it)",
     ),
 }
 """Keys of how long a stage trains, and why a run does not go on with another value."""
@@ -201,7 +202,7 @@ def read_state(path: Path, remedy: str = "") -> dict[str, Any]:
     for name in ("config", "facts"):
         if not isinstance(state.get(name), dict):
             raise UserError(f"{path}: damaged (unlike {name}). {remedy}")
-    return state
+    return {**state, "config": renamed(state["config"])}
 
 
 def _clean(folder: Path) -> None:
@@ -240,8 +241,8 @@ def differing(before: dict[str, Any], now: Config) -> list[str]:
     """Keys with another value than the unfinished run began with, each `key: before -> now`."""
     new, old = flat(plain(now)), flat(before)
     known = flat(plain(Config())) | old  # a key that is new since then had its default
-    # No rate depends on the number of updates then. (Stages 1 and 2 always have a cosine.)
-    constant = new["ppo.lr_schedule"] == "constant" and new["ppo.warmup_ratio"] == 0
+    # No rate depends on the number of updates then.
+    constant = new["ppo.lr_schedule"] == "constant" and not 0 < new["ppo.warmup"] < 1
     lines = []
     for key, value in new.items():
         was = known.get(key)

@@ -200,6 +200,19 @@ def _value(text: str) -> Any:
         return text
 
 
+def check_optimizer(
+    section: SFTSection | RewardSection | PPOSection, key: str, env: Mapping[str, str]
+) -> None:
+    """UserError if DeepSpeed cannot hold the states of the stage's optimizer."""
+    name = "adamw" if isinstance(section, PPOSection) else section.optimizer
+    if env.get("ACCELERATE_USE_DEEPSPEED") == "true" and name != "adamw":
+        raise UserError(
+            f"{key}.optimizer: {name} does not go with DeepSpeed, which hands optimizers flat "
+            "pieces of the weights and whose states are saved as AdamW has them; choose adamw, or "
+            "launch without DeepSpeed."
+        )
+
+
 def check_clipping(
     section: SFTSection | RewardSection | PPOSection, key: str, env: Mapping[str, str]
 ) -> None:

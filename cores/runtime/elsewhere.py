@@ -88,7 +88,8 @@ def pinned(config: Config) -> Config:
 def _check_reward(model: PretrainedConfig, path: str) -> None:
     """UserError unless it has one trained number at every token."""
     names = ", ".join(model.architectures or [])
-    if CLASSIFIER not in names or model.num_labels != 1:
+    binned = hasattr(model, "reward_scale")  # stage 2 wrote it
+    if CLASSIFIER not in names or not (model.num_labels == 1 or binned):
         labels = f" with {model.num_labels} labels" if CLASSIFIER in names else ""
         raise UserError(
             f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "

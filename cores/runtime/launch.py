@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import ElsewhereError, UserError
-from cores.runtime.checks import ASKED, check_clipping, check_launch, option
+from cores.runtime.checks import ASKED, check_clipping, check_launch, check_optimizer, option
 from cores.runtime.ranks import WAITING, WATCH
 from cores.sharding import Whole, deepspeed_asked, sharding
 
@@ -169,6 +169,7 @@ def check_batches(
     else:
         launch.split(section, key)
     check_clipping(section, key, ASKED)
+    check_optimizer(section, key, ASKED)
 
 
 def quiet() -> None:

@@ -161,7 +161,8 @@ def _check_base(parent: Parent) -> None:
     if adapter is None:
         return
     base = base_of(parent.folder, adapter)
-    trained_on = parent.record["parents"].get(BASES[parent.stage], {"files": {"": ""}})
+    parents = parent.record["parents"]
+    trained_on = parents.get("base") or parents.get(BASES[parent.stage], {"files": {"": ""}})
     if "files" not in trained_on:  # on the hub
         return
     found = model_files(Path(base))
@@ -199,8 +200,9 @@ def _check_fit(parents: dict[str, Parent]) -> None:
     """Reward model and policy must read the same ids."""
     first, *others = parents.values()
     for other in (parent for parent in others if not parent.elsewhere):
+        own = other.stage == "reward" and "base" in other.record["parents"]  # rows of its own
         for key, name in (("tokenizer", "tokenizer"), ("vocab_size", "vocabulary size")):
-            if other.record[key] != first.record[key]:
+            if other.record[key] != first.record[key] and not (own and key == "vocab_size"):
                 raise UserError(
                     f"{other.folder}: its {name} ({str(other.record[key])[:12]}) is not that of "
                     f"{first.folder} ({str(first.record[key])[:12]}), so it would score other "

@@ -1,6 +1,7 @@
 """Whole weights on every process: one process, or several that exchange gradients (DDP)."""
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,9 +14,7 @@ from torch import Tensor, nn
 
 from cores.errors import UserError
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW knows of a parameter."""
-PARTS = ("weights", *MOMENTS)
+WEIGHTS = "weights"
 COPIES = 8
 """Tensors copied at a time."""
 
@@ -82,9 +81,9 @@ class Trained:
         yield
 
     def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        """Copies of the trained weights and of what AdamW knows of them, whole, on the CPU, by
-        part and name; every rank calls it, and where `keep` is off nothing is kept."""
-        kept: dict[str, dict[str, Future[Tensor]]] = {part: {} for part in PARTS}
+        """Copies of the trained weights and of what the optimizer knows of them, whole, on the CPU,
+        by part and name; every rank calls it, and where `keep` is off nothing is kept."""
+        kept: dict[str, dict[str, Future[Tensor]]] = defaultdict(dict)
         with ThreadPoolExecutor(COPIES) as pool:  # fresh memory costs more than the copy
             for name, parameter in self.named().items():
                 for part, tensor in self._whole(parameter).items():
@@ -97,23 +96,26 @@ class Trained:
 
     def _whole(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         known = self.optimizer.optimizer.state.get(parameter, {})
-        return {"weights": parameter.data, **{key: known[key] for key in MOMENTS if key in known}}
+        return {WEIGHTS: parameter.data} | {k: torch.as_tensor(v) for k, v in known.items()}
 
-    def load_moments(self, read: Callable[[str], Any]) -> None:
-        """What `state` said of AdamW, wherever it was written; `read` gives the `Reader` of a
-        part of it."""
-        optimizer = self.optimizer.optimizer
-        group = optimizer.param_groups[0]
-        on_device = group.get("fused") or group.get("capturable")
-        moments = {key: read(key) for key in MOMENTS}
+    def load_moments(self, parts: Mapping[str, Any]) -> None:
+        """What `state` said of the optimizer, a `Reader` a part, wherever it was written."""
+        known = self.optimizer.optimizer.state
         for name, parameter in self.named().items():
-            if name not in moments["step"].names:
-                continue  # it had no gradient yet
-            found = {key: moments[key][name] for key in MOMENTS}
-            optimizer.state[parameter] = {
-                key: value if key == "step" and not on_device else value.to(parameter.device)
-                for key, value in found.items()
-            }
+            found = {k: r[name] for k, r in parts.items() if k != WEIGHTS and name in r.names}
+            if found:  # else it had no gradient yet
+                known[parameter] = {k: self._placed(k, v, parameter) for k, v in found.items()}
+
+    def _placed(self, key: str, value: Tensor, parameter: nn.Parameter) -> Any:
+        """As the optimizer had it: whole numbers are counts of steps, and no tensors."""
+        optimizer = self.optimizer.optimizer
+        if value.dim() == 0 and not value.is_floating_point():
+            return value.item()
+        if hasattr(optimizer, "get_state_buffer") and value.shape == parameter.shape:
+            return optimizer.get_state_buffer(parameter, value.dtype).copy_(value)  # paged
+        group = optimizer.param_groups[0]
+        on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
+        return value if on_host else value.to(parameter.device)
 
 
 @dataclass(eq=False)

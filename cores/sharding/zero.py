@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,9 +86,8 @@ class ZeroTrained(Trained):
         (flat, *_) = self.module.optimizer.optimizer.state.values()  # all step together
         return {"weights": weight, **found, "step": flat["step"]}
 
-    def load_moments(self, read: Callable[[str], Any]) -> None:
-        moments = {key: read(key) for key in (*SHARDED, "step")}
-        step = moments["step"][min(moments["step"].names)]
+    def load_moments(self, parts: Mapping[str, Any]) -> None:
+        step = parts["step"][min(parts["step"].names)]
         zero = self.module.optimizer
         two = hasattr(zero, "single_partition_of_fp32_groups")
         shards = zero.single_partition_of_fp32_groups if two else zero.fp32_partitioned_groups_flat
@@ -99,7 +98,7 @@ class ZeroTrained(Trained):
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         for name, parameter in self.named().items():
             for key in SHARDED:
-                value = moments[key][name].to(parameter.device)
+                value = parts[key][name].to(parameter.device)
                 if not hasattr(parameter, "ds_id"):
                     safe_set_full_optimizer_state(parameter, value, key)
                     continue

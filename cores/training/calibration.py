@@ -29,21 +29,23 @@ def reply_tokens(config: Config) -> int:
     return config.reward.calibration_tokens or config.ppo.max_new_tokens
 
 
-def calibration_prompts(config: Config, pairs: list[dict], model: PretrainedConfig) -> list[Row]:
-    """Prompts of the training pairs, drawn at random as `calibration_rows`."""
-    prompts = [pair["chosen_ids"][: pair["prompt_length"]] for pair in pairs]
-    return [prompts[i] for i in calibration_rows(config, prompts, model)]
+def calibration_prompts(config: Config, rows: list[dict], *models: PretrainedConfig) -> list[Row]:
+    """Prompts of the training pairs or ratings, drawn at random as `calibration_rows`."""
+    prompts = [(row.get("chosen_ids") or row["ids"])[: row["prompt_length"]] for row in rows]
+    return [prompts[i] for i in calibration_rows(config, prompts, *models)]
 
 
-def calibration_rows(config: Config, prompts: list[Row], model: PretrainedConfig) -> list[int]:
-    """Which of the prompts are asked, at random; UserError if none leaves room for a reply."""
+def calibration_rows(config: Config, prompts: list[Row], *models: PretrainedConfig) -> list[int]:
+    """Which of the prompts are asked, at random; UserError if none leaves room for a reply in all
+    of the models that read it."""
     tokens = reply_tokens(config)
-    room = (max_length(model) or math.inf) - tokens
+    positions = min(max_length(model) or math.inf for model in models)
+    room = positions - tokens
     short = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
     if not short:
         raise UserError(
             f"reward.calibration_tokens: {tokens} new tokens after any "
-            f"prompt are more than the {max_length(model)} positions of the model. Lower it."
+            f"prompt are more than the {positions} positions of the model. Lower it."
         )
     size = config.reward.calibration_samples
     return [short[i] for i in in_epochs(len(short), 0, size, config.seed, "calibration")]
@@ -127,7 +129,7 @@ def calibrate(
         )
     stock: Any = plain_model(model.model)
     rescale(stock, mean, std)
-    model.mean = stock.config.reward_mean
+    model.calibrate()
     launch.say(f"calibrated: mean {mean:.3f}, deviation {std:.3f} -> 0, 1")
     return {"samples": len(rows), "raw_mean": mean, "raw_std": std, "reward_mean": model.mean}
 

@@ -3,7 +3,7 @@ steps that end when told, gradients that are looked at.
 
 Private methods of transformers' Trainer that are replaced here (5.17 to 5.23 have them; a test
 reads their signatures): `_load_from_checkpoint`, `_load_rng_state`, `_prepare_for_training`,
-`_clip_grad_norm`, `_save_checkpoint`.
+`_clip_grad_norm`, `_save_checkpoint`, `_get_train_sampler`.
 """
 
 import json
@@ -11,21 +11,25 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from cores.config import Config, RewardSection, SFTSection
-from cores.draws import key
 from cores.errors import ANEW, UserError
+from cores.rl.schedule import lr_factor, warmup_steps
 from cores.run import StageRun
 from cores.run.checkpoint import State
 from cores.sharding.whole import load_weights
+from cores.training.optimizers import NAMES, ByLength, Lion
+from cores.training.steps import Steps
 
 STATUS_LINES = 20
 """Status lines a stage, about."""
@@ -49,11 +53,9 @@ def common_arguments(
         "num_train_epochs": section.epochs,
         "max_steps": section.max_steps or -1,
         "learning_rate": section.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": math.ceil(section.warmup_ratio * steps),
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm,
-        "optim": "adamw_torch",
+        "optim": NAMES.get(section.optimizer, section.optimizer),
         "gradient_checkpointing": config.model.gradient_checkpointing,
         "seed": config.seed,
         "ddp_find_unused_parameters": False,
@@ -112,11 +114,56 @@ class Lasting(Trainer):
 
     def __init__(self, run: StageRun, names: list[str], **arguments: Any) -> None:
         """`names`: entries of the trainer's log that are shown."""
+        self.section: SFTSection | RewardSection = getattr(run.config, run.stage)
+        if self.section.optimizer == "lion":
+            arguments["optimizer_cls_and_kwargs"] = (Lion, {"lr": self.section.learning_rate})
         super().__init__(**arguments)
         self.run, self.held = run, run.launch.sharding
         self.skipped = self.left_out = 0
+        self.sums: dict[str, Any] = {}
+        """Figures beside the loss, added up over `rows` since the last log line."""
         self.remove_callback(PrinterCallback)
         self.add_callback(Steps(self, names))
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Names of the weights that decay; UserError for a pattern that fits none."""
+        if not (patterns := self.section.no_decay):
+            return super().get_decay_parameter_names(model)
+        names = [name for name, _ in model.named_parameters()]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError(
+                    f"{self.run.stage}.no_decay: {pattern!r} fits no weight of "
+                    f"{type(model).__name__}, which has such as {', '.join(names[:SHOWN])}; "
+                    "correct it (* stands for any text)."
+                )
+        return [name for name in names if not any(fnmatchcase(name, p) for p in patterns)]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """`lr_factor` of the section's keys; cycles of restarts are epochs."""
+        section, total = self.section, num_training_steps
+        rising, cycles = warmup_steps(section.warmup, total), 1
+        if rising > total:
+            self.run.launch.say(
+                f"note: {self.run.stage}.warmup: the rate still rises at the end, as the run has "
+                f"{total} steps of {rising}"
+            )
+        if section.lr_schedule == "restarts":
+            rows: Any = self.train_dataset
+            cycles = math.ceil(total / math.ceil(len(rows) / section.batch_size))
+
+        def factor(step: int) -> float:
+            return lr_factor(step, total, rising, section.lr_schedule, section.lr_floor, cycles)
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        section, rows = self.section, cast(Any, self.train_dataset)
+        if not (isinstance(section, SFTSection) and section.group_by_length):
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(row) for row in rows["input_ids"]]
+        return ByLength(lengths, section.batch_size, self.run.config.seed)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done before the trainer was made, the same way under every launch."""
@@ -130,7 +177,7 @@ class Lasting(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         resumed = self.run.resumed
         if resumed is not None and resumed.step:
-            self.held.of_trainer(self).load_moments(resumed.tensors)
+            self.held.of_trainer(self).load_moments(resumed.parts())
             self.lr_scheduler.load_state_dict(resumed.numbers["schedule"])
             rates = resumed.numbers["schedule"]["_last_lr"]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -165,6 +212,20 @@ class Lasting(Trainer):
             f"{ANEW}."
         )
 
+    def add(self, rows: int, figures: dict[str, torch.Tensor]) -> None:
+        """Note figures (B,) of so many rows, for the next log line."""
+        found = {"rows": rows, **{name: each.detach().sum() for name, each in figures.items()}}
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in found.items()}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the means of the figures over the rows of all ranks."""
+        if "loss" in logs and self.sums:
+            ranks = gather_object([{name: float(x) for name, x in self.sums.items()}])
+            sums = {name: sum(rank[name] for rank in ranks) for name in self.sums}
+            logs |= {name: x / sums["rows"] for name, x in sums.items() if name != "rows"}
+            self.sums = {}
+        super().log(logs, start_time)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         state = self.held.of_trainer(self).state(keep=self.run.launch.is_main)
         losses = gather_object([float(self._tr_loss)])
@@ -174,63 +235,8 @@ class Lasting(Trainer):
             "trainer": progress | {"log_history": []},
             "schedule": schedule | {"lr_lambdas": [None] * len(schedule["lr_lambdas"])},
             "losses": losses,
+            "sums": gather_object([{name: float(x) for name, x in self.sums.items()}]),
             "logged": self._globalstep_last_logged,
             "skipped": [self.skipped, self.left_out],
         }
         self.run.save(self.state.global_step, State(state, numbers))
-
-
-class Steps(TrainerCallback):
-    """Between the steps: random numbers, the log, checkpoints, the end."""
-
-    def __init__(self, trainer: Lasting, names: list[str]) -> None:
-        self.trainer, self.names = trainer, names
-        self.told = False
-        """The run was told to stop."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The loss since the last log line goes on where it was."""
-        run, trainer = self.trainer.run, self.trainer
-        if run.resumed is not None:
-            losses = run.resumed.numbers["losses"]
-            same = len(losses) == run.launch.world
-            trainer._tr_loss += losses[run.launch.rank] if same else sum(losses) / len(losses)
-            trainer._globalstep_last_logged = run.resumed.numbers["logged"]
-            trainer.skipped, trainer.left_out = run.resumed.numbers["skipped"]
-            if state.global_step >= state.max_steps:
-                control.should_training_stop = True
-        run.going_on(state.max_steps)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Dropout draws from (seed, step, rank)."""
-        seed, rank = self.trainer.run.config.seed, self.trainer.run.launch.rank
-        torch.manual_seed(key(seed, "dropout", state.global_step, rank) % 2**63)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save where it is time; stop where the run was told to."""
-        last = state.global_step >= state.max_steps
-        control.should_save, self.told = self.trainer.run.look(state.global_step, last)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Behind a checkpoint: the end, where it was told."""
-        if self.told:
-            self.trainer.run.leave(state.global_step, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Called by the trainer every `logging_steps` optimizer steps."""
-        if not logs or "loss" not in logs:
-            return
-        run = self.trainer.run
-        values = {name: float(logs[name]) for name in self.names}
-        if run.config.faults.nonfinite == "skip":  # of the last step, which may be left out
-            values = {name: x for name, x in values.items() if name == "loss" or math.isfinite(x)}
-            values["skipped_steps"], self.trainer.left_out = float(self.trainer.left_out), 0
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"{run.stage}: the training loss is {values['loss']} at step {state.global_step}. "
-                f"Lower {run.stage}.learning_rate, or compute in fp32 (--model.precision fp32), "
-                f"{ANEW}."
-            )
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        line = f"{run.stage} {state.global_step}/{state.max_steps}  {shown}"
-        run.log(state.global_step, values, line)

@@ -55,14 +55,17 @@ def check_sampling(
     check_engine(config, model, device)
 
 
-def check_model(config: Config, model: PretrainedConfig, key: str = "model.path") -> None:
-    """UserError if stage 1's architecture cannot be a critic where one is needed, or is too short
-    for prompts and replies."""
+def check_model(
+    config: Config, model: PretrainedConfig, key: str = "model.path", *others: PretrainedConfig
+) -> None:
+    """UserError if stage 1's architecture cannot be a critic where one is needed, or it or one of
+    the others is too short for prompts and replies."""
     other = model.is_encoder_decoder or reads_images(model)
     if config.ppo.estimator in WITH_CRITIC or other:
         check_scalar(model, key)
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
-    check_length(model, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
+    for each in (model, *others):
+        check_length(each, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
 
 
 def needed_stages(config: Config) -> list[str]:

@@ -1,109 +1,194 @@
-"""Stage 2: pairwise training by TRL's RewardTrainer, held-out accuracy."""
+"""Stage 2: a reward model from pairs or from ratings, and what it does on held-out ones.
+
+On our own trainer rather than TRL's RewardTrainer, which knows pairs alone.
+"""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import TaskType
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import RewardConfig, RewardTrainer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from cores.config import Config
+from cores.config import Config, RewardSection
+from cores.data import right_pad
 from cores.draws import seeded
 from cores.models import ScalarModel, check_saving, load_scalar
 from cores.models.adapters import add_lora
+from cores.models.heads import LAYERS, linears
+from cores.rl.preferences import binned_loss, pairwise_loss, pointwise_loss
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.calibration import score_rows
 from cores.training.lasting import Lasting, common_arguments, one_gpu, train
 
-Pair = dict[str, Any]
+Row = dict[str, Any]
+"""A pair or a rating, as `preference_data` tells."""
+Judged = tuple[Tensor, dict[str, Tensor]]
+"""Losses (B,), and figures (B,) for the log."""
 
 
 def init_head(model: Any, seed: int) -> None:
-    """Head weights N(0, 1/sqrt(d + 1)), d the hidden size (Ziegler et al. 2019)."""
-    weight = model.score.weight
+    """Weights of each linear layer N(0, 1/sqrt(d + 1)), d its inputs (Ziegler et al. 2019)."""
     with seeded(seed, "head"):
-        nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
+        for layer in linears(model):
+            nn.init.normal_(layer.weight, std=(layer.in_features + 1) ** -0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
-def reward_model(config: Config, sft: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Stage 1's model in `sft` with a new head of one label, and with adapters if there are any.
+def reward_model(config: Config, start: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The model in `start` with a new head, frozen or with adapters if that is asked for.
     UserError if it, which adapters may be merged into, could not be saved."""
-    model: Any = load_scalar(sft, config.model, tokenizer, num_labels=1)
+    section = config.reward
+    head: dict[str, Any] = {"num_labels": 1}
+    if section.kind == "binned":
+        head = {"num_labels": section.bins, "reward_scale": 1.0}
+    if section.head_layers > 1:
+        head[LAYERS] = section.head_layers
+    model: Any = load_scalar(start, config.model, tokenizer, **head)
     init_head(model, config.seed)
     check_saving(model, tokenizer)
-    if not config.reward.lora.rank:
+    if section.freeze_base:
+        model.requires_grad_(False)
+        model.score.requires_grad_(True)
+    if not section.lora.rank:
         return model
     with seeded(config.seed, "reward's adapters"):
-        return add_lora(model, config.reward.lora, TaskType.SEQ_CLS, "reward.lora")
+        return add_lora(model, section.lora, TaskType.SEQ_CLS, "reward.lora")
 
 
-class PairTrainer(Lasting, RewardTrainer):
-    """TRL's trainer, with each pair of an optimizer step counting alike.
+def of_pairs(logits: Tensor, margins: Tensor, section: RewardSection) -> Judged:
+    """Of logits (2B, 1): those of the chosen sides, then those of the rejected ones."""
+    chosen, rejected = logits.squeeze(-1).chunk(2)
+    losses = pairwise_loss(chosen, rejected, margins, section.center_coef)
+    return losses, {"accuracy": (chosen > rejected).float(), "margin": chosen - rejected}
 
-    The library averages the means of micro-batches: in an epoch's last, incomplete batch a pair of
+
+def of_scores(logits: Tensor, ratings: Tensor, section: RewardSection) -> Judged:
+    """Of logits (B, 1)."""
+    return pointwise_loss(logits.squeeze(-1), ratings), {}
+
+
+def of_bins(logits: Tensor, ratings: Tensor, section: RewardSection) -> Judged:
+    """Of logits (B, K)."""
+    hits = logits.argmax(dim=-1) == ratings.long() - 1
+    return binned_loss(logits, ratings), {"bin_accuracy": hits.float()}
+
+
+KINDS = {
+    "pairwise": (of_pairs, ["accuracy", "margin"]),
+    "pointwise": (of_scores, []),
+    "binned": (of_bins, ["bin_accuracy"]),
+}
+"""Kind of reward model: what judges its logits, and the figures."""
+
+
+def collate(rows: list[Row], pad_id: int) -> dict[str, Tensor]:
+    """input_ids and attention_mask, (B, L) int64, right-padded; of pairs (2B, L), the chosen sides
+    first. targets (B,): the pairs' margins, or the ratings."""
+    sides = ("chosen_ids", "rejected_ids") if "chosen_ids" in rows[0] else ("ids",)
+    ids, mask = right_pad([row[side] for side in sides for row in rows], pad_id)
+    target = "margin" if len(sides) > 1 else "score"
+    targets = torch.tensor([float(row[target]) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask.long(), "targets": targets}
+
+
+class RewardTrainer(Lasting):
+    """Each row of an optimizer step counts alike.
+
+    The library averages the means of micro-batches: in an epoch's last, incomplete batch a row of
     a small micro-batch would weigh more, and the result would hang on `microbatch_size`.
     """
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step; notes how many pairs all ranks have in them."""
+        """The micro-batches of one optimizer step; notes how many rows all ranks have in them."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        own = torch.tensor(sum(pairs_in(sample) for sample in samples), device=device)
-        self.step_pairs = self.accelerator.gather(own).sum().item()
+        own = torch.tensor(sum(len(sample["targets"]) for sample in samples), device=device)
+        self.step_rows = self.accelerator.gather(own).sum().item()
         return samples, items
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """A micro-batch's mean, times its share of the step's pairs over an even share."""
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        even = self.step_pairs / self.current_gradient_accumulation_steps
-        return loss * (pairs_in(inputs) * self.accelerator.num_processes / even)
-
-
-def pairs_in(batch: Any) -> int:
-    """Pairs of a micro-batch: chosen rows are followed by as many rejected ones."""
-    return len(batch["input_ids"]) // 2
+        """A micro-batch's share of the mean over the step's rows, times the number of its
+        micro-batches on all ranks, which the trainer divides by."""
+        targets = inputs["targets"]
+        rows = {k: v for k, v in inputs.items() if k != "targets"}
+        logits = model(**rows, use_cache=False).logits
+        section: Any = self.section
+        losses, figures = KINDS[section.kind][0](logits.float(), targets, section)
+        self.add(len(targets), figures)
+        passes = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        return losses.sum() * (passes / self.step_rows)
 
 
 def train_reward(
     config: Config,
     model: PreTrainedModel,
-    pairs: list[Pair],
+    rows: list[Row],
     tokenizer: PreTrainedTokenizerBase,
     run: StageRun,
 ) -> Any:
-    """`model`, trained on `pairs`: see `lasting.train`."""
-    rows = [{k: pair[k] for k in ("chosen_ids", "rejected_ids", "margin")} for pair in pairs]
+    """`model`, trained on `rows`: see `lasting.train`."""
+    pad_id: Any = tokenizer.pad_token_id
 
-    def trainer() -> PairTrainer:
-        arguments = RewardConfig(
-            **common_arguments(config, config.reward, "reward", len(pairs), run),
-            center_rewards_coefficient=config.reward.center_coef or None,
-            max_length=None,
-        )
-        made = PairTrainer(
+    def trainer() -> RewardTrainer:
+        common = common_arguments(config, config.reward, "reward", len(rows), run)
+        return RewardTrainer(
             run,
-            ["loss", "accuracy", "margin", "learning_rate"],
+            ["loss", *KINDS[config.reward.kind][1], "learning_rate"],
             model=model,
-            args=one_gpu(arguments),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
+            args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
+            train_dataset=rows,
+            data_collator=partial(collate, pad_id=pad_id),
         )
-        for weight in model.parameters():
-            if weight.requires_grad:  # TRL puts adapters and head on a quantised base in bf16
-                weight.data = weight.data.float()
-        return made
 
     return train(model, run, trainer)
 
 
+def judged(
+    model: ScalarModel, rows: list[Row], pad_id: int, batch_size: int, launch: Launch
+) -> tuple[dict[str, Any], str]:
+    """Figures on held-out rows, and a line that tells them."""
+    if rows and "score" in rows[0]:
+        found = agreement(model, rows, pad_id, batch_size, launch)
+        related = "-" if found["correlation"] is None else f"{found['correlation']:.3f}"
+        return found, (
+            f"held-out mean squared error {found['mse']:.4f}, correlation {related} on "
+            f"{found['rows']} ratings (their variance: {found['variance']:.4f})"
+        )
+    found = accuracy(model, rows, pad_id, batch_size, launch)
+    if not rows:
+        return found, ""
+    return found, (
+        f"held-out accuracy {found['accuracy']:.3f} on {found['pairs']} pairs "
+        f"(the longer reply wins: {found['accuracy_longer']:.3f})"
+    )
+
+
+def agreement(
+    model: ScalarModel, rows: list[Row], pad_id: int, batch_size: int, launch: Launch
+) -> dict[str, Any]:
+    """Mean squared error and correlation of scores and ratings (None where one of them does not
+    vary), and the ratings' variance, which is the error of their mean."""
+    scores = score_rows(model, [row["ids"] for row in rows], pad_id, batch_size, launch)
+    x, y = (torch.tensor(v, dtype=torch.float64) for v in (scores, [row["score"] for row in rows]))
+    spread = x.std(correction=0) * y.std(correction=0)
+    together = ((x - x.mean()) * (y - y.mean())).mean()
+    return {
+        "rows": len(rows),
+        "mse": (x - y).square().mean().item(),
+        "correlation": (together / spread).item() if spread > 0 else None,
+        "variance": y.var(correction=0).item(),
+    }
+
+
 def accuracy(
-    model: ScalarModel, pairs: list[Pair], pad_id: int, batch_size: int, launch: Launch
+    model: ScalarModel, pairs: list[Row], pad_id: int, batch_size: int, launch: Launch
 ) -> dict[str, Any]:
     """Share of pairs whose chosen side scores higher, and that of "the longer reply wins".
 

@@ -114,10 +114,13 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
         task = TaskType.SEQ_2_SEQ_LM if encoder else TaskType.CAUSAL_LM
         with seeded(seed, "sft's adapters"):
             model = add_lora(model, config.sft.lora, task, "sft.lora")
-    if config.model.attention == "prefix":
-        check_prefix(model, config.sft.max_length)
-    if config.sft.packing:
-        check_packing(model)
+    # Weights that are held in bf16 compute under autocast alone.
+    held = config.model.quantization == "bf16"
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=held):
+        if config.model.attention == "prefix":
+            check_prefix(model, config.sft.max_length)
+        if config.sft.packing:
+            check_packing(model)
     return model
 
 

@@ -56,7 +56,7 @@ def settings(config: Config, out: Path, more: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "num_mini_batches": ppo.batch_size // ppo.minibatch_size,
         "num_ppo_epochs": ppo.epochs,
-        "local_rollout_forward_batch_size": ppo.microbatch_size,
+        "local_rollout_forward_batch_size": ppo.batch_size,  # at once: the fastest
         "response_length": ppo.max_new_tokens,
         "temperature": ppo.temperature,
         "stop_token": "eos",

@@ -136,7 +136,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("pair-margin-lost", "margins are lost",
              '"margin": example.margin', '"margin": 0.0'),
             ("untrained-kept", "rows whose reply is cut off are kept",
-             "label == IGNORED for label in labels[1:]", "False for label in labels[1:]"),
+             "label == IGNORED for label in labels[first:]", "False for label in labels"),
             ("label-length", "labels not cut with the ids",
              'row.ids[:limit], "labels": labels}', 'row.ids[:limit], "labels": row.labels}'),
             ("long-prompts", "a prompt of one token too many is kept",

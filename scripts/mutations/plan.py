@@ -18,6 +18,7 @@ from scripts.mutations import (
     roles,
     rollout,
     rows,
+    shapes,
     training,
     twin,
 )
@@ -35,6 +36,7 @@ AREAS = {
     "Images": images,
     "Data": data,
     "Presets of rows": presets,
+    "Models of other shapes": shapes,
     "Stages 1 and 2": training,
 }
 """Heading of the report to the module with its bugs."""

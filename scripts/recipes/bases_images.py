@@ -12,7 +12,8 @@ from typing import Any
 SIDE, PATCH = 32, 16
 QUERIES = 3
 """Tokens that BLIP-2 makes of an image."""
-POSITIONS = 1024
+POSITIONS = 4096
+"""As many as the longest rows of the recipes."""
 SEED = 7
 VISION: dict[str, Any] = {
     "image_size": SIDE, "patch_size": PATCH, "num_hidden_layers": 2, "num_attention_heads": 2,

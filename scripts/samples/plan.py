@@ -54,72 +54,59 @@ class Task:
     around: bool = True
 
 
-EPS = "ppo.actor_adam.eps+ppo.critic_adam.eps"
 BETA2 = "ppo.actor_adam.beta2+ppo.critic_adam.beta2"
 RATE, CRITIC_RATE = "ppo.actor_learning_rate", "ppo.critic_learning_rate"
 DEMO = Task(
     name="demo",
     seeds=(0, 1, 2, 3, 4),
-    first=2,
+    first=5,
     middle=5,
     judge="score_gold",
     sources='{"model": 1, "scripts/experiments/rewards.py:gold": 0}',
     eval_every=2,
     eval_prompts=200,
     knobs={
-        EPS: ("1e-8",),
-        BETA2: ("0.99", "0.999"),
-        RATE: ("6e-4", "1e-3", "2e-3"),
-        CRITIC_RATE: ("3e-3",),
-        "ppo.lr_schedule": ("linear",),
-        "ppo.warmup_ratio": ("0.1",),
-        "ppo.max_grad_norm": ("1000",),
-        "ppo.epochs": ("1", "4"),
-        "ppo.minibatch_size": ("32", "128"),
+        "ppo.kl_coef": ("0.2",),
+        "ppo.lam": ("1",),
+        BETA2: ("0.99",),
         "ppo.clip": ("0.3",),
-        "ppo.critic_warmup": ("2",),
-        "ppo.critic_init": ("zero",),
-        "ppo.lam": ("0.9", "1"),
-        "ppo.whiten_advantages": ("false",),
-        "ppo.kl_coef": ("0.05", "0.2"),
-        "ppo.kl_kind+ppo.kl_in": ("k3+loss",),
         "ppo.kl_target": ("4",),
         "ppo.samples_per_prompt": ("4",),
+        "ppo.max_grad_norm": ("1000",),
+        "ppo.lr_schedule": ("linear",),
+        "ppo.minibatch_size": ("32",),
     },
     theirs={},
-    levels=(1.0, 2.0, 3.0, 4.0),
+    levels=(1.0, 2.0, 3.0),
     variables=(("CUDA_VISIBLE_DEVICES", ""), ("DS_ACCELERATOR", "cpu")),
 )
-START = (
-    *((f"ppo.{role}_adam.eps", "1e-8") for role in ("actor", "critic")),
-    (RATE, "4e-5"),
-    (CRITIC_RATE, "8e-5"),
-)
-"""What the first pass over polite and hh_harmless left: see docs/defaults.md."""
+"""Its knobs are those that were not slower on two seeds, of 25: see docs/defaults.md."""
 BOTH_RATES = f"{RATE}+{CRITIC_RATE}"
 REAL: dict[str, tuple[str, ...]] = {
-    "ppo.epochs": ("4",),
-    "ppo.minibatch_size": ("16",),
     "ppo.lam": ("1",),
+    BOTH_RATES: ("3e-5+6e-5", "4e-5+8e-5"),
+    f"{BOTH_RATES}+ppo.warmup": ("4e-5+8e-5+0.1",),
+    "ppo.minibatch_size": ("16",),
+    "ppo.epochs": ("4",),
     BETA2: ("0.99",),
+    CRITIC_RATE: ("8e-5",),
     "ppo.lr_schedule": ("constant",),
-    "ppo.max_grad_norm": ("0.3",),
-    "ppo.samples_per_prompt": ("4",),
-    CRITIC_RATE: ("2e-4",),
-    "ppo.kl_coef": ("0.1",),
+    "ppo.loss_mean": ("sequences",),
+    "ppo.kl_kind+ppo.kl_in": ("k2+loss",),
 }
+"""What could need fewer updates without more KL."""
 TRL: dict[str, tuple[str, ...]] = {
     "learning_rate+adam_epsilon": tuple(
-        f"{rate}+{eps}" for rate in ("2e-5", "4e-5", "8e-5", "1.6e-4") for eps in ("1e-8", "1e-5")
+        f"{rate}+{eps}" for eps in ("1e-8", "1e-5") for rate in ("2e-5", "4e-5", "1e-5")
     ),
 }
 FEWER: dict[str, tuple[str, ...]] = {
-    "ppo.epochs": ("4",),
     "ppo.minibatch_size": ("16",),
-    BOTH_RATES: ("8e-5+1.6e-4",),
+    "ppo.lam": ("1",),
+    BOTH_RATES: ("4e-5+8e-5",),
 }
 FEWER_TRL: dict[str, tuple[str, ...]] = {
-    "learning_rate+adam_epsilon": ("2e-5+1e-8", "4e-5+1e-8", "8e-5+1e-8", "4e-5+1e-5")
+    "learning_rate+adam_epsilon": ("2e-5+1e-8", "4e-5+1e-8"),
 }
 JUDGED = '{"model": 1, "scripts/samples/judges.py:judge": 0}'
 REAL_SETS = (
@@ -132,7 +119,7 @@ TASKS = {DEMO.name: DEMO} | {
         name=name,
         seeds=(0, 1, 2),
         first=1,
-        middle=1,
+        middle=3,
         judge="score_judge",
         sources=JUDGED,
         eval_every=every,
@@ -140,7 +127,6 @@ TASKS = {DEMO.name: DEMO} | {
         knobs=knobs,
         theirs=theirs,
         levels=levels,
-        start=START,
         around=False,
     )
     for name, every, levels, knobs, theirs in REAL_SETS

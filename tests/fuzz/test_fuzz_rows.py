@@ -29,8 +29,12 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": "Hi", "chosen": "Hello", "rejected": "What", "margin": 0.5},
     {"chosen": "Q: Hi? A: Sure", "rejected": "Q: Hi? A: Sorry"},
     {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},
+    {"input": ["Hi", "A towel?"], "output": ["Hello", "Yes"]},
+    {"meta_instruction": "S", "num_turns": 1, "chat": {"turn_1": {"Human": "Hi", "MOSS": "Yes"}}},
 ]
-COLUMNS = sorted({name for row in ROWS for name in row} | {"role", "content", "label", "a\nb"})
+COLUMNS = sorted(
+    {name for row in ROWS for name in row} | {"role", "content", "label", "a\nb", "turn_1"}
+)
 TEXTS = st.sampled_from(
     [
         "",
@@ -103,6 +107,8 @@ SETTINGS = st.fixed_dictionaries(
                 {"format": "prompt"},
                 {"format": "messages"},
                 {"streaming": True},
+                {"columns": {"prompt": "instruction", "input": "text", "reply": "output"}},
+                {"columns": {"text": "prompt"}, "streaming": True},
             ]
         ),
     }
@@ -153,14 +159,23 @@ def _usable(row: dict[str, Any], vocabulary: int) -> None:
 
 def as_file(rows: list[dict[str, Any]], suffix: str) -> bytes:
     """The rows in a kind of file, as far as it can hold them."""
+    if suffix in PACKINGS:
+        out = pyarrow.BufferOutputStream()
+        with pyarrow.CompressedOutputStream(out, PACKINGS[suffix]) as file:
+            file.write(as_file(rows, ".jsonl"))
+        return bytes(out.getvalue().to_pybytes())
+    if suffix == ".txt":
+        return json.dumps(rows).encode()
     if suffix == ".jsonl":
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
     if suffix == ".json":
-        return json.dumps(rows, indent=1).encode()
+        held = {"of": 1, "rows": rows} if len(rows) > 2 else rows
+        return json.dumps(held, indent=1).encode()
     names = list(dict.fromkeys(name for row in rows for name in row))
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
+        mark = "," if suffix == ".csv" else "\t"
         lines = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
-        cells = [",".join('"' + c.replace('"', '""') + '"' for c in line) for line in lines]
+        cells = [mark.join('"' + c.replace('"', '""') + '"' for c in line) for line in lines]
         return ("\n".join(cells) + "\n").encode("utf-8", "surrogatepass")
     try:
         table = pyarrow.Table.from_pylist(rows)
@@ -171,7 +186,8 @@ def as_file(rows: list[dict[str, Any]], suffix: str) -> bytes:
     return sink.getvalue()
 
 
-SUFFIXES = st.sampled_from([".jsonl", ".json", ".csv", ".parquet"])
+PACKINGS = {".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
+SUFFIXES = st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", *PACKINGS])
 
 
 @given(MADE, SUFFIXES, SETTINGS)

@@ -23,8 +23,8 @@ import _tiny  # noqa: E402
 from _helpers import FEW_STEPS, GPT2, NO_ROLES, ROOT, sources  # noqa: E402
 
 LORA = {"full": 0, "lora": 4}
-LARGE_STEPS = """--sft.learning_rate 1e-3 --reward.learning_rate 1e-3 --sft.warmup_ratio 0
---reward.warmup_ratio 0 --sft.microbatch_size 2 --reward.microbatch_size 2 --sft.max_grad_norm 0.3
+LARGE_STEPS = """--sft.learning_rate 1e-3 --reward.learning_rate 1e-3 --sft.warmup 0
+--reward.warmup 0 --sft.microbatch_size 2 --reward.microbatch_size 2 --sft.max_grad_norm 0.3
 --reward.max_grad_norm 0.3""".split()
 """So that weights move far beyond rounding, over accumulated micro-batches, clipped."""
 

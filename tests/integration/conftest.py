@@ -17,10 +17,12 @@ for folder in (HERE, HERE.parent / "unit"):  # importlib mode puts no test folde
         sys.path.insert(0, str(folder))
 
 import _helpers  # noqa: E402
+import _recipes  # noqa: E402
 import _tiny  # noqa: E402
 
 from cores.runtime.cli import guarded  # noqa: E402
 from cores.runtime.stop import STOP  # noqa: E402
+from scripts.recipes.bases import make  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +41,22 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Local files with the hub sets' columns."""
     return _tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny base of a recipe, made when it is first asked for."""
+    home = tmp_path_factory.mktemp("bases")
+
+    def base(recipe: str) -> Path:
+        name = _recipes.BASE[recipe]
+        if name in _recipes.WITH_IMAGES:
+            pytest.importorskip("PIL", reason="the extra images is not installed")
+        if not (home / name).exists():
+            make(name, home / name)
+        return home / name
+
+    return base
 
 
 def _finish(out: Path, llama: Path, files: dict[str, Path], stages: list[str]) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from _helpers import good
 from safetensors.torch import load_file, save_file
-from transformers import T5Config
+from transformers import BartConfig
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 92536\n"
 
@@ -29,12 +29,12 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_encoder_decoder(base: Path, files: Any, tmp_path: Path, refused: Any) -> None:
-    """Not "can go through stage 1" and then that it cannot."""
+    """Of another family than T5's; not "can go through stage 1" and then that it cannot."""
     tokens = len(json.loads((base / "tokenizer.json").read_text())["model"]["vocab"])
-    config = T5Config(vocab_size=tokens, architectures=["T5ForConditionalGeneration"])
+    config = BartConfig(vocab_size=tokens, architectures=["BartForConditionalGeneration"])
     config.save_pretrained(base)
     said = refused("sft", good(base, files, tmp_path / "out"), tmp_path / "out")
-    assert said.startswith("error: model.path: T5ForConditionalGeneration is no causal language")
+    assert said.startswith("error: model.path: BartForConditionalGeneration is no causal language")
     assert "stage 1" not in said
 
 

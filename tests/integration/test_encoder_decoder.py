@@ -60,7 +60,7 @@ def test_stage_1(kind: str, tmp_path: Path) -> None:
     assert not any(info.values()), info
     tokenizer = AutoTokenizer.from_pretrained(folder)
     losses = [row["loss"] for row in rows(folder / "metrics.jsonl")]
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.8 * losses[0]
     prompt = tokenizer(ASKED[1], return_tensors="pt")
     target = tokenizer(ANSWERS[1], return_tensors="pt").input_ids
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_held_out_rows_are_judged_by_all_their_tokens(tmp_path: Path) -> None:
     in_process("sft", [*words, "--sft.max_steps", "20"])
     found = record(tmp_path / "run" / "sft")["metrics"]
     assert found["test_loss_before"] == pytest.approx(math.log(620), rel=0.4)
-    assert found["test_loss"] < found["test_loss_before"] / 2
+    assert found["test_loss"] < 0.8 * found["test_loss_before"]
 
 
 def test_an_interrupted_run_goes_on_exactly(

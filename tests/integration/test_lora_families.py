@@ -125,6 +125,7 @@ def base_folder(kind: str, folder: Path) -> Path:
     """A model on disk that has too few rows for the tokenizer."""
     model: PreTrainedModel = random_model(kind, TaskType.CAUSAL_LM, ROWS)
     model.save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -55,8 +55,8 @@ def test_private_methods_of_the_trainer() -> None:
     that renames one would call its own."""
     named = set(re.findall(r"`(_\w+)`", lasting.__doc__ or ""))
     ours = {name for name in vars(lasting.Lasting) if hasattr(Trainer, name) and name[:2] != "__"}
-    assert named == ours == {name for name in ours if name.startswith("_")}
-    assert len(ours) == 5
+    assert named == {name for name in ours if name.startswith("_")}
+    assert len(named) == 6
     for name in ours:
         theirs, replaced = (
             [(x.name, x.kind) for x in inspect.signature(f).parameters.values()]

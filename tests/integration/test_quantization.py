@@ -181,6 +181,7 @@ def test_adapters_train_on_it_and_merge_into_the_whole_base(
     pytest.importorskip("bitsandbytes")
     base, tokenizer = tmp_path / "base", toy_tokenizer()
     causal(kind, rows=WORDS - 2, **WIDE[kind]).save_pretrained(base)
+    tokenizer.save_pretrained(base)
     torch.manual_seed(3)
     start = load_base(base, tokenizer, frozen=section(how))
     assert logits_of(start).shape[-1] == rounded(WORDS) == 64

@@ -17,11 +17,20 @@ CASES: dict[str, tuple[str, int, list[int], list[str]]] = {
     "sft": ("sft", 6, [2, 4], []),
     "sft-lines-apart": (
         "sft",
-        6,
+        43,
         [1, 5],
         ["--sft.max_steps", "43", "--checkpoint.every_steps", "20"],
     ),
     "sft-lora": ("sft", 6, [3], ADAPTERS),
+    "sft-adafactor-by-length": (
+        "sft",
+        8,
+        [2, 7],
+        "--sft.optimizer adafactor --sft.group_by_length true --sft.lr_schedule restarts "
+        "--sft.lr_floor .1 --sft.warmup 2 --sft.max_steps 8".split(),
+    ),
+    "sft-lion": ("sft", 6, [1, 3], ["--sft.optimizer", "lion", "--sft.weight_decay", "0.1"]),
+    "sft-8bit": ("sft", 6, [3], ["--sft.optimizer", "paged_adamw_8bit"]),
     "reward": ("reward", 6, [1, 3], []),
     "reward-lora": ("reward", 6, [3], ADAPTERS),
     "gae": ("ppo", 4, [1, 3], [*CRITIC, "--ppo.kl_target", "0.01", "--ppo.lr_schedule", "cosine"]),
@@ -46,8 +55,6 @@ def options(case: str) -> tuple[str, int, list[int], list[str]]:
         PPO if stage == "ppo" else [f"--{stage}.max_steps", "6", f"--{stage}.learning_rate", "1e-2"]
     )
     words = [*more, "--checkpoint.every_minutes", "null", *[w.format(stage) for w in words]]
-    if case == "sft-lines-apart":
-        steps = 43
     return stage, steps, stops, words
 
 

@@ -12,6 +12,7 @@ from _resume import apart, checkpoint, until
 from _tiny import POSITIONS, _save, words
 from huggingface_hub import constants
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GlmConfig, GlmForCausalLM
 
@@ -236,3 +237,17 @@ def test_a_revision_of_the_base(
     ):
         _, _, err = call("sft", told(base, files, tmp_path / "other", "--model.revision", name))
         assert says in " ".join(err.split())
+
+
+@pytest.mark.parametrize("how", ["bf16", "8bit"])
+def test_trained_prefixes_before_a_base_in_few_bits(
+    how: str, glm: Path, files: dict, tmp_path: Path, call: Any
+) -> None:
+    """As ChatGLM's own recipe has them, under prefix attention; they are saved in fp32."""
+    precision = ["--model.precision", "bf16"] if how == "bf16" else []
+    more = ["--sft.prefix_tokens", "3", *PREFIX, "--model.quantization", how, *precision]
+    status, _, err = call("sft", told(glm, files, tmp_path / "run", *more))
+    assert status == 0, err
+    (saved,) = load_file(tmp_path / "run/sft/adapter/adapter_model.safetensors").values()
+    assert saved.dtype == torch.float32
+    assert saved.shape == (3, 2 * 2 * 2 * 8)

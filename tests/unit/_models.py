@@ -137,7 +137,7 @@ PPO = PPOSection(
     max_new_tokens=6,
     actor_learning_rate=1e-3,
     critic_learning_rate=2e-3,
-    warmup_ratio=0.0,
+    warmup=0.0,
 )
 LORA = LoraSection(rank=4)
 

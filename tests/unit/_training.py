@@ -34,7 +34,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
 
 
 def training_config(folder: Path, micro: int, **changes: Any) -> Config:
-    sections = {"batch_size": 8, "microbatch_size": micro, "max_steps": 2, "warmup_ratio": 0.0}
+    sections = {"batch_size": 8, "microbatch_size": micro, "max_steps": 2, "warmup": 0.0}
     return Config(
         output_dir=str(folder),
         sft=replace(SFTSection(learning_rate=1e-3), **sections, **changes),

@@ -87,6 +87,7 @@ def test_overwrite_given_in_the_file(write) -> None:
     [
         ("seed: 1\nsft:\n  learning_rat: 1\n", "c.yaml:3: ", "Did you mean sft.learning_rate?"),
         ("sedd: 1\n", "c.yaml:1: ", "there is no key sedd. Did you mean seed?"),
+        ("sft: {warmup_ratio: 0}\n", "c.yaml:1: ", "sft.warmup_ratio was renamed to sft.warmup;"),
         ("xyzzy: 1\n", "c.yaml:1: ", "there is no key xyzzy. docs/configuration.md"),
         (
             "seed: 1\n\nsft:\n  epochs: many\n",
@@ -135,6 +136,7 @@ def test_mistakes_in_the_file(write, text: str, place: str, said: str) -> None:
     ("words", "place", "said"),
     [
         (["--sedd", "1"], "command line: ", "Did you mean seed?"),
+        (["--ppo.warmup_ratio", "0"], "command line: ", "was renamed to ppo.warmup;"),
         (["--se", "1"], "command line: ", "there is no key se."),
         (["--sft.epoch=1"], "command line: ", "Did you mean sft.epochs?"),
         (["--seed", "x"], "command line: --seed: ", "a whole number, but is x"),

@@ -32,6 +32,8 @@ from cores.errors import UserError
         ({"prompt": "input", "reply": "output"}, "input output", "input:prompt output:completion"),
         ({"prompt": "q", "chosen": "w", "rejected": "l"}, "q w l", "q:prompt w:chosen l:rejected"),
         ({"prompt": "q", "reply": "prompt"}, "q prompt", "q:prompt prompt:completion"),
+        ({"reply": "a", "input": "c"}, "prompt c a", "prompt:instruction c:input a:output"),
+        ({"prompt": "q", "input": "prompt"}, "prompt q", "q:instruction prompt:input"),
         ({"messages": "dialog", "system": "s"}, "dialog s", "dialog:messages s:system"),
         ({"text": "文本", "label": "标签"}, "文本 标签", "文本:text 标签:label"),
     ],

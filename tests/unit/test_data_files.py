@@ -11,7 +11,6 @@ import pytest
 from _data_helpers import read, refused, rows
 
 from cores.data.files import LONGEST, READERS
-from cores.data.lines import PACKINGS
 from cores.data.sources import Row
 from cores.data.values import text_of
 from cores.errors import UserError
@@ -64,7 +63,9 @@ def packed(text: str, packing: str) -> bytes:
     return out.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("suffix", "packing"), PACKINGS.items())
+@pytest.mark.parametrize(
+    ("suffix", "packing"), [(".gz", "gzip"), (".bz2", "bz2"), (".zst", "zstd")]
+)
 def test_packed_files_are_read(tmp_path: Path, suffix: str, packing: str) -> None:
     """A row knows its line, in several packed pieces too; what is cut short is said."""
     path = tmp_path / f"a.jsonl{suffix}"

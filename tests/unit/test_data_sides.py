@@ -10,9 +10,10 @@ from _data_helpers import NONE, ROLES, config, write_jsonl
 from _tokenizers import gpt2_like, llama_like, t5_like
 
 from cores.config import Config
+from cores.config.data import DataSection
 from cores.data import sft_data, show
 from cores.data.encode import IGNORED
-from cores.data.sides import closing_ids
+from cores.data.sides import Inputs, closing_ids
 from cores.errors import UserError
 
 TALK = [
@@ -30,7 +31,7 @@ def prefix(made: Config) -> Config:
 def sided(tmp_path: Path, template: Any = ROLES, row: Any = None, **sft: Any) -> list[Any]:
     """Rows of one conversation for an encoder and a decoder."""
     path = write_jsonl(tmp_path / "rows.jsonl", [row or {"messages": TALK}])
-    return list(sft_data(config(path, template, sft=sft), t5_like(), encoder=True).train)
+    return list(sft_data(config(path, template, sft=sft), t5_like(), Inputs(encoder=True)).train)
 
 
 def texts(rows: list[Any]) -> list[tuple[str, str]]:
@@ -66,13 +67,13 @@ def test_each_side_is_cut_by_itself(tmp_path: Path) -> None:
     assert row["encoder_ids"] == [*whole[0][:5], 1]
     assert row["labels"] == whole[1][:6]
     path = write_jsonl(tmp_path / "rows.jsonl", [long])
-    report = sft_data(config(path, sft={"max_length": 6}), t5_like(), encoder=True).report
+    report = sft_data(config(path, sft={"max_length": 6}), t5_like(), Inputs(encoder=True)).report
     assert "truncated: 1" in " ".join(report.lines())
 
 
 def test_rows_are_shown_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "你好吗", "completion": "好。"}])
-    show(sft_data(config(path), t5_like(), encoder=True), t5_like(), 1)
+    show(sft_data(config(path), t5_like(), Inputs(encoder=True)), t5_like(), DataSection(inspect=1))
     shown = capsys.readouterr().out
     assert "row 1 encoder: " in shown
     assert "row 1 reply: " in shown

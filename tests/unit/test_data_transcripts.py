@@ -33,6 +33,9 @@ def turns(*contents: str, system: str = "") -> list[dict[str, str]]:
         ("\n\nHuman: 1\n\n2\n\nAssistant: a\nHuman: b", turns("1\n\n2", "a\nHuman: b")),
         ("Be kind.\n\nHuman: Hi\n\nAssistant: Yes", turns("Hi", "Yes", system="Be kind.")),
         ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", turns("a\n\nb", "c")),
+        ("Human: \n盐呢？\n\nAssistant: \n在这。", turns("盐呢？", "在这。")),  # BELLE's form
+        ("Human: \nHi\n\nAssistant: \n", turns("Hi", "")),
+        ("Human: \n\nAssistant:\nHi", turns("", "\nHi")),
         ("Hi there", []),
         ("The Human: no", []),
         ("", []),

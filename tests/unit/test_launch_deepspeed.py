@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cores.config import SFTSection
+from cores.config import PPOSection, SFTSection
 from cores.errors import UserError
 from cores.runtime import checks
-from cores.runtime.checks import check_clipping, check_launch
+from cores.runtime.checks import check_clipping, check_launch, check_optimizer
 
 NO_STAGE = re.compile(r"zero\.json does not say the ZeRO stage\. .*or use conf")
 
@@ -106,3 +106,13 @@ def test_the_lock_of_a_compilation_that_was_killed(
     os.utime(lock, (0, 0))
     with pytest.raises(UserError, match=rf"^{lock}: a compilation of .* Delete that file"):
         sharding("fp32", cpu=True)
+
+
+def test_other_optimizers() -> None:
+    """Under DeepSpeed AdamW alone."""
+    env, lion = {"ACCELERATE_USE_DEEPSPEED": "true"}, SFTSection(optimizer="lion")
+    with pytest.raises(UserError, match=r"^sft\.optimizer: lion does not go with DeepSpeed"):
+        check_optimizer(lion, "sft", env)
+    check_optimizer(SFTSection(), "sft", env)
+    check_optimizer(PPOSection(), "ppo", env)
+    check_optimizer(lion, "sft", {})

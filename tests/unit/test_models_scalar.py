@@ -18,12 +18,12 @@ from _models import (
 )
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
-from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from cores.data import left_pad, right_pad
 from cores.models import ScalarModel, add_lora, save_model
 from cores.models.actor import last_attended
 from cores.models.body import position_ids
+from cores.training.reward import collate
 
 LENGTHS = [[5, 9, 13, 20, 1], [7, 8], [33, 34, 5, 2, 9, 11, 44, 1], [20]]
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
@@ -54,12 +54,11 @@ def test_five_readers_read_the_same_token(kind: str) -> None:
     torch.testing.assert_close(logits(left, left_mask, position_ids=positions), scores, **CLOSE)
     alone = [stock(input_ids=torch.tensor([row])).logits.item() for row in LENGTHS]
     torch.testing.assert_close(torch.tensor(alone), scores, **CLOSE)
-    collator = DataCollatorForPreference(pad_token_id=PAD)
     pairs = [
-        {"chosen_ids": LENGTHS[0], "rejected_ids": LENGTHS[1]},
-        {"chosen_ids": LENGTHS[2], "rejected_ids": LENGTHS[3]},
+        {"chosen_ids": LENGTHS[0], "rejected_ids": LENGTHS[1], "margin": 0.0},
+        {"chosen_ids": LENGTHS[2], "rejected_ids": LENGTHS[3], "margin": 0.0},
     ]
-    made = collator(pairs)
+    made = collate(pairs, PAD)
     trained = logits(made["input_ids"], made["attention_mask"])
     torch.testing.assert_close(trained, scores[[0, 2, 1, 3]], **CLOSE)
 

@@ -184,7 +184,7 @@ def test_grpo_with_and_without_the_deviation() -> None:
 
 def test_the_critic_alone_in_its_warmup() -> None:
     """Invariant 22: the actor's weights and steps begin after it, from the schedule's start."""
-    trainer = make_trainer("gpt2", critic_warmup=1, warmup_ratio=0.5, updates=3)
+    trainer = make_trainer("gpt2", critic_warmup=1, warmup=0.5, updates=3)
     before = parameters(trainer.roles.actor.module)
     trainer.step(PROMPTS)
     assert (trainer.roles.actor.steps, trainer.roles.critic.steps) == (0, 1)

@@ -191,7 +191,7 @@ def test_learning_rates_follow_the_schedule() -> None:
     """Invariant 22: warm-up and decay run over epochs * minibatches * updates steps, for actor and
     critic each from its own peak."""
     trainer = make_trainer(
-        "gpt2", updates=5, epochs=2, lr_schedule="linear", warmup_ratio=0.2, batch_size=4
+        "gpt2", updates=5, epochs=2, lr_schedule="linear", warmup=0.2, batch_size=4
     )
     experience, factors = experience_of(trainer, rows=4), []
     for _ in range(5):

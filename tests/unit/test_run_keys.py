@@ -22,7 +22,7 @@ from cores.config import (
 )
 from cores.errors import UserError
 from cores.run import StageRun
-from cores.run.folder import differing
+from cores.run.folder import differing, read_state
 
 
 def changed(section: str | None = None, **values: Any) -> Config:
@@ -75,12 +75,14 @@ def test_what_may_not(now: Config, said: str) -> None:
         ({}, -1, False),
         ({"lr_schedule": "cosine"}, 1, False),
         ({"lr_schedule": "linear"}, 1, False),
-        ({"warmup_ratio": 0.1}, 1, False),
+        ({"warmup": 0.1}, 1, False),
+        ({"warmup": 1}, 1, True),
+        ({"warmup": 3}, 1, True),
     ],
 )
 def test_updates_may_grow(ppo: dict[str, Any], more: int, grows: bool) -> None:
     """Where no rate depends on how many there will be: a constant schedule without a warm-up."""
-    base = {"updates": 10, "lr_schedule": "constant", "warmup_ratio": 0.0, **ppo}
+    base = {"updates": 10, "lr_schedule": "constant", "warmup": 0.0, **ppo}
     before = replace(Config(), ppo=replace(PPOSection(), **base))
     now = replace(before, ppo=replace(before.ppo, updates=10 + more))
     said = f"ppo.updates: 10 -> {10 + more} (warm-up and schedule are shares of it; it may grow in"
@@ -90,11 +92,11 @@ def test_updates_may_grow(ppo: dict[str, Any], more: int, grows: bool) -> None:
 
 @pytest.mark.parametrize("key", ["sft.epochs", "sft.max_steps", "reward.epochs"])
 def test_other_lengths_say_why_not(key: str) -> None:
-    """Stages 1 and 2 have a cosine."""
+    """Warm-up and schedule of stages 1 and 2."""
     section, _, name = key.partition(".")
     (line,) = differing(plain(Config()), changed(section, **{name: 7}))
     assert line.startswith(f"{key}: ")
-    assert line.endswith("-> 7 (warm-up and cosine are shares of it)")
+    assert line.endswith("-> 7 (warm-up and schedule are shares of it)")
 
 
 def test_keys_of_other_versions() -> None:
@@ -105,6 +107,18 @@ def test_keys_of_other_versions() -> None:
     assert differing(before, changed("ppo", temperature=0.5)) == ["ppo.temperature: 1.0 -> 0.5"]
     before["ppo"]["old"] = 1
     assert differing(before, Config()) == ["ppo.old: is gone"]
+
+
+def test_keys_that_were_renamed(tmp_path: Path) -> None:
+    """Are what they are called now: such a run goes on, with the same value alone."""
+    before = plain(Config())
+    for stage in ("sft", "reward", "ppo"):
+        before[stage]["warmup_ratio"] = before[stage].pop("warmup")
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({"config": before, "facts": {}}), encoding="utf-8")
+    found = read_state(path)["config"]
+    assert differing(found, Config()) == []
+    assert differing(found, changed("sft", warmup=7)) == ["sft.warmup: 0.03 -> 7"]
 
 
 def depends(data: str = "d" * 64, folder: str = "runs/a/sft", sft: str = "a" * 64) -> Any:

@@ -1,6 +1,7 @@
 """What stage 3 learns fastest with: the rounds of the plan, and what is measured of a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def test_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is faster goes on, is joined and run on all seeds; what is not, is not run again."""
     speed = {"ppo.lam=1": 1.5, "ppo.clip=0.3": 1.2, "ppo.clip=0.3 ppo.lam=1": 2.0}
     monkeypatch.setattr(run, "run_all", fake({k.replace(" ", ","): v for k, v in speed.items()}))
+    knobs = {"ppo.lam": ("0.9", "1"), "ppo.clip": ("0.3",), "ppo.epochs": ("1",)}
+    monkeypatch.setitem(run.TASKS, "demo", replace(DEMO, first=2, knobs=knobs))
     run.main(["--task", "demo", "--out", str(tmp_path)])
     runs = page.gather(tmp_path)["demo"]["ours"]
     assert {len(runs[name]) for name in ("as it is", "lam=1", "clip=0.3", "clip=0.3,lam=1")} == {5}
@@ -95,6 +98,20 @@ def test_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "actor_learning_rate=0.0002,clip=0.3,critic_learning_rate=0.000667,lam=1" in runs
     first = page.table({"ours": runs}, "demo").splitlines()[2]
     assert first.startswith("| `clip=0.3,lam=1` | 5 | 5.0 ± 0.0 |")
+
+
+def test_names_in_a_table() -> None:
+    """Short on top of the start of the pass, whole elsewhere; what was stopped is said."""
+    assert page.shown("as it is", "third polite") == "as it is"
+    start = "actor_learning_rate=4e-5,critic_learning_rate=8e-5"
+    assert page.shown(start, "third polite") == "start"
+    assert page.shown(f"{start},lam=1", "third polite") == "start + `lam=1`"
+    assert page.shown(f"{start},lam=1", "first polite") == f"`{start},lam=1`"
+    slower = "actor_learning_rate=1e-5,critic_learning_rate=2e-5"
+    assert page.shown(slower, "third polite") == f"`{slower}`"
+    runs = [made([(0, 0.0, 0.0), (n, 1.0, 1.0)]) for n in (16, 12, 9)]
+    assert page.cut_off(runs, 16) == ", 2 stopped at 9, 12"
+    assert page.cut_off(runs[:1], 16) == ""
 
 
 def test_the_curves_of_a_run(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Replies with a score each, for stage 2 with reward.kind pointwise or binned."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cores.config.data import OneSource
+from cores.config.schema import Config
+from cores.data.formats import ORDER, Example, Reader, Stage
+from cores.data.sources import Row
+from cores.data.values import score_of
+from cores.errors import UserError
+
+SCORE = "score"
+FORMATS = [name for name in ORDER["sft"] if name not in ("text", "preference")]
+"""Those of one reply to a prompt."""
+
+
+@dataclass(frozen=True)
+class Rated(Example):
+    """A reply that has a score."""
+
+    score: float = 0.0
+
+
+class RatingReader(Reader):
+    """Reads prompt and reply as stage 1 does, and the reply's score."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: OneSource,
+        columns: list[str],
+        path: str,
+        stage: Stage,
+        key: str,
+    ) -> None:
+        """UserError as `Reader`, or if there is no score."""
+        super().__init__(config, source, columns, path, "sft", key)
+        kind = config.reward.kind
+        if SCORE not in columns:
+            raise UserError(
+                f"{key}.path {path!r} has the columns {', '.join(columns)}, and none is {SCORE}, "
+                f"which reward.kind {kind} learns; say which it is "
+                f"(--{key}.columns '{{score: NAME}}'), or choose reward.kind pairwise for pairs."
+            )
+        if self.format not in FORMATS:
+            raise UserError(
+                f"{key}.path {path!r} is read as format {self.format}, and reward.kind {kind} "
+                f"needs one reply to a prompt ({', '.join(FORMATS)}); give such rows, or choose "
+                "reward.kind pairwise for pairs."
+            )
+        self.unread = [name for name in self.unread if name != SCORE]
+        self.bins = config.reward.bins if kind == "binned" else None
+
+    def read(self, row: Row) -> Rated:
+        """Dropped where there is no score; 0 is one. A value that is none raises UserError."""
+        example, score = super().read(row), score_of(row, self.bins)
+        fields: dict[str, Any] = vars(example)
+        if score is None:
+            return replace(Rated(**fields), dropped=example.dropped or "no score")
+        return Rated(**fields, score=score)

@@ -1,0 +1,27 @@
+"""What columns that fit no format tell of the rows: advice for errors."""
+
+from cores.config.data import Format
+from cores.data.files import separator_hint
+
+SIGNS: dict[tuple[str, ...], Format] = {
+    ("prompt", "response", "helpfulness"): "helpsteer2",
+    ("prompt", "response_1", "response_2", "preference_strength"): "helpsteer2",
+    ("instruction", "completions"): "ultrafeedback",
+    ("prompt", "answers"): "nectar",
+    ("history", "human_ref_A", "human_ref_B", "labels"): "shp",
+    ("prompt", "response_0", "response_1", "better_response_id"): "pku_saferlhf",
+    ("question", "answer_0", "answer_1", "score_0", "score_1"): "webgpt",
+    ("info", "summaries", "choice"): "summarize",
+    ("message_tree_id", "prompt"): "oasst",
+    ("input", "preferred_output", "non_preferred_output"): "openai_preference",
+    ("data", "annotations"): "label_studio",
+}
+"""By which columns the rows of a preset are known (cores/data/presets.py)."""
+
+
+def column_hints(columns: list[str], key: str) -> str:
+    """Sentences on what may be wrong: the preset that reads such rows was not named, or columns are
+    separated by another sign; empty if nothing is known."""
+    found = next((name for signs, name in SIGNS.items() if set(signs) <= set(columns)), None)
+    preset = "" if found is None else f" Perhaps these are rows for {key}.format {found}."
+    return preset + separator_hint(columns)

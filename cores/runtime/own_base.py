@@ -1,0 +1,42 @@
+"""A base of the reward model's own (`reward.base`), checked before it is used."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cores.errors import UserError
+from cores.models import load_tokenizer
+from cores.models.bases import check_base
+from cores.models.loading import load_config
+from cores.runtime.elsewhere import fetched
+from cores.runtime.fingerprint import model_files
+
+KEY = "reward.base"
+
+
+def own_base(
+    path: str, tokenizer: PreTrainedTokenizerBase, hashed: bool
+) -> tuple[Path, dict[str, Any]]:
+    """Folder of the model that `path` names, and its files or commit for stage.json; UserError if
+    it is no language model whose tokenizer gives the ids of the policy's, `tokenizer`."""
+    try:
+        folder = fetched(path, None, KEY)
+        theirs = load_tokenizer(folder)
+        check_base(folder, load_config(folder), tokenizer)
+    except UserError as error:  # it names the key of stage 1's base
+        raise UserError(str(error).replace("model.path", KEY)) from None
+    ours, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    known = theirs.get_vocab()
+    unlike = [token for token, number in known.items() if ours.get(token) != number]
+    unlike += [token for token in ours if token not in known and token not in added]
+    if unlike:
+        raise UserError(
+            f"{KEY}: {path} has another tokenizer than the stage-1 model ({len(unlike)} tokens "
+            f"differ, such as {min(unlike)!r}), and stage 3 hands the reward model the policy's "
+            f"ids. Give a model of the same tokenizer, or train a reward model apart and set "
+            "reward.path."
+        )
+    local = Path(path).expanduser().is_dir()
+    files = {"folder": path, "files": model_files(folder, hashed)}
+    return folder, files if local else {"hub": path, "commit": folder.name}

@@ -1,0 +1,81 @@
+"""Bugs in models of other shapes: encoder-decoders, prefix attention, parts that are trained; see
+rl.py for the form."""
+
+from scripts.mutations.ppo import Bug
+
+BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/data/sides.py": (
+        ("tests/unit/test_data_sides.py",),
+        [
+            ("sides-closing", "an encoder's text without its end",
+             "encoder.ids[:room] + closing", "encoder.ids[:room]"),
+            ("sides-together", "the reply as a continuation of what the encoder reads",
+             "segments[:at])", "segments[: at + 1])"),
+            ("sides-trained", "earlier replies trained, which the last one's prompt shows",
+             "part.train and i >= last_reply(row)", "part.train"),
+            ("sides-last", "every reply a row where the last alone is asked for",
+             "(ends[-1:] if last else ends)", "ends"),
+        ],
+    ),
+    "cores/training/sft.py": (
+        ("tests/integration/test_encoder_decoder.py", "tests/integration/test_shapes.py"),
+        [
+            ("start-token", "a decoder that reads what it is to write",
+             '[start_id or 0, *row["labels"][:-1]]', 'row["labels"]'),
+            ("sides-mean", "a micro-batch's sum not divided by the step's tokens",
+             "total / num_items_in_batch", "total / labels.ne(IGNORED).sum()"),
+            ("sides-held-out", "held-out labels of an encoder-decoder shifted",
+             "if start_id is None:\n            logits", "if True:\n            logits"),
+        ],
+    ),
+    "cores/models/attention.py": (
+        ("tests/unit/test_models_attention.py",),
+        [
+            ("prefix-virtual", "trained prefixes counted as tokens of the prompt",
+             "lengths + virtual)", "lengths)"),
+            ("prefix-twice", "tokens behind the prompt read as one",
+             "        plain.forward = forward\n        # Where", "        # Where"),
+            ("prefix-leak", "a reply that sees what is behind it passes the trial",
+             ".abs().max().item() <= least", ".abs().max().item() >= 0"),
+        ],
+    ),
+    "cores/models/body.py": (
+        ("tests/unit/test_models_attention.py",),
+        [
+            ("prefix-columns", "prompts counted in columns, padding with them",
+             "mask.long().cumsum(dim=1) <= prompts",
+             "torch.ones_like(mask.long()).cumsum(dim=1) <= prompts"),
+            ("prefix-eager", "masks of eager attention added as 0 and 1",
+             'if config._attn_implementation != "eager":', "if True:"),
+        ],
+    ),
+    "cores/models/tuning.py": (
+        ("tests/integration/test_shapes.py",),
+        [
+            ("trainable-all", "all weights trained",
+             "weight.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))",
+             "weight.requires_grad_(True)"),
+        ],
+    ),
+    "cores/models/vocabulary.py": (
+        ("tests/unit/test_models_tokens.py",),
+        [
+            ("tokens-spare", "new tokens in spare rows keep what lay there",
+             "first = old if known is None else min(known, old)", "first = old"),
+            ("tokens-end", "config.json names the old end",
+             "text.eos_token_id = tokenizer.eos_token_id", "pass"),
+            ("tokens-text", "added tokens are ordinary text",
+             "special_tokens=True", "special_tokens=False"),
+        ],
+    ),
+    "cores/models/loading.py": (
+        ("tests/integration/test_shapes.py", "tests/unit/test_models_tokens.py"),
+        [
+            ("fresh-seed", "random weights of whatever the generator holds",
+             'reading(path, "model"), seeded(seed, "weights")', 'reading(path, "model")'),
+            ("merge-known", "an adapter merged into other rows than it was trained on",
+             "load_tokenizer(folder), len(load_tokenizer(base))", "load_tokenizer(folder)"),
+        ],
+    ),
+}  # fmt: skip
+"""File: (tests that run first, its bugs)."""

@@ -4,8 +4,7 @@ In memory, or for texts of stage 1 read while training (`stream.StreamedData`).
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,7 +12,7 @@ from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
 from cores.data.formats import Example, Reader, Stage
-from cores.data.images import shown
+from cores.data.images import by_images, shown
 from cores.data.mixture import interleave, mix, tokens_in
 from cores.data.presets import converted
 from cores.data.ratings import RatingReader
@@ -170,10 +169,3 @@ def _one(
         require(test, test_report, "held-out row", key)
     require(train, report, "row", key)
     return train, test, DataReport(report, test_report if other or fraction else None)
-
-
-def by_images(example: Example) -> Example:
-    """An example whose side of the split is that of its images, if it has any: what is asked of
-    them is often the same."""
-    names = [Path(file).name for file in example.row.images]  # wherever the files lie
-    return replace(example, key="\n".join(names)) if names else example

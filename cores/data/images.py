@@ -14,10 +14,11 @@ from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.config.template import ImageTemplate
 from cores.data.encode import IGNORED
+from cores.data.formats import Example
 from cores.data.image_files import found_image, image_names
 from cores.data.roles import Segment
 from cores.data.sources import Row
-from cores.data.values import Turn
+from cores.data.values import SPEAKERS, Turn
 from cores.draws import key
 from cores.errors import UserError
 
@@ -139,7 +140,11 @@ class Shown:
 
 
 def _speaks(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("assistant", "gpt")
+    return isinstance(turn, dict) and _role(turn) == "assistant"
+
+
+def _role(turn: dict[str, Any]) -> str | None:
+    return SPEAKERS.get(str(turn.get("role", turn.get("from"))))
 
 
 def _place(columns: dict[str, Any], images: int, where: str, template: ImageTemplate) -> None:
@@ -174,7 +179,7 @@ def _holders(columns: dict[str, Any]) -> list[tuple[Any, str]]:
 
 
 def _asks(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human")
+    return isinstance(turn, dict) and _role(turn) == "user"
 
 
 def _joined(content: Any) -> str:
@@ -215,6 +220,13 @@ def _parts(segment: Segment, image: str, template: ImageTemplate) -> Iterator[Se
         yield Segment("prompt", image, False)
         yield Segment("assistant", text + template.end_of_chunk, True)
         yield Segment("prompt", rest, False)
+
+
+def by_images(example: Example) -> Example:
+    """An example whose side of the split is that of its images, if it has any: what is asked of
+    them is often the same."""
+    names = [Path(file).name for file in example.row.images]  # wherever the files lie
+    return replace(example, key="\n".join(names)) if names else example
 
 
 def finished(row: dict[str, Any], source: Row, tokens: ImageTokens) -> dict[str, Any] | str:

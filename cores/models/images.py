@@ -74,6 +74,7 @@ def image_processor(
         "model.quantization": config.model.quantization != "none",
         "data.sft.streaming": config.data.sft.streaming,
         "data.join": config.data.join is not None,
+        "data.too_long split": config.data.too_long == "split",
         "model.attention prefix and sft.prefix_tokens": text,
         "DeepSpeed": zero_stage,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scripts.mutations import (
     data,
+    images,
     models,
     passes,
     ppo,
@@ -32,6 +33,7 @@ AREAS = {
     "Rollout": rollout,
     "The model of rollouts": twin,
     "Rows": rows,
+    "Images": images,
     "Data": data,
     "Presets of rows": presets,
     "Models of other shapes": shapes,

@@ -1,10 +1,13 @@
 """Stage 1 on bases that read images, through the command line: it learns, goes on, is loaded by
 stock transformers, and refuses what it cannot do."""
 
+import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from _helpers import in_process, record
 from _resume import apart, checkpoint, until
 from _tiny import write_jsonl
@@ -62,6 +65,28 @@ def test_it_learns_and_is_loaded(home: Path, kind: str) -> None:
     processor: Any = AutoProcessor.from_pretrained(folder)
     assert processor.tokenizer.convert_tokens_to_ids("<image>") is not None
     assert processor.image_processor is not None
+
+
+TRAINED = {
+    "llava": ["model.multi_modal_projector.*"],
+    "blip2": ["language_projection.*"],
+    "idefics": ["model.perceiver_resampler.*", "model.gated_cross_attn_layers.*"],
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_bridge_alone_is_trained(home: Path, kind: str) -> None:
+    """What is between tower and language model changes, and nothing else, as in the originals."""
+    more = ["--model.trainable", json.dumps(TRAINED[kind])]
+    in_process("sft", [*words(home, kind, kind + "-part", "asked"), *more])
+    folders = (home / kind, home / f"{kind}-part" / "sft")
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in folders
+    )
+    changed = {n for n in before if n in after and not torch.equal(before[n], after[n])}
+    changed -= {"lm_head.weight", "model.embed_tokens.weight"} if kind == "idefics" else set()
+    assert changed
+    assert all(any(fnmatch(name, p) for p in TRAINED[kind]) for name in changed)
 
 
 def test_a_run_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Images of rows: where they are found, where they stand, and what is trained beside them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 from _images import BARE, DESK, TOKENS, WORDS, data, pictures, pieces, said, template
 from PIL import Image
 
+from cores.config.data import DataSection
 from cores.config.template import TemplateSection
+from cores.data import show
 from cores.data.images import MARK
 from cores.errors import UserError
 
@@ -265,3 +268,28 @@ def test_ignored_images(tmp_path: Path) -> None:
     """Knowingly: the row is then a text."""
     row = {"image": "nowhere.png", "prompt": "A?", "completion": "B"}
     assert one(tmp_path, row, source={"ignore": ["image"]})["images"] == []
+
+
+def test_rows_for_programs(tmp_path: Path) -> None:
+    """A run of image tokens is one <IMG>, the ids are all there, and the files are named."""
+    pictures(tmp_path / "seen")
+    rows = [{"image": "lamp.png", "messages": ASKED}, {"messages": said("A?", "B")}]
+    made, out = data(tmp_path, rows), tmp_path / "out.jsonl"
+    show(made, WORDS, DataSection(inspect_json=str(out)), TOKENS)
+    with_image, without = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    assert with_image["segments"] == [
+        ["<s>Guest: What is <IMG> here?\nDesk: ", False],
+        ["A lamp.</s>", True],
+    ]
+    assert with_image["ids"].count(TOKENS.id) == TOKENS.count
+    assert with_image["images"] == [str(tmp_path / "seen" / "lamp.png")]
+    assert not without.get("images")
+
+
+def test_other_names_of_speakers(tmp_path: Path) -> None:
+    """Whoever a file calls the user is shown the image."""
+    turns = [{"from": "user", "value": "A lamp?"}, {"from": "chatgpt", "value": "Yes."}]
+    row = {"image": "lamp.png", "conversations": turns}
+    assert pieces(one(tmp_path, row))[0] == ("<s>Guest: [IMG]A lamp?\nDesk: ", False)
+    plain = one(tmp_path, row, BARE, source={"format": "caption"})
+    assert pieces(plain) == [("<s>[IMG]", False), ("Yes.\n</s>", True)]

@@ -103,6 +103,7 @@ def test_what_is_saved(kind: str, tmp_path: Path) -> None:
     rows = [row(kind, "see @ ?", [one])]
     ours, theirs = logits(made, kind, rows), logits(stock, kind, rows)
     barred = [read.tokenizer.pad_token_id, *image_ids(made.config, read.tokenizer)]
+    assert read.id in barred
     assert (ours[..., barred] == EXCLUDED_LOGIT).all()
     assert set(barred) <= set(made.generation_config.suppress_tokens)
     theirs[..., barred] = EXCLUDED_LOGIT
@@ -132,7 +133,7 @@ def test_a_base_is_judged_before_it_is_loaded(section: str) -> None:
     """It can start stage 1, and can be no reward model."""
     config = load_config(folder(section))
     check_base(folder(section), config, reader(section).tokenizer)
-    with pytest.raises(UserError, match=r"^sft.path: .* reads images, .* stage 1 alone"):
+    with pytest.raises(UserError, match=r"^sft.path: .* reads images.* stage 1 alone"):
         check_scalar(config, "sft.path")
 
 
@@ -145,6 +146,7 @@ def test_a_base_is_judged_before_it_is_loaded(section: str) -> None:
         ("model.attention", {"model": {"attention": "prefix"}}),
         ("model.attention", {"sft": {"prefix_tokens": 4}}),
         ("data.join", {"data": {"join": ""}}),
+        ("data.too_long split", {"data": {"too_long": "split"}}),
     ],
 )
 def test_what_does_not_go_with_images(key: str, changes: dict[str, dict[str, Any]]) -> None:

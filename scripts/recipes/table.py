@@ -44,8 +44,8 @@ SYSTEMS = (
         "reward model and PPO; its weights need code of its own",
     ),
     System(
-        "chatglm_chat", "ChatGLM-6B, conversations (THUDM/ChatGLM-6B)", "GLM, as above", "glm", OURS,
-        GLM, "as above",
+        "chatglm_chat", "ChatGLM-6B, conversations (THUDM/ChatGLM-6B)", "GLM, as above", "glm",
+        OURS, GLM, "as above",
     ),
     System(
         "llama", "LLaMA (meta-llama/llama, 2023)", "LLaMA", "llama", SFT,

@@ -87,10 +87,8 @@ class Actor(nn.Module):
         not sampled: temperature 1, stop ids anywhere, entropy without a gradient. `entropy`: else
         None stands in its place, which saves a pass or two over the logits.
         """
-        prompts = None
-        if self.prefix:
-            begun = torch.ones_like(ids) if mask is None else mask
-            prompts = begun[:, :-response_length].sum(dim=1)
+        begun = torch.ones_like(ids) if mask is None else mask
+        prompts = begun[:, :-response_length].sum(dim=1) if self.prefix else None
         states = hidden_states(plain_model(self.model).base_model, ids, mask, prompts)
         states = states[:, -response_length - 1 : -1].flatten(0, 1)
         chosen = ids[:, -response_length:]

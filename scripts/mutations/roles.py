@@ -72,7 +72,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/sharding/whole.py": (
-        (*PPO, "tests/unit/test_ppo_captured.py", "tests/integration/test_resume.py"),
+        (*PPO, "tests/unit/test_ppo_captured.py", "tests/integration/test_resume.py",
+         "tests/integration/test_optimizers.py"),
         [
             ("loss-average", "averaged over ranks although it is a sum",
              "(loss * self.accelerator.num_processes).backward()", "loss.backward()"),

@@ -33,7 +33,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/training/reward.py": (
-        (*TRAINING, "tests/unit/test_models_scalar.py"),
+        (*TRAINING, "tests/unit/test_reward_kinds.py", "tests/unit/test_models_scalar.py"),
         [
             ("head-init", "wrong scale of the head's first weights",
              "(layer.in_features + 1) ** -0.5", "(layer.in_features + 1) ** -1.0"),
@@ -70,7 +70,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/models/actor.py": (
-        (*TRAINING, "tests/integration/test_elsewhere.py"),
+        (*TRAINING, "tests/integration/test_elsewhere.py", "tests/unit/test_reward_kinds.py"),
         [
             ("calibration-inverse", "the head multiplied by the deviation",
              "scale_head(model, 1.0 / std)", "scale_head(model, std)"),
@@ -116,7 +116,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/training/steps.py": (
-        (*TRAINING, "tests/integration/test_resume.py"),
+        (*TRAINING, "tests/integration/test_resume.py", "tests/integration/test_reward_kinds.py"),
         [
             ("dropout-repeats", "dropout is the same at every step",
              '"dropout", state.global_step, rank', '"dropout", 0, rank'),
@@ -125,7 +125,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/training/lasting.py": (
-        (*TRAINING, "tests/unit/test_training_stops.py", "tests/integration/test_resume.py"),
+        (*TRAINING, "tests/unit/test_training_stops.py", "tests/integration/test_resume.py",
+         "tests/integration/test_optimizers.py"),
         [
             ("gradient-nan", "a gradient that is no number is stepped with",
              "if math.isfinite(float(norm)):", "if True:"),

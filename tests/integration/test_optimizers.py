@@ -3,7 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers.optimization import Adafactor
 
 from cores.config import Config
 from cores.errors import UserError
+from cores.sharding import Trained
 from cores.training.optimizers import ByLength, Lion
 from cores.training.sft import collate, train_sft
 
@@ -110,6 +112,15 @@ def test_a_pattern_that_fits_nothing(tmp_path: Path) -> None:
     """Refused with names that there are."""
     with pytest.raises(UserError, match=r"sft\.no_decay: 'layernorm\*' fits no weight of GPT2LM"):
         trained(tmp_path, weight_decay=0.1, no_decay=["layernorm*"])
+
+
+def test_counts_of_steps_come_back_as_numbers() -> None:
+    """From a checkpoint, as bitsandbytes' kernels on GPUs take no tensors for them."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer, nothing = SimpleNamespace(optimizer=Lion([weight], lr=0.1)), cast(Any, None)
+    held = Trained(nothing, optimizer, nothing, 0.0)
+    assert type(held._placed("step", torch.tensor(3), weight)) is int
+    assert isinstance(held._placed("RMS", torch.tensor(3.0), weight), torch.Tensor)
 
 
 def test_rows_by_length() -> None:

@@ -50,10 +50,11 @@ def test_the_floor(kind: str) -> None:
 
 
 def test_every_cycle_is_alike() -> None:
-    """Also where a third of the steps is no whole number in floats: 3 cycles of 7 steps."""
+    """Also where the beginning of one lies below a whole number in floats: 49 cycles of a step."""
     one = [lr_factor(step, 7, 0, "cosine") for step in range(7)]
     got = [lr_factor(step, 21, 0, "restarts", cycles=3) for step in range(21)]
     assert got == pytest.approx(3 * one, abs=1e-6)
+    assert {lr_factor(step, 49, 0, "restarts", cycles=49) for step in range(49)} == {1.0}
 
 
 def test_warmup_is_a_share_or_a_number() -> None:

@@ -12,7 +12,7 @@ def main(argv: list[str]) -> None:
     config = parse_config(argv, "stage3_ppo.py", "Stage 3: proximal policy optimization.")
 
     # Heavy imports come after the arguments are known to be right.
-    from cores.data import prompt_data, show
+    from cores.data import overlap, prompt_data, show
     from cores.models import check_saving
     from cores.models.adapters import check_quantization
     from cores.models.loading import load_config
@@ -48,6 +48,8 @@ def main(argv: list[str]) -> None:
         ptx = ppo.ptx_data(config, tokenizer)
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
         lines = [line for report in reports.values() for line in report.lines()]
+        if asked := overlap(config, data):
+            lines.append(asked)
         here.say("\n".join([*lines, *ppo.notes(config, texts), *stale_parents(parents)]))
 
         depends = {name: report.to_json() for name, report in reports.items()}

@@ -7,6 +7,7 @@ python scripts/recipes.py --docs          writes docs/recipes.md; with --check i
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def make_base(name: str, out: Path) -> None:
         raise UserError(f"there is no recipe {name!r}; choose one of {', '.join(found)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is not an empty folder; name another.")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a tiny base needs no more, and it says so
     from scripts.recipes.bases import make
 
     try:

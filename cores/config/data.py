@@ -23,6 +23,8 @@ class OneSource:
     Hugging Face hub. No default: a stage that needs the source says so."""
     name: Optional[str] = None
     """Configuration (subset) of a hub data set. None: the data set's only one."""
+    revision: Optional[str] = None
+    """Commit, branch or tag of a hub data set. None: its main branch."""
     split: str = "train"
     """Split to train on, of a hub data set, a saved one, or a folder whose files are named by their
     splits. Other files have the one split "train"."""

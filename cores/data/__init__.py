@@ -2,6 +2,7 @@
 
 from cores.data.build import (
     StageData,
+    overlap,
     preference_data,
     prompt_data,
     sft_data,

@@ -5,6 +5,7 @@ In memory, or for texts of stage 1 read while training (`stream.StreamedData`).
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,7 @@ from cores.data.sides import TEXT, Inputs
 from cores.data.sources import Source, sources
 from cores.data.splits import Rows, held_out, require
 from cores.data.stream import StreamedData, streamed
+from cores.data.transcripts import first_user_turn
 from cores.errors import UserError
 
 
@@ -110,6 +112,46 @@ def _build(
     )
 
 
+def _read(
+    config: Config, stage: Stage, key: str, section: OneSource, source: Source, inputs: Inputs
+) -> tuple[Reader, list[Example], Counter[str] | None]:
+    """The rows of a source under a reader that fits them, and what a preset made of what."""
+    rated = stage == "reward" and config.reward.kind != "pairwise"
+    kind = RatingReader if rated else Reader
+    rows = list(source.open())
+    names = renaming(section.columns, columns_of(rows), source.path, key)
+    rows = [standard(row, names) for row in rows]
+    rows, fitted, counts = converted(rows, section, config, stage, key)
+    rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
+    reader = kind(config, fitted, columns_of(rows), source.path, stage, key)
+    if stage != "ppo":  # reward functions get them all
+        require_read(names, reader.unread, reader.format, key)
+    return reader, [by_images(reader.read(row)) for row in rows], counts
+
+
+def overlap(config: Config, data: StageData) -> str | None:
+    """A line: how many prompts of stage 3 are first user turns of the pairs that stage 2 was
+    trained on, where these lie in files; None without any, or where another model scores."""
+    section, key = config.data.preference, "data.preference"
+    items: list[OneSource] = [*section.sources] or [section]
+    asked: set[str] = set()
+    for one in items:
+        if config.reward.path or one.path is None or not Path(one.path).expanduser().exists():
+            return None
+        try:
+            source, other = sources(one, key)
+            examples = _read(config, "reward", key, one, source, TEXT)[1]
+        except UserError as error:  # a file that has changed since is no mistake of this stage
+            return f"note: stage 2's pairs were not compared with the prompts: {error}"
+        fraction = 0.0 if other else config.data.test_fraction
+        asked |= {example.key for example in examples if not held_out(example.key, fraction)}
+    told = []
+    for name, rows in (("prompts", data.train), ("held-out prompts", data.test)):
+        count = sum(first_user_turn(row["turns"]) in asked for row in rows)
+        told += [f"{count} of {len(rows)} {name}"] if count else []
+    return f"asked in stage 2's training pairs too: {', '.join(told)}" if told else None
+
+
 def _one(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
@@ -120,19 +162,8 @@ def _one(
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
 
-    rated = stage == "reward" and config.reward.kind != "pairwise"
-    kind = RatingReader if rated else Reader
-
     def read(source: Source) -> tuple[Reader, list[Example], Counter[str] | None]:
-        rows = list(source.open())
-        names = renaming(section.columns, columns_of(rows), source.path, key)
-        rows = [standard(row, names) for row in rows]
-        rows, fitted, counts = converted(rows, section, config, stage, key)
-        rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
-        reader = kind(config, fitted, columns_of(rows), source.path, stage, key)
-        if stage != "ppo":  # reward functions get them all
-            require_read(names, reader.unread, reader.format, key)
-        return reader, [by_images(reader.read(row)) for row in rows], counts
+        return _read(config, stage, key, section, source, inputs)
 
     def made(
         source: Source, reader: Reader, examples: list[Example], counts: Counter[str] | None = None
@@ -165,7 +196,10 @@ def _one(
     if other is None:
         test, test_report = made(source, reader, sides[1])
     else:
-        test, test_report = made(other, *read(other))
+        other_reader, others, other_counts = read(other)
+        test, test_report = made(other, other_reader, others, other_counts)
         require(test, test_report, "held-out row", key)
+        known = {example.key for example in examples}
+        test_report.trained_on = sum(e.key in known for e in others if e.dropped is None)
     require(train, report, "row", key)
     return train, test, DataReport(report, test_report if other or fraction else None)

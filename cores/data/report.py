@@ -34,6 +34,8 @@ class SplitReport:
     """Rows more than were read: one a reply where a chat template rewrites earlier turns."""
     unread: list[str] = field(default_factory=list)
     """Columns that the stage does not read; reward functions of stage 3 get them."""
+    trained_on: int = 0
+    """Held-out rows of a file of their own whose first user turn is among the training rows too."""
     preset: Counter[str] | None = None
     """What a preset of `format` read, made and left out, held-out rows among it; None without."""
 
@@ -57,6 +59,8 @@ class SplitReport:
             text += f"; truncated: {self.truncated}"
         if self.trimmed:
             text += f"; lost turns after the last reply: {self.trimmed}"
+        if self.trained_on:
+            text += f"; with a first user turn that is trained on: {self.trained_on}"
         if self.hidden:
             text += f"; hidden files left out: {self.hidden}"
         if self.divided:

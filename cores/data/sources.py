@@ -7,6 +7,7 @@ data sets go through `datasets`.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,6 +19,9 @@ from cores.data.files import READERS, kind_of
 from cores.data.folders import data_files, held_out_split
 from cores.errors import UserError, readable
 from cores.runtime.fingerprint import HUB_TIMEOUT
+
+COMMIT = re.compile(r"@([0-9a-f]{40})/")
+"""Of a file's address on the hub."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Sour
 
 def _source(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Source:
     where, hidden, named = f"{key} {path!r}", 0, path
+    if section.revision is not None and (_is_local(path) or os.path.lexists(path)):
+        raise UserError(
+            f"{where} is a local path, and revision is for hub data sets; remove "
+            f"{key.rpartition('.')[0]}.revision."
+        )
     files: list[Path] = []
     found: Any = ()
     with readable(where):
@@ -116,6 +125,8 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
     else:
         found = _load_hub(path, split, section, key, streaming)
         fingerprints = {path: "streamed" if streaming else found._fingerprint}
+        if (commit := _commit(found)) is not None:
+            fingerprints[f"{path}, commit"] = commit
 
     def a_pass() -> Iterator[Row]:
         row = None
@@ -165,6 +176,13 @@ def _fingerprint(file: Path, streaming: bool) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def _commit(found: Any) -> str | None:
+    """The commit that a hub data set was read at, as its files' addresses in the cache tell it."""
+    files = getattr(getattr(found, "info", None), "download_checksums", None) or {}
+    commits = {match[1] for file in files if (match := COMMIT.search(str(file)))}
+    return commits.pop() if len(commits) == 1 else None
+
+
 def _load_hub(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Any:
     """A hub data set, from its cache if HF_HUB_OFFLINE is set.
 
@@ -178,8 +196,10 @@ def _load_hub(path: str, split: str, section: OneSource, key: str, streaming: bo
     datasets.logging.set_verbosity_error()
     try:
         if not constants.HF_HUB_OFFLINE:
-            HfApi().dataset_info(path, timeout=HUB_TIMEOUT)
-        return datasets.load_dataset(path, section.name, split=split, streaming=streaming)
+            HfApi().dataset_info(path, revision=section.revision, timeout=HUB_TIMEOUT)
+        return datasets.load_dataset(
+            path, section.name, split=split, streaming=streaming, revision=section.revision
+        )
     except (HTTPError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise UserError(

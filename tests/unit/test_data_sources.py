@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +212,23 @@ def test_hub_offline_uses_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(path: str, name: str | None, split: str, streaming: bool) -> Any:
-        asked.append((path, name, split))
+    def load_dataset(
+        path: str, name: str | None, split: str, streaming: bool, revision: str | None
+    ) -> Any:
+        asked.append((path, name, split, revision))
         table = datasets.Dataset.from_list([{"text": f"{split} {i}"} for i in range(5)])
+        address = f"hf://datasets/owner/set@{'0af1' * 10}/data/{split}.parquet"
+        table.info.download_checksums = {address: {"num_bytes": 1, "checksum": None}}
         return table.to_iterable_dataset() if streaming else table
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     section = SourceSection(path="owner/set", name="small", test_split="test", limit=2)
     train, test = sources(section, "data.sft")
-    assert asked == [("owner/set", "small", "train"), ("owner/set", "small", "test")]
+    assert asked == [("owner/set", "small", s, None) for s in ("train", "test")]
+    assert train.fingerprints["owner/set, commit"] == "0af1" * 10
+    sources(replace(section, revision="v2"), "data.sft")
+    assert asked[-1] == ("owner/set", "small", "test", "v2")
     assert [row.columns["text"] for row in rows(train)] == ["train 0", "train 1"]
     assert [row.columns["text"] for row in rows(test)] == ["test 0", "test 1"]
     assert rows(train)[1].where == "owner/set (train), row 2"
@@ -229,6 +237,14 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert rows(stream) == rows(train)
     assert rows(held_out) == rows(test)
+
+
+def test_a_revision_of_a_local_path(tmp_path: Path) -> None:
+    """It would be without effect."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n', encoding="utf-8")
+    message = refused(file, revision="v2")
+    assert "revision is for hub data sets; remove data.sft.revision" in message
 
 
 def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:

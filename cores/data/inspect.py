@@ -62,9 +62,9 @@ def write(
 ) -> None:
     """A line a row, training rows first, then held-out rows with `"held_out": true`: `ids`,
     `labels` (-100 where untrained) and `segments`, each `[text, trained]`; of a pair these for
-    `chosen` and `rejected`; `images`, the files; `encoder`, the text that an encoder reads, beside
-    which they are the reply's. An image of several tokens is written as <IMG>. UserError for a
-    file that cannot be written."""
+    `chosen` and `rejected`; `images`, the files; `score` of a rating, and its `class` among the
+    bins, from 0; `encoder`, the text that an encoder reads, beside which they are the reply's. An
+    image of several tokens is written as <IMG>. UserError for a file that cannot be written."""
     lines = [_line(row, tokenizer) for row in train]
     lines += [_line(row, tokenizer) | {"held_out": True} for row in test]
     if images is not None and images.count > 1:
@@ -95,7 +95,7 @@ def _line(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, 
         for name, ids, flags in _sides(row)
     }
     shown = sides.get("", sides)
-    return shown | ({"images": row["images"]} if "images" in row else {})
+    return shown | {name: row[name] for name in ("images", "score", "class") if name in row}
 
 
 def segments(

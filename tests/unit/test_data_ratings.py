@@ -1,5 +1,6 @@
 """Rows of stage 2 with a score each."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,14 @@ def test_what_texts_of_stage_1_become_is_no_matter(tmp_path: Path, fields: dict[
         for data in (made.data, replace(made.data, **fields))
     )
     assert plain == beside
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("pointwise", [None] * 3), ("binned", [4, 0, 2])])
+def test_rows_for_programs(kind: str, classes: list[int | None], tmp_path: Path) -> None:
+    """Scores, and which of the bins each is in."""
+    file = tmp_path / "rows.json"
+    show(read(tmp_path, ROWS, kind), gpt2_like(), DataSection(inspect_json=str(file)))
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [line["score"] for line in lines] == [5, 1, 3]
+    assert [line.get("class") for line in lines] == classes
+    assert lines[0]["segments"] == [["2 + 2 =", False], [" 4<|endoftext|>", True]]

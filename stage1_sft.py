@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
         config, given = pinned(config), config.model
         base = load_config(config.model.path)
         check_encoder(config, base)
-        check_length(base, config.sft.max_length, "sft.max_length")
+        longest, virtual = config.sft.max_length, config.sft.prefix_tokens
+        keys = "sft.max_length + sft.prefix_tokens" if virtual else "sft.max_length"
+        check_length(base, longest + virtual, keys)
         tokenizer, notes = base_tokenizer(config)
         if not config.data.inspecting:
             check_base(config.model.path, base, tokenizer, config.model.from_config)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GlmConfig, GlmForC
 
 PREFIX = ["--model.attention", "prefix"]
 EVERY = ["--checkpoint.every_steps", "1"]
+VIRTUAL = ["--sft.prefix_tokens", "3", "--sft.max_length", str(POSITIONS - 3)]
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +172,20 @@ def test_a_pattern_that_fits_nothing(
     assert "model.embed_tokens.weight" in said
 
 
+def test_prefixes_take_positions(glm: Path, files: dict, tmp_path: Path, refused: Any) -> None:
+    """They stand before a row, which then ends later."""
+    more = ["--sft.prefix_tokens", "3", "--sft.max_length", str(POSITIONS - 2)]
+    said = refused("sft", told(glm, files, tmp_path / "run", *more), tmp_path / "run")
+    assert f"sft.max_length + sft.prefix_tokens: {POSITIONS + 1} tokens are more" in said
+
+
 @pytest.mark.parametrize("attention", [[], PREFIX])
 def test_trained_prefixes(
     attention: list[str], glm: Path, files: dict, tmp_path: Path, call: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Keys and values alone are trained and saved, for peft to load; later stages refuse them."""
-    more = ["--sft.prefix_tokens", "3", *attention]
+    more = [*VIRTUAL, *attention]
     out = tmp_path / "run"
     status, printed, err = call("sft", told(glm, files, out, *more, "--sft.max_steps", "20"))
     assert status == 0, err
@@ -209,7 +217,7 @@ def test_trained_prefixes(
 def test_what_does_not_go_together(
     more: list[str], says: str, glm: Path, files: dict, tmp_path: Path, call: Any
 ) -> None:
-    words = told(glm, files, tmp_path / "run", "--sft.prefix_tokens", "3", *more)
+    words = told(glm, files, tmp_path / "run", *VIRTUAL, *more)
     status, _, err = call("sft", words)
     assert status != 0
     assert says in " ".join(err.split())
@@ -245,7 +253,7 @@ def test_trained_prefixes_before_a_base_in_few_bits(
 ) -> None:
     """As ChatGLM's own recipe has them, under prefix attention; they are saved in fp32."""
     precision = ["--model.precision", "bf16"] if how == "bf16" else []
-    more = ["--sft.prefix_tokens", "3", *PREFIX, "--model.quantization", how, *precision]
+    more = [*VIRTUAL, *PREFIX, "--model.quantization", how, *precision]
     status, _, err = call("sft", told(glm, files, tmp_path / "run", *more))
     assert status == 0, err
     (saved,) = load_file(tmp_path / "run/sft/adapter/adapter_model.safetensors").values()

@@ -164,32 +164,22 @@ def with_system(turns: list[Turn], system: str | None) -> list[Turn]:
 
 def margin_of(row: Row) -> float:
     """What the chosen side has to lead by, in units of score: 0 where none is given."""
-    value = row.columns.get("margin")
-    if value is None or value == "":
-        return 0.0
-    try:
-        margin = math.nan if isinstance(value, bool) else float(value)  # CSV holds text
-    except (TypeError, ValueError, OverflowError):
-        margin = math.nan
-    if not 0 <= margin <= LARGEST_MARGIN:
+    margin = _number(row, "margin")
+    if margin is not None and not 0 <= margin <= LARGEST_MARGIN:
         raise UserError(
             f"{row.where}: column 'margin' must be a number, 0 or above and at most "
-            f"{LARGEST_MARGIN:g}, but holds {short(value)}; correct the row (where the rejected "
-            "side is the better one, exchange the two)."
+            f"{LARGEST_MARGIN:g}, but holds {short(row.columns['margin'])}; correct the row (where "
+            "the rejected side is the better one, exchange the two)."
         )
-    return margin
+    return margin or 0.0
 
 
 def score_of(row: Row, bins: int | None) -> float | None:
     """A reply's score: any number, or with `bins` a rating, 1 to so many; None where none is given.
     0 is a score as others are."""
-    value = value_of(row, "score")
-    if value is None or value == "":
+    value, score = value_of(row, "score"), _number(row, "score")
+    if score is None:
         return None
-    try:
-        score = math.nan if isinstance(value, bool) else float(value)  # CSV holds text
-    except (TypeError, ValueError, OverflowError):
-        score = math.nan
     if bins is None and not abs(score) <= LARGEST_MARGIN:
         raise UserError(
             f"{row.where}: column 'score' must be a number of at most {LARGEST_MARGIN:g}, but "
@@ -202,6 +192,17 @@ def score_of(row: Row, bins: int | None) -> float | None:
             "reward.bins, or choose reward.kind pointwise."
         )
     return score
+
+
+def _number(row: Row, column: str) -> float | None:
+    """None where nothing is given, NaN for what is no number. CSV holds numbers as text."""
+    value = row.columns.get(column)
+    if value is None or value == "":
+        return None
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:

@@ -13,20 +13,26 @@ SHOWN = 6
 """Names that an error gives."""
 
 
+def fitting(model: nn.Module, patterns: list[str], key: str) -> set[str]:
+    """Names of the weights that fit one of `patterns` (* for any text), the value of `key`;
+    UserError for a pattern that fits none."""
+    names = [name for name, _ in model.named_parameters()]
+    found = {pattern: {n for n in names if fnmatchcase(n, pattern)} for pattern in patterns}
+    for pattern in (pattern for pattern, fits in found.items() if not fits):
+        some = names[:: max(1, len(names) // SHOWN)][:SHOWN]
+        raise UserError(
+            f"{key}: {pattern!r} fits no weight of {type(model).__name__}, which has {len(names)}, "
+            f"such as {', '.join(some)} (tied weights have the first name alone). Correct it; * "
+            "stands for any text."
+        )
+    return set().union(*found.values())
+
+
 def freeze_others(model: nn.Module, patterns: list[str]) -> None:
-    """Train only the weights whose names fit one of `patterns` (* for any text); UserError for a
-    pattern that fits none."""
-    weights = dict(model.named_parameters())
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in weights):
-            some = list(weights)[:: max(1, len(weights) // SHOWN)][:SHOWN]
-            raise UserError(
-                f"model.trainable: {pattern!r} fits no weight of {type(model).__name__}, which has "
-                f"{len(weights)}, such as {', '.join(some)} (tied weights have the first name "
-                "alone). Correct it; * stands for any text."
-            )
-    for name, weight in weights.items():
-        weight.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+    """Train only the weights that fit one of `patterns`; UserError as `fitting`."""
+    trained = fitting(model, patterns, "model.trainable")
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name in trained)
 
 
 def trained_part(model: nn.Module) -> str:

@@ -11,7 +11,6 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from cores.config import Config, RewardSection, SFTSection
 from cores.errors import ANEW, UserError
+from cores.models.tuning import fitting
 from cores.rl.schedule import lr_factor, warmup_steps
 from cores.run import StageRun
 from cores.run.checkpoint import State
@@ -129,15 +129,8 @@ class Lasting(Trainer):
         """Names of the weights that decay; UserError for a pattern that fits none."""
         if not (patterns := self.section.no_decay):
             return super().get_decay_parameter_names(model)
-        names = [name for name, _ in model.named_parameters()]
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise UserError(
-                    f"{self.run.stage}.no_decay: {pattern!r} fits no weight of "
-                    f"{type(model).__name__}, which has such as {', '.join(names[:SHOWN])}; "
-                    "correct it (* stands for any text)."
-                )
-        return [name for name in names if not any(fnmatchcase(name, p) for p in patterns)]
+        spared = fitting(model, patterns, f"{self.run.stage}.no_decay")
+        return [name for name, _ in model.named_parameters() if name not in spared]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """`lr_factor` of the section's keys; cycles of restarts are epochs."""

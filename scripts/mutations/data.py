@@ -44,6 +44,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/roles.py": (
         ("tests/unit/test_data_encode.py", "tests/unit/test_data_roles.py"),
         [
+            ("system-overwritten", "of two system turns inside a question the last one is left",
+             "inside += around.prefix", "inside = around.prefix"),
+            ("system-lost", "a system turn without a question behind it is lost",
+             "            _push(segments, inside, False)\n            inside", "            inside"),
             ("no-stop", "no stop token after a reply",
              "            after += eos\n", "            pass\n"),
             ("stop-twice", "a stop token behind a reply that brings it",
@@ -108,8 +112,16 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         (
             "tests/unit/test_data_rows.py", "tests/unit/test_data_texts.py",
             "tests/unit/test_data_build.py", "tests/unit/test_data_margin.py",
+            "tests/unit/test_data_ratings.py", "tests/unit/test_data_sides.py",
         ),
         [
+            ("rated-stage-1", "ratings fall under options of stage 1's texts",
+             "if self.demonstrates and not reader.plain:",
+             'if reader.stage == "sft" and not reader.plain:'),
+            ("class-from-1", "classes of ratings count from 1",
+             'row["class"] = int(example.score) - 1', 'row["class"] = int(example.score)'),
+            ("parts-prefix", "parts of texts under prefix attention have no prompt_length",
+             'return ({"prompt_length": 0} | row for row in rows)', "return rows"),
             ("window-opening", "a joined row without its opening",
              "buffer = opening + buffer[width:]", "buffer = buffer[width:]"),
             ("window-rest", "the end of joined texts is lost",

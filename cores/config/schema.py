@@ -46,21 +46,14 @@ class ModelSection:
 
 
 @dataclass(frozen=True)
-class SFTSection:
-    """Stage 1: supervised fine-tuning."""
+class StepsSection:
+    """What stages 1 and 2 have in common."""
 
-    path: Optional[str] = None
-    """An instruct model, folder or hub id, in place of running the stage: stages 2 and 3 start from
-    it (docs/models.md). None: they start from what stage 1 wrote."""
     revision: Optional[str] = None
     """Commit, branch or tag of a hub id in `path`. None: its main branch."""
-    epochs: float = number(3.0, above=0, most=1e6)
-    """Passes over the data; 3 as in Coati (2023-04)."""
     max_steps: Optional[int] = number(None, above=0)
     """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
     warm-up and schedule are shares of the whole."""
-    learning_rate: float = number(2e-5, above=0, most=1)
-    """Peak learning rate; Alpaca's value, safe for 0.1-7B models."""
     optimizer: Optimizer = "adamw"
     """adamw (Loshchilov and Hutter 2019), adafactor (Shazeer and Stern 2018, at this rate), lion
     (Chen et al. 2023), or adamw with its state paged in 8 bits (needs bitsandbytes)."""
@@ -76,12 +69,28 @@ class SFTSection:
     no_decay: list[str] = field(default_factory=list)
     """Names of weights without decay, with * for any text. Empty: biases and norms, as the Trainer
     of transformers chooses them."""
+    batch_size: int = number(32, above=0)
+    """Rows, pairs or rated replies an optimizer step, over all processes."""
+    microbatch_size: int = number(8, above=0)
+    """Of them a forward pass on one process; lower it when memory runs out, the result is the
+    same."""
+    max_grad_norm: float = number(1.0, above=0)
+    """Gradients are clipped to this norm; the field's usual 1."""
+
+
+@dataclass(frozen=True)
+class SFTSection(StepsSection):
+    """Stage 1: supervised fine-tuning."""
+
+    path: Optional[str] = None
+    """An instruct model, folder or hub id, in place of running the stage: stages 2 and 3 start from
+    it (docs/models.md). None: they start from what stage 1 wrote."""
+    epochs: float = number(3.0, above=0, most=1e6)
+    """Passes over the data; 3 as in Coati (2023-04)."""
+    learning_rate: float = number(2e-5, above=0, most=1)
+    """Peak learning rate; Alpaca's value, safe for 0.1-7B models."""
     group_by_length: bool = False
     """Batches of rows of about one length: less padding, an order that is less random."""
-    batch_size: int = number(32, above=0)
-    """Rows an optimizer step, over all processes."""
-    microbatch_size: int = number(8, above=0)
-    """Rows a forward pass on one process; lower it when memory runs out, the result is the same."""
     max_length: int = number(512, above=0)
     """Tokens a row at most; longer rows lose their end, and are counted."""
     loss_on: Literal["assistant", "last", "all"] = "assistant"
@@ -91,8 +100,6 @@ class SFTSection:
     """Put several rows side by side into each row of max_length tokens, none seeing another; less
     padding for short rows. batch_size and microbatch_size then count these wide rows. Refused where
     a trial before training shows that the model mixes them."""
-    max_grad_norm: float = number(1.0, above=0)
-    """Gradients are clipped to this norm; the field's usual 1."""
     prefix_tokens: int = 0
     """Prefix tuning (Li and Liang 2021; P-Tuning v2, Liu et al. 2021): so many trained keys and
     values in every layer before each row, and nothing else trained. 0: off."""
@@ -101,33 +108,16 @@ class SFTSection:
 
 
 @dataclass(frozen=True)
-class RewardSection:
+class RewardSection(StepsSection):
     """Stage 2: the reward model."""
 
     path: Optional[str] = None
     """A one-label reward model, folder or hub id, in place of running the stage, of any tokenizer
     and template; stage 3 calibrates its score at the start. None: what stage 2 wrote."""
-    revision: Optional[str] = None
-    """Commit, branch or tag of a hub id in `path`. None: its main branch."""
     epochs: float = number(1.0, above=0, most=1e6)
     """Passes over the pairs; reward models overfit from the second on (Ouyang et al. 2022)."""
-    max_steps: Optional[int] = number(None, above=0)
-    """Optimizer steps at most. None: as the epochs give. A run goes on with neither changed:
-    warm-up and schedule are shares of the whole."""
     learning_rate: float = number(9e-6, above=0, most=1)
     """Peak learning rate; Coati's value (2023-09)."""
-    optimizer: Optimizer = "adamw"
-    """As in stage 1."""
-    lr_schedule: Schedule = "cosine"
-    """As in stage 1."""
-    lr_floor: float = number(0.0, below=1)
-    """As in stage 1."""
-    warmup: float = number(0.03)
-    """As in stage 1."""
-    weight_decay: float = 0.0
-    """Weight decay."""
-    no_decay: list[str] = field(default_factory=list)
-    """As in stage 1."""
     kind: Literal["pairwise", "pointwise", "binned"] = "pairwise"
     """What is learned: pairs (Bradley and Terry 1952), a score of each reply (mean squared error),
     or which of `bins` ratings it has (cross-entropy; the score is their expectation)."""
@@ -140,17 +130,11 @@ class RewardSection:
     base: Optional[str] = None
     """Model, folder or hub id, that the reward model starts from in place of stage 1's; of the same
     tokenizer."""
-    batch_size: int = number(32, above=0)
-    """Pairs, or rated replies, an optimizer step, over all processes."""
-    microbatch_size: int = number(8, above=0)
-    """Pairs, or rated replies, a forward pass on one process."""
     max_length: int = number(512, above=0)
     """Tokens a side at most; longer sides lose their end, and are counted. Coati's value."""
     center_coef: float = 0.0
     """With kind pairwise: weight of mean((r_chosen + r_rejected)^2), which keeps scores near 0
     (Eisenstein et al. 2023). 0: off, as calibration sets the mean afterwards."""
-    max_grad_norm: float = number(1.0, above=0)
-    """Gradients are clipped to this norm."""
     calibration_samples: int = number(256, least=2)
     """Replies of the stage-1 model whose scores get mean 0 and standard deviation 1 (Ziegler et al.
     2019, section 2); with `path` in stage 3. 256 gives the mean to about 0.06 deviations."""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from _models import (
+    BUILT,
     FAMILIES,
     LAUNCH,
     PAD,
@@ -14,7 +15,7 @@ from _models import (
     ppo_config,
     toy_tokenizer,
 )
-from transformers import CTRLConfig, GraniteConfig
+from transformers import CTRLConfig, MambaConfig, RwkvConfig
 
 from cores.data import left_pad
 from cores.errors import UserError
@@ -23,7 +24,7 @@ from cores.models.vocabulary import check_cap
 from cores.ppo import build_roles
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *BUILT])
 @torch.no_grad()
 def test_roles_at_the_start(kind: str) -> None:
     """Invariants 10, 12: no head has a bias, so that folding 1/std into its weight scales the
@@ -48,15 +49,16 @@ def test_low_caps_are_refused() -> None:
         check_cap(model_config("gemma2", final_logit_softcapping=5.0))
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *BUILT])
 def test_every_family_has_a_reward_model(kind: str) -> None:
-    """Invariant 25: a stock class with a linear head; no weights are made to find out."""
+    """Invariant 25: a class with a linear head, stock or ours; no weights are made to find out."""
     assert scalar_problem(model_config(kind, rows=2**40)) is None
 
 
-@pytest.mark.parametrize("config", [GraniteConfig(), CTRLConfig()])
+@pytest.mark.parametrize("config", [MambaConfig(), RwkvConfig(), CTRLConfig()])
 def test_families_without_a_reward_model(config: Any) -> None:
-    """Invariant 25: no classification class (Granite), or one with a head of its own (CTRL)."""
+    """Invariant 25: a state that padding would enter, or a stock class with a head of another name,
+    which would read a folder of ours with a head of random numbers (CTRL)."""
     config.architectures = ["ItsNameForCausalLM"]
     with pytest.raises(UserError, match=r"model\.path: ItsNameForCausalLM has no") as error:
         check_scalar(config)

@@ -30,10 +30,13 @@ def written(turns: list[Turn], section: TemplateSection, eos: str) -> list[Segme
         around = _around(section, role, last)
         content = replaced(turn["content"], section)
         if role == "system" and section.system_in_user:
-            inside = around.prefix + content + around.suffix
+            inside += around.prefix + content + around.suffix
             continue
         if role == "user":
             content, inside = inside + content, ""
+        elif not any(later["role"] == "user" for later in turns[i:]):
+            _push(segments, inside, False)
+            inside = ""
         before, after = around.prefix.replace("{round}", str(rounds)), around.suffix
         rounds += role == "user"
         if section.marked:
@@ -43,6 +46,7 @@ def written(turns: list[Turn], section: TemplateSection, eos: str) -> list[Segme
         if role == "assistant" and around.stop is None and eos not in content:
             after += eos
         _add(segments, role, (before, content, after), _trained(section, role, last), eos)
+    _push(segments, inside, False)
     if turns[-1]["role"] != "assistant" and not section.marked:
         prefix = _around(section, "assistant", True).prefix
         _push(segments, prefix.replace("{round}", str(rounds)), False)

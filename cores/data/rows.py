@@ -45,18 +45,18 @@ class RowMaker:
         self.images = inputs.images
         self.tokenizer = tokenizer
         self.source = source
-        self.stage = reader.stage
         made = {"sft": self._demonstration, "reward": self._pair, "ppo": self._prompt}
-        rated = isinstance(reader, RatingReader)
+        rated = isinstance(reader, RatingReader)  # it reads as in stage 1
         self.made = self._rating if rated else made[reader.stage]
+        self.demonstrates = self.made == self._demonstration
         self.template = Template(config.template, tokenizer)
         self.by_template = config.template.kind == "chat" and not reader.plain
         # Turns that bring their markers hold such tokens by right.
         self.controls = None if config.template.marked else control_tokens(tokenizer)
         bare = self.by_template or not config.template.bos
-        self.joined = reader.plain and reader.stage == "sft" and config.data.join is not None
+        self.joined = reader.plain and self.demonstrates and config.data.join is not None
         self.leading = [] if bare or self.joined else leading_ids(tokenizer)
-        if reader.stage == "sft" and not reader.plain:
+        if self.demonstrates and not reader.plain:
             self._check_texts_alone(reader)
         self.encoder = inputs.encoder
         if self.encoder and reader.format == "text":
@@ -78,7 +78,9 @@ class RowMaker:
                     f"data.join_opening has {len(opening)} tokens, more than half of "
                     f"sft.max_length {width}; shorten it, or raise that."
                 )
-            return windows(rows, width, opening)
+            rows = windows(rows, width, opening)
+        if self.demonstrates and self.config.model.attention == "prefix":
+            return ({"prompt_length": 0} | row for row in rows)  # of texts, and parts of them
         return rows
 
     def _check_texts_alone(self, reader: Reader) -> None:
@@ -117,7 +119,7 @@ class RowMaker:
     def _parts(self, row: dict[str, Any], report: SplitReport) -> Iterator[dict[str, Any]]:
         """The row, or where texts are split those that it becomes."""
         limit = self.config.sft.max_length
-        if self.stage != "sft" or self.config.data.too_long != "split" or self.joined:
+        if not self.demonstrates or self.config.data.too_long != "split" or self.joined:
             yield row
             return
         for start in range(0, len(row["input_ids"]), limit):
@@ -133,7 +135,7 @@ class RowMaker:
             (turn,) = example.conversations[0]
             text = (self.config.data.join or "") + replaced(turn["content"], self.config.template)
             return [[[Segment("text", text, True)]]]
-        if self.made != self._demonstration:
+        if not self.demonstrates:
             return [[self.template.segments(turns, where) for turns in example.conversations]]
         if self.whole_prompts and example.conversations[0][0]["role"] != "text":
             last = self.config.sft.loss_on == "last"
@@ -172,7 +174,7 @@ class RowMaker:
             made = sided_row(before[0], row, self.closing, limit)
         else:
             made = {"input_ids": row.ids[:limit], "labels": labels}, len(row.ids) > limit
-            if self.whole_prompts:
+            if self.whole_prompts and row.prompt_length:
                 made[0]["prompt_length"] = row.prompt_length
         return ("longer than sft.max_length", False) if too_long == "drop" and made[1] else made
 

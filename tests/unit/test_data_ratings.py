@@ -1,5 +1,6 @@
 """Rows of stage 2 with a score each."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from _data_helpers import CHAT, NONE, config, write_jsonl
 from _tiny import words
 from _tokenizers import gpt2_like
 
+from cores.config.data import DataSection
 from cores.data import preference_data, show
 from cores.data.values import LARGEST_MARGIN
 from cores.errors import UserError
@@ -97,7 +99,7 @@ def test_conversations_under_a_chat_template(
     data = preference_data(config(path, CHAT, reward={"kind": "binned"}), tokenizer)
     (found,) = data.train
     assert tokenizer.decode(found["ids"][found["prompt_length"] :]) == "at once <|im_end|>"
-    show(data, tokenizer, 1)
+    show(data, tokenizer, DataSection(inspect=1))
     assert "3 trained" in capsys.readouterr().out
 
 
@@ -111,3 +113,14 @@ def test_a_reply_that_is_cut(tmp_path: Path) -> None:
     assert [len(row["ids"]) for row in data.train] == [6]
     said = "\n".join(data.report.lines())
     assert "1 prompt as long as reward.max_length; truncated: 1" in said
+
+
+@pytest.mark.parametrize("fields", [{"too_long": "split"}, {"join": ""}])
+def test_what_texts_of_stage_1_become_is_no_matter(tmp_path: Path, fields: dict[str, str]) -> None:
+    """Options of stage 1's texts stand beside ratings in one file of configuration."""
+    made = config(write_jsonl(tmp_path / "rated.jsonl", ROWS), reward={"kind": "binned"})
+    plain, beside = (
+        preference_data(replace(made, data=data), gpt2_like()).train
+        for data in (made.data, replace(made.data, **fields))
+    )
+    assert plain == beside

@@ -10,6 +10,7 @@ from _tokenizers import chat_like, gpt2_like, llama_like
 from cores.config.template import RoleTemplate, TemplateSection
 from cores.data import preference_data, prompt_data, sft_data
 from cores.data.inspect import segments
+from cores.data.roles import written
 from cores.errors import UserError
 
 TALK = [
@@ -82,6 +83,26 @@ def test_system_inside_the_first_question(tmp_path: Path) -> None:
         ("<s>[INST] three [/INST]", False),
         (" six </s>", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        ("ssua", "Q: <1><2>3\nA: 4"),
+        ("usa", "Q: 1\n<2>A: 3"),
+        ("usua", "Q: 1\nQ: <2>3\nA: 4"),
+        ("us", "Q: 1\n<2>A: "),
+    ],
+)
+def test_no_system_turn_is_lost_inside_questions(roles: str, expected: str) -> None:
+    """Several stand there together; one without a question behind it stands by itself."""
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    turns = [{"role": names[r], "content": str(i)} for i, r in enumerate(roles, 1)]
+    section = template(
+        system=RoleTemplate("<", ">"), system_in_user=True, assistant=RoleTemplate("A: ", stop="")
+    )
+    text = "".join(part.text for part in written(turns, section, "|"))
+    assert text == expected
 
 
 def test_what_of_a_role_is_learned(tmp_path: Path) -> None:

@@ -112,3 +112,13 @@ def test_a_text_is_causal_under_prefix_attention(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "今天天气很好"}])
     (row,) = sft_data(prefix(config(path)), llama_like()).train
     assert row["prompt_length"] == 0
+
+
+@pytest.mark.parametrize("fields", [{"too_long": "split"}, {"join": "\n"}])
+def test_parts_of_texts_under_prefix_attention(tmp_path: Path, fields: dict[str, str]) -> None:
+    """Each is causal, as the whole text is."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "one two three four five six"}])
+    made = prefix(config(path, sft={"max_length": 4}))
+    rows: Any = sft_data(replace(made, data=replace(made.data, **fields)), gpt2_like()).train
+    assert len(rows) > 1
+    assert {row["prompt_length"] for row in rows} == {0}

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
-from cores.data.formats import Example, Reader
+from cores.data.formats import Example, Reader, Stage
 from cores.data.images import finished, written
 from cores.data.ratings import RatingReader
 from cores.data.report import SplitReport
@@ -45,18 +45,18 @@ class RowMaker:
         self.images = inputs.images
         self.tokenizer = tokenizer
         self.source = source
-        self.stage = reader.stage
         made = {"sft": self._demonstration, "reward": self._pair, "ppo": self._prompt}
-        rated = isinstance(reader, RatingReader)
-        self.made = self._rating if rated else made[reader.stage]
+        rated = isinstance(reader, RatingReader)  # it reads rows as stage 1 does
+        self.stage: Stage = "reward" if rated else reader.stage
+        self.made = self._rating if rated else made[self.stage]
         self.template = Template(config.template, tokenizer)
         self.by_template = config.template.kind == "chat" and not reader.plain
         # Turns that bring their markers hold such tokens by right.
         self.controls = None if config.template.marked else control_tokens(tokenizer)
         bare = self.by_template or not config.template.bos
-        self.joined = reader.plain and reader.stage == "sft" and config.data.join is not None
+        self.joined = reader.plain and self.stage == "sft" and config.data.join is not None
         self.leading = [] if bare or self.joined else leading_ids(tokenizer)
-        if reader.stage == "sft" and not reader.plain:
+        if self.stage == "sft" and not reader.plain:
             self._check_texts_alone(reader)
         self.encoder = inputs.encoder
         if self.encoder and reader.format == "text":

@@ -45,7 +45,8 @@ def main(argv: list[str]) -> None:
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
         data = preference_data(config, tokenizer)
         if config.data.inspecting:
-            return here.once(show, data, tokenizer, config.data)
+            binned = config.reward.kind == "binned"
+            return here.once(show, data, tokenizer, config.data, None, binned)
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
         prompts = calibration_prompts(config, data.train, model_config, base_config)
 

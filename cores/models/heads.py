@@ -40,11 +40,12 @@ def class_of(auto: Any, config: PretrainedConfig) -> Any:
     with the head that the config tells, a class of ours; None where there can be none."""
     if auto is not AutoModelForSequenceClassification:
         return auto
-    stock = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    family: Any = type(config)
+    stock = family in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     two = getattr(config, LAYERS, 1) > 1
     if stock and not two:
         return auto
-    found = auto._model_mapping[type(config)] if stock else classifier_of(type(config))
+    found = auto._model_mapping[family] if stock else classifier_of(family)
     return two_layered(found) if two and found is not None else found
 
 
@@ -64,7 +65,8 @@ def classifier_of(family: type[PretrainedConfig]) -> Any:
     stock class of another family has the name."""
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING or family not in MODEL_MAPPING:
         return None
-    causal, body = MODEL_FOR_CAUSAL_LM_MAPPING[family], MODEL_MAPPING[family]
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[family]
+    body: Any = MODEL_MAPPING[family]
     name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
     if name in (causal.__name__, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()):
         return None

@@ -5,8 +5,8 @@ Learned positions: GPT-2; OPT, whose table begins with two rows that no position
 in q, k, v; tied) and Qwen 3 (norms on q and k; tied). ALiBi: BLOOM, with a norm on its embeddings.
 Gemma 2 caps its logits behind the head and slides every other window. Dropout is on in all.
 
-Without a classification class in transformers: CodeGen (MOSS; attention and MLP in parallel, q, k and
-v in one), Cohere (in parallel too, one key-value head, logits scaled) and Granite (embeddings,
+Without a classification class in transformers: CodeGen (MOSS; attention and MLP in parallel, q, k
+and v in one), Cohere (in parallel too, one key-value head, logits scaled) and Granite (embeddings,
 residuals and logits scaled).
 """
 

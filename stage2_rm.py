@@ -45,8 +45,7 @@ def main(argv: list[str]) -> None:
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
         data = preference_data(config, tokenizer)
         if config.data.inspecting:
-            binned = config.reward.kind == "binned"
-            return here.once(show, data, tokenizer, config.data, None, binned)
+            return here.once(show, data, tokenizer, config.data)
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
         prompts = calibration_prompts(config, data.train, model_config, base_config)
 

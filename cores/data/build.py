@@ -58,7 +58,7 @@ def sft_data(
 def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
     """Pairs: rows {"chosen_ids": list[int], "rejected_ids": list[int], "prompt_length": int,
     "margin": float}. Of reward.kind pointwise and binned: rows {"ids": list[int],
-    "prompt_length": int, "score": float}.
+    "prompt_length": int, "score": float}, of the latter "class": int from 0 too.
 
     All ids end with the reply's stop token (or are cut before it), never with what a chat
     template writes after it: stage 3 scores replies that end there. margin is in units of score,

@@ -29,18 +29,16 @@ def show(
     tokenizer: PreTrainedTokenizerBase,
     section: DataSection,
     images: ImageTokens | None = None,
-    binned: bool = False,
 ) -> None:
     """What the section asks for: its first `inspect` training rows, the length quantiles of all (of
     a stream: of the first thousand) and what was left out, printed; its rows in `inspect_json`.
-    `binned`: rows have ratings, which are learned as classes.
 
     Trained tokens (in pairs: the replies) are green, others grey; where the environment has
     NO_COLOR (https://no-color.org) trained tokens stand in [brackets] instead.
     """
     rows = list(islice(data.train, STREAMED if isinstance(data, StreamedData) else None))
     if section.inspect_json is not None:
-        write(rows, data.test, tokenizer, Path(section.inspect_json), images, binned)
+        write(rows, data.test, tokenizer, Path(section.inspect_json), images)
     if not section.inspect:
         return print(*data.report.lines(), sep="\n")
     colour = not os.environ.get("NO_COLOR")
@@ -61,22 +59,18 @@ def write(
     tokenizer: PreTrainedTokenizerBase,
     file: Path,
     images: ImageTokens | None = None,
-    binned: bool = False,
 ) -> None:
     """A line a row, training rows first, then held-out rows with `"held_out": true`: `ids`,
     `labels` (-100 where untrained) and `segments`, each `[text, trained]`; of a pair these for
-    `chosen` and `rejected`; `score` of a rating, and `binned` the `class` that it is, from 0;
-    `images`, the files; `encoder`, the text that an encoder reads, beside which they are the
-    reply's. An image of several tokens is written as <IMG>. UserError for a file that cannot be
-    written."""
+    `chosen` and `rejected`; `images`, the files; `score` of a rating, and its `class` among the
+    bins, from 0; `encoder`, the text that an encoder reads, beside which they are the reply's. An
+    image of several tokens is written as <IMG>. UserError for a file that cannot be written."""
     lines = [_line(row, tokenizer) for row in train]
     lines += [_line(row, tokenizer) | {"held_out": True} for row in test]
     if images is not None and images.count > 1:
         token = re.compile(f"(?:{re.escape(images.token)})+")
         for line in lines:
             line["segments"] = [(token.sub("<IMG>", text), flag) for text, flag in line["segments"]]
-    if binned:
-        lines = [line | {"class": int(line["score"]) - 1} for line in lines]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:
         file.write_text(text, encoding="utf-8")
@@ -101,7 +95,7 @@ def _line(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, 
         for name, ids, flags in _sides(row)
     }
     shown = sides.get("", sides)
-    return shown | {key: row[key] for key in ("images", "score") if key in row}
+    return shown | {name: row[name] for name in ("images", "score", "class") if name in row}
 
 
 def segments(

@@ -28,8 +28,13 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
 
 
 def tokens_in(rows: Sequence[Row]) -> int:
-    """Tokens of all rows, both sides of pairs."""
-    return sum(len(ids) for row in rows for name, ids in row.items() if name in IDS)
+    """Tokens of all rows, both sides of pairs, what encoder and decoder read."""
+    return sum(
+        len(row[name])
+        for row in rows
+        for name in (*IDS, *(("labels",) if "encoder_ids" in row else ()))
+        if name in row
+    )
 
 
 def mix(

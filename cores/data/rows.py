@@ -200,6 +200,8 @@ class RowMaker:
         if (prompt_length := rows[0].prompt_length) >= limit:
             return "prompt as long as reward.max_length", False
         row = {"ids": ids[:limit], "prompt_length": prompt_length, "score": example.score}
+        if self.config.reward.kind == "binned":
+            row["class"] = int(example.score) - 1
         return row, len(ids) > limit
 
     def _prompt(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:

@@ -13,6 +13,7 @@ from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, standard
 from cores.data.formats import Example, Reader
+from cores.data.images import shown
 from cores.data.report import DataReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sources import Source, sources
@@ -84,9 +85,11 @@ class TextStream(IterableDataset[dict[str, Any]]):
 
 
 def streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedData:
-    """The texts of stage 1. UserError as `sft_data`; for rows further on, later."""
+    """The texts of stage 1. UserError as `sft_data`, and for options of images; for rows further
+    on, later."""
     section, fraction = config.data.sft, config.data.test_fraction
     source, other = sources(section, KEY, streaming=True)
+    shown(config, section, source.path, [], KEY, reads=False)
     source, other = _renamed(source, section), other and _renamed(other, section)
     reader = _text_reader(config, source)
     maker = RowMaker(config, tokenizer, section, reader)

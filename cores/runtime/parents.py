@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.config import Config, plain
+from cores.config import Config, TemplateSection, plain
 from cores.errors import UserError
 from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
@@ -176,13 +176,21 @@ def _check_base(parent: Parent) -> None:
 
 def _check_template(config: Config, parent: Parent, theirs: dict[str, Any]) -> None:
     again = "" if parent.elsewhere else f", or run {_again(parent.stage)}"
+    then = _filled(plain(TemplateSection()), theirs)
     for key, mine in plain(config.template).items():
-        if theirs and theirs.get(key) != mine:
+        if theirs and then[key] != mine:
             raise UserError(
                 f"template.{key}: {mine!r} here, but {parent.folder} was trained with "
-                f"{theirs.get(key)!r}: its model would see text it does not know. Use the same "
+                f"{then[key]!r}: its model would see text it does not know. Use the same "
                 f"template{again}."
             )
+
+
+def _filled(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with the defaults of keys that were not there yet when it was written."""
+    found = default | given
+    nested = [k for k, v in default.items() if v and isinstance(v, dict)]
+    return found | {k: _filled(default[k], v) for k in nested if isinstance(v := found[k], dict)}
 
 
 def _check_attention(config: Config, parent: Parent, theirs: str) -> None:

@@ -163,7 +163,10 @@ class Lasting(Trainer):
         if not (isinstance(section, SFTSection) and section.group_by_length):
             return super()._get_train_sampler(train_dataset)
         lengths = [len(row) for row in rows["input_ids"]]
-        return ByLength(lengths, section.batch_size, self.run.config.seed)
+        sampler = ByLength(lengths, section.batch_size, self.run.config.seed)
+        if (resumed := self.run.resumed) is not None:  # several ranks' loaders tell it later ones
+            sampler.set_epoch(int(resumed.numbers["trainer"]["epoch"] or 0))
+        return sampler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done before the trainer was made, the same way under every launch."""

@@ -11,11 +11,14 @@ import torch
 from _models import PAD, parameters, policy_of
 from _stages import begun
 from _training import random_rows, sft_rows, training_config
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
 from transformers.optimization import Adafactor
 
-from cores.config import Config
+from cores.config import Config, SFTSection
 from cores.errors import UserError
 from cores.sharding import Trained
+from cores.training.lasting import Lasting
 from cores.training.optimizers import ByLength, Lion
 from cores.training.sft import collate, train_sft
 
@@ -141,13 +144,32 @@ def test_rows_by_length() -> None:
     assert first != list(ByLength(lengths, 8, seed=4))
 
 
+def test_the_order_goes_on_where_several_ranks_resume() -> None:
+    """accelerate's loader of such an epoch does not tell its sampler which one it is."""
+    lengths = [len(row) for row in random_rows(64)]
+    section = SFTSection(group_by_length=True, batch_size=8)
+    resumed = SimpleNamespace(numbers={"trainer": {"epoch": 1.25}})
+    run = SimpleNamespace(resumed=resumed, config=Config())
+    trainer = SimpleNamespace(
+        section=section, run=run, train_dataset={"input_ids": [[0] * n for n in lengths]}
+    )
+    sampler = Lasting._get_train_sampler(cast(Any, trainer))
+    loader = DataLoader(cast(Any, range(64)), batch_size=4, sampler=sampler)
+    ours = prepare_data_loader(loader, None, num_processes=2, process_index=0)
+    rest = skip_first_batches(ours, 2)
+    rest.set_epoch(1)
+    order = ByLength(lengths, 8, Config().seed)
+    order.set_epoch(1)
+    assert next(iter(rest)).tolist() == list(order)[16:20]
+
+
 def test_the_trainer_takes_that_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows reach the model in it, epoch by epoch."""
     seen: list[list[int]] = []
 
-    def noting(rows: list[dict[str, list[int]]], pad_id: int) -> Any:
+    def noting(rows: list[dict[str, list[int]]], *others: Any) -> Any:
         seen.extend(row["input_ids"] for row in rows)
-        return collate(rows, pad_id)
+        return collate(rows, *others)
 
     monkeypatch.setattr("cores.training.sft.collate", noting)
     trained(tmp_path, 20, group_by_length=True, max_steps=None, epochs=2)

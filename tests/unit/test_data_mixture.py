@@ -76,6 +76,13 @@ def test_weights_by_tokens() -> None:
     assert [tokens_in(part) for part in near] == [74, 30]
 
 
+def test_tokens_of_rows() -> None:
+    """Of every kind of row, what the model reads."""
+    assert tokens_in([{"input_ids": [1, 2], "labels": [1, 2]}, {"ids": [3], "score": 1.0}]) == 3
+    assert tokens_in([{"chosen_ids": [1, 2], "rejected_ids": [1], "prompt_length": 1}]) == 3
+    assert tokens_in([{"encoder_ids": [1, 2], "input_ids": [1, 2], "labels": [4, 5, 6]}]) == 5
+
+
 def test_the_report_of_tokens(tmp_path: Path) -> None:
     """Says of each source rows and tokens, and the share of tokens."""
     made = mixture(tmp_path)

@@ -116,21 +116,23 @@ def test_a_reply_that_is_cut(tmp_path: Path) -> None:
     assert "1 prompt as long as reward.max_length; truncated: 1" in said
 
 
-@pytest.mark.parametrize("binned", [True, False])
-def test_scores_for_programs(binned: bool, tmp_path: Path) -> None:
-    """Each row with its score, and in bins with its class, which is counted from 0."""
-    file = tmp_path / "out.jsonl"
-    data = read(tmp_path, ROWS, "binned" if binned else "pointwise")
-    show(data, gpt2_like(), DataSection(inspect_json=str(file)), None, binned)
+@pytest.mark.parametrize("fields", [{"too_long": "split"}, {"join": ""}])
+def test_what_texts_of_stage_1_become_is_no_matter(tmp_path: Path, fields: dict[str, str]) -> None:
+    """Options of stage 1's texts stand beside ratings in one file of configuration."""
+    made = config(write_jsonl(tmp_path / "rated.jsonl", ROWS), reward={"kind": "binned"})
+    plain, beside = (
+        preference_data(replace(made, data=data), gpt2_like()).train
+        for data in (made.data, replace(made.data, **fields))
+    )
+    assert plain == beside
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("pointwise", [None] * 3), ("binned", [4, 0, 2])])
+def test_rows_for_programs(kind: str, classes: list[int | None], tmp_path: Path) -> None:
+    """Scores, and which of the bins each is in."""
+    file = tmp_path / "rows.json"
+    show(read(tmp_path, ROWS, kind), gpt2_like(), DataSection(inspect_json=str(file)))
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [line["score"] for line in lines] == [5, 1, 3]
-    assert [line.get("class") for line in lines] == ([4, 0, 2] if binned else [None] * 3)
+    assert [line.get("class") for line in lines] == classes
     assert lines[0]["segments"] == [["2 + 2 =", False], [" 4<|endoftext|>", True]]
-
-
-@pytest.mark.parametrize("texts", [{"join": ""}, {"too_long": "split"}])
-def test_what_becomes_of_texts_is_of_stage_1(texts: dict[str, str], tmp_path: Path) -> None:
-    """A recipe whose stage 1 joins or splits texts has rows with scores in stage 2."""
-    made = config(write_jsonl(tmp_path / "a.jsonl", ROWS), NONE, reward={"kind": "binned"})
-    made = replace(made, data=replace(made.data, **texts), sft=replace(made.sft, max_length=4))
-    assert [row["score"] for row in preference_data(made, gpt2_like()).train] == [5, 1, 3]

@@ -137,6 +137,13 @@ def test_mistakes(tmp_path: Path, name: str, content: str, parts: list[str]) -> 
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("option", [{"image_folder": "x"}, {"similarity": 0.5}])
+def test_options_of_images(path: str, option: dict[str, Any]) -> None:
+    """Refused, as without streaming."""
+    with pytest.raises(UserError, match="is for images, which this base does not read"):
+        streamed(path, **option)
+
+
 def test_other_kinds_of_files(tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()

@@ -1,5 +1,6 @@
 """Parents: finished stages, checked before they are built upon."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def test_parents_that_do_not_fit_each_other(
     write(tmp_path, "reward", **change)
     with pytest.raises(UserError, match=f"its {says} .* is not that of"):
         load_parents(config(tmp_path), ["sft", "reward"])
+
+
+def test_a_parent_of_a_version_with_fewer_keys(tmp_path: Path) -> None:
+    """What its template did not have yet had its default."""
+    folder = write(tmp_path, "sft")
+    record = json.loads((folder / "stage.json").read_text())
+    record["config"]["template"] = {"kind": "chat", "system": {"prefix": "", "suffix": ""}}
+    (folder / "stage.json").write_text(json.dumps(record))
+    assert load_parents(config(tmp_path), ["sft"])["sft"].folder == folder
+    record["config"]["template"]["system"]["prefix"] = "x"
+    (folder / "stage.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"template\.system: .*'prefix': 'x'"):
+        load_parents(config(tmp_path), ["sft"])
 
 
 def test_a_parent_trained_with_another_template(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class DataSection:
     """Print this many rows of the stage's data, trained tokens coloured, and stop. 0: train."""
     inspect_json: Optional[str] = None
     """Write the rows of the stage's data, a line each, with ids, labels and segments of trained and
-    untrained text, into this file, and stop."""
+    untrained text, and a rating's score and class, into this file, and stop."""
 
     @property
     def inspecting(self) -> bool:

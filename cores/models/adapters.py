@@ -8,7 +8,6 @@ al. 2022, 2023), or those of all linear layers in bf16. The rest stays in fp32.
 """
 
 import logging
-from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_availab
 from cores.config import LoraSection, ModelSection
 from cores.errors import UserError
 from cores.models.folders import WHOLE, reading
+from cores.models.heads import built
 
 # It tells of every cast to fp16, and on CPUs of kernels that nobody needs, when TRL imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -178,7 +178,7 @@ def check_widths(section: ModelSection, auto: Any, path: str | Path, config: Any
     if section.quantization != "4bit" or torch.cuda.is_available():
         return
     with torch.device("meta"), reading(path, "model"):  # no memory, no time
-        shapes = auto.from_config(deepcopy(config), trust_remote_code=False)
+        shapes = built(auto, config)
     for name, layer in shapes.named_modules():
         if not isinstance(layer, (nn.Linear, Conv1D)):
             continue

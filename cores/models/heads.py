@@ -1,14 +1,29 @@
-"""Heads of reward models that no stock class has: two layers, and ratings in bins.
+"""Reward models that no stock class gives: of families that transformers has no classification
+class for, with a head of two layers, with ratings in bins.
 
 Shapes: d width of the model, K numbers that the head gives.
 """
 
+import inspect
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from cores.models.folders import OLD_HEAD
 
 LAYERS = "reward_head_layers"
 """In config.json of a model with another head than the stock one."""
@@ -21,10 +36,65 @@ def expected_rating(logits: Tensor) -> Tensor:
 
 
 def class_of(auto: Any, config: PretrainedConfig) -> Any:
-    """What loads a model of `config`: `auto`, or its class with the head that the config tells."""
-    if getattr(config, LAYERS, 1) == 1:
+    """What loads a model of `config`: `auto`, or where `auto` is the classifiers' and has no class
+    with the head that the config tells, a class of ours; None where there can be none."""
+    if auto is not AutoModelForSequenceClassification:
         return auto
-    return two_layered(auto._model_mapping[type(config)])
+    family: Any = type(config)
+    stock = family in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    two = getattr(config, LAYERS, 1) > 1
+    if stock and not two:
+        return auto
+    found = auto._model_mapping[family] if stock else classifier_of(family)
+    return two_layered(found) if two and found is not None else found
+
+
+def built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
+    """A model of `config`, of the class that loads it, with weights that its family begins with."""
+    kind = class_of(auto, config)
+    if kind is auto:
+        return auto.from_config(deepcopy(config), trust_remote_code=False, **options)
+    return kind._from_config(deepcopy(config), **options)
+
+
+@cache
+def classifier_of(family: type[PretrainedConfig]) -> Any:
+    """A sequence-classification class for `family`, a causal one without a stock class: its body
+    under its own name, and `score`. None where the body is one of several (images, sound), keeps a
+    state from token to token, which padding would enter, takes no mask or no positions, or where a
+    stock class of another family has the name."""
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING or family not in MODEL_MAPPING:
+        return None
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[family]
+    body: Any = MODEL_MAPPING[family]
+    name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
+    if name in (causal.__name__, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()):
+        return None
+    takes = inspect.signature(body.forward).parameters.keys()
+    alone = not family.sub_configs and not getattr(causal, "_is_stateful", False)
+    if not alone or not {"attention_mask", "position_ids"} <= takes:
+        return None
+    parents = [kind for kind in body.__mro__ if issubclass(kind, PreTrainedModel)]
+    names = {"base_model_prefix": causal.base_model_prefix, "__module__": causal.__module__}
+    return type(name, (GenericForSequenceClassification, parents[-2]), names)
+
+
+def has_classifier(config: PretrainedConfig) -> bool:
+    """Whether there is a classification class with the head `score`, of transformers or of ours,
+    into which the language model's weights go by their names; reads and makes no weights."""
+    kind = class_of(AutoModelForSequenceClassification, config)
+    if kind is None:
+        return False
+    with torch.device("meta"):  # shapes alone: no memory, no time
+        model = built(AutoModelForSequenceClassification, config)
+        if not hasattr(model, "score"):
+            return False
+        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            return True
+        policy = built(AutoModelForCausalLM, config)
+    theirs = {n: t.shape for n, t in policy.state_dict().items() if not OLD_HEAD.search(n)}
+    ours = {n: t.shape for n, t in model.state_dict().items() if not n.startswith("score.")}
+    return ours == theirs
 
 
 @cache

@@ -1,12 +1,10 @@
 """From folders or the hub to models and back, always in ordinary Hugging Face form."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -33,7 +31,7 @@ from cores.models.folders import (
     place,
     reading,
 )
-from cores.models.heads import class_of
+from cores.models.heads import built, class_of, has_classifier
 from cores.models.images import image_ids, one_vocabulary, reads_images
 from cores.models.vocabulary import (
     architecture,
@@ -110,17 +108,13 @@ def scalar_problem(config: PretrainedConfig) -> str | None:
             "stages 2 and 3 read texts. For all three stages take a model of one of these "
             f"families: {SCALAR_FAMILIES}."
         )
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        with torch.device("meta"):  # shapes alone: no memory, no time
-            model = AutoModelForSequenceClassification.from_config(
-                deepcopy(config), trust_remote_code=False
-            )
-        if hasattr(model, "score"):
-            return None
+    if has_classifier(config):
+        return None
     return (
         f"{architecture(config)} has no sequence-classification class with a linear head in "
-        "transformers, so it can go through stage 1 but not be a reward model or critic. For all "
-        f"three stages take a model of one of these families: {SCALAR_FAMILIES}."
+        "transformers, and none can be made of its layers, so it can go through stage 1 but not be "
+        "a reward model or critic. For all three stages take a model of one of these families: "
+        f"{SCALAR_FAMILIES}."
     )
 
 
@@ -233,9 +227,7 @@ def random_model(
 ) -> PreTrainedModel:
     """A model in fp32 with the weights that its family begins training with."""
     with reading(path, "model"), seeded(seed, "weights"):
-        model: PreTrainedModel = auto.from_config(
-            deepcopy(config), dtype=torch.float32, trust_remote_code=False
-        )
+        model: PreTrainedModel = built(auto, config, dtype=torch.float32)
     return model
 
 

@@ -28,6 +28,25 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if start_id is None:\n            logits", "if True:\n            logits"),
         ],
     ),
+    "cores/models/heads.py": (
+        ("tests/unit/test_models_families.py", "tests/unit/test_models_scalar.py"),
+        [
+            ("built-prefix", "a body under another name than in the language model",
+             '"base_model_prefix": causal.base_model_prefix', '"base_model_prefix": "body"'),
+            ("built-state", "a built class for bodies with a state that padding enters",
+             ' and not getattr(causal, "_is_stateful", False)', ""),
+            ("built-parts", "a built class for bodies that read images too",
+             "not family.sub_configs and ", ""),
+            ("built-mask", "a built class for bodies that take no mask",
+             ' or not {"attention_mask", "position_ids"} <= takes', ""),
+            ("built-name", "a built class with the name of another family's",
+             ", *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()", ","),
+            ("built-weights", "a body into which the policy's weights do not go",
+             "return ours == theirs", "return True"),
+            ("built-layers", "a built class without its second layer",
+             "two_layered(found) if two and found is not None else found", "found"),
+        ],
+    ),
     "cores/models/attention.py": (
         ("tests/unit/test_models_attention.py",),
         [

@@ -7,7 +7,6 @@ OURS = "1; 2 and 3 ours"
 RUNS = "runs on the original's architecture"
 NEAREST = "runs on the nearest class of transformers"
 GLM = f"{NEAREST}: GLM, whose positions have one dimension"
-HEADLESS = "2 and 3 are refused: transformers has no classification class for it"
 NOTHING = "nothing to run"
 
 
@@ -91,8 +90,8 @@ SYSTEMS = (
     ),
     System(
         "palm_rlhf", "PaLM-rlhf-pytorch (lucidrains/PaLM-rlhf-pytorch)",
-        "PaLM over bytes, from nothing", "palm", SFT,
-        f"{NEAREST}: Cohere, without xPos; {HEADLESS}",
+        "PaLM over bytes, from nothing", "palm", ALL,
+        f"{NEAREST}: Cohere, without xPos",
         "weights, preferences: there are none",
     ),
     System(
@@ -108,7 +107,7 @@ SYSTEMS = (
         "what the chat models were trained on is not told",
     ),
     System(
-        "moss", "MOSS (OpenLMLab/MOSS)", "CodeGen", "moss", SFT, f"{RUNS}; {HEADLESS}",
+        "moss", "MOSS (OpenLMLab/MOSS)", "CodeGen", "moss", OURS, RUNS,
         "its preference model and PPO, announced only",
     ),
     System(

@@ -18,7 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GraniteConfig,
+    MambaConfig,
 )
 
 from cores.models.vocabulary import rounded
@@ -125,16 +125,13 @@ def test_a_family_without_a_classifier(
 ) -> None:
     """Invariant 25: stage 1 trains it and says what will not work; stage 2 refuses at once, with
     the architecture's name and a remedy, before a model is loaded."""
-    config = GraniteConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=128,
-    )  # fmt: skip
+    config = MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, time_step_rank=2)
     out = tmp_path / "run"
     options = words(make_base(config, tmp_path / "base"), files, out)
     status, printed, _ = call("sft", options)
     assert status == 0
-    assert "note: GraniteForCausalLM has no sequence-classification class" in printed
+    assert "note: MambaForCausalLM has no sequence-classification class" in printed
     monkeypatch.setattr("cores.data.preference_data", None)
     said = refused("reward", options, out)
-    assert "model.path: GraniteForCausalLM has no sequence-classification class" in said
+    assert "model.path: MambaForCausalLM has no sequence-classification class" in said
     assert "Llama" in said

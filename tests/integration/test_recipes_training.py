@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _helpers import FEW_STEPS, one_paragraph, record
+from _helpers import FEW_STEPS, record
 from _recipe_rows import META, TEXTS
 from _recipes import CASES, RECIPES, words, written
 from peft import AutoPeftModelForCausalLM
@@ -118,8 +118,6 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     ),
 }
 """Rows of stages 2 and 3 by recipe."""
-HEADLESS = ("moss", "palm_rlhf")
-"""Recipes whose architecture has no classification class in transformers."""
 
 
 def rows_file(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -131,8 +129,7 @@ def rows_file(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize("recipe", CHAINS)
 def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
-    """Stage 3 ends with a policy that loads, behind a reward model that was trained; of an
-    architecture without a head for scores stage 2 says so."""
+    """Stage 3 ends with a policy that loads, behind a reward model that was trained."""
     out, case, (second, third) = tmp_path / "run", TEXTS[recipe], CHAINS[recipe]
     given = words(recipe, bases(recipe), written(case, tmp_path / "data"), out)
     given += ["--data.preference.path", rows_file(tmp_path / "second.jsonl", second)]
@@ -143,9 +140,6 @@ def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
         given += ["--reward.base", str(bases(recipe))]
     for stage in ("sft", "reward", "ppo"):
         status, _, err = call(stage, given)
-        if stage == "reward" and recipe in HEADLESS:
-            assert "no sequence-classification class" in one_paragraph(err)
-            return
         assert status == 0, err
     assert record(out / "reward")["data"]["train"]["used"] > len(second) // 2
     before, after = stock(out / "sft").state_dict(), stock(out / "ppo").state_dict()

@@ -4,16 +4,23 @@ Learned positions: GPT-2; OPT, whose table begins with two rows that no position
 (attention and MLP in parallel), GPT-J (a bias in the head), Llama (grouped keys), Qwen 2 (biases
 in q, k, v; tied) and Qwen 3 (norms on q and k; tied). ALiBi: BLOOM, with a norm on its embeddings.
 Gemma 2 caps its logits behind the head and slides every other window. Dropout is on in all.
+
+Without a classification class in transformers: CodeGen (MOSS; attention and MLP in parallel, q, k
+and v in one), Cohere (in parallel too, one key-value head, logits scaled) and Granite (embeddings,
+residuals and logits scaled).
 """
 
 from typing import Any
 
 from transformers import (
     BloomConfig,
+    CodeGenConfig,
+    CohereConfig,
     Gemma2Config,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
@@ -24,6 +31,8 @@ from transformers import (
 
 FAMILIES = tuple("gpt2 opt opt_projected bloom gpt_neox gptj llama qwen2 qwen3 gemma2".split())
 """opt_projected: embeddings narrower than the layers, as in OPT-350m."""
+BUILT = ("codegen", "cohere", "granite")
+"""Families whose classification class is ours."""
 PACKABLE = tuple(f for f in FAMILIES if f not in ("opt", "opt_projected", "bloom"))
 """Families that hold packed rows apart in transformers 5.17 to 5.23."""
 POSITIONS = 128
@@ -74,6 +83,19 @@ _SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
         Gemma2Config,
         {**_LLAMA, "tie_word_embeddings": True, "head_dim": 8, "query_pre_attn_scalar": 8,
          "sliding_window": 4},
+    ),
+    "codegen": (
+        CodeGenConfig,
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": POSITIONS,
+         "n_ctx": POSITIONS, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1},
+    ),
+    "cohere": (
+        CohereConfig,
+        {**_LLAMA, "num_key_value_heads": 1, "logit_scale": 0.25, "tie_word_embeddings": True},
+    ),
+    "granite": (
+        GraniteConfig,
+        {**_LLAMA, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 0.5},
     ),
 }  # fmt: skip
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _families import FAMILIES, family_config
+from _documented import documented
+from _families import BUILT, FAMILIES, family_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
@@ -26,6 +28,7 @@ from transformers import (
 
 from cores.config import AdamSection, Config, LoraSection, PPOSection, RolloutSection
 from cores.models import load_policy, load_scalar, save_model
+from cores.models.heads import built
 from cores.models.loading import exclude_from
 from cores.ppo import PPOTrainer, Roles, Scored, build_roles
 from cores.rollout import Rollout
@@ -78,7 +81,7 @@ def classifier(kind: str, seed: int = 1, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = model_config(kind, **changes)
     config.num_labels = 1
-    return biased(AutoModelForSequenceClassification.from_config(config).eval())
+    return biased(built(AutoModelForSequenceClassification, config).eval())
 
 
 @torch.no_grad()
@@ -106,6 +109,15 @@ def reward_folder(kind: str) -> Path:
     model.config.reward_mean = 0.75
     save_model(model, toy_tokenizer(), folder)
     return folder
+
+
+def stock_scalar(folder: Path) -> Any:
+    """What stock transformers loads from a stage-2 folder, by the lines of docs/models.md where it
+    has no class."""
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in BUILT:
+        return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    return documented("classifier")(config).from_pretrained(folder).eval()
 
 
 def policy_of(kind: str, dropout: bool = False) -> Any:
@@ -216,6 +228,7 @@ class CountReward:
 
 
 __all__ = [
+    "BUILT",
     "EOS",
     "EXCLUDED",
     "FAMILIES",
@@ -245,5 +258,6 @@ __all__ = [
     "reward_folder",
     "scalar_of",
     "sft_folder",
+    "stock_scalar",
     "toy_tokenizer",
 ]

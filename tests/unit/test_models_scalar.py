@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from _documented import lines
 from _models import (
+    BUILT,
     FAMILIES,
     KINDS,
     PAD,
@@ -14,15 +16,18 @@ from _models import (
     policy_of,
     reward_folder,
     scalar_of,
+    sft_folder,
+    stock_scalar,
     toy_tokenizer,
 )
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel
 
 from cores.data import left_pad, right_pad
-from cores.models import ScalarModel, add_lora, save_model
+from cores.models import ScalarModel, add_lora, load_scalar, save_model
 from cores.models.actor import last_attended
 from cores.models.body import position_ids
+from cores.models.heads import LAYERS, expected_rating
 from cores.training.reward import collate
 
 LENGTHS = [[5, 9, 13, 20, 1], [7, 8], [33, 34, 5, 2, 9, 11, 44, 1], [20]]
@@ -33,13 +38,13 @@ def ours(kind: str) -> ScalarModel:
     return ScalarModel(scalar_of(kind)).eval()
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *BUILT])
 @torch.no_grad()
 def test_five_readers_read_the_same_token(kind: str) -> None:
     """Invariant 25: the stock classifier right-padded, left-padded with position ids and one row at
     a time, TRL's training batch, and ours: one number a row, to 1e-5."""
     model = ours(kind)
-    stock = AutoModelForSequenceClassification.from_pretrained(reward_folder(kind)).eval()
+    stock = stock_scalar(reward_folder(kind))
     assert stock.config.reward_mean == 0.75
     right, right_mask = right_pad(LENGTHS, PAD)
     left, left_mask = left_pad(LENGTHS, PAD)
@@ -63,27 +68,25 @@ def test_five_readers_read_the_same_token(kind: str) -> None:
     torch.testing.assert_close(trained, scores[[0, 2, 1, 3]], **CLOSE)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *BUILT])
 @torch.no_grad()
 def test_scores_survive_saving(kind: str, tmp_path: Path) -> None:
     """Invariants 25, 30: save and load keep the number, reward_mean included."""
     model = ours(kind)
     ids, mask = right_pad(LENGTHS, PAD)
     save_model(model.model, toy_tokenizer(), tmp_path)
-    from cores.models import load_scalar
-
     again = ScalarModel(load_scalar(tmp_path)).eval()
     assert again.mean == 0.75
     assert torch.equal(again.scores(ids, mask), model.scores(ids, mask))
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *BUILT])
 @torch.no_grad()
 def test_values_are_a_forward_pass_a_prefix(kind: str) -> None:
     """Invariants 4, 15: the value at a token is the stock logit of the row cut after it, less the
     mean, however the row is padded."""
     model = ours(kind)
-    stock = AutoModelForSequenceClassification.from_pretrained(reward_folder(kind)).eval()
+    stock = stock_scalar(reward_folder(kind))
     for pad in (left_pad, right_pad):
         ids, mask = pad(LENGTHS, PAD)
         values = model(ids, mask)
@@ -95,7 +98,7 @@ def test_values_are_a_forward_pass_a_prefix(kind: str) -> None:
             torch.testing.assert_close(values[i][mask[i]], torch.tensor(expected), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *BUILT])
 @torch.no_grad()
 def test_company_and_padding_change_no_score(kind: str) -> None:
     """Invariants 4, 8: another batch composition and other ids in the padding, same scores."""
@@ -117,7 +120,7 @@ def test_last_attended_by_hand() -> None:
     assert last_attended(values, mask).tolist() == [1.0, 7.0, 10.0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *BUILT])
 @torch.no_grad()
 def test_adapters_and_their_head_are_read(kind: str) -> None:
     """Invariant 25: with adapters and a head trained beside them, ours = the stock forward."""
@@ -135,7 +138,7 @@ def test_adapters_and_their_head_are_read(kind: str) -> None:
     torch.testing.assert_close(scores, stock, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [*FAMILIES, *BUILT])
 @torch.no_grad()
 def test_a_policy_row_is_not_its_reward_row(kind: str) -> None:
     """Invariant 25: scores depend on the last token (the test above would pass on constants)."""
@@ -144,3 +147,44 @@ def test_a_policy_row_is_not_its_reward_row(kind: str) -> None:
     second, mask = right_pad([[*PROMPTS[0], 6]], PAD)
     assert (model.scores(first, mask) - model.scores(second, mask)).abs().item() > 1e-3
     assert policy_of(kind).config.vocab_size == model.model.config.vocab_size
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *BUILT])
+@torch.no_grad()
+def test_a_score_is_the_head_on_the_policy_s_hidden_state(kind: str) -> None:
+    """Invariant 25: from a stage-1 folder all but the head is the policy's, by name; a score is the
+    head's weights times the policy's last hidden state of the row alone."""
+    model = load_scalar(sft_folder(kind), num_labels=1)
+    assert type(model).__name__.endswith("ForSequenceClassification")
+    policy = policy_of(kind)
+    theirs, ours = policy.state_dict(), model.state_dict()
+    assert {n for n in ours if n not in theirs} == {"score.weight"}
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours if n in theirs)
+    body = AutoModel.from_pretrained(sft_folder(kind)).eval()
+    ends = [body(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in LENGTHS]
+    weight = model.score.weight.normal_()
+    expected = torch.stack(ends) @ weight[0]
+    found = ScalarModel(model).scores(*right_pad(LENGTHS, PAD))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", BUILT)
+@torch.no_grad()
+def test_a_built_class_with_two_layers(kind: str, tmp_path: Path) -> None:
+    """It is saved, loads again, and the lines of docs/models.md load it together."""
+    model = load_scalar(sft_folder(kind), num_labels=3, **{LAYERS: 2})
+    for weight in model.score.parameters():
+        weight.normal_(std=0.3)
+    ids, mask = right_pad(LENGTHS, PAD)
+    save_model(model, toy_tokenizer(), tmp_path)
+    again = ScalarModel(load_scalar(tmp_path))
+    assert torch.equal(again.scores(ids, mask), ScalarModel(model).scores(ids, mask))
+    code = lines("classifier") + lines("reward_model").replace(
+        "AutoModelForSequenceClassification.from_config(config)", "classifier(config)(config)"
+    )
+    found: dict[str, Any] = {}
+    exec(code, found)
+    stock = found["reward_model"](str(tmp_path)).eval()
+    logits = stock(input_ids=ids, attention_mask=mask.long()).logits
+    values = expected_rating(logits)
+    torch.testing.assert_close(values, again.scores(ids, mask), **CLOSE)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from _documented import documented
 from _models import (
     KINDS,
     LAUNCH,
@@ -149,7 +150,7 @@ def test_calibrated_heads_survive_saving(layers: int, bins: int, tmp_path: Path)
     assert again == pytest.approx(found, abs=1e-5)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     if layers == 2:
-        stock = documented()["reward_model"](str(tmp_path / "out"))
+        stock = documented("reward_model")(str(tmp_path / "out"))
     config = AutoConfig.from_pretrained(tmp_path / "out")
     ids, mask = right_pad(ROWS, PAD)
     with torch.no_grad():
@@ -159,16 +160,6 @@ def test_calibrated_heads_survive_saving(layers: int, bins: int, tmp_path: Path)
     scale = getattr(config, "reward_scale", 1.0)
     assert hasattr(config, "reward_scale") == (bins > 1)
     assert (scale * values - config.reward_mean).tolist() == pytest.approx(found, abs=1e-4)
-
-
-def documented() -> dict[str, Any]:
-    """What the lines of docs/models.md define."""
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-    (code,) = [part for part in page.split("```python\n")[1:] if "def reward_model" in part]
-    code, found = code.split("```")[0], {}
-    assert len([line for line in code.splitlines() if line.strip()]) <= 12
-    exec(code, found)
-    return found
 
 
 def test_figures_on_held_out_ratings() -> None:

@@ -62,8 +62,9 @@ def write(
 ) -> None:
     """A line a row, training rows first, then held-out rows with `"held_out": true`: `ids`,
     `labels` (-100 where untrained) and `segments`, each `[text, trained]`; of a pair these for
-    `chosen` and `rejected`; `images`, the files; `encoder`, the text that an encoder reads, beside
-    which they are the reply's. An image of several tokens is written as <IMG>. UserError for a
+    `chosen` and `rejected`; `images`, the files; of a rated reply its `score`, and the `class` of
+    one in bins, from 0; `encoder`, the text that an encoder reads, beside which they are the
+    reply's. An image of several tokens is written as <IMG>. UserError for a
     file that cannot be written."""
     lines = [_line(row, tokenizer) for row in train]
     lines += [_line(row, tokenizer) | {"held_out": True} for row in test]
@@ -94,8 +95,8 @@ def _line(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, 
         }
         for name, ids, flags in _sides(row)
     }
-    shown = sides.get("", sides)
-    return shown | ({"images": row["images"]} if "images" in row else {})
+    beside = {name: row[name] for name in ("images", "score", "class") if name in row}
+    return sides.get("", sides) | beside
 
 
 def segments(
@@ -120,9 +121,13 @@ def readable(
     """The text of `ids`, up to the last whole character.
 
     A length limit may fall between the bytes of a character; what is left of it would show as
-    U+FFFD.
+    U+FFFD, and with some tokenizers so would all bytes before it.
     """
-    text = str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+    for cut in range(min(4, len(ids) + 1)):
+        shown = ids[: len(ids) - cut]
+        text = str(tokenizer.decode(shown, skip_special_tokens=skip_special_tokens))
+        if not text.endswith("\ufffd"):
+            break
     return text.rstrip("\ufffd")
 
 

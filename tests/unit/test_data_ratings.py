@@ -1,5 +1,6 @@
 """Rows of stage 2 with a score each."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from _data_helpers import CHAT, NONE, config, write_jsonl
 from _tiny import words
 from _tokenizers import gpt2_like
 
+from cores.config.data import DataSection
 from cores.data import preference_data, show
 from cores.data.values import LARGEST_MARGIN
 from cores.errors import UserError
@@ -97,8 +99,11 @@ def test_conversations_under_a_chat_template(
     data = preference_data(config(path, CHAT, reward={"kind": "binned"}), tokenizer)
     (found,) = data.train
     assert tokenizer.decode(found["ids"][found["prompt_length"] :]) == "at once <|im_end|>"
-    show(data, tokenizer, 1)
+    shown = tmp_path / "shown.jsonl"
+    show(data, tokenizer, DataSection(inspect=1, inspect_json=str(shown)))
     assert "3 trained" in capsys.readouterr().out
+    line = json.loads(shown.read_text(encoding="utf-8"))
+    assert (line["score"], line["class"]) == (2, 1), "a rating of 1 is class 0"
 
 
 def test_a_reply_that_is_cut(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ class Example:
     """Turns after the last reply were cut off."""
     margin: float = 0.0
     """reward: what the chosen side has to lead by, in units of score."""
+    begun: bool = False  # turns before the first user turn were left out
 
 
 def choose_format(

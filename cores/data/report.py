@@ -26,6 +26,8 @@ class SplitReport:
     """Used rows that lost their end to the length limit."""
     trimmed: int = 0
     """Used rows that lost turns after their last reply."""
+    begun: int = 0
+    """Rows that lost an assistant's turns before the first user turn (template.alternate)."""
     passes: int | None = None
     """Complete passes over rows that are streamed; None for others. Counts are of all passes."""
     hidden: int = 0
@@ -39,7 +41,7 @@ class SplitReport:
 
     def clear(self) -> None:
         """Count from the beginning."""
-        self.read = self.used = self.truncated = self.trimmed = self.divided = 0
+        self.read = self.used = self.truncated = self.trimmed = self.divided = self.begun = 0
         self.dropped.clear()
         self.passes = None if self.passes is None else 0
 
@@ -57,6 +59,8 @@ class SplitReport:
             text += f"; truncated: {self.truncated}"
         if self.trimmed:
             text += f"; lost turns after the last reply: {self.trimmed}"
+        if self.begun:
+            text += f"; lost turns before the first user turn: {self.begun}"
         if self.hidden:
             text += f"; hidden files left out: {self.hidden}"
         if self.divided:

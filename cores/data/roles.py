@@ -28,9 +28,11 @@ def written(turns: list[Turn], section: TemplateSection, eos: str) -> list[Segme
     for i, turn in enumerate(turns):
         role, last = turn["role"], i == len(turns) - 1
         around = _around(section, role, last)
-        content = replaced(turn["content"], section)
+        content = replaced(turn["content"].strip() if section.strip else turn["content"], section)
         if role == "system" and section.system_in_user:
-            inside = around.prefix + content + around.suffix
+            inside += around.prefix + content + around.suffix
+            if all(later["role"] != "user" for later in turns[i:]):
+                _push(segments, inside, False)  # no turn is left to hold it
             continue
         if role == "user":
             content, inside = inside + content, ""

@@ -142,7 +142,7 @@ def _one(
             source.fingerprints,
             reader.format,
             hidden=source.hidden,
-            unread=reader.unread,
+            unread=[*reader.unread, *(f"{n} (of turns)" for n in sorted(reader.ignore.unread))],
             preset=counts,
         )
         maker = RowMaker(config, tokenizer, section, reader, inputs)
@@ -165,7 +165,10 @@ def _one(
     if other is None:
         test, test_report = made(source, reader, sides[1])
     else:
-        test, test_report = made(other, *read(other))
+        asked = read(other)
+        test, test_report = made(other, *asked)
+        keys = {example.key for example in asked[1]}
+        report.shared = sum(example.key in keys for example in sides[0])
         require(test, test_report, "held-out row", key)
     require(train, report, "row", key)
     return train, test, DataReport(report, test_report if other or fraction else None)

@@ -28,6 +28,12 @@ class SplitReport:
     """Used rows that lost turns after their last reply."""
     begun: int = 0
     """Rows that lost an assistant's turns before the first user turn (template.alternate)."""
+    alike: int = 0
+    """Rows a turn of which holds "Human:" or "Assistant:" behind an empty line."""
+    shared: int = 0
+    """Rows whose prompt rows of a held-out file have as well."""
+    over: bool = False
+    """The template is the configuration's, though the tokenizer has one of its own."""
     passes: int | None = None
     """Complete passes over rows that are streamed; None for others. Counts are of all passes."""
     hidden: int = 0
@@ -41,7 +47,8 @@ class SplitReport:
 
     def clear(self) -> None:
         """Count from the beginning."""
-        self.read = self.used = self.truncated = self.trimmed = self.divided = self.begun = 0
+        self.read = self.used = self.truncated = self.trimmed = self.divided = 0
+        self.begun = self.alike = 0
         self.dropped.clear()
         self.passes = None if self.passes is None else 0
 
@@ -61,6 +68,12 @@ class SplitReport:
             text += f"; lost turns after the last reply: {self.trimmed}"
         if self.begun:
             text += f"; lost turns before the first user turn: {self.begun}"
+        if self.alike:
+            text += f"; with turns inside a turn, taken apart by transcripts: true: {self.alike}"
+        if self.shared:
+            text += f"; with a prompt that held-out rows have too: {self.shared}"
+        if self.over:
+            text += "; not in the tokenizer's own chat template (template.kind roles)"
         if self.hidden:
             text += f"; hidden files left out: {self.hidden}"
         if self.divided:

@@ -19,7 +19,7 @@ from cores.data.report import SplitReport
 from cores.data.roles import Segment, replaced
 from cores.data.sides import TEXT, Inputs, closing_ids, reply_rows, sided_row, two_sides
 from cores.data.template import Template, leading_ids
-from cores.data.transcripts import from_the_first_user, in_turn
+from cores.data.transcripts import from_the_first_user, holds_turns, in_turn
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
 
@@ -70,6 +70,8 @@ class RowMaker:
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
+        own = self.tokenizer.chat_template is not None and report.format != "text"
+        report.over = own and self.config.template.kind == "roles"
         rows = self._rows(examples, report)
         if self.joined:
             text, width = self.config.data.join_opening, self.config.sft.max_length
@@ -96,6 +98,8 @@ class RowMaker:
         while chunk := [self._checked(example) for example in islice(left, CHUNK)]:
             report.read += len(chunk)
             report.begun += sum(example.begun for example in chunk)
+            if self.config.template.kind != "none":
+                report.alike += sum(holds_turns(example.conversations[0]) for example in chunk)
             report.dropped.update(e.dropped for e in chunk if e.dropped is not None)
             usable = [example for example in chunk if example.dropped is None]
             made = [(e, texts) for e in usable for texts in self._texts(e)]

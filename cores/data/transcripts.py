@@ -12,6 +12,7 @@ from cores.data.values import Turn
 FIRST = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?: (?:\n(?!\n))?)?")
 """A turn begins: after a blank line, or at the beginning of the text."""
 FURTHER = re.compile(r"\n\n(?:Human|Assistant):")
+NO_TURN = 'no turn "Human:" or "Assistant:"'
 ASSISTANT = "\n\nAssistant:"
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 UNSPACED = (
@@ -94,6 +95,11 @@ def in_turn(turns: list[Turn]) -> bool:
     spoken = [turn["role"] for turn in turns if turn["role"] in ("user", "assistant")]
     late = any(turn["role"] == "system" for turn in turns[1:])
     return not late and not any(one == next_ for one, next_ in pairwise(spoken))
+
+
+def holds_turns(turns: list[Turn]) -> bool:
+    """Whether one of them holds others, as transcripts do that are not taken apart."""
+    return any(turn["role"] != "text" and FURTHER.search(turn["content"]) for turn in turns)
 
 
 def first_user_turn(turns: list[Turn]) -> str:

@@ -288,3 +288,11 @@ def test_text_needs_no_template(tmp_path: Path) -> None:
     assert gpt2_like().decode(row["input_ids"]) == "Hello you<|endoftext|>"
     (row,) = sft_data(config(path, CHAT), llama_like()).train
     assert row["input_ids"][0] == llama_like().bos_token_id
+
+
+def test_prompts_that_a_held_out_file_has_too_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}", "completion": " a"} for n in range(3)]
+    held = write_jsonl(tmp_path / "test.jsonl", [*rows[:2], {"prompt": "Q9", "completion": " b"}])
+    made = config(write_jsonl(tmp_path / "a.jsonl", rows), source={"test_path": held})
+    data = sft_data(made, gpt2_like())
+    assert "with a prompt that held-out rows have too: 2" in data.report.lines()[0]

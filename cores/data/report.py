@@ -30,6 +30,8 @@ class SplitReport:
     """Rows that lost an assistant's turns before the first user turn (template.alternate)."""
     alike: int = 0
     """Rows a turn of which holds "Human:" or "Assistant:" behind an empty line."""
+    whole: bool = False
+    """The base reads prompts as a whole (an encoder, attention both ways)."""
     shared: int = 0
     """Rows whose prompt rows of a held-out file have as well."""
     over: bool = False
@@ -39,7 +41,8 @@ class SplitReport:
     hidden: int = 0
     """Hidden files of the folder, which were left out."""
     divided: int = 0
-    """Rows more than were read: one a reply where a chat template rewrites earlier turns."""
+    """Rows more than were read: one a reply where a chat template rewrites earlier turns, or where
+    prompts are read as a whole."""
     unread: list[str] = field(default_factory=list)
     """Columns that the stage does not read; reward functions of stage 3 get them."""
     preset: Counter[str] | None = None
@@ -77,10 +80,9 @@ class SplitReport:
         if self.hidden:
             text += f"; hidden files left out: {self.hidden}"
         if self.divided:
-            text += (
-                f"; {self.divided} of them more than conversations, one a reply: the chat template "
-                "rewrites earlier turns"
-            )
+            why = "the prompt is read as a whole" if self.whole else "the chat template rewrites"
+            text += f"; {self.divided} of them more than conversations, one a reply: {why}"
+            text += "" if self.whole else " earlier turns"
         if self.preset:
             text += "; " + ", ".join(f"{what}: {n}" for what, n in self.preset.items())
         if self.unread:

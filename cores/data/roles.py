@@ -42,7 +42,7 @@ def written(turns: list[Turn], section: TemplateSection, eos: str) -> list[Segme
             before, content, after = _parted(content, before, after, role)
         else:
             content, after = around.opening + content, after + (around.stop or "")
-        if role == "assistant" and around.stop is None and eos not in content:
+        if role == "assistant" and around.stop is None and eos not in content + after:
             after += eos
         _add(segments, role, (before, content, after), _trained(section, role, last), eos)
     if turns[-1]["role"] != "assistant" and not section.marked:

@@ -71,6 +71,7 @@ class RowMaker:
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
         own = self.tokenizer.chat_template is not None and report.format != "text"
+        report.whole = self.whole_prompts
         report.over = own and self.config.template.kind == "roles"
         rows = self._rows(examples, report)
         if self.joined:

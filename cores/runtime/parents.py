@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.config import Config, plain
+from cores.config import Config, TemplateSection, plain
 from cores.errors import UserError
 from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
@@ -176,11 +176,15 @@ def _check_base(parent: Parent) -> None:
 
 def _check_template(config: Config, parent: Parent, theirs: dict[str, Any]) -> None:
     again = "" if parent.elsewhere else f", or run {_again(parent.stage)}"
+    defaults = plain(TemplateSection())
     for key, mine in plain(config.template).items():
-        if theirs and theirs.get(key) != mine:
+        # What an earlier version did not know was as it is by default.
+        given, default = theirs.get(key, defaults[key]), defaults[key]
+        given = {**default, **given} if isinstance(default, dict) else given
+        if theirs and given != mine:
             raise UserError(
                 f"template.{key}: {mine!r} here, but {parent.folder} was trained with "
-                f"{theirs.get(key)!r}: its model would see text it does not know. Use the same "
+                f"{given!r}: its model would see text it does not know. Use the same "
                 f"template{again}."
             )
 

@@ -72,6 +72,13 @@ def test_a_template_that_wants_them_to(tmp_path: Path) -> None:
     assert len(sft_data(config(path, replace(CHAT, alternate=True)), tokenizer).train) == 1
 
 
+def test_a_suffix_that_is_the_stop_token(tmp_path: Path) -> None:
+    """It stands once."""
+    rows = [talk("user: A", "assistant: b")]
+    (text,), _ = learned(tmp_path, rows, assistant=RoleTemplate("Assistant: ", f"{END}\n"))
+    assert text == f"User: A\nAssistant: b{END}\n"
+
+
 def test_strip(tmp_path: Path) -> None:
     texts, _ = learned(tmp_path, [talk("user:  A \n", "assistant: \tb ")], strip=True)
     assert texts == [f"User: A\nAssistant:b\n{END}"]

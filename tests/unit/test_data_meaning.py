@@ -261,3 +261,10 @@ def test_transcripts_and_templates_over_the_tokenizers_are_told(tmp_path: Path) 
     assert "inside a turn" not in line
     assert "not in the tokenizer's own chat template" in line
     assert "own chat template" not in sft_data(made, gpt2_like()).report.lines()[0]
+
+
+def test_rendered_texts_are_refused_with_the_way_on(tmp_path: Path) -> None:
+    row = {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>"}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=r"or turns \(messages\) in place of texts that a chat"):
+        sft_data(config(path, CHAT), chat_like())

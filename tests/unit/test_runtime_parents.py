@@ -1,5 +1,6 @@
 """Parents: finished stages, checked before they are built upon."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def test_parents_that_do_not_fit_each_other(
     write(tmp_path, "reward", **change)
     with pytest.raises(UserError, match=f"its {says} .* is not that of"):
         load_parents(config(tmp_path), ["sft", "reward"])
+
+
+def test_a_parent_of_a_version_that_knew_fewer_keys(tmp_path: Path) -> None:
+    """They are as they are by default, those of a role too."""
+    folder = write(tmp_path, "sft")
+    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    del record["config"]["template"]["alternate"], record["config"]["template"]["user"]["train"]
+    (folder / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+    load_parents(config(tmp_path), ["sft"])
+    with pytest.raises(UserError, match=r"template\.alternate: True here"):
+        load_parents(config(tmp_path, template=TemplateSection(alternate=True)), ["sft"])
 
 
 def test_a_parent_trained_with_another_template(tmp_path: Path) -> None:

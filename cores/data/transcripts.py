@@ -92,9 +92,9 @@ def from_the_first_user(turns: list[Turn]) -> list[Turn]:
 
 def in_turn(turns: list[Turn]) -> bool:
     """Whether users and assistants take turns, and a system turn stands at the beginning alone."""
-    spoken = [turn["role"] for turn in turns if turn["role"] in ("user", "assistant")]
+    spoken = [turn["role"] for turn in turns if turn["role"] in ("user", "assistant", "tool")]
     late = any(turn["role"] == "system" for turn in turns[1:])
-    return not late and not any(one == next_ for one, next_ in pairwise(spoken))
+    return not late and not any(a == b != "tool" for a, b in pairwise(spoken))
 
 
 def holds_turns(turns: list[Turn]) -> bool:

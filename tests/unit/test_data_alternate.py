@@ -46,6 +46,9 @@ def test_turns_that_alternate(tmp_path: Path) -> None:
     assert "2 turns do not alternate" in said
     assert "lost turns before the first user turn: 2" in said
     assert len(learned(tmp_path, rows)[0]) == 4, "off by default"
+    called = [talk("user: A", "assistant: b", "tool: 4", "tool: 5", "assistant: c")]
+    tool = RoleTemplate("T: ")
+    assert len(learned(tmp_path, called, alternate=True, tool=tool)[0]) == 1, "a result is between"
 
 
 def test_pairs_and_prompts_alternate_alike(tmp_path: Path) -> None:

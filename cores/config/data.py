@@ -96,8 +96,8 @@ class DataSection:
     """Share of rows held out, 0 to 1, chosen by a hash of the first user turn: rows of one prompt
     stay on one side, the same in every stage, so that stage 3 is judged on unseen prompts."""
     too_long: Literal["cut", "drop", "split"] = "cut"
-    """What becomes of rows of stage 1 that are longer than sft.max_length: they lose their end, are
-    left out, or go on in further rows (texts without turns). Counted."""
+    """What becomes of rows of stages 1 and 2 that are longer than their max_length: they lose their
+    end, are left out, or in stage 1 go on in further rows (texts without turns). Counted."""
     join: Optional[str] = None
     """Stage 1 reads texts without turns as one endless text, this before each, cut every
     sft.max_length tokens, without stop tokens. None: a row a text."""

@@ -72,6 +72,11 @@ class TemplateSection:
     system_in_user: bool = False
     """The system turn, with what is around it, stands inside the first user turn, before its
     content."""
+    alternate: bool = False
+    """Conversations begin with a user turn, and users and assistants take turns: what an assistant
+    says before is left out, other rows are dropped. Both are counted."""
+    strip: bool = False
+    """White space around every turn is taken away, with kind roles."""
     system_prompt: Optional[str] = None
     """System turn put before conversations that have none. None: nothing is put."""
     system_prompt_input: Optional[str] = None
@@ -107,9 +112,9 @@ def template_problems(template: TemplateSection, loss_on: str) -> Iterator[str]:
         names = ", ".join(f"template.{name}" for name in around)
         yield f"template.kind: {kind} does not use {names}; remove them or choose roles."
     unused = {
-        "chat": {"marked", "system_in_user", "replace", "bos"},
+        "chat": {"marked", "system_in_user", "strip", "replace", "bos"},
         "roles": {"chat_template"},
-        "none": {"marked", "system_in_user", "chat_template", "system_prompt"}
+        "none": {"marked", "system_in_user", "strip", "chat_template", "system_prompt"}
         | {"system_prompt_input"},
     }
     for name in (name for name in changed if name in unused[kind]):

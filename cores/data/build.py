@@ -173,7 +173,7 @@ def _one(
             source.fingerprints,
             reader.format,
             hidden=source.hidden,
-            unread=reader.unread,
+            unread=[*reader.unread, *(f"{n} (of turns)" for n in sorted(reader.ignore.unread))],
             preset=counts,
         )
         maker = RowMaker(config, tokenizer, section, reader, inputs)

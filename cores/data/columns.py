@@ -65,7 +65,8 @@ def renaming(wanted: dict[str, str], found: list[str], path: str, key: str) -> d
             raise UserError(f"{place}: is no known name; known are {', '.join(NAMES)}.{hint}")
         if column not in found:
             raise UserError(
-                f"{place}: {path!r} has no column {column!r}; it has {', '.join(found)}."
+                f"{place}: {path!r} has no column {column!r}; it has {', '.join(found)}. Name "
+                f"one of these, or take {name} out of `columns`."
             )
         if column in names:
             raise UserError(f"{place}: {column!r} stands for another name as well; remove one.")

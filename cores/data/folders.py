@@ -8,6 +8,7 @@ from cores.data.files import READERS, kind_of
 from cores.data.lines import PACKINGS
 from cores.errors import UserError, readable
 
+POINTER = b"version https://git-lfs.github.com/spec/"
 PACKED = (*PACKINGS, ".xz", ".zip")
 
 ASIDE = re.compile(
@@ -59,6 +60,12 @@ def data_files(path: Path, key: str, split: str) -> tuple[list[Path], int, bool]
         checked(file.name, f"{what}: the name of {file.name!r}")
         if not file.is_file():  # a pipe would be waited for, a device never ends
             raise UserError(f"{key}: {file} is no regular file; remove it, or name another.")
+        with file.open("rb") as handle:
+            if handle.read(len(POINTER)) == POINTER:
+                raise UserError(
+                    f"{key}: {file} is a pointer of Git LFS, not the data; fetch it (git lfs pull "
+                    "in its folder)."
+                )
     return files, hidden, bool(splits)
 
 

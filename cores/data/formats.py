@@ -9,6 +9,7 @@ from cores.data.signs import column_hints
 from cores.data.sources import Row
 from cores.data.transcripts import (
     FURTHER,
+    NO_TURN,
     behind,
     first_user_turn,
     merged,
@@ -29,6 +30,7 @@ from cores.data.values import (
     turns_of,
     value_of,
     with_system,
+    words_of,
 )
 from cores.errors import UserError
 
@@ -75,8 +77,6 @@ BESIDE = ("system", "history")
 ECHO = 12
 """Characters of a prompt from which on a reply that begins with it repeats it."""
 
-NO_TURN = 'no turn "Human:" or "Assistant:"'
-
 
 @dataclass(frozen=True)
 class Example:
@@ -95,6 +95,7 @@ class Example:
     """Turns after the last reply were cut off."""
     margin: float = 0.0
     """reward: what the chosen side has to lead by, in units of score."""
+    begun: bool = False  # turns before the first user turn were left out
 
 
 def choose_format(
@@ -263,7 +264,7 @@ class Reader:
         if column in ("messages", "conversations") or isinstance(value_of(row, column), list):
             turns = turns_of(row, column, self.ignore)
         else:
-            text = text_of(row, column)
+            text = words_of(row, column)
             if column == "instruction" and row.columns.get("input"):
                 text = text + self.template.separator + text_of(row, "input")
                 before = with_system(before, self.template.system_prompt_input)

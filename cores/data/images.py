@@ -135,7 +135,7 @@ class Shown:
                 ) from None
         names = [name for at in sorted(found) for name in found[at]]
         text = " ".join(texts).replace(CHUNK, "", 1)  # nothing ends before the first image
-        text = re.sub(f" ?({MARK}|{CHUNK}) ?", r"\1", text) + CHUNK * bool(names)
+        text = re.sub(f" ?({MARK}|{CHUNK}) ?", r"\1", text) + CHUNK
         return replace(row, columns={**columns, "text": text}, images=self._found(names, row.where))
 
 
@@ -144,7 +144,7 @@ def _speaks(turn: Any) -> bool:
 
 
 def _role(turn: dict[str, Any]) -> str | None:
-    return SPEAKERS.get(str(turn.get("role", turn.get("from"))))
+    return SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower())
 
 
 def _place(columns: dict[str, Any], images: int, where: str, template: ImageTemplate) -> None:
@@ -224,7 +224,9 @@ def _parts(segment: Segment, image: str, template: ImageTemplate) -> Iterator[Se
 
 def by_images(example: Example) -> Example:
     """An example whose side of the split is that of its images, if it has any: what is asked of
-    them is often the same."""
+    them is often the same. Dropped if it is an interleaved text that shows none."""
+    if not example.row.images and CHUNK in str(example.row.columns.get("text", "")):
+        return replace(example, dropped="no image is like its sentence")
     names = [Path(file).name for file in example.row.images]  # wherever the files lie
     return replace(example, key="\n".join(names)) if names else example
 

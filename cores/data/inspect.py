@@ -94,8 +94,8 @@ def _line(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, 
         }
         for name, ids, flags in _sides(row)
     }
-    shown = sides.get("", sides)
-    return shown | {name: row[name] for name in ("images", "score", "class") if name in row}
+    beside = {name: row[name] for name in ("images", "score", "class") if name in row}
+    return sides.get("", sides) | beside
 
 
 def segments(
@@ -120,9 +120,13 @@ def readable(
     """The text of `ids`, up to the last whole character.
 
     A length limit may fall between the bytes of a character; what is left of it would show as
-    U+FFFD.
+    U+FFFD, and with some tokenizers so would all bytes before it.
     """
-    text = str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+    for cut in range(min(4, len(ids) + 1)):
+        shown = ids[: len(ids) - cut]
+        text = str(tokenizer.decode(shown, skip_special_tokens=skip_special_tokens))
+        if not text.endswith("\ufffd"):
+            break
     return text.rstrip("\ufffd")
 
 

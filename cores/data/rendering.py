@@ -87,8 +87,9 @@ def _bounded(render: Callable[[], Any], tokenizer: PreTrainedTokenizerBase, wher
             text = render()
     except (Exception, TooLong) as error:  # whatever a foreign program raises
         reason = " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")
+        out = "--template.alternate true leaves out such rows; or " if "alternat" in reason else ""
         raise UserError(
-            f"{where}: the tokenizer's chat template refuses this conversation ({reason}); "
+            f"{where}: the tokenizer's chat template refuses this conversation ({reason}); {out}"
             "change the row, or set template.kind to roles (for reward.path: give another model)."
         ) from error
     if not isinstance(text, str) or not text or len(text) > LONGEST:

@@ -26,12 +26,21 @@ class SplitReport:
     """Used rows that lost their end to the length limit."""
     trimmed: int = 0
     """Used rows that lost turns after their last reply."""
+    begun: int = 0
+    """Rows that lost an assistant's turns before the first user turn (template.alternate)."""
+    alike: int = 0
+    """Rows a turn of which holds "Human:" or "Assistant:" behind an empty line."""
+    whole: bool = False
+    """The base reads prompts as a whole (an encoder, attention both ways)."""
+    over: bool = False
+    """The template is the configuration's, though the tokenizer has one of its own."""
     passes: int | None = None
     """Complete passes over rows that are streamed; None for others. Counts are of all passes."""
     hidden: int = 0
     """Hidden files of the folder, which were left out."""
     divided: int = 0
-    """Rows more than were read: one a reply where a chat template rewrites earlier turns."""
+    """Rows more than were read: one a reply where a chat template rewrites earlier turns, or where
+    prompts are read as a whole."""
     unread: list[str] = field(default_factory=list)
     """Columns that the stage does not read; reward functions of stage 3 get them."""
     trained_on: int = 0
@@ -42,6 +51,7 @@ class SplitReport:
     def clear(self) -> None:
         """Count from the beginning."""
         self.read = self.used = self.truncated = self.trimmed = self.divided = 0
+        self.begun = self.alike = 0
         self.dropped.clear()
         self.passes = None if self.passes is None else 0
 
@@ -61,13 +71,18 @@ class SplitReport:
             text += f"; lost turns after the last reply: {self.trimmed}"
         if self.trained_on:
             text += f"; with a first user turn that is trained on: {self.trained_on}"
+        if self.begun:
+            text += f"; lost turns before the first user turn: {self.begun}"
+        if self.alike:
+            text += f"; with turns inside a turn, taken apart by transcripts: true: {self.alike}"
+        if self.over:
+            text += "; not in the tokenizer's own chat template (template.kind roles)"
         if self.hidden:
             text += f"; hidden files left out: {self.hidden}"
         if self.divided:
-            text += (
-                f"; {self.divided} of them more than conversations, one a reply: the chat template "
-                "rewrites earlier turns"
-            )
+            why = "the prompt is read as a whole" if self.whole else "the chat template rewrites"
+            text += f"; {self.divided} of them more than conversations, one a reply: {why}"
+            text += "" if self.whole else " earlier turns"
         if self.preset:
             text += "; " + ", ".join(f"{what}: {n}" for what, n in self.preset.items())
         if self.unread:

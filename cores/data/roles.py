@@ -28,7 +28,7 @@ def written(turns: list[Turn], section: TemplateSection, eos: str) -> list[Segme
     for i, turn in enumerate(turns):
         role, last = turn["role"], i == len(turns) - 1
         around = _around(section, role, last)
-        content = replaced(turn["content"], section)
+        content = replaced(turn["content"].strip() if section.strip else turn["content"], section)
         if role == "system" and section.system_in_user:
             inside += around.prefix + content + around.suffix
             continue
@@ -43,7 +43,7 @@ def written(turns: list[Turn], section: TemplateSection, eos: str) -> list[Segme
             before, content, after = _parted(content, before, after, role)
         else:
             content, after = around.opening + content, after + (around.stop or "")
-        if role == "assistant" and around.stop is None and eos not in content:
+        if role == "assistant" and around.stop is None and eos not in content + after:
             after += eos
         _add(segments, role, (before, content, after), _trained(section, role, last), eos)
     _push(segments, inside, False)

@@ -19,6 +19,7 @@ from cores.data.report import SplitReport
 from cores.data.roles import Segment, replaced
 from cores.data.sides import TEXT, Inputs, closing_ids, reply_rows, sided_row, two_sides
 from cores.data.template import Template, leading_ids
+from cores.data.transcripts import from_the_first_user, holds_turns, in_turn
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
 
@@ -69,6 +70,9 @@ class RowMaker:
 
     def rows(self, examples: Iterable[Example], report: SplitReport) -> Iterator[dict[str, Any]]:
         """Rows for the stage; `report` counts them as they come."""
+        own = self.tokenizer.chat_template is not None and report.format != "text"
+        report.whole = self.whole_prompts
+        report.over = own and self.config.template.kind == "roles"
         rows = self._rows(examples, report)
         if self.joined:
             text, width = self.config.data.join_opening, self.config.sft.max_length
@@ -96,6 +100,9 @@ class RowMaker:
         left = iter(examples)
         while chunk := [self._checked(example) for example in islice(left, CHUNK)]:
             report.read += len(chunk)
+            report.begun += sum(example.begun for example in chunk)
+            if self.config.template.kind != "none":
+                report.alike += sum(holds_turns(example.conversations[0]) for example in chunk)
             report.dropped.update(e.dropped for e in chunk if e.dropped is not None)
             usable = [example for example in chunk if example.dropped is None]
             made = [(e, texts) for e in usable for texts in self._texts(e)]
@@ -167,7 +174,7 @@ class RowMaker:
             limit = len(row.ids)
         labels = row.labels[:limit]
         first = 0 if before else 1  # nothing predicts the first token, but behind an encoder
-        if all(label == IGNORED for label in labels[first:]):
+        if not self.joined and all(label == IGNORED for label in labels[first:]):
             return "no trained token within sft.max_length", False
         made: Outcome
         if before:
@@ -193,7 +200,12 @@ class RowMaker:
             "prompt_length": prompt_length,
             "margin": example.margin,
         }
-        return row, max(len(chosen), len(rejected)) > limit
+        return self._short(row, max(len(chosen), len(rejected)) > limit)
+
+    def _short(self, row: dict[str, Any], longer: bool) -> Outcome:
+        if longer and self.config.data.too_long == "drop":
+            return "longer than reward.max_length", False
+        return row, longer
 
     def _rating(self, example: Any, rows: list[Encoded], texts: Texts) -> Outcome:
         ids, limit = rows[0].ids[: rows[0].reply_end], self.config.reward.max_length
@@ -201,8 +213,8 @@ class RowMaker:
             return "prompt as long as reward.max_length", False
         row = {"ids": ids[:limit], "prompt_length": prompt_length, "score": example.score}
         if self.config.reward.kind == "binned":
-            row["class"] = int(example.score) - 1
-        return row, len(ids) > limit
+            row["class"] = round(example.score) - 1
+        return self._short(row, len(ids) > limit)
 
     def _prompt(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         ids = rows[0].ids
@@ -241,6 +253,11 @@ class RowMaker:
         if example.dropped is not None:
             return example
         conversations = tuple(self._ended_once(turns) for turns in example.conversations)
+        if self.config.template.alternate and conversations[0][0]["role"] != "text":
+            before, conversations = conversations, tuple(map(from_the_first_user, conversations))
+            if not all(map(in_turn, conversations)):
+                return replace(example, dropped="turns do not alternate")
+            example = replace(example, begun=len(conversations[0]) < len(before[0]))
         example = replace(example, conversations=conversations)
         for content in {turn["content"] for turns in conversations for turn in turns}:
             for token in self.controls.findall(content) if self.controls else ():

@@ -3,8 +3,8 @@
 import hashlib
 from typing import Any
 
-from cores.data.formats import NO_TURN
 from cores.data.report import SplitReport
+from cores.data.transcripts import NO_TURN
 from cores.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -22,6 +22,8 @@ def require(rows: Rows, report: SplitReport, what: str, key: str) -> None:
         return
     reasons = ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common())
     remedy = f", or set {key}.transcripts to false" if NO_TURN in report.dropped else ""
+    if any(reason.startswith("holds the control token") for reason in report.dropped):
+        remedy += ", or turns (messages) in place of texts that a chat template has written"
     raise UserError(
         f"{key}: no {what} of {report.path!r} is left: {report.read} read as format "
         f"{report.format}, all dropped ({reasons}); correct the rows, raise the length limit named "

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from cores.config.template import TemplateSection
+from cores.config.template import RoleTemplate, TemplateSection
 from cores.data.rendering import marked, rendered
 from cores.data.roles import Segment, replaced, written
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
+
+BARE = RoleTemplate()
+"""Nothing around a turn."""
 
 
 class Template:
@@ -43,11 +46,24 @@ class Template:
             return [Segment("text", replaced(turns[0]["content"], self.section) + self.eos, True)]
         turns = with_system(turns, self.section.system_prompt)
         if self.section.kind != "chat":
+            self._placed(turns, where)
             return written(turns, self.section, self.eos)
         try:
             return self._chat(turns, where)
         except Rewritten:
             return self._last(turns, where)
+
+    def _placed(self, turns: list[Turn], where: str) -> None:
+        """UserError for a turn that would run into its neighbours."""
+        if self.section.kind == "none" or self.section.marked:
+            return
+        for role in ("tool", "thoughts", "commands"):
+            if any(t["role"] == role for t in turns) and getattr(self.section, role) == BARE:
+                raise UserError(
+                    f"{where}: has a turn of the role {role}, and template.{role} puts nothing "
+                    f"around it, so that it would run into the turns beside it; set "
+                    f"template.{role}.prefix or suffix, or leave the row out."
+                )
 
     def demonstrations(self, turns: list[Turn], where: str, one: bool) -> list[list[Segment]]:
         """The rows in which a conversation is learned: one, always if `one`; or where its chat
@@ -111,14 +127,20 @@ class Template:
             return [Segment("prompt", rendered(self.tokenizer, turns, True, where), False)]
         prompt = rendered(self.tokenizer, turns[:-1], True, where)
         whole = rendered(self.tokenizer, turns, False, where)
-        # A template that opens the reply with more than it shows of one: what is written follows.
-        follows = whole.startswith(prompt)
-        reply = whole[len(prompt) :] if follows else turn["content"] + self.eos
-        return self._parted(prompt, reply, turn, where)
+        if whole.startswith(prompt):
+            return self._parted(prompt, whole[len(prompt) :], turn, where)
+        # The template opens the reply with more than it shows of one: what is written follows.
+        both = enumerate(zip(prompt, whole, strict=False))
+        alike = next((i for i, (a, b) in both if a != b), len(whole))
+        opened, reply = prompt[alike:].strip(), turn["content"]
+        if opened and reply.lstrip().startswith(opened):  # the row has it as well
+            reply = reply.lstrip().removeprefix(opened).lstrip()
+        return self._parted(prompt, reply + self.eos, turn, where)
 
     def _parted(self, prompt: str, reply: str, turn: Turn, where: str) -> list[Segment]:
-        """The prompt, the reply up to its stop token, and what the template writes behind it."""
-        end = reply.rfind(self.eos)
+        """The prompt, the reply up to its first stop token, and what the template writes behind it;
+        nothing where that would be the token once more, as at the end of Phi-3's conversations."""
+        end = reply.find(self.eos)
         if end < 0:
             raise UserError(
                 f"{where}: the tokenizer's chat template does not end a reply with its "
@@ -126,17 +148,17 @@ class Template:
                 "stop; set the tokenizer's eos_token to the one its template writes, or "
                 "template.kind to roles."
             )
-        if reply[:end].endswith(self.eos) and not turn["content"].endswith(self.eos):
+        rest = reply[end + len(self.eos) :]
+        if rest.startswith(self.eos) and not turn["content"].endswith(self.eos):
             raise UserError(
                 f"{where}: the tokenizer's chat template writes the end-of-sequence token "
                 f"{self.eos!r} twice behind a reply, which ends at the first; take one out of "
                 "its chat_template, or set template.kind to roles."
             )
-        end += len(self.eos)
         return [
             Segment("prompt", prompt, False),
-            Segment("assistant", reply[:end], True),
-            Segment("prompt", reply[end:], False),
+            Segment("assistant", reply[:end] + self.eos, True),
+            Segment("prompt", "" if self.eos in rest else rest, False),
         ]
 
     def _added(self, turns: Sequence[Turn], open_: bool, done: str, where: str) -> str:

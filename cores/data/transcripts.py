@@ -5,12 +5,14 @@ The form is that of https://github.com/anthropics/hh-rlhf.
 
 import re
 import unicodedata
+from itertools import pairwise
 
 from cores.data.values import Turn
 
 FIRST = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?: (?:\n(?!\n))?)?")
 """A turn begins: after a blank line, or at the beginning of the text."""
 FURTHER = re.compile(r"\n\n(?:Human|Assistant):")
+NO_TURN = 'no turn "Human:" or "Assistant:"'
 ASSISTANT = "\n\nAssistant:"
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 UNSPACED = (
@@ -79,6 +81,25 @@ def merged(prompt: list[Turn], found: list[Turn]) -> tuple[list[Turn], str | Non
     if told[-len(asked) :] == asked or asked == users[:1]:
         return behind(prompt[: len(prompt) - len(asked)], found)
     return found, "prompt and pair disagree"
+
+
+def from_the_first_user(turns: list[Turn]) -> list[Turn]:
+    """Without what an assistant says before the first user turn."""
+    roles = [turn["role"] for turn in turns]
+    first = roles.index("user") if "user" in roles else 0
+    return [turn for turn in turns[:first] if turn["role"] == "system"] + turns[first:]
+
+
+def in_turn(turns: list[Turn]) -> bool:
+    """Whether users and assistants take turns, and a system turn stands at the beginning alone."""
+    spoken = [turn["role"] for turn in turns if turn["role"] in ("user", "assistant", "tool")]
+    late = any(turn["role"] == "system" for turn in turns[1:])
+    return not late and not any(a == b != "tool" for a, b in pairwise(spoken))
+
+
+def holds_turns(turns: list[Turn]) -> bool:
+    """Whether one of them holds others, as transcripts do that are not taken apart."""
+    return any(turn["role"] != "text" and FURTHER.search(turn["content"]) for turn in turns)
 
 
 def first_user_turn(turns: list[Turn]) -> str:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cores.config.nodes import checked
@@ -37,8 +37,11 @@ MEANING = {
     "refusal": "a refusal",
     "weight": "a weight",
     "train": "whether it is trained on",
+    "loss": "whether it is trained on",
 }
 """Keys of a turn that change what it says or whether it is learned, and that nothing here reads."""
+READ = {"role", "content", "from", "value"}
+"""Keys of a turn that are read."""
 NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1, 1.0, True)
 """Values that say nothing more than the turn does without them."""
 
@@ -51,6 +54,8 @@ class Ignored:
     """Its `ignore`."""
     key: str = "data.SOURCE"
     """The dotted key of its section."""
+    unread: set[str] = field(default_factory=set)
+    """Keys of turns that say something and are not read."""
 
     def advice(self, name: str) -> str:
         """How `name` is added to it."""
@@ -83,6 +88,18 @@ def text_of(row: Row, column: str) -> str:
     return _text(value_of(row, column), row, f"column {column!r}")
 
 
+def words_of(row: Row, column: str) -> str:
+    """The column as what somebody says; UserError for the text of a list of turns."""
+    text = text_of(row, column)
+    closed = OPENS.match(text) and CLOSES.search(text, max(0, len(text) - 100))
+    if closed and SPEAKS.search(text):
+        raise UserError(
+            f"{row.where}: column {column!r} holds the text of a list of turns ({short(text)}), as "
+            "exports write it; convert it into a list (JSON Lines), or take what is said out of it."
+        )
+    return text
+
+
 def said(value: Any) -> bool:
     """Whether a value says anything."""
     return not any(type(value) is type(none) and value == none for none in NEUTRAL)
@@ -110,18 +127,7 @@ def reply_of(row: Row, column: str, ignore: Ignored = NOTHING) -> str:
     elif isinstance(value, list):
         turns = turns_of(row, column, ignore)
     else:
-        text = text_of(row, column)
-        if (
-            OPENS.match(text)
-            and CLOSES.search(text, max(0, len(text) - 100))
-            and SPEAKS.search(text)
-        ):
-            raise UserError(
-                f"{row.where}: column {column!r} holds the text of a list of turns "
-                f"({short(text)}), as exports write it; convert it into a list (JSON Lines), or "
-                "take the reply out of it."
-            )
-        return text
+        return words_of(row, column)
     if not turns or turns[-1]["role"] != "assistant":
         raise UserError(f"{row.where}: the messages of {column!r} must end with an assistant turn.")
     if len(turns) > 1:
@@ -215,7 +221,7 @@ def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:
             f"{row.where}: {what} must be an object with role and content (or from and value), but "
             f"is {short(turn)}."
         )
-    if not isinstance(role, str) or role not in SPEAKERS:
+    if not isinstance(role, str) or role.lower() not in SPEAKERS:
         raise UserError(
             f"{row.where}: {what} has the role {short(role)}; known are {', '.join(SPEAKERS)}."
         )
@@ -226,7 +232,11 @@ def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:
                 "read; write it into the content, leave the row out, or name it in the source's "
                 f"`ignore` to train as if it were not there ({ignore.advice(key)})."
             )
-    return {"role": SPEAKERS[role], "content": _content(content, row, f"the content of {what}")}
+    ignore.unread.update(key for key in turn.keys() - READ if said(turn[key]))
+    return {
+        "role": SPEAKERS[role.lower()],
+        "content": _content(content, row, f"the content of {what}"),
+    }
 
 
 def _content(value: Any, row: Row, what: str) -> str:

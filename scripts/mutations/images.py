@@ -53,7 +53,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'return replace(example, key="\\n".join(names)) if names else example',
              "return example"),
             ("bot", "a speaker of another name is nobody",
-             'return SPEAKERS.get(str(turn.get("role", turn.get("from"))))',
+             'return SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower())',
              'return {"user": "user", "assistant": "assistant"}.get(str(turn.get("role")))'),
         ],
     ),

@@ -98,3 +98,11 @@ def test_a_test_path_that_cannot_be_read(tmp_path: Path) -> None:
     folder(tmp_path, "a.jsonl")
     with pytest.raises(UserError, match=r"^data.sft.test_path 'xxx.* cannot be read: File name"):
         texts(tmp_path, test_path="x" * 300)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet", "train.csv"])
+def test_a_clone_without_its_large_files(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=r"is a pointer of Git LFS, not the data; fetch it"):
+        rows(read(tmp_path))

@@ -176,6 +176,14 @@ def test_interleaved_rows(tmp_path: Path) -> None:
     assert [Path(file).stem for file in less["images"]] == ["lamp", "key", "towel"]
 
 
+def test_an_interleaved_row_without_an_image_teaches_nothing(tmp_path: Path) -> None:
+    pictures(tmp_path / "seen")
+    rows = [interleaved(("key.png", 2, 0.1)), interleaved(("key.png", 2, 0.9)), interleaved()]
+    made = data(tmp_path, rows, CHUNKS)
+    assert len(made.train) == 1
+    assert "2 no image is like its sentence" in made.report.lines()[0]
+
+
 def test_interleaved_rows_that_are_damaged(tmp_path: Path) -> None:
     """An index of no text; an item without its likeness."""
     for row in (interleaved(("key.png", 9, 0.9)), {"text_list": ["a"], "image_info": [{}]}):

@@ -9,7 +9,7 @@ from _tokenizers import chat_like, gpt2_like, llama_like
 
 from cores.config.data import DataSection
 from cores.data import left_pad, preference_data, prompt_data, right_pad, sft_data, show
-from cores.data.inspect import length_lines
+from cores.data.inspect import length_lines, readable
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 
@@ -81,3 +81,13 @@ def test_length_quantiles_by_hand() -> None:
         "reply": ["1", "51", "91", "100", "101"],
         "row": ["3", "53", "93", "102", "103"],
     }
+
+
+def test_a_character_that_is_cut_takes_nothing_with_it() -> None:
+    """Bytes that are no character spoil all bytes before them where these are tokens."""
+    tokenizer = llama_like()
+    ids = tokenizer("界界界", add_special_tokens=False)["input_ids"]
+    assert readable(tokenizer, ids) == "界界界"
+    assert readable(tokenizer, ids[:-1]) == "界界"
+    assert readable(tokenizer, ids[:-2]) == "界界"
+    assert readable(tokenizer, []) == ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from _data_helpers import CHAT, ROLES, config, write_jsonl
-from _tokenizers import chat_like, llama_like
+from _tokenizers import chat_like, gpt2_like, llama_like
 from test_data_formats import REPLY, SYSTEM, USER, read, said
 
 from cores.config.template import RoleTemplate, TemplateSection
@@ -225,3 +225,46 @@ def test_a_template_that_writes_the_stop_token_twice(tmp_path: Path) -> None:
     made = config(write_jsonl(tmp_path / "rows.jsonl", [{"messages": [USER, REPLY]}]), CHAT)
     with pytest.raises(UserError, match=r":1: the tokenizer's chat template writes the .* twice"):
         sft_data(made, tokenizer)
+
+
+@pytest.mark.parametrize("read_by", [sft_data, prompt_data])
+def test_a_prompt_that_is_the_text_of_a_list(tmp_path: Path, read_by: Any) -> None:
+    """As exports write it: not what anybody asked."""
+    row = {"prompt": "[{'role': 'user', 'content': 'Q'}]", "completion": "A"}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: column 'prompt' holds the text of a list"):
+        read_by(config(path, CHAT), chat_like())
+
+
+def test_keys_of_turns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    """As columns are; what is empty says nothing."""
+    turns = [
+        {"role": "User", "content": "Q", "name": "Ann", "markdown": None},
+        {"role": "assistant", "content": "A", "date": "today"},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns, "id": 1}])
+    data = sft_data(config(path, CHAT), chat_like())
+    assert data.report.train.unread == ["id", "date (of turns)", "name (of turns)"]
+    turns[1]["loss"] = False  # type: ignore[assignment]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}])
+    with pytest.raises(UserError, match="turn 2 of 'messages' has loss"):
+        sft_data(config(path, CHAT), chat_like())
+
+
+def test_transcripts_and_templates_over_the_tokenizers_are_told(tmp_path: Path) -> None:
+    row = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "completion": "Hello"}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    line = sft_data(config(path, CHAT), chat_like()).report.lines()[0]
+    assert "with turns inside a turn, taken apart by transcripts: true: 1" in line
+    made = config(path, ROLES, source={"transcripts": True})
+    line = sft_data(made, chat_like()).report.lines()[0]
+    assert "inside a turn" not in line
+    assert "not in the tokenizer's own chat template" in line
+    assert "own chat template" not in sft_data(made, gpt2_like()).report.lines()[0]
+
+
+def test_rendered_texts_are_refused_with_the_way_on(tmp_path: Path) -> None:
+    row = {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>"}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=r"or turns \(messages\) in place of texts that a chat"):
+        sft_data(config(path, CHAT), chat_like())

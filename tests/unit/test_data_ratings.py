@@ -100,8 +100,11 @@ def test_conversations_under_a_chat_template(
     data = preference_data(config(path, CHAT, reward={"kind": "binned"}), tokenizer)
     (found,) = data.train
     assert tokenizer.decode(found["ids"][found["prompt_length"] :]) == "at once <|im_end|>"
-    show(data, tokenizer, DataSection(inspect=1))
+    shown = tmp_path / "shown.jsonl"
+    show(data, tokenizer, DataSection(inspect=1, inspect_json=str(shown)))
     assert "3 trained" in capsys.readouterr().out
+    line = json.loads(shown.read_text(encoding="utf-8"))
+    assert (line["score"], line["class"]) == (2, 1), "a rating of 1 is class 0"
 
 
 def test_a_reply_that_is_cut(tmp_path: Path) -> None:

@@ -103,3 +103,36 @@ def test_templates_that_keep_turns_make_one_row(tmp_path: Path) -> None:
     data = sft_data(config(path, CHAT), chat_like())
     assert len(data.train) == 2
     assert [row["labels"].count(chat_like().eos_token_id) for row in data.train] == [2, 2]
+
+
+ENDED = (
+    "{% for m in messages %}"
+    + TURN
+    + "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    + "{{ '<|im_start|>assistant\n' if add_generation_prompt else eos_token }}"
+)
+"""The conversation ends with the stop token once more, as Phi-3's does."""
+
+
+@pytest.mark.parametrize("given", ["[think]\nadd\n[/think]six", " [think]add\n[/think]six"])
+def test_a_thought_that_the_template_has_begun_is_not_begun_twice(
+    tmp_path: Path, given: str
+) -> None:
+    tokenizer = tokenizer_with(OPENED.replace("m.content", "m.content.split('[/think]')[-1]"))
+    talk = [*ASKED[:1], {"role": "assistant", "content": given}]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": talk}])
+    (row,) = sft_data(config(path, CHAT), tokenizer).train
+    wanted = asked(tokenizer, ASKED[:1]) + "add\n[/think]six" + END
+    assert tokenizer.decode(row["input_ids"]) == wanted
+
+
+def test_a_stop_token_that_ends_the_conversation_too_stands_once(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(ENDED)
+    pairs, talk = made(tmp_path)
+    rows = sft_data(talk, tokenizer).train
+    assert [tokenizer.decode(row["input_ids"]) for row in rows] == [
+        asked(tokenizer, TALK[:1]) + "four" + END,
+        asked(tokenizer, ASKED) + "six" + END,
+    ]
+    (pair,) = preference_data(pairs, tokenizer).train
+    assert tokenizer.decode(pair["chosen_ids"]) == asked(tokenizer, ASKED) + "six" + END

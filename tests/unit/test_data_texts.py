@@ -37,6 +37,22 @@ def test_joined_texts_are_one_endless_text(tmp_path: Path) -> None:
     assert (data.report.train.read, data.report.train.used) == (3, 3)
 
 
+def test_a_joined_text_of_one_token_is_part_of_the_whole(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", [{"text": text} for text in ("a", "b", "cd")])
+    data = sft_data(with_data(config(path, NONE), join=""), gpt2_like())
+    assert gpt2_like().decode(data.train[0]["input_ids"]) == "abcd"
+
+
+def test_pairs_that_are_too_long_are_dropped_where_rows_are(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "chosen": " b" * 9, "rejected": " c"}]
+    rows += [{"prompt": "a", "chosen": " b", "rejected": " c"}]
+    made = config(write_jsonl(tmp_path / "p.jsonl", rows), NONE, reward={"max_length": 6})
+    assert len(preference_data(made, gpt2_like()).train) == 2
+    data = preference_data(with_data(made, too_long="drop"), gpt2_like())
+    assert len(data.train) == 1
+    assert "1 longer than reward.max_length" in data.report.lines()[0]
+
+
 def test_each_joined_row_has_the_opening(tmp_path: Path) -> None:
     made = with_data(texts(tmp_path, max_length=20), join="\n\n", join_opening="Labels: a, b")
     rows = [gpt2_like().decode(row["input_ids"]) for row in sft_data(made, gpt2_like()).train]

@@ -89,6 +89,17 @@ def test_a_parent_of_a_version_with_fewer_keys(tmp_path: Path) -> None:
         load_parents(config(tmp_path), ["sft"])
 
 
+def test_a_parent_of_a_version_that_knew_fewer_keys(tmp_path: Path) -> None:
+    """They are as they are by default, those of a role too."""
+    folder = write(tmp_path, "sft")
+    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    del record["config"]["template"]["alternate"], record["config"]["template"]["user"]["train"]
+    (folder / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+    load_parents(config(tmp_path), ["sft"])
+    with pytest.raises(UserError, match=r"template\.alternate: True here"):
+        load_parents(config(tmp_path, template=TemplateSection(alternate=True)), ["sft"])
+
+
 def test_a_parent_trained_with_another_template(tmp_path: Path) -> None:
     """Invariant 30: the key that differs is named."""
     write(tmp_path, "sft")

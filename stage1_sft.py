@@ -16,19 +16,17 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
-    from cores.data.images import ImageTokens
-    from cores.data.sides import Inputs
     from cores.models import check_saving, save_model
     from cores.models.adapters import check_quantization
     from cores.models.bases import base_tokenizer, check_base, check_encoder
     from cores.models.images import image_processor
-    from cores.models.loading import check_length, load_config, scalar_problem
+    from cores.models.loading import load_config, scalar_problem
     from cores.models.tuning import trained_part
     from cores.run import StageRun
     from cores.runtime.elsewhere import pinned
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.training.sft import sft_model, train_and_judge
+    from cores.training.sft import check_positions, inputs, sft_model, train_and_judge
 
     here = launch(config)
     check_batches(config.sft, here, "sft")
@@ -41,17 +39,14 @@ def main(argv: list[str]) -> None:
         config, given = pinned(config), config.model
         base = load_config(config.model.path)
         check_encoder(config, base)
-        longest, virtual = config.sft.max_length, config.sft.prefix_tokens
-        keys = "sft.max_length + sft.prefix_tokens" if virtual else "sft.max_length"
-        check_length(base, longest + virtual, keys)
+        check_positions(config, base)
         tokenizer, notes = base_tokenizer(config)
         if not config.data.inspecting:
             check_base(config.model.path, base, tokenizer, config.model.from_config)
         images = image_processor(config, base, tokenizer, here.sharding.stage)
-        tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
-        data = sft_data(config, tokenizer, Inputs(base.is_encoder_decoder, tokens))
+        data = sft_data(config, tokenizer, takes := inputs(base, images))
         if config.data.inspecting:
-            return here.once(show, data, tokenizer, config.data, tokens)
+            return here.once(show, data, tokenizer, config.data, takes.images)
         if problem := scalar_problem(base):
             notes.append(f"note: {problem}")
         here.say("\n".join([*data.report.lines(), *notes]))

@@ -13,12 +13,19 @@ from datasets import Dataset
 from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from cores.config import Config
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
 from cores.data.image_files import read_image
+from cores.data.images import ImageTokens
+from cores.data.sides import Inputs
 from cores.draws import seeded
 from cores.errors import ANEW, UserError
 from cores.models import add_lora
@@ -27,6 +34,7 @@ from cores.models.attention import LENGTHS, attend_both_ways, check_prefix
 from cores.models.bases import load_base
 from cores.models.body import check_packing
 from cores.models.images import ImageProcessor
+from cores.models.loading import check_length
 from cores.models.tuning import add_prefix, freeze_others
 from cores.run import StageRun
 from cores.runtime.launch import Launch
@@ -35,6 +43,19 @@ from cores.training.lasting import Lasting, common_arguments, one_gpu, train
 IGNORED = -100
 BLANK = ""
 """Name of the black image."""
+
+
+def inputs(base: PretrainedConfig, images: ImageProcessor | None) -> Inputs:
+    """How a base with this configuration, and this reader of images, takes a row."""
+    tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
+    return Inputs(base.is_encoder_decoder, tokens)
+
+
+def check_positions(config: Config, base: PretrainedConfig) -> None:
+    """UserError if the longest row, virtual tokens before it, has more tokens than positions."""
+    virtual = config.sft.prefix_tokens
+    keys = "sft.max_length + sft.prefix_tokens" if virtual else "sft.max_length"
+    check_length(base, config.sft.max_length + virtual, keys)
 
 
 def collate(

@@ -72,7 +72,7 @@ def test_a_template_that_wants_them_to(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError, match=r"--template\.alternate true leaves out such rows"):
         sft_data(config(path, CHAT), tokenizer)
-    assert len(sft_data(config(path, replace(CHAT, alternate=True)), tokenizer).train) == 1
+    assert len(list(sft_data(config(path, replace(CHAT, alternate=True)), tokenizer).train)) == 1
 
 
 def test_a_suffix_that_is_the_stop_token(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def class_of(auto: Any, config: PretrainedConfig) -> Any:
 
 def built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
     """A model of `config`, of the class that loads it, with weights that its family begins with."""
-    kind = class_of(auto, config)
+    kind = class_of(auto, config) or auto  # whose error names the configuration
     if kind is auto:
         return auto.from_config(deepcopy(config), trust_remote_code=False, **options)
     return kind._from_config(deepcopy(config), **options)

@@ -208,7 +208,7 @@ def read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) ->
     """The model of `path` in fp32, all of its weights the checkpoint's own, but a new head."""
     folder = place(path)
     with reading(path, "model"):
-        model, info = class_of(auto, config).from_pretrained(
+        model, info = (class_of(auto, config) or auto).from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,

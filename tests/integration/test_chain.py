@@ -38,6 +38,7 @@ NUMBER = r"[+-]?[\d.e+-]+"
 OUR_LINES = [
     r"old log-probs: the engine's differ from the trainer's by .*; from here on they are the .*",
     r"(train|test): \d+ of \d+ rows of .*",
+    r"asked in stage 2's training pairs too: .*",
     r"pad token: .*",
     rf"(sft|reward) \d+/\d+(  \w+ {NUMBER})+",
     rf"held-out loss {NUMBER} -> {NUMBER} nats a token",

@@ -25,6 +25,7 @@ def until(monkeypatch: pytest.MonkeyPatch, stage: str, words: list[str], step: i
 
     with monkeypatch.context() as patch:
         patch.setattr(StageRun, "look", told)
+        patch.setattr(STOP, "reason", None)  # put back: trainers of other tests ask it too
         with pytest.raises(Stopped, match=f"saved at step {step} of"):
             in_process(stage, words)
 

@@ -1,7 +1,6 @@
 """Stage 1: supervised fine-tuning. From a base model and demonstrations to <output_dir>/sft."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from cores.config import check_run, parse_config
@@ -16,7 +15,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
-    from cores.models import check_saving, save_model
+    from cores.models import check_saving
     from cores.models.adapters import check_quantization
     from cores.models.bases import base_tokenizer, check_base, check_encoder
     from cores.models.images import image_processor
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> None:
     from cores.runtime.elsewhere import pinned
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.training.sft import check_positions, inputs, sft_model, train_and_judge
+    from cores.training.sft import check_positions, inputs, save_sft, sft_model, train_and_judge
 
     here = launch(config)
     check_batches(config.sft, here, "sft")
@@ -65,13 +64,7 @@ def main(argv: list[str]) -> None:
             "parents": parents,
             "metrics": metrics,
         }
-
-        def save(folder: Path) -> None:
-            save_model(trained, tokenizer, folder, lora.merge)
-            if images is not None:
-                images.save(folder)
-
-        run.finish(lambda to: here.once(save, to), facts)
+        run.finish(lambda to: here.once(save_sft, trained, tokenizer, images, lora, to), facts)
 
 
 if __name__ == "__main__":

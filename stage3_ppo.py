@@ -15,7 +15,6 @@ def main(argv: list[str]) -> None:
     from cores.data import overlap, prompt_data, show
     from cores.models import check_saving
     from cores.models.adapters import check_quantization
-    from cores.models.loading import load_config
     from cores.ppo import build_roles
     from cores.rewards.load import load_functions
     from cores.rewards.texts import text_reward
@@ -34,10 +33,7 @@ def main(argv: list[str]) -> None:
         stage, lora = here.sharding.stage, config.ppo.lora
         check_quantization(config.model, lora.rank > 0, "ppo.lora", stage, here.device)
         parents = load_parents(config, ppo.needed_stages(config), hashed=here.is_main)
-        model_config = load_config(parents["sft"].folder)
-        judges = [p for p in parents.values() if p.stage == "reward" and not p.elsewhere]
-        judging = [load_config(parent.folder) for parent in judges]
-        ppo.check_model(config, model_config, parents["sft"].key, *judging)
+        model_config = ppo.check_models(config, parents)
         tokenizer = policy_tokenizer(config, parents["sft"])
         ppo.check_sampling(config, tokenizer, model_config, here.device)
         functions = load_functions(config.ppo.rewards, config.ppo.reward_timeout)
@@ -48,8 +44,7 @@ def main(argv: list[str]) -> None:
         ptx = ppo.ptx_data(config, tokenizer)
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
         lines = [line for report in reports.values() for line in report.lines()]
-        if asked := overlap(config, data):
-            lines.append(asked)
+        lines += overlap(config, data)
         here.say("\n".join([*lines, *ppo.notes(config, texts), *stale_parents(parents)]))
 
         depends = {name: report.to_json() for name, report in reports.items()}

@@ -129,27 +129,27 @@ def _read(
     return reader, [by_images(reader.read(row)) for row in rows], counts
 
 
-def overlap(config: Config, data: StageData) -> str | None:
-    """A line: how many prompts of stage 3 are first user turns of the pairs that stage 2 was
-    trained on, where these lie in files; None without any, or where another model scores."""
+def overlap(config: Config, data: StageData) -> list[str]:
+    """A line, if there is one to say: how many prompts of stage 3 are first user turns of the pairs
+    that stage 2 was trained on, where these lie in files and no other model scores."""
     section, key = config.data.preference, "data.preference"
     items: list[OneSource] = [*section.sources] or [section]
     asked: set[str] = set()
     for one in items:
         if config.reward.path or one.path is None or not Path(one.path).expanduser().exists():
-            return None
+            return []
         try:
             source, other = sources(one, key)
             examples = _read(config, "reward", key, one, source, TEXT)[1]
         except UserError as error:  # a file that has changed since is no mistake of this stage
-            return f"note: stage 2's pairs were not compared with the prompts: {error}"
+            return [f"note: stage 2's pairs were not compared with the prompts: {error}"]
         fraction = 0.0 if other else config.data.test_fraction
         asked |= {example.key for example in examples if not held_out(example.key, fraction)}
     told = []
     for name, rows in (("prompts", data.train), ("held-out prompts", data.test)):
         count = sum(first_user_turn(row["turns"]) in asked for row in rows)
         told += [f"{count} of {len(rows)} {name}"] if count else []
-    return f"asked in stage 2's training pairs too: {', '.join(told)}" if told else None
+    return [f"asked in stage 2's training pairs too: {', '.join(told)}"] if told else []
 
 
 def _one(

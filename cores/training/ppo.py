@@ -16,7 +16,7 @@ from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.models.images import reads_images
-from cores.models.loading import check_length, check_scalar
+from cores.models.loading import check_length, check_scalar, load_config
 from cores.ppo.experience import Experience, Stats, share
 from cores.ppo.ptx import PtxRows
 from cores.ppo.roles import Roles, TrainedRole
@@ -28,6 +28,7 @@ from cores.rewards.texts import TextReward
 from cores.rollout import build_engine, check_engine, text_matcher
 from cores.run import StageRun
 from cores.runtime.launch import Launch
+from cores.runtime.parents import Parent
 
 SAMPLES = 4
 """Sample replies written each time."""
@@ -55,17 +56,18 @@ def check_sampling(
     check_engine(config, model, device)
 
 
-def check_model(
-    config: Config, model: PretrainedConfig, key: str = "model.path", *others: PretrainedConfig
-) -> None:
-    """UserError if stage 1's architecture cannot be a critic where one is needed, or it or one of
-    the others is too short for prompts and replies."""
+def check_models(config: Config, parents: dict[str, Parent]) -> PretrainedConfig:
+    """The configuration of stage 1's model. UserError if its architecture cannot be a critic where
+    one is needed, or if it or our reward model is too short for prompts and replies."""
+    model = load_config(parents["sft"].folder)
     other = model.is_encoder_decoder or reads_images(model)
     if config.ppo.estimator in WITH_CRITIC or other:
-        check_scalar(model, key)
+        check_scalar(model, parents["sft"].key)
+    judges = [p for p in parents.values() if p.stage == "reward" and not p.elsewhere]
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
-    for each in (model, *others):
+    for each in (model, *(load_config(judge.folder) for judge in judges)):
         check_length(each, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
+    return model
 
 
 def needed_stages(config: Config) -> list[str]:

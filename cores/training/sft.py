@@ -5,6 +5,7 @@ the excluded ids would come back into the softmax.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from cores.config import Config
+from cores.config.lora import LoraSection
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
 from cores.data.image_files import read_image
@@ -28,7 +30,7 @@ from cores.data.images import ImageTokens
 from cores.data.sides import Inputs
 from cores.draws import seeded
 from cores.errors import ANEW, UserError
-from cores.models import add_lora
+from cores.models import add_lora, save_model
 from cores.models.actor import plain_model
 from cores.models.attention import LENGTHS, attend_both_ways, check_prefix
 from cores.models.bases import load_base
@@ -56,6 +58,19 @@ def check_positions(config: Config, base: PretrainedConfig) -> None:
     virtual = config.sft.prefix_tokens
     keys = "sft.max_length + sft.prefix_tokens" if virtual else "sft.max_length"
     check_length(base, config.sft.max_length + virtual, keys)
+
+
+def save_sft(
+    trained: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    images: ImageProcessor | None,
+    lora: LoraSection,
+    folder: Path,
+) -> None:
+    """The trained model with all that it is loaded with."""
+    save_model(trained, tokenizer, folder, lora.merge)
+    if images is not None:
+        images.save(folder)
 
 
 def collate(

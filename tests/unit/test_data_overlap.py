@@ -30,16 +30,16 @@ def test_prompts_that_the_reward_model_has_seen(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     made = replace(made, data=replace(made.data, preference=SourceSection(path=path)))
     data = prompt_data(made, gpt2_like())
-    assert overlap(made, data) == (
+    assert overlap(made, data) == [
         f"asked in stage 2's training pairs too: {len(data.train)} of {len(data.train)} prompts"
-    )
+    ]
     whole = replace(made, data=replace(made.data, test_fraction=0.0))
     assert f"{len(data.test)} of {len(data.test)} held-out prompts" in str(overlap(whole, data))
     other = write_jsonl(tmp_path / "other.jsonl", [{**row, "prompt": "no"} for row in pairs])
     apart = replace(made, data=replace(made.data, preference=SourceSection(path=other)))
-    assert overlap(apart, data) is None
+    assert overlap(apart, data) == []
     torn = write_jsonl(tmp_path / "torn.jsonl", [{"prompt": 3, "chosen": "a", "rejected": "b"}])
     broken = replace(made, data=replace(made.data, preference=SourceSection(path=torn)))
     assert "were not compared with the prompts" in str(overlap(broken, data))
     elsewhere = replace(made, reward=replace(made.reward, path="model"))
-    assert overlap(elsewhere, data) is None
+    assert overlap(elsewhere, data) == []

@@ -4,7 +4,7 @@ Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/images.py": (
-        ("tests/unit/test_data_images.py",),
+        ("tests/unit/test_data_images.py", "tests/unit/test_data_interleaved.py"),
         [
             ("image-trained", "image tokens have labels",
              "[IGNORED if ids[i] == tokens.id else labels[i] for i in range(end)]",
@@ -58,7 +58,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/image_files.py": (
-        ("tests/unit/test_data_images.py",),
+        ("tests/unit/test_data_images.py", "tests/unit/test_data_interleaved.py"),
         [
             ("torn", "a damaged image is no matter", "image.verify()", "pass"),
             ("bomb", "more pixels than the limit are unpacked",

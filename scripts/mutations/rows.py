@@ -31,7 +31,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/values.py": (
-        ("tests/unit/test_data_formats.py", "tests/unit/test_data_meaning.py"),
+        (
+            "tests/unit/test_data_formats.py", "tests/unit/test_data_turns.py",
+            "tests/unit/test_data_meaning.py",
+        ),
         [
             ("prompter", "OASST's prompter is unknown", '"human", "prompter"', '"human"'),
             ("ipython", "what an interpreter says is the user's",
@@ -44,7 +47,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/formats.py": (
-        ("tests/unit/test_data_formats.py", "tests/unit/test_data_meaning.py"),
+        (
+            "tests/unit/test_data_formats.py", "tests/unit/test_data_turns.py",
+            "tests/unit/test_data_meaning.py",
+        ),
         [
             ("text-label", "labelled texts refused",
              'self.plain and name == "label"', "False"),

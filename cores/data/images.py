@@ -190,7 +190,7 @@ def _joined(content: Any) -> str:
     return "".join(MARK if p.get("type") == "image" else str(p.get("text", "")) for p in parts)
 
 
-def written(
+def with_images(
     rows: list[list[Segment]], conversation: list[Turn], where: str, tokens: ImageTokens,
     template: ImageTemplate,
 ) -> list[list[Segment]]:  # fmt: skip

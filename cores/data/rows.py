@@ -13,7 +13,7 @@ from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
 from cores.data.formats import Example, Reader
-from cores.data.images import finished, written
+from cores.data.images import finished, with_images
 from cores.data.ratings import RatingReader
 from cores.data.report import SplitReport
 from cores.data.roles import Segment, replaced
@@ -152,7 +152,7 @@ class RowMaker:
         (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
         rows = self.template.demonstrations(turns, where, one)
         if self.images is not None:
-            rows = written(rows, turns, where, self.images, self.config.template.image)
+            rows = with_images(rows, turns, where, self.images, self.config.template.image)
         return [[row] for row in rows]
 
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:

@@ -60,20 +60,18 @@ COLUMNS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Of which columns one must be there, for the prompt; and those of the replies, which stage 3, as
 it takes the prompt of any format, does not need. Among PROMPTS a pair may stand for the column."""
 
+BESIDE = ("system", "history")
+"""Columns that say what stood before the prompt, beside one that holds the last turn."""
 REFUSED = {
-    "label": "whether the reply is wanted; format kto reads it",
-    "kto_tag": "whether the reply is wanted; format kto reads it",
+    **dict.fromkeys(("label", "kto_tag"), "whether the reply is wanted; format kto reads it"),
+    **dict.fromkeys(BESIDE, "what stood before the prompt"),
     "tools": "the tools that could be called",
     "images": "images",
     "image": "an image",
     "parent_id": "the message that it answers; format oasst reads it",
-    "system": "what stood before the prompt",
-    "history": "what stood before the prompt",
 }
 """Columns that change what a row teaches where nothing reads them. Stage 3 hands them to reward
-functions; the label of a text without a prompt is what it is about."""
-BESIDE = ("system", "history")
-"""Columns that say what stood before the prompt, beside one that holds the last turn."""
+functions; a text's label is what it is about."""
 ECHO = 12
 """Characters of a prompt from which on a reply that begins with it repeats it."""
 
@@ -206,6 +204,8 @@ class Reader:
         for name, what in REFUSED.items():
             a_text = self.plain and name == "label"  # of a message of a tree the rest is missing
             lost = name in self.unread and name not in self.ignore.names and not a_text
+            if self.format == "preference":
+                what = what.partition("; format")[0]  # no preset reads it beside two replies
             if lost and row.columns.get(name) not in (None, "", "[]", [], {}):
                 raise UserError(
                     f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "

@@ -268,3 +268,14 @@ def test_rendered_texts_are_refused_with_the_way_on(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [row])
     with pytest.raises(UserError, match=r"or turns \(messages\) in place of texts that a chat"):
         sft_data(config(path, CHAT), chat_like())
+
+
+def test_no_preset_is_advised_that_does_not_read_pairs() -> None:
+    """`kto` reads a label beside a prompt and its reply, not beside two replies."""
+    for row, advised in (
+        ({"prompt": "Q", "completion": "A", "label": False}, True),
+        ({"prompt": "Q", "chosen": "A", "rejected": "B", "label": False}, False),
+    ):
+        with pytest.raises(UserError) as caught:
+            read(row, "sft")
+        assert ("format kto" in str(caught.value)) == advised

@@ -56,14 +56,20 @@ def rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], open_: bool,
     )
 
 
+def marks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether its chat template says what of a conversation is learned ({% generation %})."""
+    there = tokenizer.chat_template is not None
+    return there and MARK.search(tokenizer.get_chat_template()) is not None
+
+
 def marked(
     tokenizer: PreTrainedTokenizerBase, turns: list[Turn], where: str
 ) -> tuple[str, list[tuple[int, int]]] | None:
     """As `rendered`, with the spans of characters that the template marks as the assistant's
     ({% generation %}); None for a template that marks nothing."""
-    template = tokenizer.get_chat_template()
-    if not MARK.search(template):
+    if not marks(tokenizer):
         return None
+    template = tokenizer.get_chat_template()
     spans: list[tuple[int, int]] = []
 
     def render() -> Any:

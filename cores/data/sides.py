@@ -7,9 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 from cores.data.encode import Encoded
 from cores.data.images import ImageTokens
+from cores.data.rendering import marks
 from cores.data.roles import Segment
 from cores.data.template import Template
 from cores.data.values import Turn
+from cores.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,13 @@ def reply_rows(
     template: Template, turns: list[Turn], where: str, last: bool
 ) -> list[list[Segment]]:
     """Segments of the conversation up to each of its replies, that reply alone trained; `last`: up
-    to the last one alone."""
+    to the last one alone. UserError for a chat template that marks what is learned."""
+    if template.section.kind == "chat" and marks(template.tokenizer):
+        raise UserError(
+            f"{where}: the chat template marks what is learned ({{% generation %}}), which is not "
+            "looked at where prompts are read as a whole and a conversation becomes one reply a "
+            "row. Take the marks out of it (template.chat_template), or set template.kind to roles."
+        )
     ends = [i + 1 for i, turn in enumerate(turns) if i and turn["role"] == "assistant"] or [
         len(turns)
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _data_helpers import NONE, ROLES, config, write_jsonl
+from _data_helpers import CHAT, NONE, ROLES, config, write_jsonl
 from _tokenizers import gpt2_like, llama_like, t5_like
 
 from cores.config import Config
@@ -106,6 +106,19 @@ def test_prefix_rows_say_where_the_reply_begins(tmp_path: Path) -> None:
         assert tokenizer.decode(row["input_ids"][:begin]).endswith("Assistant:")
         assert set(row["labels"][:begin]) == {IGNORED}
         assert IGNORED not in row["labels"][begin:]
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_marks_of_a_chat_template_are_not_passed_over(tmp_path: Path, encoder: bool) -> None:
+    """They say what of a whole conversation is learned; here each reply is, as a row."""
+    tokenizer = deepcopy(t5_like())
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}</s>{% endgeneration %}{% endfor %}"
+    )
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": TALK[:2]}])
+    made = config(path, CHAT) if encoder else prefix(config(path, CHAT))
+    with pytest.raises(UserError, match=r"rows.jsonl:1: .*{% generation %}.* one reply a row"):
+        sft_data(made, tokenizer, Inputs(encoder=encoder))
 
 
 def test_a_text_is_causal_under_prefix_attention(tmp_path: Path) -> None:

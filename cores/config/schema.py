@@ -58,7 +58,8 @@ class StepsSection:
     """adamw (Loshchilov and Hutter 2019), adafactor (Shazeer and Stern 2018, at this rate), lion
     (Chen et al. 2023), or adamw with its state paged in 8 bits (needs bitsandbytes)."""
     lr_schedule: Schedule = "cosine"
-    """How the rate falls behind the warm-up; restarts: cosine again and again, once an epoch."""
+    """How the rate falls behind the warm-up; restarts: cosine again and again, as
+    often as there are epochs, each time as long."""
     lr_floor: float = number(0.0, below=1)
     """Share of the peak at which cosine and restarts end. 0: they fall to nothing."""
     warmup: float = number(0.03)

@@ -85,15 +85,23 @@ class HFEngine:
     prefix: bool = False
     """Prompts are read both ways."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether an encoder reads the prompts, and a decoder writes."""
+        return bool(self.model.config.is_encoder_decoder)
+
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
         """One reply for each prompt; see `Rollout` and `RolloutEngine` for shapes."""
         s, device = self.sampling, self.model.device
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, s.pad_id))
         sampler = _Sampler(s, uniform.to(device))
+        # A decoder's row begins with its start token, not with the prompt.
+        start = self.model.config.decoder_start_token_id if self.decodes else None
+        before = 1 if self.decodes else prompt_ids.shape[1]
         texts = None
         if s.text_matcher is not None:
-            texts = TextStops(s.text_matcher, prompt_ids.shape[1], s.min_new_tokens)
+            texts = TextStops(s.text_matcher, before, s.min_new_tokens)
         theirs, training = self.model.generation_config, self.model.training
         # `generate` fills every setting left open from the model's own generation_config, which may
         # hold a top_k, a repetition penalty or a minimum length that no log-prob would know of.
@@ -114,6 +122,7 @@ class HFEngine:
                         max_new_tokens=s.max_new_tokens,
                         eos_token_id=s.stop_ids,
                         pad_token_id=s.pad_id,
+                        decoder_start_token_id=start,
                     ),
                     logits_processor=LogitsProcessorList([sampler]),
                     stopping_criteria=StoppingCriteriaList([texts] if texts else []),
@@ -122,7 +131,7 @@ class HFEngine:
         finally:
             self.model.generation_config = theirs
             self.model.train(training)
-        response = ids[:, prompt_ids.shape[1] :]
+        response = ids[:, before:]
         text_stops = torch.stack(texts.met, dim=1) if texts else None
         drawn = (torch.stack(each, dim=1) for each in (sampler.logprobs, sampler.entropies))
         return cut_at_stops(s, prompt_ids, prompt_mask, response, text_stops, *drawn)

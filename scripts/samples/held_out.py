@@ -14,6 +14,7 @@ from cores.config import Config
 from cores.data import prompt_data
 from cores.evaluate import evaluate
 from cores.models import Actor, ScalarModel
+from cores.models.rows import Policy
 from cores.ppo.score import Scorer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import load_functions
@@ -31,9 +32,10 @@ def looker(
     launch, stops = Launch(0, 1, device, "fp32"), stop_ids(ppo, tokenizer)
     for frozen in (reference, reward):
         frozen.requires_grad_(False).eval().to(device)
-    actor, initial = (Actor(m, ppo.temperature, stops).to(device) for m in (policy, reference))
+    models = (Actor(m, ppo.temperature, stops).to(device) for m in (policy, reference))
+    actor, initial = map(Policy, models)
     roles: Any = SimpleNamespace(
-        actor=SimpleNamespace(module=actor, trained=SimpleNamespace(gathered=nullcontext)),
+        actor=SimpleNamespace(says=actor, trained=SimpleNamespace(gathered=nullcontext)),
         critic=None,
         reward=ScalarModel(reward),
         reference=lambda: nullcontext(initial),

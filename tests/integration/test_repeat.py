@@ -53,7 +53,7 @@ def test_existing_folder_needs_overwrite(chain: Chain, refused) -> None:
     assert message.startswith(f"error: {chain.out / 'ppo'}: exists already.")
     assert "--overwrite" in message
     again = run("ppo", [*chain.arguments, "--overwrite"])
-    assert again.returncode == 0, again.stderr
+    assert (again.returncode, again.stderr) == (0, "")  # nothing of a library, plain python too
     after = tree(chain.out)
     timed = {"ppo/stage.json", "ppo/metrics.jsonl", "ppo/log.txt"}
     assert {k: v for k, v in after.items() if k not in timed} == {

@@ -103,13 +103,13 @@ def test_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_in_a_table() -> None:
     """Short on top of the start of the pass, whole elsewhere; what was stopped is said."""
-    assert page.shown("as it is", "third polite") == "as it is"
+    assert page.shown("as it is", "fourth polite") == "as it is"
     start = "actor_learning_rate=4e-5,critic_learning_rate=8e-5"
-    assert page.shown(start, "third polite") == "start"
-    assert page.shown(f"{start},lam=1", "third polite") == "start + `lam=1`"
+    assert page.shown(start, "fourth polite") == "start"
+    assert page.shown(f"{start},lam=1", "fourth polite") == "start + `lam=1`"
     assert page.shown(f"{start},lam=1", "first polite") == f"`{start},lam=1`"
     slower = "actor_learning_rate=1e-5,critic_learning_rate=2e-5"
-    assert page.shown(slower, "third polite") == f"`{slower}`"
+    assert page.shown(slower, "fourth polite") == f"`{slower}`"
     runs = [made([(0, 0.0, 0.0), (n, 1.0, 1.0)]) for n in (16, 12, 9)]
     assert page.cut_off(runs, 16) == ", 2 stopped at 9, 12"
     assert page.cut_off(runs[:1], 16) == ""

@@ -1,6 +1,8 @@
 """Templates: a conversation becomes segments, whose texts in a row are what the model reads."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +31,10 @@ class Template:
                 "folder an eos_token (tokenizer_config.json)."
             )
         self.eos: str = tokenizer.eos_token
+        leading = leading_ids(tokenizer)
+        begins = leading == [tokenizer.bos_token_id] and leading != [tokenizer.eos_token_id]
+        self.bos: str | None = tokenizer.bos_token if begins else None
+        """The token that begins a text; None where the tokenizer puts none."""
         if _ids(tokenizer, self.eos) != [tokenizer.eos_token_id]:
             raise UserError(
                 f"The tokenizer does not read its end-of-sequence token {self.eos!r} as one id; "
@@ -47,7 +53,8 @@ class Template:
         turns = with_system(turns, self.section.system_prompt)
         if self.section.kind != "chat":
             self._placed(turns, where)
-            return written(turns, self.section, self.eos)
+            bos = self.bos if self.section.bos and not self.section.marked else None
+            return begun_once(written(turns, self.section, self.eos), bos)
         try:
             return self._chat(turns, where)
         except Rewritten:
@@ -89,11 +96,24 @@ class Template:
                 continue  # templates do not render nothing: a greeting is part of the first prompt
             prompt = self._added(turns[:i], True, done, where)
             reply = self._added(turns[: i + 1], False, done + prompt, where)
+            self._check_bos(prompt, "" if done else prompt, where)
             segments += self._parted(prompt, reply, turn, where)
             done += prompt + reply
         if turns[-1]["role"] != "assistant":
-            segments.append(Segment("prompt", self._added(turns, True, done, where), False))
+            prompt = self._added(turns, True, done, where)
+            self._check_bos(prompt, "" if done else prompt, where)
+            segments.append(Segment("prompt", prompt, False))
         return segments
+
+    def _check_bos(self, text: str, first: str, where: str) -> None:
+        """UserError for a chat template that writes the first token twice in a row in `text`, or
+        twice in `first`, what stands before the first reply."""
+        if self.bos and (self.bos * 2 in text or first.count(self.bos) > 1):
+            raise UserError(
+                f"{where}: the tokenizer's chat template writes the beginning-of-sequence token "
+                f"{self.bos!r} twice before a reply, as no model has seen it; take one out of its "
+                "chat_template, or set template.kind to roles."
+            )
 
     def _ready(self) -> PreTrainedTokenizerBase:
         """The tokenizer, if it has a chat template."""
@@ -167,6 +187,25 @@ class Template:
         if not text.startswith(done):
             raise Rewritten
         return text[len(done) :]
+
+
+def begun_once(segments: list[Segment], bos: str | None) -> list[Segment]:
+    """Before the first reply `bos` at the beginning alone, where one is put anyway; behind it never
+    twice in a row: a prefix that begins each round with it has it once in the first one too,
+    whatever stands before that round's question."""
+    if bos is None:
+        return segments
+    found, before, replied = [], "", False
+    for segment in segments:
+        replied = replied or segment.role == "assistant"
+        again = bos if replied else ""
+        text = re.sub(f"(?:{re.escape(bos)})+", again, segment.text)
+        if not before and segment.text.startswith(bos) and not replied:
+            text = bos + text
+        text = text.removeprefix(bos) if before.endswith(bos) else text
+        before = text or before
+        found.append(replace(segment, text=text))
+    return found
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,15 +32,19 @@ class Template:
                 "folder an eos_token (tokenizer_config.json)."
             )
         self.eos: str = tokenizer.eos_token
-        leading = leading_ids(tokenizer)
-        begins = leading == [tokenizer.bos_token_id] and leading != [tokenizer.eos_token_id]
-        self.bos: str | None = tokenizer.bos_token if begins else None
-        """The token that begins a text; None where the tokenizer puts none."""
         if _ids(tokenizer, self.eos) != [tokenizer.eos_token_id]:
             raise UserError(
                 f"The tokenizer does not read its end-of-sequence token {self.eos!r} as one id; "
                 "mark it as a special token in the tokenizer's files."
             )
+
+    @cached_property
+    def bos(self) -> str | None:
+        """The token that the tokenizer begins a text with; None where it puts none."""
+        bos: str | None = self.tokenizer.bos_token
+        if bos in (None, self.eos):
+            return None
+        return bos if leading_ids(self.tokenizer) == [self.tokenizer.bos_token_id] else None
 
     def segments(self, turns: list[Turn], where: str) -> list[Segment]:
         """Segments of one conversation, every reply's `train` on; `where` names it in errors.

@@ -56,8 +56,8 @@ class Template:
         if turns[0]["role"] == "text":
             return [Segment("text", replaced(turns[0]["content"], self.section) + self.eos, True)]
         turns = with_system(turns, self.section.system_prompt)
+        self._placed(turns, where)
         if self.section.kind != "chat":
-            self._placed(turns, where)
             bos = self.bos if self.section.bos and not self.section.marked else None
             return begun_once(written(turns, self.section, self.eos), bos)
         try:
@@ -66,21 +66,35 @@ class Template:
             return self._last(turns, where)
 
     def _placed(self, turns: list[Turn], where: str) -> None:
-        """UserError for a turn that would run into its neighbours."""
-        if self.section.kind == "none" or self.section.marked:
+        """UserError for a turn that would run into its neighbours, or that a chat template does
+        not know."""
+        kind = self.section.kind
+        if kind == "none" or self.section.marked:
             return
-        for role in ("tool", "thoughts", "commands"):
-            if any(t["role"] == role for t in turns) and getattr(self.section, role) == BARE:
-                raise UserError(
-                    f"{where}: has a turn of the role {role}, and template.{role} puts nothing "
-                    f"around it, so that it would run into the turns beside it; set "
-                    f"template.{role}.prefix or suffix, or leave the row out."
+        spoken = {turn["role"] for turn in turns}
+        for role in ("thoughts", "commands", *(() if kind == "chat" else ("tool",))):
+            if role not in spoken or (kind == "roles" and getattr(self.section, role) != BARE):
+                continue
+            why = (
+                f"template.{role} puts nothing around it, so that it would run into the turns "
+                "beside it; "
+            )
+            if kind == "chat":
+                why = (
+                    "chat templates know none; write it into the assistant's turn as the model's "
+                    "template has it there, or set template.kind to roles and "
                 )
+            train = "" if role == "tool" else f" (template.{role}.train: content, if it is learned)"
+            raise UserError(
+                f"{where}: has a turn of the role {role}, and {why}set template.{role}.prefix or "
+                f"suffix{train}, or leave the row out."
+            )
 
     def demonstrations(self, turns: list[Turn], where: str, one: bool) -> list[list[Segment]]:
         """The rows in which a conversation is learned: one, always if `one`; or where its chat
         template rewrites earlier turns one for each reply, with what stood before it then."""
         turns = with_system(turns, self.section.system_prompt)
+        self._placed(turns, where)
         chat = self.section.kind == "chat" and turns[0]["role"] != "text"
         if chat and (found := marked(self._ready(), turns, where)):
             return [self._spans(*found, where)]

@@ -23,6 +23,7 @@ from cores.errors import UserError
 from cores.rewards.guard import run
 from cores.rewards.load import MODEL, RewardFunction
 from cores.rollout import Rollout, stop_ids
+from cores.runtime.screen import LOG
 
 LARGEST = 1e12
 """Of a score: float32 holds its square, and sums of many."""
@@ -60,13 +61,14 @@ class RewardFunctions:
         for i, (source, function) in enumerate(self.functions.items()):
             # Copies, so that what one function does to its arguments no other sees.
             told = list(prompts), list(replies), [deepcopy(row["row"]) for row in rows]
-            returned = run(
-                partial(_asked, function, *told),
-                f"ppo.rewards: {source} failed",
-                source.rpartition(":")[0],
-                self.config.reward_timeout,
-                f"rewards: {replies!a}",  # of the replies: the same after a run was resumed
-            )
+            with LOG.quoting():
+                returned = run(
+                    partial(_asked, function, *told),
+                    f"ppo.rewards: {source} failed",
+                    source.rpartition(":")[0],
+                    self.config.reward_timeout,
+                    f"rewards: {replies!a}",  # of the replies: the same after a run was resumed
+                )
             scores[:, i] = torch.tensor(_checked(returned, source, prompts, replies))
         weights = self.config.rewards
         weighed = [i for i, source in enumerate(self.functions) if weights.get(source)]

@@ -209,7 +209,7 @@ def judge(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "samples": [
             {"prompt": prompt, "sft": reply("sft", i), "ppo": reply("ppo", i)}
-            for i, prompt in enumerate(prompts[:SAMPLES])
+            for i, prompt in enumerate(prompts[:SAMPLES] if config["logging"]["samples"] else [])
         ],
     }
     count = len(prompts)

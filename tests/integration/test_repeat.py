@@ -35,7 +35,7 @@ def test_existing_folder_needs_overwrite(chain: Chain) -> None:
     again = run("ppo", [*chain.arguments, "--overwrite"])
     assert again.returncode == 0, again.stderr
     after = tree(chain.out)
-    timed = {"ppo/stage.json", "ppo/metrics.jsonl", "ppo/log.txt"}
+    timed = {"ppo/stage.json", "ppo/metrics.jsonl", "ppo/log.txt", "report.html"}
     assert {k: v for k, v in after.items() if k not in timed} == {
         k: v for k, v in before.items() if k not in timed
     }

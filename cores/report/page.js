@@ -186,26 +186,23 @@ function table(home, head, rows) {
 }
 
 function evaluation(home, found) {
-  if (!found) return;
-  const single = Object.entries(found).map(([name, x]) => [name, estimate(x)]).filter(row => row[1]);
-  if (single.length) table(home, ["evaluation.json", "95% interval"], single);
-  for (const part of ["policies", "comparisons"]) {
-    const named = found[part] && typeof found[part] === "object" ? Object.entries(found[part]) : [];
-    for (const [name, figures] of named) {
-      if (!figures || typeof figures !== "object") continue;
-      const rows = Object.entries(figures).map(([key, x]) => [key, estimate(x)]).filter(row => row[1]);
-      if (rows.length) table(home, [name, "95% interval"], rows);
-    }
+  const named = Object.entries({...found.policies, "reward model": found.reward_model});
+  for (const one of found.comparisons || []) {
+    named.push([`${one.of} over ${one.over}, by the ${one.by}`, one]);
+  }
+  for (const [name, figures] of [["evaluation", found], ...named]) {
+    const rows = Object.entries(figures || {}).map(([key, x]) => [key, estimate(x)]);
+    const told = rows.filter(row => row[1] !== null);
+    if (told.length) table(home, [name, "mean, 95% interval"], told);
   }
 }
 
 function worth() {
-  const home = add(place("worth"), "div", null, "plots"), found = told.evaluation || {};
-  const listed = x => Array.isArray(x) ? x : x && typeof x === "object" ? Object.values(x) : [];
+  const home = add(place("worth"), "div", null, "plots"), found = told.evaluation;
   path(home, "score over KL, held-out prompts", [
     ["this run", points(told.frontier), "--main"],
-    ["kept weights", points(listed(found.frontier)), "--other"],
-    ["best of n", points(listed(found.best_of_n)), "--good"],
+    ["kept weights", points(found.frontier || []), "--other"],
+    ["best of n", points(found.best_of_n || []), "--good"],
   ]);
   if (told.scores) {
     const {x, before, after} = told.scores, paths = uPlot.paths.stepped({align: 0});
@@ -213,8 +210,8 @@ function worth() {
       line("before", "--other", {paths}), line("after", "--main", {paths}),
     ]);
   }
-  evaluation(add(place("worth"), "div"), told.evaluation);
-  if (!plots.some(([, box]) => place("worth").contains(box)) && !told.evaluation) {
+  evaluation(add(place("worth"), "div"), found);
+  if (!home.childElementCount && !Object.keys(found).length) {
     add(place("worth"), "p", "Known when PPO has ended, or by scripts/evaluate.py.", "soft");
   }
 }

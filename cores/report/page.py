@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from cores.files import read_json
 from cores.report.curves import curves, histogram
 from cores.report.doctor import examine
 from cores.report.record import Record, Row, read_run
@@ -34,7 +35,6 @@ def payload(root: Path) -> dict[str, Any]:
     ppo = next((record for record in records if record.name == "ppo"), None)
     shown = all(r.config.get("logging", {}).get("samples", True) for r in records)
     held_out = ppo.lines("held_out_samples.jsonl") if ppo and shown else []
-    kept = root / "evaluation.json"
     return {
         "name": root.resolve().name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,8 +46,19 @@ def payload(root: Path) -> dict[str, Any]:
         "rollouts": rollouts(ppo.lines("samples.jsonl")) if ppo and shown else [],
         "scores": histogram(held_out),
         "frontier": frontier(ppo) if ppo else [],
-        "evaluation": json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else None,
+        "evaluation": evaluation(root / "evaluation.json"),
     }  # fmt: skip
+
+
+def evaluation(path: Path) -> Row:
+    """What scripts/evaluate.py found, without single replies; empty where it has not run."""
+    if not path.exists():
+        return {}
+    found = read_json(path, "Run scripts/evaluate.py again.")
+    policies = found.get("policies") or {}
+    for name, figures in policies.items():
+        policies[name] = {key: value for key, value in figures.items() if key != "rows"}
+    return {key: value for key, value in found.items() if key != "samples"}
 
 
 def stage(record: Record) -> dict[str, Any]:

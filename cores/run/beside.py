@@ -9,6 +9,7 @@ from typing import Any
 from cores.config import Config, plain
 from cores.report import RULES, Finding, Watch, json_lines, write_report
 from cores.runtime.launch import Launch
+from cores.runtime.screen import LOG
 
 EVERY = 60.0
 """Seconds between two reports at least."""
@@ -64,5 +65,6 @@ class Beside:
             action()
         except Exception as error:  # whatever it is, the run goes on
             if what not in self.failing:
-                self.launch.say(f"note: the {what} failed: {type(error).__name__}: {error}")
+                with LOG.quoting():
+                    self.launch.say(f"note: the {what} failed: {type(error).__name__}: {error}")
             self.failing.add(what)

@@ -51,8 +51,7 @@ def paid(*names: str, **weights: float) -> str:
 
 SICK: dict[str, list[str]] = {
     "equal_rewards": [paid("constant"), paid("polite"), paid("correct")],
-    "kl_zero": [f"{RATE} 1e-9", f"{paid('constant').replace(ZERO, '')} {FREE} --ppo.estimator grpo "
-                "--ppo.samples_per_prompt 4", f"{RATE} 3e-8 --ppo.epochs 1"],
+    "kl_zero": [f"{RATE} 1e-9", f"{RATE} 1e-10 {FREE}", f"{RATE} 3e-8 --ppo.epochs 1"],
     "rate_low": [f"{RATE} 1e-5", f"{RATE} 7e-6 --ppo.epochs 1", f"{RATE} 1e-5 {FREE}"],
     "clip_zero": [f"{RATE} 1e-7", f"{RATE} 1e-6 --ppo.epochs 1", f"{RATE} 3e-7 {FREE}"],
     "rate_high": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{RATE} 6e-3 --ppo.epochs 6"],

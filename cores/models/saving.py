@@ -21,7 +21,7 @@ from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
 from cores.models.images import image_ids
 from cores.models.loading import load_as, load_config, load_tokenizer, policy_class
-from cores.models.vocabulary import excluded_ids
+from cores.models.vocabulary import as_saved, excluded_ids, saved_rows
 
 SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
 
@@ -51,7 +51,8 @@ def save_model(
         if merge and not model.active_peft_config.is_prompt_learning:
             merge_adapter(folder, folder)
     else:
-        model.save_pretrained(str(folder))
+        with as_saved(model) as state:
+            model.save_pretrained(str(folder), state_dict=state)
     mode = (folder / "config.json").stat().st_mode
     for weights in folder.rglob("*.safetensors"):  # written for their owner alone
         weights.chmod(mode)
@@ -89,6 +90,7 @@ def _save_configs(model: Any, folder: Path) -> None:
     """What `save_pretrained` writes beside the weights, of the model as it is without adapters."""
     config = deepcopy(model.config)
     config.architectures = [type(model).__name__]
+    config.get_text_config().vocab_size = saved_rows(model)
     config.save_pretrained(str(folder))
     if model.can_generate():
         model.generation_config.save_pretrained(str(folder))
@@ -108,9 +110,8 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             )
         rest = [i for i in listed if i != first]
         generation.eos_token_id = [first, *rest] if rest else first
-        rows = model.config.get_text_config().vocab_size
         images = sorted(image_ids(model.config, tokenizer))
-        generation.suppress_tokens = excluded_ids(tokenizer, rows) + images
+        generation.suppress_tokens = excluded_ids(tokenizer, saved_rows(model)) + images
         if not generation.do_sample:
             # Some parents have sampling settings beside greedy decoding. They mean nothing there,
             # and the library refuses to save them.

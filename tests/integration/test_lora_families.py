@@ -147,7 +147,7 @@ def test_an_adapter_alone_is_the_merged_model(kind: str, tmp_path: Path) -> None
     assert mine.config.vocab_size == WORDS
     assert all(p.requires_grad for p in mine.parameters())  # the next stage may train it whole
     exclude_from(mine, tokenizer)
-    torch.testing.assert_close(logits_of(mine), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(mine), expected[..., :WORDS], atol=1e-5, rtol=1e-5)
     by_peft = PeftModel.from_pretrained(load_base(base, tokenizer), str(alone / "adapter"))
     torch.testing.assert_close(logits_of(by_peft), expected, atol=1e-5, rtol=1e-5)
 

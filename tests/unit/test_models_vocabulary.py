@@ -189,6 +189,42 @@ def test_save_then_load_gives_the_same_logits(kind: str, tied: bool, tmp_path: P
     assert not list(tmp_path.glob("*.bin"))
 
 
+def test_tokenizers_are_written_as_transformers_4_reads_them(tmp_path: Path) -> None:
+    """Its class and its list of special tokens have the names of version 4; nothing tells where the
+    files came from; every file is as readable as others that are written here."""
+    tokenizer = fresh(chat_like())
+    save_model(causal("llama", rows=len(tokenizer)), tokenizer, tmp_path)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert told["additional_special_tokens"] == ["<|im_start|>"]
+    assert not {"extra_special_tokens", "is_local", "local_files_only"} & told.keys()
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again.all_special_tokens == tokenizer.all_special_tokens
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_an_added_pad_token_is_as_unlikely_as_the_mean(kind: str, tmp_path: Path) -> None:
+    """Training never moves its row, so that it would end among those that it began with; what is
+    saved has it at the mean of the rows as they are now."""
+    tokenizer = fresh(gpt2_like())
+    model = causal(kind, rows=len(tokenizer), pad_token_id=None)
+    settle_pad_token(tokenizer, None)
+    fit_vocabulary(model, tokenizer)
+    pad = tokenizer.pad_token_id
+    model.get_output_embeddings().weight[:pad] += 1.0
+    save_model(model, tokenizer, tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    head = saved.get_output_embeddings().weight
+    torch.testing.assert_close(head[pad], head[:pad].mean(dim=0))
+    logits = saved(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    assert logits.softmax(-1)[pad] <= 1 / pad
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_tools_do_not_sample_excluded_ids(kind: str, tmp_path: Path) -> None:
     """Invariant 3: the saved generation config suppresses them, keeps the parent's stop ids, and a

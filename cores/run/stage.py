@@ -18,7 +18,7 @@ from cores.run.metrics import Metrics, append
 from cores.runtime.fingerprint import model_files, versions
 from cores.runtime.launch import Launch
 from cores.runtime.parents import VERSION
-from cores.runtime.screen import show_everything
+from cores.runtime.screen import LOG, show_everything
 from cores.runtime.stop import STOP, Stopped
 
 T = TypeVar("T")
@@ -134,7 +134,8 @@ class StageRun:
                 raise  # of this rank alone, in the middle of what the others wait for
             known = isinstance(error, UserError)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
-            self.launch.say(f"note: {what} failed and is left out: {reason}")
+            with LOG.quoting():
+                self.launch.say(f"note: {what} failed and is left out: {reason}")
             return None
 
     def log(self, step: int, values: dict[str, float], line: str) -> None:
@@ -147,11 +148,15 @@ class StageRun:
             for row in rows:
                 append(self.path / name, row)
 
-    def rewrite(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """The rows of a file that is made at once."""
-        if self.launch.is_main:
-            (self.path / name).unlink(missing_ok=True)
-            self.append(name, rows)
+    def samples(
+        self, name: str, make: Callable[[], list[dict[str, Any]]], anew: bool = False
+    ) -> None:
+        """Rows of a file with prompts and replies, unless `logging.samples` is false; `anew`: in
+        place of those there are."""
+        if self.config.logging.samples and self.launch.is_main:
+            if anew:
+                (self.path / name).unlink(missing_ok=True)
+            self.append(name, make())
 
     def last_row(self) -> dict[str, float]:
         """The newest metrics, without their step and time."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from cores.config import Config, RewardSection
 from cores.data import right_pad
 from cores.draws import seeded
+from cores.evaluate.stats import mean, wins
 from cores.models import ScalarModel, check_saving, load_scalar
 from cores.models.adapters import add_lora
 from cores.models.heads import LAYERS, linears
@@ -201,14 +202,6 @@ def accuracy(
     lengths = [float(len(row)) for row in rows]
     return {
         "pairs": len(pairs),
-        "accuracy": wins(scores[::2], scores[1::2]),
-        "accuracy_longer": wins(lengths[::2], lengths[1::2]),
+        "accuracy": mean(wins(scores[::2], scores[1::2])),
+        "accuracy_longer": mean(wins(lengths[::2], lengths[1::2])),
     }
-
-
-def wins(chosen: list[float], rejected: list[float]) -> float:
-    """Share of places where `chosen` is larger, ties counting half."""
-    points = [
-        1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)
-    ]
-    return sum(points) / len(points)

@@ -51,7 +51,7 @@ OUR_LINES = [
 
 @pytest.fixture(scope="module")
 def gpt2_chain(tmp_path_factory, gpt2, files) -> Chain:
-    """configs/gpt2.yaml under plain python."""
+    """configs/gpt2.yaml in this process."""
     words = ["--config", str(GPT2), *sources(files), *FEW_STEPS]
     return run_chain(tmp_path_factory.mktemp("runs") / "new" / "gpt2", gpt2, words)
 

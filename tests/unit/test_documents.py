@@ -22,9 +22,12 @@ RUN = {
     "scripts/setup.sh": "not run by a test: .ci/run does, through scripts/test.sh",
     "scripts/test.sh": "not run by a test: .ci/run does",
     "scripts/recipes.py": "tests/integration/test_recipes.py",
-    "scripts/merge_adapter.py": "tests/integration/test_export.py",
+    "scripts/merge_adapter.py": "tests/integration/test_lora_chain.py",
     "scripts/export.py": "tests/integration/test_export.py",
     "scripts/push.py": "tests/unit/test_card.py",
+    "scripts/evaluate.py": "tests/integration/test_evaluate.py",
+    "scripts/chat.py": "tests/integration/test_chat.py",
+    "ssh": "not run: it needs another machine",
     "scripts/check_elsewhere.sh": TOOLS,
     "scripts/samples/run.py": f"{HOURS}tests/unit/test_samples.py",
     "scripts/samples/page.py": "tests/unit/test_samples.py",
@@ -61,7 +64,7 @@ def called(words: list[str]) -> str:
 
 
 def test_commands_are_read() -> None:
-    """Of fenced and indented blocks, whole ones alone; variables, comments and outputs are none."""
+    """Of fenced and indented blocks; variables, comments and outputs are no commands."""
     page = (
         "text python a.py\n\n    A=1 python a.py --x 1  # why\n    out: 3\n\nb\n    python no.py\n"
     )

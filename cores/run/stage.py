@@ -12,6 +12,7 @@ from cores.errors import UserError
 from cores.files import write_json
 from cores.run import checkpoint
 from cores.run.beside import Beside
+from cores.run.card import card
 from cores.run.checkpoint import Checkpoint, State
 from cores.run.folder import CHECKPOINTS, Folder, command
 from cores.run.metrics import Metrics, append
@@ -200,6 +201,7 @@ class StageRun:
             "versions": versions(),
             "config": plain(self.config),
         }
+        (self.path / "README.md").write_text(card(record), encoding="utf-8")
         write_json(self.path / "stage.json", record)
 
     def __enter__(self) -> "StageRun":

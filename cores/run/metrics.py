@@ -94,7 +94,8 @@ def start_trackers(config: Config, stage: str, folder: Path) -> list[GeneralTrac
             trackers.append(TensorBoardTracker("tensorboard", logging_dir=folder))
         elif name == "wandb":
             mode = os.environ.get("WANDB_MODE", "offline")  # a run must not wait for a login
-            quiet = {"silent": mode == "offline"}
+            console = "auto" if config.logging.samples else "off"  # what the screen says
+            quiet = {"silent": mode == "offline", "console": console}
             options = {"dir": str(root), "mode": mode, "config": settings, "settings": quiet}
             trackers.append(WandBTracker(project, name=run, **options))
         else:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,6 +39,8 @@ class Log:
     def __init__(self) -> None:
         self.waiting: list[str] = []
         self.path: Path | None = None
+        self.quotes = True
+        """Whether what may quote prompts or replies is kept (`logging.samples`)."""
 
     def add(self, text: str) -> None:
         """Keep a text. A log that cannot be written is left: the run's own files tell of a full
@@ -54,6 +57,17 @@ class Log:
         if path is not None:
             self.add("".join(self.waiting))
         self.waiting = []
+
+    @contextlib.contextmanager
+    def quoting(self) -> Iterator[None]:
+        """What is said within may quote prompts or replies: kept only where `quotes` says so."""
+        path, waiting = self.path, self.waiting
+        if not self.quotes:
+            self.path, self.waiting = None, []
+        try:
+            yield
+        finally:
+            self.path, self.waiting = path, waiting
 
 
 LOG = Log()

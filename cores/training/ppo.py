@@ -1,6 +1,8 @@
 """Stage 3 from first to last update: prompts, status lines, sample replies, saving."""
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,8 @@ def train(
         trainer.load_state_dict(run.resumed)
         state = trainer.state
     elif (found := _evaluate(trainer, held_out, "before")) is not None:
-        state.before = vars(found)
+        kept = found if config.logging.samples else replace(found, rows=[], replies=[])
+        state.before = vars(kept)
     size = ppo.batch_size // ppo.samples_per_prompt
     run.going_on(ppo.updates)
     while state.update < ppo.updates:
@@ -150,8 +153,8 @@ def train(
         tokens = int(experience.response_mask.sum())
         stats["tokens_per_second"] = tokens / (time.monotonic() - start)
         run.log(update, stats, status_line(update, ppo.updates, stats))
-        if launch.is_main and ppo.sample_every and update % ppo.sample_every == 0:
-            run.append("samples.jsonl", _samples(tokenizer, experience, update))
+        if ppo.sample_every and update % ppo.sample_every == 0:
+            run.samples("samples.jsonl", partial(_samples, tokenizer, experience, update))
         if ppo.eval_every and update % ppo.eval_every == 0 and update < ppo.updates:
             _look(config, trainer, held_out, tokenizer, run)
         if (every := config.checkpoint.keep_weights) and update % every == 0:
@@ -171,10 +174,10 @@ def train(
     if state.before is not None:
         before = Evaluation(**state.before)
         result |= {"before": before.summary(), "after": after and after.summary()}
-        if after is not None:
+        if after is not None and before.rows:
             texts = [row["prompt"] for row in held_out]
-            pairs = sample_pairs(tokenizer, texts, before, after)
-            run.rewrite("held_out_samples.jsonl", pairs)
+            pairs = partial(sample_pairs, tokenizer, texts, before, after)
+            run.samples("held_out_samples.jsonl", pairs, anew=True)
     if state.best:
         result["best"] = state.best
     if state.calibration is not None:

@@ -107,7 +107,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("release-never", "large buffers stay while the update runs",
              "> self.keeps", "> inf"),
             ("width-left", "what prompts are padded with for a graph is handed out",
-             "(ids[:, more:], mask[:, more:], *drawn)", "(ids, mask, *drawn)"),
+             "(ids[:, more:], mask[:, more:], *behind)", "(ids, mask, *behind)"),
             ("padding-missed", "prompts read as if none had padding",
              "self._prefill(steps, ids, mask if padded else None)",
              "self._prefill(steps, ids, None)"),

@@ -18,6 +18,7 @@ def main(argv: list[str]) -> None:
     from cores.models import ScalarModel, save_model
     from cores.models.adapters import check_quantization
     from cores.models.loading import check_length, check_scalar, load_config
+    from cores.models.vocabulary import saved_rows
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
         scale = calibrated(config, reward, sft, prompts, tokenizer, here)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model.config.get_text_config().vocab_size,
+            "vocab_size": saved_rows(model),
             "data": data.report.to_json(),
             "parents": about,
             "reward_mean": scale["reward_mean"],

@@ -15,6 +15,7 @@ def main(argv: list[str]) -> None:
     from cores.data import overlap, prompt_data, show
     from cores.models import check_saving
     from cores.models.adapters import check_quantization
+    from cores.models.vocabulary import saved_rows
     from cores.ppo import build_roles
     from cores.rewards.load import load_functions
     from cores.rewards.texts import text_reward
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
         trainer.state.calibration = scale
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": roles.actor.unwrapped.vocabulary,
+            "vocab_size": saved_rows(roles.actor.unwrapped.model),
             **depends,
             "metrics": ppo.train(config, trainer, data, tokenizer, run),
         }

@@ -11,6 +11,8 @@ TRISTAGE_SCRIPT=1 bash scripts/setup.sh dev,deepspeed
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Two workers, one thread each. loadfile: the tests of a file share the runs that it makes.
+# A worker a core, eight at most, one thread each. loadfile: the tests of a file share the runs that
+# it makes.
 export OMP_NUM_THREADS=1
-.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+workers=$(.venv/bin/python -c 'import os; print(min(8, max(2, os.cpu_count() or 2)))')
+.venv/bin/python -m pytest -n "$workers" --dist loadfile "$@"

@@ -98,8 +98,8 @@ class TemplateSection:
     """Images, of bases that read them."""
 
 
-def template_problems(template: TemplateSection, loss_on: str) -> Iterator[str]:
-    """Sentences about what cannot work or would have no effect."""
+def template_problems(template: TemplateSection) -> Iterator[str]:
+    """Sentences about what cannot work."""
     kind, default = template.kind, TemplateSection()
     changed = [name for name in vars(template) if getattr(template, name) != getattr(default, name)]
     around = [name for name in changed if name in ROLES]
@@ -111,17 +111,6 @@ def template_problems(template: TemplateSection, loss_on: str) -> Iterator[str]:
     if kind != "roles" and around:
         names = ", ".join(f"template.{name}" for name in around)
         yield f"template.kind: {kind} does not use {names}; remove them or choose roles."
-    unused = {
-        "chat": {"marked", "system_in_user", "strip", "replace", "bos"},
-        "roles": {"chat_template"},
-        "none": {"marked", "system_in_user", "strip", "chat_template", "system_prompt"}
-        | {"system_prompt_input"},
-    }
-    for name in (name for name in changed if name in unused[kind]):
-        yield (
-            f"template.{name}: has no effect with template.kind {kind}; remove it, or choose "
-            "another kind."
-        )
     for name in around:
         role: RoleTemplate = getattr(template, name)
         replies = name in ("assistant", "earlier")
@@ -129,11 +118,3 @@ def template_problems(template: TemplateSection, loss_on: str) -> Iterator[str]:
             yield f"template.{name}.opening: is for assistant turns; use template.{name}.prefix."
         if replies and role.train == "markers":
             yield f"template.{name}.train: a reply without its content teaches nothing; use none."
-        if role.train is not None and loss_on != "assistant":
-            yield (
-                f"template.{name}.train: has no effect with sft.loss_on {loss_on}; set that to "
-                "assistant, or remove this."
-            )
-        if template.marked and (role.opening or role.stop is not None):
-            key = "opening" if role.opening else "stop"
-            yield f"template.{name}.{key}: turns that are marked bring theirs; remove it."

@@ -9,9 +9,9 @@ from dataclasses import fields
 from importlib.util import find_spec
 
 from cores.config.data import OneSource, SourceSection, WeightedSource
+from cores.config.effects import effect_problems
 from cores.config.limits import LARGEST, range_problems
-from cores.config.lora import LoraSection
-from cores.config.ppo import ESTIMATORS, OPTIONS, PPOSection
+from cores.config.ppo import ESTIMATORS, PPOSection
 from cores.config.schema import Config
 from cores.config.shapes import shape_problems
 from cores.config.template import template_problems
@@ -24,9 +24,9 @@ def check(config: Config) -> Iterator[tuple[str, str]]:
     yield from range_problems(config)
     ppo = config.ppo
     for sentences in (
-        _paths(config), _sizes(ppo), _policy(ppo), _estimator(ppo), _unused(ppo), _adapters(config),
+        _paths(config), _sizes(ppo), _policy(ppo), _estimator(ppo), effect_problems(config),
         _elsewhere(config), _together(config), _texts(config), _rows(config), _streaming(config),
-        shape_problems(config), template_problems(config.template, config.sft.loss_on),
+        shape_problems(config), template_problems(config.template),
         training(config),
     ):  # fmt: skip
         for sentence in sentences:
@@ -147,43 +147,8 @@ def _estimator(ppo: PPOSection) -> Iterator[str]:
         )
 
 
-def _unused(ppo: PPOSection) -> Iterator[str]:
-    """Options that were set and would do nothing."""
-    name, default = ppo.estimator, PPOSection()
-    gae = {"gamma", "lam"} if name == "coati" and not ppo.coati.r_minus_v else set()
-    reads = ESTIMATORS[name].reads | gae
-    used = {
-        **{key: key in reads for key in OPTIONS},
-        "kl_horizon": ppo.kl_target is not None,
-        "ptx_mix": ppo.ptx_coef > 0,
-        "reward_timeout": any(source != "model" for source in ppo.rewards),
-        "rollout_cap": ppo.rollout_correction != "none",
-        "keep_best": ppo.eval_every > 0 and ppo.eval_prompts > 0,
-        "eval_every": ppo.eval_prompts > 0,
-    }
-    for key, has_effect in used.items():
-        if not has_effect and getattr(ppo, key) != getattr(default, key):
-            yield (
-                f"ppo.{key}: has no effect with ppo.estimator {name} and the other options as they "
-                f"are; remove it, set it back to {getattr(default, key)}, or set what it belongs "
-                "to."
-            )
-
-
-def _adapters(config: Config) -> Iterator[str]:
-    for stage in ("sft", "reward", "ppo"):
-        lora, key = getattr(config, stage).lora, f"{stage}.lora"
-        for name in ("alpha", "dropout", "target_modules", "merge"):
-            if not lora.rank and getattr(lora, name) != getattr(LoraSection(), name):
-                yield f"{key}.{name}: has no effect with {key}.rank 0; set a rank, or remove it."
-
-
 def _elsewhere(config: Config) -> Iterator[str]:
     """Models from elsewhere that would not be used, and what calibrates one of ours."""
-    for stage in ("sft", "reward"):
-        section = getattr(config, stage)
-        if section.revision is not None and section.path is None:
-            yield f"{stage}.revision: has no effect without {stage}.path; set that to a hub id."
     if config.reward.path is not None and "model" not in config.ppo.rewards:
         yield (
             f"reward.path: {config.reward.path} would not be used, as ppo.rewards does not name "
@@ -265,13 +230,7 @@ def _rows(config: Config) -> Iterator[str]:
 def _texts(config: Config) -> Iterator[str]:
     """What becomes of texts without turns in stage 1."""
     data = config.data
-    if data.join is None and data.join_opening:
-        yield "data.join_opening: has no effect without data.join; set that, or remove it."
-    if data.join is None:
-        return
-    if data.too_long != "cut":
-        yield f"data.too_long: {data.too_long} has no effect with data.join; remove one of them."
-    if config.sft.packing:
+    if data.join is not None and config.sft.packing:
         yield "sft.packing: data.join fills the rows already; set sft.packing to false."
 
 

@@ -124,9 +124,24 @@ def _read(
     rows, fitted, counts = converted(rows, section, config, stage, key)
     rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
     reader = kind(config, fitted, columns_of(rows), source.path, stage, key)
+    check_options(section, stage, reader, key, source.path)
     if stage != "ppo":  # reward functions get them all
         require_read(names, reader.unread, reader.format, key)
     return reader, [by_images(reader.read(row)) for row in rows], counts
+
+
+def check_options(section: OneSource, stage: Stage, reader: Reader, key: str, path: str) -> None:
+    """UserError for options that do nothing on rows of the format that was found."""
+    turns = reader.column in ("messages", "conversations") and reader.format != "preference"
+    for name, nothing in (
+        ("transcripts", turns),
+        ("prompt_tokens", stage == "ppo" and not reader.plain),
+    ):
+        if nothing and getattr(section, name) != getattr(OneSource(), name):
+            raise UserError(
+                f"{key}.{name}: has no effect on the rows of {path!r}, which are of format "
+                f"{reader.format}, read from the column {reader.column}; remove it."
+            )
 
 
 def overlap(config: Config, data: StageData) -> list[str]:

@@ -70,7 +70,37 @@ def shown(
         return rows, source
     maker = Shown(config, source, path)
     read = [maker.row(row, number) for number, row in enumerate(rows)]
+    if path.startswith(source.path or ""):  # held-out rows of their own have what they have
+        _check_options(config, source, path, [*zip(rows, read, strict=True)], key)
     return read, replace(source, format=None) if source.format == "caption" else source
+
+
+def _check_options(
+    config: Config, source: OneSource, path: str, rows: list[tuple[Row, Row]], key: str
+) -> None:
+    """UserError for options of images that none of the rows, as they were and as they are read,
+    gives anything to do."""
+    image, usual = config.template.image, ImageTemplate()
+    alone = not key.endswith("]")  # other sources may have rows for the template
+    shown = any(read.images for _, read in rows)
+    mixed = any(set(INTERLEAVED) <= row.columns.keys() for row, _ in rows)
+    asked = any(_captioned(source, row) for row, _ in rows)
+    for name, given, used, what in (
+        (f"{key}.image_folder", source.image_folder is not None, shown, "has an image"),
+        (f"{key}.similarity", source.similarity != OneSource().similarity, mixed, "is interleaved"),
+        ("template.image", alone and image != usual, shown, "has an image"),
+        ("template.image.requests", alone and bool(image.requests), asked, "is of format caption"),
+    ):
+        if given and not used:
+            raise UserError(
+                f"{name}: has no effect, as no row of {path!r} {what}; remove it, or give rows "
+                "that need it (docs/data.md)."
+            )
+
+
+def _captioned(source: OneSource, row: Row) -> bool:
+    """Whether a row is an image and what is said of it."""
+    return source.format == "caption" or (source.format is None and "caption" in row.columns)
 
 
 @dataclass(frozen=True)
@@ -88,8 +118,7 @@ class Shown:
         if all(isinstance(columns.get(name), list) for name in INTERLEAVED):
             return self._interleaved(row, columns)
         names = [name for column in shown for name in image_names(row, column)]
-        wanted, unless = self.source.format, {*TURNS, *TEXTS}
-        if wanted == "caption" or (wanted is None and "caption" in columns.keys() - unless):
+        if _captioned(self.source, row):
             columns = self._caption(row, columns, len(names), number)
         elif names:
             _place(columns, len(names), row.where, self.config.template.image)

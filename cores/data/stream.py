@@ -93,9 +93,14 @@ def streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedData
     source, other = _renamed(source, section), other and _renamed(other, section)
     reader = _text_reader(config, source)
     maker = RowMaker(config, tokenizer, section, reader)
+    known = {"text", *reader.unread}
+    """Columns; what comes with a later row is refused or named as if it were in the first."""
 
     def examples(held: bool) -> Iterator[Example]:
-        for example in map(reader.read, (other if other and held else source).open()):
+        for row in (other if other and held else source).open():
+            reader.unread += [name for name in row.columns if name not in known]
+            known.update(row.columns)
+            example = reader.read(row)
             if other or held_out(example.key, fraction) == held:
                 yield example
 
@@ -131,8 +136,9 @@ def _renamed(source: Source, section: OneSource) -> Source:
 
 
 def _text_reader(config: Config, source: Source) -> Reader:
-    columns = list(next(source.open()).columns)
-    reader = Reader(config, config.data.sft, columns, source.path, "sft", KEY)
+    columns = next(source.open()).columns.keys()
+    later = [name for name in config.data.sft.ignore if name not in columns]
+    reader = Reader(config, config.data.sft, [*columns, *later], source.path, "sft", KEY)
     if reader.format != "text":
         raise UserError(
             f"{KEY}.streaming reads rows of format text, but {source.path!r} is of format "

@@ -1,6 +1,9 @@
 """Templates: a conversation becomes segments, whose texts in a row are what the model reads."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +38,14 @@ class Template:
                 "mark it as a special token in the tokenizer's files."
             )
 
+    @cached_property
+    def bos(self) -> str | None:
+        """The token that the tokenizer begins a text with; None where it puts none."""
+        bos: str | None = self.tokenizer.bos_token
+        if bos in (None, self.eos):
+            return None
+        return bos if leading_ids(self.tokenizer) == [self.tokenizer.bos_token_id] else None
+
     def segments(self, turns: list[Turn], where: str) -> list[Segment]:
         """Segments of one conversation, every reply's `train` on; `where` names it in errors.
 
@@ -45,30 +56,45 @@ class Template:
         if turns[0]["role"] == "text":
             return [Segment("text", replaced(turns[0]["content"], self.section) + self.eos, True)]
         turns = with_system(turns, self.section.system_prompt)
+        self._placed(turns, where)
         if self.section.kind != "chat":
-            self._placed(turns, where)
-            return written(turns, self.section, self.eos)
+            bos = self.bos if self.section.bos and not self.section.marked else None
+            return begun_once(written(turns, self.section, self.eos), bos)
         try:
             return self._chat(turns, where)
         except Rewritten:
             return self._last(turns, where)
 
     def _placed(self, turns: list[Turn], where: str) -> None:
-        """UserError for a turn that would run into its neighbours."""
-        if self.section.kind == "none" or self.section.marked:
+        """UserError for a turn that would run into its neighbours, or that a chat template does
+        not know."""
+        kind = self.section.kind
+        if kind == "none" or self.section.marked:
             return
-        for role in ("tool", "thoughts", "commands"):
-            if any(t["role"] == role for t in turns) and getattr(self.section, role) == BARE:
-                raise UserError(
-                    f"{where}: has a turn of the role {role}, and template.{role} puts nothing "
-                    f"around it, so that it would run into the turns beside it; set "
-                    f"template.{role}.prefix or suffix, or leave the row out."
+        spoken = {turn["role"] for turn in turns}
+        for role in ("thoughts", "commands", *(() if kind == "chat" else ("tool",))):
+            if role not in spoken or (kind == "roles" and getattr(self.section, role) != BARE):
+                continue
+            why = (
+                f"template.{role} puts nothing around it, so that it would run into the turns "
+                "beside it; "
+            )
+            if kind == "chat":
+                why = (
+                    "chat templates know none; write it into the assistant's turn as the model's "
+                    "template has it there, or set template.kind to roles and "
                 )
+            train = "" if role == "tool" else f" (template.{role}.train: content, if it is learned)"
+            raise UserError(
+                f"{where}: has a turn of the role {role}, and {why}set template.{role}.prefix or "
+                f"suffix{train}, or leave the row out."
+            )
 
     def demonstrations(self, turns: list[Turn], where: str, one: bool) -> list[list[Segment]]:
         """The rows in which a conversation is learned: one, always if `one`; or where its chat
         template rewrites earlier turns one for each reply, with what stood before it then."""
         turns = with_system(turns, self.section.system_prompt)
+        self._placed(turns, where)
         chat = self.section.kind == "chat" and turns[0]["role"] != "text"
         if chat and (found := marked(self._ready(), turns, where)):
             return [self._spans(*found, where)]
@@ -89,11 +115,24 @@ class Template:
                 continue  # templates do not render nothing: a greeting is part of the first prompt
             prompt = self._added(turns[:i], True, done, where)
             reply = self._added(turns[: i + 1], False, done + prompt, where)
+            self._check_bos(prompt, "" if done else prompt, where)
             segments += self._parted(prompt, reply, turn, where)
             done += prompt + reply
         if turns[-1]["role"] != "assistant":
-            segments.append(Segment("prompt", self._added(turns, True, done, where), False))
+            prompt = self._added(turns, True, done, where)
+            self._check_bos(prompt, "" if done else prompt, where)
+            segments.append(Segment("prompt", prompt, False))
         return segments
+
+    def _check_bos(self, text: str, first: str, where: str) -> None:
+        """UserError for a chat template that writes the first token twice in a row in `text`, or
+        twice in `first`, what stands before the first reply."""
+        if self.bos and (self.bos * 2 in text or first.count(self.bos) > 1):
+            raise UserError(
+                f"{where}: the tokenizer's chat template writes the beginning-of-sequence token "
+                f"{self.bos!r} twice before a reply, as no model has seen it; take one out of its "
+                "chat_template, or set template.kind to roles."
+            )
 
     def _ready(self) -> PreTrainedTokenizerBase:
         """The tokenizer, if it has a chat template."""
@@ -167,6 +206,25 @@ class Template:
         if not text.startswith(done):
             raise Rewritten
         return text[len(done) :]
+
+
+def begun_once(segments: list[Segment], bos: str | None) -> list[Segment]:
+    """Before the first reply `bos` at the beginning alone, where one is put anyway; behind it never
+    twice in a row: a prefix that begins each round with it has it once in the first one too,
+    whatever stands before that round's question."""
+    if bos is None:
+        return segments
+    found, before, replied = [], "", False
+    for segment in segments:
+        replied = replied or segment.role == "assistant"
+        again = bos if replied else ""
+        text = re.sub(f"(?:{re.escape(bos)})+", again, segment.text)
+        if not before and segment.text.startswith(bos) and not replied:
+            text = bos + text
+        text = text.removeprefix(bos) if before.endswith(bos) else text
+        before = text or before
+        found.append(replace(segment, text=text))
+    return found
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

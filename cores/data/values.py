@@ -21,10 +21,10 @@ SPEAKERS = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bard", "bing"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
     "thoughts": "thoughts",
-    "commands": "commands",
+    **dict.fromkeys(("commands", "function_call"), "commands"),
 }
 """Names of speakers and their roles: those of chat templates, of ShareGPT's many hands, of OASST's
-rows."""
+rows, of LLaMA-Factory's."""
 
 MEANING = {
     "tool_calls": "calls of tools",

@@ -9,12 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cores.data import readable
+from cores.evaluate.stats import Z95
 from cores.ppo.experience import Scored, gather_rows, share
 from cores.ppo.score import Row, Scorer
 from cores.rl import kl_estimate
-
-Z95 = 1.96
-"""Half-width of a 95% interval in standard errors."""
 
 
 @dataclass(frozen=True)

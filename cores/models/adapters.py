@@ -31,6 +31,7 @@ from cores.config import LoraSection, ModelSection
 from cores.errors import UserError
 from cores.models.folders import WHOLE, reading
 from cores.models.heads import built
+from cores.models.vocabulary import saved_rows
 
 # It tells of every cast to fp16, and on CPUs of kernels that nobody needs, when TRL imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -219,6 +220,7 @@ def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
     )
     if model.can_generate():
         small.generation_config = model.generation_config
+    small.saved_rows = saved_rows(model)
     del small.config.quantization_config  # what is saved is an adapter and the base as it was
     for layer in small.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):

@@ -247,7 +247,7 @@ def _weights(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTraine
     with torch.random.fork_rng(devices=[], enabled=bool(adapter.modules_to_save)):  # its own head
         model = _weights(auto, base, config)
     with torch.random.fork_rng(devices=[]):
-        fit_vocabulary(model, load_tokenizer(folder), len(load_tokenizer(base)))
+        fit_vocabulary(model, load_tokenizer(folder), len(load_tokenizer(base)), to=1)
         model = merged(model, folder)
     check_finite(path, model)
     return model

@@ -51,8 +51,12 @@ class RewardFunctions:
         """
         if len(rows) != rollout.ids.shape[0]:
             raise ValueError(f"{len(rows)} rows for {rollout.ids.shape[0]} replies")
+        texts = reply_texts(rollout, self.tokenizer, self.config)
+        return self.ask([text for text, _ in texts], rows).to(rollout.ids.device)
+
+    def ask(self, replies: list[str], rows: list[dict[str, Any]]) -> Tensor:
+        """Scores (B, S) of replies that are there as text; else as a call on a rollout."""
         prompts = [row["prompt"] for row in rows]
-        replies = [text for text, _ in reply_texts(rollout, self.tokenizer, self.config)]
         scores = torch.empty(len(rows), len(self.functions))
         for i, (source, function) in enumerate(self.functions.items()):
             # Copies, so that what one function does to its arguments no other sees.
@@ -75,23 +79,28 @@ class RewardFunctions:
                 f"{_row(int(silent.nonzero()[0]), prompts, replies)}, which then has no reward; "
                 "let one of them return a number."
             )
-        return scores.to(rollout.ids.device)
+        return scores
 
 
 def reply_texts(
     rollout: Rollout, tokenizer: PreTrainedTokenizerBase, config: PPOSection
 ) -> list[tuple[str, bool]]:
-    """Each reply without special tokens, and whether a stop id, which is left out, ended it.
+    """`reply_text` of each row."""
+    stops = stop_ids(config, tokenizer)
+    each = zip(rollout.response_ids, rollout.response_mask, rollout.ended.tolist(), strict=True)
+    return [reply_text(ids[mask].tolist(), end, tokenizer, stops) for ids, mask, end in each]
+
+
+def reply_text(
+    ids: list[int], ended: bool, tokenizer: PreTrainedTokenizerBase, stops: list[int]
+) -> tuple[str, bool]:
+    """A reply without special tokens, and whether a stop id, which is left out, ended it.
 
     A stop string stays: the token that completes it may hold more than its end.
     """
-    replies, stops = [], stop_ids(config, tokenizer)
-    for i, ended in enumerate(rollout.ended.tolist()):
-        ids = rollout.response_ids[i][rollout.response_mask[i]].tolist()
-        stopped = ended and ids[-1] in stops
-        kept = ids[:-1] if stopped else ids
-        replies.append((readable(tokenizer, kept, skip_special_tokens=True), stopped))
-    return replies
+    stopped = ended and ids[-1] in stops
+    kept = ids[:-1] if stopped else ids
+    return readable(tokenizer, kept, skip_special_tokens=True), stopped
 
 
 def _asked(function: RewardFunction, *told: Any) -> Any:

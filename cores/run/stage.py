@@ -12,6 +12,8 @@ from cores.config import Config, plain
 from cores.errors import UserError
 from cores.files import write_json
 from cores.run import checkpoint
+from cores.run.beside import Beside
+from cores.run.card import card
 from cores.run.checkpoint import Checkpoint, State
 from cores.run.folder import CHECKPOINTS, Folder, command
 from cores.run.metrics import Metrics, append
@@ -46,6 +48,8 @@ class StageRun:
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         """The checkpoint that is being written."""
+        self.beside: Beside | None = None
+        """On the main process, from `begin` on."""
         self.seconds_before = 0.0
         """What the run took before it was stopped."""
         self.progress: Progress | None = None
@@ -71,6 +75,8 @@ class StageRun:
         behind = None if self.resumed is None else self.resumed.step
         named = self.folder.state.get("run", "")
         self.metrics = Metrics(self.config, self.stage, self.path, self.launch, named, behind)
+        if self.launch.is_main:
+            self.beside = Beside(self.config, self.stage, self.path, self.launch, facts)
         self.saved_at = time.monotonic()
 
     def going_on(self, total: int, model: Any = None) -> None:
@@ -152,7 +158,10 @@ class StageRun:
 
     def log(self, step: int, values: dict[str, float], line: str) -> None:
         """A row of metrics.jsonl, and its figures on the screen when a line is due."""
-        self.metrics.log(step, {"seconds": round(self.seconds, 3), **values})
+        values = {"seconds": round(self.seconds, 3), **values}
+        self.metrics.log(step, values)
+        if self.beside is not None:
+            self.beside.row({"step": step, **values})
         if self.progress is not None:
             self.progress.note(step, line)
         else:  # before there are steps
@@ -190,10 +199,12 @@ class StageRun:
         STOP.stepping = False
         save(self.path)
         self.metrics.close()
-        if self.launch.is_main:
+        if self.beside is not None:
+            self.beside.end(facts)
             self._record(facts)
             self.folder.publish()
             self.launch.say(f"wrote {self.final} in {self.seconds:.0f} s")
+            self.beside.report()
             follows = onward(shlex.split(command(self.config)), self.stage, self.config)
             if follows is not None:
                 self.launch.say(f"next: {follows}")
@@ -206,11 +217,13 @@ class StageRun:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 2),
             "processes": self.launch.world,
+            "command": self.folder.state["resume"],
             **facts,
             "files": model_files(self.path),
             "versions": versions(),
             "config": plain(self.config),
         }
+        (self.path / "README.md").write_text(card(record), encoding="utf-8")
         write_json(self.path / "stage.json", record)
 
     def __enter__(self) -> "StageRun":
@@ -223,3 +236,5 @@ class StageRun:
         if self.launch.is_main:
             self.writer.shutdown()  # a checkpoint that is under way is finished
             self.folder.leave(error)
+            if error is not None and self.beside is not None:
+                self.beside.report()  # why it ended

@@ -14,7 +14,6 @@ from cores.models import load_tokenizer, settle_pad_token
 from cores.models.bases import check_base
 from cores.models.folders import CLASSIFIER, place, reading
 from cores.models.loading import check_scalar, load_config
-from cores.models.vocabulary import fitted
 from cores.runtime.fingerprint import cache_if_unreachable, model_files, tokenizer_fingerprint
 
 OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth"]
@@ -56,7 +55,7 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     return folder, {
         "parents": {},
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "vocab_size": fitted(model.get_text_config().vocab_size, tokenizer),
+        "vocab_size": max(model.get_text_config().vocab_size, len(tokenizer)),
         "template": template,
         "attention": model_then.get("attention", "causal"),
         "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",

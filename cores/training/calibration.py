@@ -55,7 +55,7 @@ def policy_engine(
     config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase, launch: Launch
 ) -> RolloutEngine:
     """An engine over the model in `folder`, sampling as stage 3 will."""
-    policy: Any = load_policy(folder, dropout=False, tokenizer=tokenizer)
+    policy: Any = load_policy(folder, dropout=False, frozen=config.model, tokenizer=tokenizer)
     exclude_from(policy, tokenizer)
     return build_engine(config, policy.to(launch.device), tokenizer, reply_tokens(config), launch)
 

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from cores.config import Config, RewardSection, SFTSection
 from cores.errors import ANEW, UserError
+from cores.models.actor import plain_model
 from cores.models.tuning import fitting
 from cores.rl.schedule import lr_factor, warmup_steps
 from cores.run import StageRun
@@ -88,6 +89,8 @@ def train(model: Any, run: StageRun, make: Callable[[], "Lasting"]) -> Any:
     """Train `model` by the trainer that `make` makes, from the run's checkpoint if it has one;
     return it with all its weights on every rank."""
     resumed, held = run.resumed, run.launch.sharding
+    config = plain_model(model).config
+    cached = getattr(config, "use_cache", None)  # the trainer sets it, and it would be saved
     if resumed is not None:
         load_weights(model, resumed.tensors("weights"))
     stand_in = held.stand_in(model)
@@ -99,6 +102,8 @@ def train(model: Any, run: StageRun, make: Callable[[], "Lasting"]) -> Any:
         trainer.train(resume_from_checkpoint=folder if resumed is not None else None)
     run.stepped()
     trained = held.undone(model, stand_in)
+    if cached is not None:
+        config.use_cache = cached
     trainer.accelerator.free_memory()
     return trained.to(run.launch.device)
 

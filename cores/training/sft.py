@@ -239,7 +239,6 @@ def _check_loss(loss: float | None, why: str) -> None:
         raise UserError(f"sft: the held-out loss is {loss} {why}.")
 
 
-@torch.no_grad()
 def held_out_loss(
     model: Any,
     rows: list[dict[str, Any]],
@@ -251,21 +250,38 @@ def held_out_loss(
     """Mean nats a trained token over `rows`, by all ranks together; None without rows."""
     if not rows:
         return None
-    model.eval()
-    total, tokens, start_id = 0.0, 0, decoder_start(model)
     own = rows[launch.rank :: launch.world]
-    for start in range(0, len(own), batch_size):
-        batch = collate(own[start : start + batch_size], pad_id, start_id, images)
+    losses = row_losses(model, own, pad_id, batch_size, launch, images)
+    everyone = gather_object(losses) if launch.world > 1 else losses
+    return sum(nats for nats, _ in everyone) / max(1, sum(tokens for _, tokens in everyone))
+
+
+@torch.no_grad()
+def row_losses(
+    model: Any,
+    rows: list[dict[str, Any]],
+    pad_id: int,
+    batch_size: int,
+    launch: Launch,
+    images: ImageProcessor | None = None,
+) -> list[tuple[float, int]]:
+    """Nats of each row's trained tokens together, and how many these are; of this rank alone."""
+    model.eval()
+    found: list[tuple[float, int]] = []
+    start_id = decoder_start(model)
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = collate(part, pad_id, start_id, images)
         batch = {name: tensor.to(launch.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
         with launch.autocast():
             logits = model(**batch).logits.float()
         if start_id is None:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        total += cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        ).item()
-        tokens += int((labels != IGNORED).sum())
-    if launch.world > 1:
-        total, tokens = map(sum, zip(*gather_object([(total, tokens)]), strict=True))
-    return total / max(1, tokens)
+        nats = cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view_as(labels)
+        counts = (labels != IGNORED).sum(dim=1)
+        # A black image's row may stand behind them.
+        found += list(zip(nats.sum(dim=1).tolist(), counts.tolist(), strict=True))[: len(part)]
+    return found

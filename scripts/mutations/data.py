@@ -81,9 +81,17 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/template.py": (
         (
             "tests/unit/test_data_encode.py", "tests/unit/test_data_rewritten.py",
-            "tests/unit/test_data_roles.py",
+            "tests/unit/test_data_roles.py", "tests/unit/test_data_rows.py",
         ),
         [
+            ("bos-in-rounds", "later rounds of a conversation lose their BOS",
+             'again = bos if replied else ""', 'again = ""'),
+            ("bos-at-first", "a first text that begins with BOS loses it",
+             "            text = bos + text\n", "            pass\n"),
+            ("bos-in-a-row", "BOS twice where a stop brings it and a prefix too",
+             "text.removeprefix(bos) if before.endswith(bos) else text", "text"),
+            ("bos-of-chat", "chat templates may write BOS twice",
+             "self.bos * 2 in text or first.count(self.bos) > 1", "False"),
             ("text-no-stop", "no stop token after a text",
              "self.section) + self.eos, True)", "self.section), True)"),
             ("chat-stop", "the chat template's stop token outside the reply",
@@ -191,6 +199,24 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "/ 2**64 < fraction", "/ 2**64 >= fraction"),
             ("split-unstable", "another split in every process",
              "key.encode()", "repr(hash(key)).encode()"),
+        ],
+    ),
+    "cores/config/effects.py": (
+        ("tests/unit/test_config_effects.py",),
+        [
+            ("no-effect-items", "items of sources are not looked at",
+             'getattr(section, "sources", [])', "[]"),
+            ("held-out-all", "one source with held-out rows is taken for all",
+             "bool(given) and all(", "bool(given) and any("),
+        ],
+    ),
+    "cores/data/stream.py": (
+        ("tests/unit/test_data_stream.py",),
+        [
+            ("later-columns", "columns of later rows are lost",
+             "reader.unread += [name", "[name"),
+            ("later-ignored", "a column of later rows cannot be left out knowingly",
+             "[*columns, *later]", "[*columns]"),
         ],
     ),
     "cores/data/build.py": (

@@ -4,8 +4,13 @@ Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/images.py": (
-        ("tests/unit/test_data_images.py", "tests/unit/test_data_interleaved.py"),
+        ("tests/unit/test_data_images.py", "tests/unit/test_data_interleaved.py",
+         "tests/unit/test_data_effects.py"),
         [
+            ("folder-unused", "a folder of images that no row has is passed over",
+             "if given and not used:", "if given and not used and False:"),
+            ("template-shared", "a template that another source needs is refused",
+             'alone = not key.endswith("]")', "alone = True"),
             ("image-trained", "image tokens have labels",
              "[IGNORED if ids[i] == tokens.id else labels[i] for i in range(end)]",
              "labels[:end]"),

@@ -177,11 +177,15 @@ def test_a_limit_within_an_image(tmp_path: Path) -> None:
 def test_texts_beside_rows_of_images(tmp_path: Path) -> None:
     """They have no image; one who types the token of images has typed a control token."""
     rows = [{"prompt": "A?", "completion": "B"}, {"prompt": "<image>?", "completion": "B"}]
-    made = data(tmp_path, rows)
+    made = data(tmp_path, rows, source={"image_folder": None})
     assert [row["images"] for row in made.train] == [[]]
     assert "holds the control token <image>" in "".join(made.report.lines())
     with pytest.raises(UserError, match="holds <image> without an image"):
-        data(tmp_path, [{"prompt": f"{MARK}?", "completion": "B"}])
+        data(
+            tmp_path,
+            [{"prompt": f"{MARK}?", "completion": "B"}],
+            source={"image_folder": None},
+        )
 
 
 def test_rows_of_one_image_are_on_one_side(tmp_path: Path) -> None:
@@ -234,7 +238,7 @@ def test_a_template_that_loses_the_image(tmp_path: Path, monkeypatch: pytest.Mon
 def test_ignored_images(tmp_path: Path) -> None:
     """Knowingly: the row is then a text."""
     row = {"image": "nowhere.png", "prompt": "A?", "completion": "B"}
-    assert one(tmp_path, row, source={"ignore": ["image"]})["images"] == []
+    assert one(tmp_path, row, source={"ignore": ["image"], "image_folder": None})["images"] == []
 
 
 def test_rows_for_programs(tmp_path: Path) -> None:

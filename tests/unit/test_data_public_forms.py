@@ -1,5 +1,6 @@
 """Forms of public data sets and tools that are read without a preset."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ from _data_helpers import CHAT, config, write_jsonl
 from _tokenizers import chat_like
 from test_data_presets import made, says, talk
 
+from cores.config.template import RoleTemplate, TemplateSection
 from cores.data import prompt_data, sft_data
+from cores.data.inspect import segments
+from cores.errors import UserError
 
 USER, GOOD, BAD = says("user", "Tea?"), says("assistant", "Green"), says("assistant", "None")
 SYSTEM = says("system", "S")
@@ -84,6 +88,42 @@ def test_demonstrations(tmp_path: Path, row: dict[str, Any]) -> None:
     built = config(write_jsonl(tmp_path / "a.jsonl", [row]), CHAT)
     assert [talk(r["input_ids"]) for r in sft_data(built, chat_like()).train] == ["S/Tea?/Green"]
     assert [talk(r["input_ids"]) for r in prompt_data(built, chat_like()).train] == ["S/Tea?"]
+
+
+CALLED = {
+    "conversations": [
+        spoken("human", "Tea?"), spoken("function_call", '{"name": "brew"}'),
+        spoken("observation", "hot"), spoken("gpt", "Green"),
+    ],
+    "tools": "",
+}  # fmt: skip
+
+
+def test_calls_of_functions(tmp_path: Path) -> None:
+    """LLaMA-Factory's sharegpt form with tools: a call is of the assistant, learned where the
+    template says so; a chat template has no turn for it, and a table of tools is never lost."""
+    path = write_jsonl(tmp_path / "a.jsonl", [CALLED])
+    section = TemplateSection(
+        kind="roles",
+        commands=RoleTemplate("<call>", "</call>\n", train="all"),
+        tool=RoleTemplate("<result>", "\n"),
+    )
+    (row,) = sft_data(config(path, section), chat_like()).train
+    flags = [label != -100 for label in row["labels"]]
+    assert segments(row["input_ids"], flags, chat_like()) == [
+        ("Tea?", False),
+        ('<call>{"name": "brew"}</call>\n', True),
+        ("<result>hot\n", False),
+        ("Green<|im_end|>", True),
+    ]
+    bare = replace(section, commands=RoleTemplate())
+    for wanted, advice in ((bare, "puts nothing around it"), (CHAT, "chat templates know none")):
+        for read in (sft_data, prompt_data):
+            with pytest.raises(UserError, match=f":1: has a turn of the role commands.*{advice}"):
+                read(config(path, wanted), chat_like())
+    path = write_jsonl(tmp_path / "b.jsonl", [{**CALLED, "tools": '[{"name": "brew"}]'}])
+    with pytest.raises(UserError, match="column 'tools' "):
+        sft_data(config(path, section), chat_like())
 
 
 def test_prompts_with_answers(tmp_path: Path) -> None:

@@ -7,8 +7,14 @@ import pytest
 from _data_helpers import CHAT, NONE, ROLES, config, write_jsonl
 from _tokenizers import CHATML, chat_like, gpt2_like, llama_like
 
-from cores.config.template import TemplateSection
+from cores.config.template import RoleTemplate, TemplateSection
 from cores.data import preference_data, prompt_data, sft_data
+from cores.errors import UserError
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    *({"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}) * 2,
+]
 
 
 @pytest.mark.parametrize("template", [CHAT, ROLES])
@@ -25,6 +31,47 @@ def test_one_bos_whoever_writes_it(template: TemplateSection, tmp_path: Path) ->
     for ids in (sft["input_ids"], pair["chosen_ids"], pair["rejected_ids"], prompt["input_ids"]):
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("system", [RoleTemplate(), RoleTemplate("<s>[SYS]", "<s>")])
+def test_bos_begins_a_round_once(system: RoleTemplate, tmp_path: Path) -> None:
+    """A prefix that begins each round with BOS: in the first round the system turn has it already,
+    of its own or as the tokenizer puts it; further rounds keep theirs, once. So in all stages."""
+    template = TemplateSection(
+        kind="roles",
+        system=system,
+        user=RoleTemplate("<s>[INST]", "[/INST]"),
+        assistant=RoleTemplate(stop="</s><s>"),
+    )
+    made = config(write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}]), template)
+    (row,), ids = sft_data(made, llama_like()).train, llama_like().bos_token_id
+    first, second, third = llama_like().decode(row["input_ids"]).split("[INST]")
+    assert first.replace(" ", "") == f"<s>{system.prefix[3:]}Bebrief."
+    assert second.replace(" ", "") == "Q[/INST]A</s><s>"
+    assert third.replace(" ", "") == "Q[/INST]A</s><s>"
+    pair = {"messages": TURNS, "chosen": "A", "rejected": "B"}
+    made = config(write_jsonl(tmp_path / "pairs.jsonl", [pair]), template)
+    (both,), (asked,) = (f(made, llama_like()).train for f in (preference_data, prompt_data))
+    assert both["chosen_ids"][: both["prompt_length"]] == asked["input_ids"]
+    assert asked["input_ids"] == row["input_ids"][: len(asked["input_ids"])]
+    assert asked["input_ids"].count(ids) == 2
+
+
+@pytest.mark.parametrize("before", ["<s><s>", "<s>Serve."])
+def test_a_chat_template_that_writes_bos_twice(before: str, tmp_path: Path) -> None:
+    """Refused in all stages: elsewhere the same template would write it again."""
+    tokenizer = deepcopy(llama_like())
+    tokenizer.chat_template = before + (
+        "{% for m in messages %}{{ ('<s>' if m.role == 'user' else '') + m.content + "
+        "('</s>' if m.role == 'assistant' else '') }}{% endfor %}"
+    )
+    for made, row in ((sft_data, {"messages": TURNS}), (prompt_data, {"prompt": "Q"})):
+        path = write_jsonl(tmp_path / "rows.jsonl", [row])
+        with pytest.raises(UserError, match=":1: the tokenizer's chat template writes the beginn"):
+            made(config(path, CHAT), tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.removeprefix(before)  # a round begins with it
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}])
+    assert len(sft_data(config(path, CHAT), tokenizer).train) == 1
 
 
 END = "<|endoftext|>"

@@ -165,3 +165,16 @@ def test_shown(
     out = capsys.readouterr().out
     assert out.count("--- row ") == 2
     assert "train: 40 of 40 rows" in out
+
+
+def test_columns_of_later_rows(tmp_path: Path) -> None:
+    """Refused, left out knowingly or named, as if the first row had them."""
+    rows: list[dict[str, Any]] = [{"text": str(i)} for i in range(10)]
+    path = write_jsonl(tmp_path / "a.jsonl", [*rows, {"text": "10", "tools": "a", "url": "b"}])
+    whole = sft_data(config(path, NONE, source={"ignore": ["tools"]}), gpt2_like())
+    data = streamed(path, ignore=["tools"])
+    assert len(list(islice(data.train, 22))) == 22
+    assert sorted(data.report.train.unread) == sorted(whole.report.train.unread)
+    for read in (streamed, lambda path: sft_data(config(path, NONE), gpt2_like())):
+        with pytest.raises(UserError, match=r"a\.jsonl:11: column 'tools' .* is not read"):
+            read(path)

@@ -88,7 +88,8 @@ def test_texts_alone_are_joined_or_split(tmp_path: Path, fields: dict[str, Any])
     ("words", "said"),
     [
         (["--data.join_opening", "x"], "join_opening: has no effect without data.join"),
-        (["--data.join", "x", "--data.too_long", "drop"], "too_long: drop has no effect"),
+        (["--data.join", "x", "--data.too_long", "drop"],
+         "data.too_long: has no effect with data.join"),
         (["--data.join", "x", "--sft.packing", "true"], "sft.packing: data.join fills"),
         (["--data.sft.path", "a.jsonl", "--data.inspect_json", "./a.jsonl"], "would be lost"),
         (["--template.marked", "true"], "template.marked: has no effect with template.kind chat"),

@@ -18,7 +18,7 @@ from cores.errors import UserError
         ("assistant gpt chatgpt bot model bard bing", "assistant"),
         ("tool function observation ipython", "tool"),
         ("thoughts", "thoughts"),
-        ("commands", "commands"),
+        ("commands function_call", "commands"),
     ],
 )
 def test_speakers(names: str, role: str) -> None:

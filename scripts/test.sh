@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash scripts/setup.sh dev,deepspeed
+TRISTAGE_SCRIPT=1 bash scripts/setup.sh dev,deepspeed
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -9,6 +9,7 @@ import pytest
 import torch
 from _families import POSITIONS
 from _models import EXCLUDED, FAMILIES, KINDS, causal, model_config, policy_of, toy_tokenizer
+from _tiny import words
 from _tokenizers import chat_like, gpt2_like, llama_like
 from transformers import (
     AutoModelForCausalLM,
@@ -223,6 +224,12 @@ def test_an_added_pad_token_is_as_unlikely_as_the_mean(kind: str, tmp_path: Path
     torch.testing.assert_close(head[pad], head[:pad].mean(dim=0))
     logits = saved(torch.tensor([[5, 6, 7]])).logits[0, -1]
     assert logits.softmax(-1)[pad] <= 1 / pad
+    own = words()  # whose own token of that name is its first one
+    model = causal(kind, rows=len(own), pad_token_id=own.pad_token_id)
+    assert own.pad_token == NEW_PAD
+    row = model.get_output_embeddings().weight[own.pad_token_id].clone()
+    save_model(model, own, tmp_path)
+    assert torch.equal(model.get_output_embeddings().weight[own.pad_token_id], row)
 
 
 @pytest.mark.parametrize("kind", KINDS)

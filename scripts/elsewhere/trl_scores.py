@@ -1,4 +1,4 @@
-"""Held-out pairs scored by `trl_reward` and by the folder as TRL reads it: python trl_scores.py RUN.
+"""Held-out pairs by `trl_reward`, and by the folder as TRL reads it: python trl_scores.py RUN.
 
 TRL 1.16 (GRPOTrainer, `_calculate_rewards`) joins the texts of prompt and reply, tokenizes without
 special tokens, and takes the logit at the last token.

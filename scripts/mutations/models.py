@@ -105,6 +105,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if pad not in uses:", "if pad is not None:"),
             ("new-rows", "new embeddings at the mean of all rows, their own noise included",
              "table[:first].mean(dim=0)", "table.mean(dim=0)"),
+            ("rows-of-base", "rows of the base beyond its ids are overwritten",
+             "table[old:] = mean", "table[first:] = mean"),
             ("rows-saved", "rows that fill up memory are saved too",
              "tensor.detach()[:rows] if", "tensor.detach() if"),
             ("rows-lost", "rows of the base beyond the tokenizer are not saved",

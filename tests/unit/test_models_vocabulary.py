@@ -163,6 +163,24 @@ def test_rows_beyond_the_tokenizer_stay_and_are_excluded() -> None:
     assert exclude_from(model, tokenizer) == EXCLUDED
 
 
+def test_a_base_s_own_rows_stay(tmp_path: Path) -> None:
+    """Those beyond its ids: new tokens take the first of them, the rest stays as it was, and what
+    is saved has as many rows as the base, however many memory has."""
+    tokenizer = fresh(gpt2_like())
+    known, rows = len(tokenizer), len(tokenizer) + 10
+    model = causal("llama", rows=rows, pad_token_id=None)
+    old = embedding(model).detach().clone()
+    settle_pad_token(tokenizer, None)
+    fit_vocabulary(model, tokenizer, known)
+    assert embedding(model).shape[0] == rounded(rows) > rows
+    save_model(model, tokenizer, tmp_path)
+    saved = embedding(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert torch.equal(saved[:known], old[:known])
+    torch.testing.assert_close(saved[known], old[:known].mean(dim=0))
+    assert torch.equal(saved[known + 1 :], old[known + 1 :])
+    assert GenerationConfig.from_pretrained(tmp_path).suppress_tokens == [*range(known, rows)]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", FAMILIES)
 @torch.no_grad()

@@ -25,6 +25,7 @@ from cores.rl import (
     kl_estimate,
     masked_mean,
     reinforce_pp,
+    repetition,
     rloo,
     shape_rewards,
     whiten,
@@ -226,12 +227,15 @@ def describe(
     """
     e, mask = experience, experience.response_mask
     kl = kl_estimate(e.logprobs, e.ref_logprobs, "k1", mask)
+    replies = e.ids[:, -mask.shape[1] :]
     stats: Unread = {
         "score": e.scores.mean(),
         "score_std": e.scores.std(correction=0),
         "kl": kl.sum(dim=1).mean(),
+        "kl_std": kl.sum(dim=1).std(correction=0),
         "response_length": mask.sum(dim=1).float().mean(),
         "ended": e.ended.float().mean(),
+        "repetition": repetition(replies, mask).mean(),
         "reward": e.rewards.sum(dim=1).mean(),
     }
     if e.entropy is not None:

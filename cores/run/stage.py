@@ -11,6 +11,7 @@ from cores.config import Config, plain
 from cores.errors import UserError
 from cores.files import write_json
 from cores.run import checkpoint
+from cores.run.beside import Beside
 from cores.run.card import card
 from cores.run.checkpoint import Checkpoint, State
 from cores.run.folder import CHECKPOINTS, Folder, command
@@ -45,6 +46,8 @@ class StageRun:
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         """The checkpoint that is being written."""
+        self.beside: Beside | None = None
+        """On the main process, from `begin` on."""
         self.seconds_before = 0.0
         """What the run took before it was stopped."""
 
@@ -66,6 +69,8 @@ class StageRun:
         if self.launch.is_main:
             self.folder.begin(facts, self.resumed)
         self.metrics = Metrics(self.config, self.stage, self.path, self.launch)
+        if self.launch.is_main:
+            self.beside = Beside(self.config, self.stage, self.path, self.launch, facts)
         self.saved_at = time.monotonic()
 
     def going_on(self, total: int) -> None:
@@ -140,7 +145,10 @@ class StageRun:
 
     def log(self, step: int, values: dict[str, float], line: str) -> None:
         """A row of metrics.jsonl, and a line on the screen."""
-        self.metrics.log(step, {"seconds": round(self.seconds, 3), **values}, line)
+        values = {"seconds": round(self.seconds, 3), **values}
+        self.metrics.log(step, values, line)
+        if self.beside is not None:
+            self.beside.row({"step": step, **values})
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Rows of another file of JSON lines."""
@@ -172,10 +180,12 @@ class StageRun:
         STOP.stepping = False
         save(self.path)
         self.metrics.close()
-        if self.launch.is_main:
+        if self.beside is not None:
+            self.beside.end(facts)
             self._record(facts)
             self.folder.publish()
             self.launch.say(f"wrote {self.final} in {self.seconds:.0f} s")
+            self.beside.report()
         self.launch.agree(False)
 
     def _record(self, facts: dict[str, Any]) -> None:
@@ -185,6 +195,7 @@ class StageRun:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 2),
             "processes": self.launch.world,
+            "command": self.folder.state["resume"],
             **facts,
             "files": model_files(self.path),
             "versions": versions(),
@@ -203,3 +214,5 @@ class StageRun:
         if self.launch.is_main:
             self.writer.shutdown()  # a checkpoint that is under way is finished
             self.folder.leave(error)
+            if error is not None and self.beside is not None:
+                self.beside.report()  # why it ended

@@ -191,17 +191,22 @@ def agreement(
 def accuracy(
     model: ScalarModel, pairs: list[Row], pad_id: int, batch_size: int, launch: Launch
 ) -> dict[str, Any]:
-    """Share of pairs whose chosen side scores higher, and that of "the longer reply wins".
+    """Share of pairs whose chosen side scores higher, that of "the longer reply wins", and how
+    often the model scores the longer reply of a pair higher (None where no lengths differ).
 
     Over all pairs at once, not a mean of batch means; a tie counts half.
     """
     if not pairs:
-        return {"pairs": 0, "accuracy": None, "accuracy_longer": None}
+        return {"pairs": 0, "accuracy": None, "accuracy_longer": None, "prefers_longer": None}
     rows = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
     scores = score_rows(model, rows, pad_id, batch_size, launch)
     lengths = [float(len(row)) for row in rows]
+    both = zip(scores[::2], scores[1::2], lengths[::2], lengths[1::2], strict=True)
+    uneven = [(a, b) if x > y else (b, a) for a, b, x, y in both if x != y]
+    longer, shorter = ([pair[side] for pair in uneven] for side in (0, 1))
     return {
         "pairs": len(pairs),
         "accuracy": mean(wins(scores[::2], scores[1::2])),
         "accuracy_longer": mean(wins(lengths[::2], lengths[1::2])),
+        "prefers_longer": mean(wins(longer, shorter)) if uneven else None,
     }

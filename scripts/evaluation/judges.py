@@ -26,7 +26,7 @@ from cores.rollout import stop_ids
 from cores.runtime.parents import load_parents
 from cores.training.calibration import score_rows
 from scripts.evaluation.comparisons import both_orders
-from scripts.evaluation.runs import Judged, Row
+from scripts.evaluation.runs import Judged, Row, held
 
 FUNCTION = re.compile(r".*\.py:\w+")
 ANSWER = re.compile(r"\[\[([ABC])\]\]")
@@ -118,8 +118,7 @@ class RewardModelJudge(Scores):
             model: Any = load_scalar(parent.folder, tokenizer=tokenizer)
         except UserError as error:
             raise UserError(str(error).replace("reward.path", "--judge")) from None
-        model.requires_grad_(False).eval()
-        self.model = ScalarModel(model).to(judged.launch.device)
+        self.model = ScalarModel(held(model, judged.launch))
 
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> list[float]:
         """Its own score, whatever its scale."""

@@ -37,7 +37,10 @@ def judge(config: Config, wanted: Wanted) -> None:
     """Judge, print the table, write the file. UserError if nothing is there to judge."""
     here = launch(config)
     judged = finished(config, here, wanted.limit)
-    out = wanted.json or Path(config.output_dir).expanduser() / FILE
+    root = Path(config.output_dir).expanduser()
+    out = root / FILE if wanted.json is None else wanted.json
+    if wanted.json is None:
+        root.mkdir(parents=True, exist_ok=True)
     if not out.absolute().parent.is_dir():
         raise UserError(f"--json {out}: there is no folder {out.absolute().parent}; make it first.")
     judged.found |= {

@@ -18,6 +18,7 @@ from cores.data.lines import lines
 from cores.errors import UserError, readable
 from cores.models import Actor, ScalarModel, load_policy, load_scalar
 from cores.models.actor import rescale
+from cores.models.adapters import hold_linears_in_bf16
 from cores.models.attention import attend_both_ways
 from cores.models.bases import load_base
 from cores.models.loading import exclude_from
@@ -134,7 +135,14 @@ def loaded(judged: Judged, folder: Path | None) -> Any:
     else:
         model = load_policy(folder, dropout=False, tokenizer=judged.tokenizer)
         exclude_from(model, judged.tokenizer)
-    return model.requires_grad_(False).eval().to(judged.launch.device)
+    return held(model, judged.launch)
+
+
+def held(model: Any, launch: Launch) -> Any:
+    """Frozen, on the device; linear layers in bf16 where autocast would round them at each use."""
+    if launch.precision == "bf16":
+        model = hold_linears_in_bf16(model)
+    return model.requires_grad_(False).eval().to(launch.device)
 
 
 @contextmanager
@@ -156,8 +164,7 @@ def reward_model(judged: Judged, tokenizer: PreTrainedTokenizerBase) -> ScalarMo
     scale = ppo.record["metrics"].get("calibration") if ppo is not None else None
     if parent.elsewhere and scale is not None:
         rescale(model, scale["raw_mean"], scale["raw_std"])
-    model.requires_grad_(False).eval()
-    return ScalarModel(model).to(judged.launch.device)
+    return ScalarModel(held(model, judged.launch))
 
 
 def scorer_of(

@@ -101,7 +101,8 @@ def judge(place: Place, stage: str, out: Path, older: bool, words: list[Any]) ->
     if place.made(out / stage) != place.whole[stage]:
         wrong = {k for k, v in place.whole[stage].items() if place.made(out / stage).get(k) != v}
         return f"not what an uninterrupted run makes: {sorted(wrong)[:4]} {err[-300:]}"
-    extra = {p.name for p in out.iterdir()} - {"sft", "reward", "ppo", f".{stage}.lock"}
+    meant = {"sft", "reward", "ppo", "report.html", f".{stage}.lock"}
+    extra = {p.name for p in out.iterdir()} - meant
     return f"left {extra}" if extra else ""
 
 

@@ -55,7 +55,7 @@ def test_existing_folder_needs_overwrite(chain: Chain, refused) -> None:
     again = run("ppo", [*chain.arguments, "--overwrite"])
     assert (again.returncode, again.stderr) == (0, "")  # nothing of a library, plain python too
     after = tree(chain.out)
-    timed = {"ppo/stage.json", "ppo/metrics.jsonl", "ppo/log.txt"}
+    timed = {"ppo/stage.json", "ppo/metrics.jsonl", "ppo/log.txt", "report.html"}
     assert {k: v for k, v in after.items() if k not in timed} == {
         k: v for k, v in before.items() if k not in timed
     }

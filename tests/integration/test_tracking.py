@@ -141,7 +141,7 @@ def test_trackers_are_no_part_of_a_checkpoint(tracked: tuple[Path, str]) -> None
     """Sending or deleting a tracker's files must not look like a damaged model."""
     for stage in SCRIPTS:
         assert not [name for name in model_files(tracked[0] / stage) if "tensorboard" in name]
-    assert {p.name for p in tracked[0].iterdir()} - {"wandb"} == set(SCRIPTS)
+    assert {p.name for p in tracked[0].iterdir()} - {"wandb", "report.html"} == set(SCRIPTS)
 
 
 def test_settings_are_named_as_on_the_command_line() -> None:

@@ -45,7 +45,8 @@ def break_off(made: Config, *steps: int, error: BaseException | None = None, **a
 
 
 def names(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()}
+    """What stands there beside the report, which every end of a run writes."""
+    return {p.name for p in folder.iterdir()} - {"report.html"}
 
 
 def record(path: Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
         reward = ScalarModel(trained)
         pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
         result, line = judged(reward, data.test, pad_id, rows, here, images)
+        run.metrics.held_out(run.saved, result)
         if line:
             here.say(line)
         prompts, told = zip(*asked, strict=True)

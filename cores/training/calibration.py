@@ -33,15 +33,11 @@ def reply_tokens(config: Config) -> int:
     return config.reward.calibration_tokens or config.ppo.max_new_tokens
 
 
-def calibration_prompts(config: Config, rows: list[dict], *models: PretrainedConfig) -> list[Row]:
-    """Prompts of the training pairs or ratings, drawn at random as `calibration_rows`."""
-    return [prompt for prompt, _ in calibration_asked(config, rows, *models)]
-
-
 def calibration_asked(
     config: Config, rows: list[dict], *models: PretrainedConfig
 ) -> list[tuple[Row, dict[str, Any]]]:
-    """The same, and of which rows they are."""
+    """Prompts of the training pairs or ratings, drawn at random as `calibration_rows`, and their
+    rows."""
     prompts = [(row.get("chosen_ids") or row["ids"])[: row["prompt_length"]] for row in rows]
     return [(prompts[i], rows[i]) for i in calibration_rows(config, prompts, *models)]
 

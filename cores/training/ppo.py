@@ -1,5 +1,6 @@
 """Stage 3 from first to last update: prompts, status lines, sample replies, saving."""
 
+import reprlib
 import time
 from dataclasses import replace
 from functools import partial
@@ -36,6 +37,9 @@ from cores.runtime.parents import Parent
 
 SAMPLES = 4
 """Sample replies written each time."""
+SHORT = reprlib.Repr()
+"""Of a sample on the screen; control characters are escaped."""
+SHORT.maxstring = 100
 
 
 def check_options(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -141,10 +145,11 @@ def train(
         trainer.load_state_dict(run.resumed)
         state = trainer.state
     elif (found := _evaluate(trainer, held_out, "before")) is not None:
+        run.metrics.held_out(0, found.summary())
         kept = found if config.logging.samples else replace(found, rows=[], replies=[])
         state.before = vars(kept)
     size = ppo.batch_size // ppo.samples_per_prompt
-    run.going_on(ppo.updates)
+    run.going_on(ppo.updates, trainer.roles.actor.unwrapped.model)
     while state.update < ppo.updates:
         start, update = time.monotonic(), state.update + 1
         first = 0 if ppo.estimator == "coati" and ppo.coati.same_prompts else state.update * size
@@ -155,7 +160,8 @@ def train(
         stats["tokens_per_second"] = tokens / (time.monotonic() - start)
         run.log(update, stats, status_line(update, ppo.updates, stats))
         if ppo.sample_every and update % ppo.sample_every == 0:
-            run.samples("samples.jsonl", partial(_samples, tokenizer, experience, update))
+            make = partial(_samples, tokenizer, experience, update)
+            _show(run, update, run.samples("samples.jsonl", make))
         if ppo.eval_every and update % ppo.eval_every == 0 and update < ppo.updates:
             _look(config, trainer, held_out, tokenizer, run)
         if (every := config.checkpoint.keep_weights) and update % every == 0:
@@ -180,6 +186,8 @@ def train(
             texts = [row["prompt"] for row in held_out]
             pairs = partial(sample_pairs, tokenizer, texts, before, after)
             run.samples("held_out_samples.jsonl", pairs, anew=True)
+        if after is not None:
+            run.metrics.held_out(state.update, after.summary())
     if state.best:
         result["best"] = state.best
     if state.calibration is not None:
@@ -201,6 +209,7 @@ def _look(
         return
     summary = found.summary()
     run.append("evaluations.jsonl", [{"update": state.update, **summary}])
+    run.metrics.held_out(state.update, summary)
     better = not state.best or summary["score"] > state.best["score"]
     if limit is not None and summary["kl"] <= limit and better:
         state.best = {"update": state.update, **summary}
@@ -262,6 +271,14 @@ def _evaluate(trainer: PPOTrainer, rows: list[Row], when: str) -> Evaluation | N
         f"({s['prompts']} held-out prompts, 95% intervals)"
     )
     return result
+
+
+def _show(run: StageRun, update: int, rows: list[dict[str, Any]]) -> None:
+    """Samples of an update: all to the trackers, one to the screen."""
+    if rows:
+        run.metrics.samples(update, rows)
+        asked, said = (SHORT.repr(rows[0][name]) for name in ("prompt", "reply"))
+        run.launch.say(f"sample: {asked} -> {said} (score {rows[0]['score']:+.2f})")
 
 
 def _samples(

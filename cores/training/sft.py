@@ -209,6 +209,8 @@ def train_and_judge(
     size, launch = config.sft.microbatch_size, run.launch
     before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch, images)
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
+    if run.resumed is None:
+        run.metrics.held_out(0, {"loss": before})
     trained = train_sft(config, model, data.train, pad_id, run, images)
     after = held_out_loss(trained, data.test, pad_id, size, launch, images)
     _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
@@ -216,6 +218,7 @@ def train_and_judge(
         launch.say("\n".join(data.report.lines()))
     if before is not None and after is not None:
         launch.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+        run.metrics.held_out(run.saved, {"loss": after})
     return trained, {"test_loss_before": before, "test_loss": after}
 
 

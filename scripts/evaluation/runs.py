@@ -1,5 +1,6 @@
 """What of a run is finished, its models, and the rows that they are judged on."""
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -130,6 +131,7 @@ def loaded(judged: Judged, folder: Path | None) -> Any:
     """The policy in `folder`, frozen, on the device; None: stage 1's base, as stage 1 took it."""
     config = judged.config
     assert judged.tokenizer is not None, "there is no policy without stage 1"
+    gc.collect()  # the model before, which its engine may hold in a circle
     if folder is None:
         fresh = config.seed if config.model.from_config else None
         model: Any = load_base(pinned(config).model.path, judged.tokenizer, fresh=fresh)

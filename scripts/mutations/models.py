@@ -102,6 +102,36 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if pad not in uses:", "if pad is not None:"),
             ("new-rows", "new embeddings at the mean of all rows, their own noise included",
              "table[:first].mean(dim=0)", "table.mean(dim=0)"),
+            ("rows-of-base", "rows of the base beyond its ids are overwritten",
+             "table[old:] = mean", "table[first:] = mean"),
+            ("rows-saved", "rows that fill up memory are saved too",
+             "tensor.detach()[:rows] if", "tensor.detach() if"),
+            ("rows-lost", "rows of the base beyond the tokenizer are not saved",
+             "max(saved_rows(model), len(tokenizer))", "len(tokenizer)"),
+        ],
+    ),
+    "cores/models/saving.py": (
+        ("tests/unit/test_models_vocabulary.py",),
+        [
+            ("suppress-forgotten", "other tools may sample pad",
+             "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
+            ("pad-row", "an added pad token keeps the row that it began with",
+             "table[row] = table[:row].mean(dim=0)", "pass"),
+            ("names-of-5", "the tokenizer's class has version 5's name",
+             '= "PreTrainedTokenizerFast"', '= "TokenizersBackend"'),
+            ("list-of-5", "special tokens stand under version 5's name",
+             'told["additional_special_tokens"] =', 'told["extra_special_tokens"] ='),
+        ],
+    ),
+    "cores/interop.py": (
+        ("tests/integration/test_interop.py",),
+        [
+            ("ends-lost", "texts are read before the end token",
+             "text.removesuffix(suffix) + suffix + self.template.eos", "text"),
+            ("always-ended", "replies that ran out are ended too",
+             "ids[-1:] == [self.policy.eos_token_id]", "True"),
+            ("any-tokenizer", "another tokenizer's ids are taken",
+             "if read.strip() != reply", "if False and read.strip() != reply"),
         ],
     ),
     "cores/models/adapters.py": (
@@ -129,13 +159,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if not dropout or k.endswith(LAYERDROP)", "if k.endswith(LAYERDROP)"),
             ("dropout-saved", "the dropout taken out for training is lost in the saved config",
              "    model.config.get_text_config().update(kept)\n", ""),
-        ],
-    ),
-    "cores/models/saving.py": (
-        ("tests/unit/test_models_vocabulary.py",),
-        [
-            ("suppress-forgotten", "other tools may sample pad",
-             "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
         ],
     ),
 }  # fmt: skip

@@ -188,13 +188,14 @@ def test_two_ranks_sample_the_replies_of_one() -> None:
 
 
 def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invariants 12, 31: they sample for other prompts the replies that one process would."""
+    """Invariants 12, 31: they sample for other prompts the replies that one process would, and
+    know where these begin."""
     nobody: Any = None
     engine = policy_engine(ppo_config(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     alone = engine.generate(PROMPTS, uniforms(4, 6, 0, "calibration"))
-    found: list[list[int]] = []
+    found: list[tuple[list[int], int]] = []
 
-    def sent(own: list[list[int]]) -> None:
+    def sent(own: list[tuple[list[int], int]]) -> None:
         found.extend(own)
         raise InterruptedError  # what follows is the same on all ranks
 
@@ -202,7 +203,7 @@ def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     for launch in RANKS:
         with pytest.raises(InterruptedError):
             calibration.calibrate(ppo_config(), nobody, engine, PROMPTS, PAD, 2, launch)
-    assert found == [alone.row(i) for i in (0, 2, 1, 3)]
+    assert found == [(alone.row(i), len(PROMPTS[i])) for i in (0, 2, 1, 3)]
 
 
 def test_scores_of_two_ranks_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

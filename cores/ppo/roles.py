@@ -18,6 +18,7 @@ from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import rescale
 from cores.models.adapters import hold_linears_in_bf16, language_task
 from cores.models.body import compile_layers
+from cores.models.images import hold_tower
 from cores.models.loading import exclude_from
 from cores.models.rows import Policy, Value
 from cores.rewards.texts import TextReward
@@ -252,6 +253,7 @@ def _reward(
 def _trainable(model: Any, config: Config, task: TaskType, name: str) -> Any:
     """With adapters and checkpointing as configured."""
     lora = config.ppo.lora
+    hold_tower(model)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if lora.rank:

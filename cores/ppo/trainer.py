@@ -13,6 +13,7 @@ from torch import Tensor
 from cores.config import FaultsSection, PPOSection
 from cores.draws import permutation
 from cores.errors import ANEW, UserError
+from cores.models.images import ImageProcessor
 from cores.ppo.experience import (
     Experience,
     Scored,
@@ -50,11 +51,11 @@ class PPOTrainer(Scorer):
         functions: RewardFunctions | None = None,
         ptx: PtxRows | None = None,
         faults: FaultsSection | None = None,
+        images: ImageProcessor | None = None,
     ) -> None:
-        super().__init__(config, roles, engine, launch, seed, functions)
-        self.ptx = ptx
-        """Stage-1 rows to train on beside the rollouts."""
-        self.faults = faults or FaultsSection()
+        super().__init__(config, roles, engine, launch, seed, functions, images)
+        self.ptx, self.faults = ptx, faults or FaultsSection()
+        """Stage-1 rows to train on beside the rollouts; what to do about steps that are none."""
         self.passes = Passes(config, roles, launch)
         """How a micro-batch goes through a model and back."""
         self.minibatch = 0
@@ -94,13 +95,13 @@ class PPOTrainer(Scorer):
         c, state, group = self.config, self.state, self.config.samples_per_prompt
         # 1 rollout: a reply to each prompt, `group` of them
         asked = [prompt for prompt in prompts for _ in range(group)]
-        rollout = self.rollout(asked, first=self.launch.rank * len(asked))
+        told = [row for row in rows for _ in range(group)]
+        rollout = self.rollout(asked, first=self.launch.rank * len(asked), rows=told)
         # 2 score: the models and functions on this rank's rows, then the rows of all ranks
         learning = self.roles.actor in self._trained_now()
         looked = looks(c, state.update)
         # An update of the critic alone would tell no entropy.
         reused = bool(state.reused) and learning and not looked
-        told = [row for row in rows for _ in range(group)]
         scored = gather_rows(self.score(rollout, told, reuse=reused), self.launch)
         if looked:
             found, line = decide(scored, self.launch.precision)

@@ -155,6 +155,10 @@ class LoggingSection:
     unless WANDB_MODE says otherwise, so that a run never waits for a login."""
     project: str = "tristage"
     """Project that W&B and trackio file the run under."""
+    samples: bool = True
+    """Keep prompts and replies to look at: sample files, trackers, the report, votes of the chat
+    page. false: no file of the run and no tracker holds any, nor what may quote one (output of
+    reward functions, the words of an error, which are on the screen alone)."""
 
 
 @dataclass(frozen=True)

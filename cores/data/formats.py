@@ -72,6 +72,8 @@ REFUSED = {
 }
 """Columns that change what a row teaches where nothing reads them. Stage 3 hands them to reward
 functions; a text's label is what it is about."""
+VOTED = {"tie": "voted a tie", "both bad": "voted both bad"}
+"""Votes of the chat page without a winner, and why such a row is left out."""
 ECHO = 12
 """Characters of a prompt from which on a reply that begins with it repeats it."""
 
@@ -188,6 +190,8 @@ class Reader:
             return self._demonstration(row)
         prompt, replies, dropped = self._asked(row)
         dropped = dropped or problem_of(prompt)
+        if replies and not any(replies):  # a row of votes.jsonl that is there for the record
+            dropped = dropped or VOTED.get(str(row.columns.get("vote")))
         if dropped is None and any(not reply.strip() for reply in replies):
             dropped = "empty reply"
         if dropped is None and self.transcripts and any(map(FURTHER.search, replies)):

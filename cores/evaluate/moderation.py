@@ -99,6 +99,11 @@ class Gate:
             found.append(Verdict(label, shares, label not in self.refused))
         return found
 
+    def reason(self, text: str) -> str | None:
+        """Why the text may not pass; None: it may."""
+        (verdict,) = self.judge([text])
+        return None if verdict.allowed else verdict.label or "longer than the model reads"
+
     def _rows(self, text: str) -> list[list[Segment]]:
         """The text with each label, which ends where the next row would begin."""
         text = self.controls.sub(" ", text) if self.controls else text

@@ -1,6 +1,7 @@
 """One PPO step: rollout -> score -> rewards -> advantages -> update."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import partial
@@ -149,14 +150,28 @@ class PPOTrainer(Scorer):
             torch.tensor(permutation(count, self.seed, "minibatches", now, epoch))
             for epoch in range(self.config.epochs)
         ]
+        begun = time.monotonic()
         for rows in (rows for order in orders for rows in order.split(self.config.minibatch_size)):
             steps.append(self.optimize(experience, rows))
+            if len(steps) == 1:
+                steps[0] |= self._first(steps[0], begun)
             if limit is not None and float(steps[-1].get("approx_kl", 0.0)) > limit:
                 break
         found = self._finite(read(steps))
         self.state.update += 1
         self.minibatch = 0
         return found
+
+    def _first(self, step: Unread, begun: float) -> Unread:
+        """What the first optimizer step alone tells: how far the policy is from its own rollout
+        before any weight has moved; on a GPU the share of its time that Python waited there."""
+        told: Unread = {"first_kl": step["approx_kl"]} if "approx_kl" in step else {}
+        if self.launch.device.type == "cuda":
+            launched = time.monotonic()
+            torch.cuda.synchronize(self.launch.device)
+            now = time.monotonic()
+            told["device_wait"] = (now - launched) / (now - begun)
+        return told
 
     def _finite(self, steps: list[Stats]) -> list[Stats]:
         """The steps that were taken; UserError for a gradient that was no number, unless it may be
@@ -233,8 +248,7 @@ class PPOTrainer(Scorer):
         batches, tokens = ptx.at(actor.steps, launch.rank, launch.world, micro)
         for batch in batches:
             with actor.trained.micro_batch(last=False), launch.autocast():
-                width = batch.ids.shape[1] - 1
-                logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True, entropy=False)
+                logprobs, _ = actor.says.logprobs(batch.rows, plain=True, entropy=False)
                 loss = ptx_loss(logprobs, batch.trained, tokens)
                 actor.trained.backward(self.config.ptx_coef * loss, last=False)
             accumulate(sums, {"ptx_loss": loss.detach()})

@@ -23,6 +23,7 @@ from cores.errors import UserError
 from cores.rewards.guard import run
 from cores.rewards.load import MODEL, RewardFunction
 from cores.rollout import Rollout, stop_ids
+from cores.runtime.screen import LOG
 
 LARGEST = 1e12
 """Of a score: float32 holds its square, and sums of many."""
@@ -50,19 +51,24 @@ class RewardFunctions:
         """
         if len(rows) != rollout.ids.shape[0]:
             raise ValueError(f"{len(rows)} rows for {rollout.ids.shape[0]} replies")
+        texts = reply_texts(rollout, self.tokenizer, self.config)
+        return self.ask([text for text, _ in texts], rows).to(rollout.ids.device)
+
+    def ask(self, replies: list[str], rows: list[dict[str, Any]]) -> Tensor:
+        """Scores (B, S) of replies that are there as text; else as a call on a rollout."""
         prompts = [row["prompt"] for row in rows]
-        replies = [text for text, _ in reply_texts(rollout, self.tokenizer, self.config)]
         scores = torch.empty(len(rows), len(self.functions))
         for i, (source, function) in enumerate(self.functions.items()):
             # Copies, so that what one function does to its arguments no other sees.
             told = list(prompts), list(replies), [deepcopy(row["row"]) for row in rows]
-            returned = run(
-                partial(_asked, function, *told),
-                f"ppo.rewards: {source} failed",
-                source.rpartition(":")[0],
-                self.config.reward_timeout,
-                f"rewards: {replies!a}",  # of the replies: the same after a run was resumed
-            )
+            with LOG.quoting():
+                returned = run(
+                    partial(_asked, function, *told),
+                    f"ppo.rewards: {source} failed",
+                    source.rpartition(":")[0],
+                    self.config.reward_timeout,
+                    f"rewards: {replies!a}",  # of the replies: the same after a run was resumed
+                )
             scores[:, i] = torch.tensor(_checked(returned, source, prompts, replies))
         weights = self.config.rewards
         weighed = [i for i, source in enumerate(self.functions) if weights.get(source)]
@@ -73,23 +79,28 @@ class RewardFunctions:
                 f"{_row(int(silent.nonzero()[0]), prompts, replies)}, which then has no reward; "
                 "let one of them return a number."
             )
-        return scores.to(rollout.ids.device)
+        return scores
 
 
 def reply_texts(
     rollout: Rollout, tokenizer: PreTrainedTokenizerBase, config: PPOSection
 ) -> list[tuple[str, bool]]:
-    """Each reply without special tokens, and whether a stop id, which is left out, ended it.
+    """`reply_text` of each row."""
+    stops = stop_ids(config, tokenizer)
+    each = zip(rollout.response_ids, rollout.response_mask, rollout.ended.tolist(), strict=True)
+    return [reply_text(ids[mask].tolist(), end, tokenizer, stops) for ids, mask, end in each]
+
+
+def reply_text(
+    ids: list[int], ended: bool, tokenizer: PreTrainedTokenizerBase, stops: list[int]
+) -> tuple[str, bool]:
+    """A reply without special tokens, and whether a stop id, which is left out, ended it.
 
     A stop string stays: the token that completes it may hold more than its end.
     """
-    replies, stops = [], stop_ids(config, tokenizer)
-    for i, ended in enumerate(rollout.ended.tolist()):
-        ids = rollout.response_ids[i][rollout.response_mask[i]].tolist()
-        stopped = ended and ids[-1] in stops
-        kept = ids[:-1] if stopped else ids
-        replies.append((readable(tokenizer, kept, skip_special_tokens=True), stopped))
-    return replies
+    stopped = ended and ids[-1] in stops
+    kept = ids[:-1] if stopped else ids
+    return readable(tokenizer, kept, skip_special_tokens=True), stopped
 
 
 def _asked(function: RewardFunction, *told: Any) -> Any:

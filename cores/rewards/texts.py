@@ -56,7 +56,10 @@ class TextReward:
     def __call__(self, rollout: Rollout, rows: Sequence[Row]) -> list[list[int]]:
         """The ids of each of the B replies behind its prompt; rows: as of `prompt_data`, B."""
         replies = reply_texts(rollout, self.policy, self.config.ppo)
-        texts = [self.text(row, *reply) for row, reply in zip(rows, replies, strict=True)]
+        return self.read([self.text(row, *reply) for row, reply in zip(rows, replies, strict=True)])
+
+    def read(self, texts: list[str]) -> list[list[int]]:
+        """The ids of whole texts, as `text` gives them."""
         found: Any = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         self.cut = 0
         return [self._fitted(self.leading + ids) for ids in found]

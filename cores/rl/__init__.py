@@ -7,7 +7,7 @@ results are 0 there. Half precision is computed in float32; float64 stays.
 
 from cores.rl.advantages import explained_variance, gae, grpo, reinforce_pp, rloo, whiten
 from cores.rl.losses import policy_loss, rollout_weights, sequence_weights, value_loss
-from cores.rl.masked import masked_mean, masked_moments
+from cores.rl.masked import masked_mean, masked_moments, repetition
 from cores.rl.rewards import adjust_scores, kl_estimate, next_kl_coef, shape_rewards
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "next_kl_coef",
     "policy_loss",
     "reinforce_pp",
+    "repetition",
     "rloo",
     "rollout_weights",
     "sequence_weights",

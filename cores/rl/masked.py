@@ -48,6 +48,21 @@ def masked_mean(
     return total / count.clamp(min=torch.finfo(total.dtype).tiny)
 
 
+def repetition(ids: Tensor, mask: Tensor, size: int = 4) -> Tensor:
+    """Share (B,) of the runs of `size` tokens of each row of ids (B, T) that the row has had
+    before; 0 for a row that is shorter. mask (B, T): its tokens."""
+    if ids.shape[1] < size:
+        return torch.zeros(len(ids), device=ids.device)
+    whole = mask.unfold(1, size, 1).all(dim=-1)
+    powers = torch.tensor([1_000_003**i for i in range(size)], device=ids.device)
+    codes = (ids.unfold(1, size, 1) * powers).sum(dim=-1)
+    # What is no run of the row is unlike all others.
+    apart = -1 - torch.arange(codes.shape[1], device=ids.device)
+    codes = torch.where(whole, codes, apart).sort(dim=1).values
+    again = (codes[:, 1:] == codes[:, :-1]).sum(dim=1)
+    return again / whole.sum(dim=1).clamp(min=1)
+
+
 def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased (population) variance of x (B, T) where mask (B, T), both 0-d. Exactly (c, 0)
     for an x of constant c."""

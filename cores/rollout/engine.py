@@ -4,12 +4,16 @@ Shapes: B rows, P prompt tokens (left-padded), T response tokens (right-padded),
 V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import StopStringCriteria
+
+from cores.models.rows import replies
+from cores.models.vocabulary import EXCLUDED_LOGIT
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Rollout:
     @property
     def response_ids(self) -> Tensor:
         """(B, T) int64."""
-        return self.ids[:, self.ids.shape[1] - self.response_mask.shape[1] :]
+        return replies(self.ids, self.response_mask.shape[1])
 
     @property
     def lengths(self) -> Tensor:
@@ -46,8 +50,8 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What every engine keeps to: unfiltered, by temperature and minimum length alone, which the
-    actor's log-probs know of."""
+    """What every engine keeps to. In training unfiltered, by temperature and minimum length alone,
+    which the actor's log-probs know of."""
 
     pad_id: int
     stop_ids: list[int]
@@ -60,18 +64,33 @@ class Sampling:
     """Whether the model computes under bfloat16 autocast, as in training."""
     text_matcher: StopStringCriteria | None = None
     """Finds the texts that end a reply; see `TextStops`."""
+    top_p: float = 1.0
+    """Probability of the tokens that are drawn from (`nucleus`). Below 1 to talk, never to train:
+    the actor's log-probs know of no such filter."""
+
+
+Listener = Callable[[Tensor], bool]
+"""Told the newest token of every row, (B,), as it is drawn; a rollout ends where it says True."""
 
 
 class RolloutEngine(Protocol):
     """Samples replies from the policy as it is now."""
 
-    def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
+    sampling: Sampling
+
+    def generate(
+        self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None
+    ) -> Rollout:
         """One reply for each prompt, whatever rows are beside it.
 
         uniform (B, T) in [0, 1), float32, on the CPU, T at least the new tokens of the longest
         reply: number t of row i decides token t of reply i, so a reply depends on its own row alone
         and on no generator.
         """
+        ...
+
+    def adopt(self, sampling: Sampling) -> None:
+        """Sample by that from the next rollout on."""
         ...
 
 
@@ -112,6 +131,15 @@ def cut_at_stops(
         ended=ended,
         entropy=torch.where(kept, entropies[:, :wide], 0.0),
     )
+
+
+def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Logits (B, V) without all but the likeliest tokens that have `top_p` of the probability at
+    `temperature` (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration")."""
+    ordered, places = logits.float().sort(dim=-1, descending=True)
+    probs = (ordered / temperature).softmax(dim=-1)
+    beyond = probs.cumsum(dim=-1) - probs >= top_p  # before the token, so that one always stays
+    return logits.masked_fill(beyond.scatter(-1, places, beyond), EXCLUDED_LOGIT)
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

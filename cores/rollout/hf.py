@@ -21,7 +21,7 @@ from transformers import (
 from cores.data import left_pad
 from cores.models.attention import prompts_both_ways
 from cores.models.vocabulary import EXCLUDED_LOGIT
-from cores.rollout.engine import Rollout, Sampling, cut_at_stops, sample
+from cores.rollout.engine import Listener, Rollout, Sampling, cut_at_stops, nucleus, sample
 
 
 @dataclass(eq=False)
@@ -40,6 +40,8 @@ class _Sampler(LogitsProcessor):
         s, taken = self.sampling, len(self.logprobs)
         if taken < s.min_new_tokens:
             scores[:, s.stop_ids] = EXCLUDED_LOGIT
+        if s.top_p < 1:
+            scores = nucleus(scores, s.temperature, s.top_p)
         tokens, logprobs, entropies = sample(scores, self.uniform[:, taken], s.temperature)
         self.logprobs.append(logprobs)
         self.entropies.append(entropies)
@@ -73,6 +75,16 @@ class TextStops(StoppingCriteria):
 
 
 @dataclass(eq=False)
+class _Told(StoppingCriteria):
+    """Tells of each token, and ends every row where the listener says so."""
+
+    listen: Listener
+
+    def __call__(self, input_ids: Tensor, scores: Any, **unused: Any) -> Tensor:
+        return torch.full_like(input_ids[:, 0], self.listen(input_ids[:, -1]), dtype=torch.bool)
+
+
+@dataclass(eq=False)
 class HFEngine:
     """Samples with `model.generate`, whatever the parent's generation_config asks for.
 
@@ -85,15 +97,31 @@ class HFEngine:
     prefix: bool = False
     """Prompts are read both ways."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether an encoder reads the prompts, and a decoder writes."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    def adopt(self, sampling: Sampling) -> None:
+        """See `RolloutEngine`."""
+        self.sampling = sampling
+
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
+    def generate(
+        self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None
+    ) -> Rollout:
         """One reply for each prompt; see `Rollout` and `RolloutEngine` for shapes."""
         s, device = self.sampling, self.model.device
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, s.pad_id))
         sampler = _Sampler(s, uniform.to(device))
+        # A decoder's row begins with its start token, not with the prompt.
+        start = self.model.config.decoder_start_token_id if self.decodes else None
+        before = 1 if self.decodes else prompt_ids.shape[1]
         texts = None
         if s.text_matcher is not None:
-            texts = TextStops(s.text_matcher, prompt_ids.shape[1], s.min_new_tokens)
+            texts = TextStops(s.text_matcher, before, s.min_new_tokens)
+        ends: list[Any] = [texts] if texts else []
+        ends += [_Told(listen)] if listen else []
         theirs, training = self.model.generation_config, self.model.training
         # `generate` fills every setting left open from the model's own generation_config, which may
         # hold a top_k, a repetition penalty or a minimum length that no log-prob would know of.
@@ -114,15 +142,16 @@ class HFEngine:
                         max_new_tokens=s.max_new_tokens,
                         eos_token_id=s.stop_ids,
                         pad_token_id=s.pad_id,
+                        decoder_start_token_id=start,
                     ),
                     logits_processor=LogitsProcessorList([sampler]),
-                    stopping_criteria=StoppingCriteriaList([texts] if texts else []),
+                    stopping_criteria=StoppingCriteriaList(ends),
                     synced_gpus=False,
                 )
         finally:
             self.model.generation_config = theirs
             self.model.train(training)
-        response = ids[:, prompt_ids.shape[1] :]
+        response = ids[:, before:]
         text_stops = torch.stack(texts.met, dim=1) if texts else None
         drawn = (torch.stack(each, dim=1) for each in (sampler.logprobs, sampler.entropies))
         return cut_at_stops(s, prompt_ids, prompt_mask, response, text_stops, *drawn)

@@ -7,6 +7,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -27,6 +28,7 @@ from cores.run.lock import Lock
 from cores.runtime.launch import Launch
 from cores.runtime.parents import VERSION, check_version
 from cores.runtime.screen import LOG
+from cores.runtime.stop import Stopped
 
 STATE, RECORD, CHECKPOINTS = "state.json", "stage.json", "checkpoints"
 ROWS = {"metrics.jsonl": "step", "samples.jsonl": "update", "evaluations.jsonl": "update"}
@@ -40,6 +42,7 @@ LENGTHS = {
     ),
 }
 """Keys of how long a stage trains, and why a run does not go on with another value."""
+UNSAID = "what it says may quote a reply, and logging.samples is false; see the screen"
 SHOWN = 4
 """Changes that an error names before it counts."""
 FREE = (
@@ -122,12 +125,14 @@ class Folder:
             "stopped": None,
             "resume": command(self.config),
             "directory": os.getcwd(),
+            "run": self.found.get("run") if resumed is not None else secrets.token_hex(8),
             "overwrite": self.config.overwrite or self.found.get("overwrite", False),
             "facts": facts,
             "config": plain(self.config),
         }
         write_json(self.path / STATE, self.state)
         LOG.attach(self.path / "log.txt")
+        LOG.quotes = self.config.logging.samples
 
     def _check_facts(self, facts: dict[str, Any]) -> None:
         before = self.found["facts"]
@@ -169,10 +174,13 @@ class Folder:
 
     def leave(self, error: BaseException | None) -> None:
         """Let go. Of a run that began and is not finished, state.json says why."""
-        if error is None or LOG.path is None:
+        quotes = self.config.logging.samples or isinstance(error, Stopped)
+        if error is not None and not quotes:
+            LOG.add(f"{type(error).__name__}: {UNSAID}\n")
+        if error is None or LOG.path is None or not quotes:
             LOG.attach(None)  # else what is said of the error is yet to come
         if error is not None and self.state and (self.path / STATE).exists():
-            stopped = f"{type(error).__name__}: {error}"[:2000]
+            stopped = f"{type(error).__name__}: {error if quotes else UNSAID}"[:2000]
             with contextlib.suppress(OSError):  # the disk is full: the folder stays as it is
                 write_json(self.path / STATE, {**self.state, "stopped": stopped})
         self.lock.release()

@@ -14,7 +14,7 @@ from cores.models.adapters import base_of, lone_adapter
 from cores.runtime.elsewhere import found_elsewhere
 from cores.runtime.fingerprint import model_files
 
-BASES = {"sft": "base", "reward": "sft"}
+BASES = {"sft": "base", "reward": "sft", "ppo": "sft"}
 """The parent whose weights a stage's adapter goes on."""
 SCRIPTS = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}
 VERSION = 1
@@ -53,7 +53,7 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
     """
     root = Path(config.output_dir).expanduser()
     finished = [s for s in stages if (root / s / "stage.json").exists()]
-    given = [s for s in stages if getattr(config, s).path is not None]
+    given = [s for s in stages if elsewhere(config, s) is not None]
     for s in given:
         if s in finished:
             raise UserError(
@@ -74,8 +74,13 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
     return parents
 
 
+def elsewhere(config: Config, stage: str) -> str | None:
+    """The model that takes the stage's place, if one is given; of stage 3 none can be."""
+    return getattr(getattr(config, stage), "path", None)
+
+
 def _parent(config: Config, stage: str, folder: Path, hashed: bool) -> Parent:
-    if getattr(config, stage).path is not None:
+    if elsewhere(config, stage) is not None:
         parent = Parent(stage, *found_elsewhere(config, stage, hashed))
         _check_attention(config, parent, parent.record["attention"])
         if stage == "sft" or not parent.record["chat"]:

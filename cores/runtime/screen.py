@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ class Screen:
     def write(self, text: str) -> int:
         """As a text stream's."""
         self.log.add(text)
+        erase()
         with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone
             encoding = getattr(self.stream, "encoding", None) or "utf-8"
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -38,6 +40,8 @@ class Log:
     def __init__(self) -> None:
         self.waiting: list[str] = []
         self.path: Path | None = None
+        self.quotes = True
+        """Whether what may quote prompts or replies is kept (`logging.samples`)."""
 
     def add(self, text: str) -> None:
         """Keep a text. A log that cannot be written is left: the run's own files tell of a full
@@ -55,8 +59,40 @@ class Log:
             self.add("".join(self.waiting))
         self.waiting = []
 
+    @contextlib.contextmanager
+    def quoting(self) -> Iterator[None]:
+        """What is said within may quote prompts or replies: kept only where `quotes` says so."""
+        path, waiting = self.path, self.waiting
+        if not self.quotes:
+            self.path, self.waiting = None, []
+        try:
+            yield
+        finally:
+            self.path, self.waiting = path, waiting
+
 
 LOG = Log()
+
+
+DRAWN: list[TextIO] = []
+"""The stream with a line that the next one replaces, if there is any."""
+
+
+def draw(text: str) -> None:
+    """A line on the terminal that the next one replaces; no log has it."""
+    erase()
+    stream = getattr(sys.stdout, "stream", sys.stdout)
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text)
+        stream.flush()
+        DRAWN.append(stream)
+
+
+def erase() -> None:
+    """Take away what was drawn."""
+    while DRAWN:
+        with contextlib.suppress(OSError, ValueError):
+            DRAWN.pop().write("\r\x1b[K")
 
 
 def show_everything() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -32,6 +31,7 @@ from cores.draws import seeded
 from cores.errors import ANEW, UserError
 from cores.models import add_lora, save_model
 from cores.models.actor import plain_model
+from cores.models.adapters import language_task
 from cores.models.attention import LENGTHS, attend_both_ways, check_prefix
 from cores.models.bases import load_base
 from cores.models.body import check_packing
@@ -48,7 +48,7 @@ BLANK = ""
 """Name of the black image."""
 
 
-def inputs(base: PretrainedConfig, images: ImageProcessor | None) -> Inputs:
+def inputs(base: PretrainedConfig, images: ImageProcessor | None = None) -> Inputs:
     """How a base with this configuration, and this reader of images, takes a row."""
     tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
     return Inputs(base.is_encoder_decoder, tokens)
@@ -150,10 +150,8 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
         with seeded(seed, "sft's prefix"):
             model = add_prefix(model, config.sft.prefix_tokens)
     if config.sft.lora.rank:
-        encoder = model.config.is_encoder_decoder
-        task = TaskType.SEQ_2_SEQ_LM if encoder else TaskType.CAUSAL_LM
         with seeded(seed, "sft's adapters"):
-            model = add_lora(model, config.sft.lora, task, "sft.lora")
+            model = add_lora(model, config.sft.lora, language_task(model.config), "sft.lora")
     # Weights that are held in bf16 compute under autocast alone.
     held = config.model.quantization == "bf16"
     with torch.autocast(model.device.type, torch.bfloat16, enabled=held):
@@ -229,6 +227,8 @@ def train_and_judge(
     size, launch = config.sft.microbatch_size, run.launch
     before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch, images)
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
+    if run.resumed is None:
+        run.metrics.held_out(0, {"loss": before})
     trained = train_sft(config, model, data.train, pad_id, run, images)
     after = held_out_loss(trained, data.test, pad_id, size, launch, images)
     _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
@@ -236,6 +236,7 @@ def train_and_judge(
         launch.say("\n".join(data.report.lines()))
     if before is not None and after is not None:
         launch.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+        run.metrics.held_out(run.saved, {"loss": after})
     return trained, {"test_loss_before": before, "test_loss": after}
 
 
@@ -244,7 +245,6 @@ def _check_loss(loss: float | None, why: str) -> None:
         raise UserError(f"sft: the held-out loss is {loss} {why}.")
 
 
-@torch.no_grad()
 def held_out_loss(
     model: Any,
     rows: list[dict[str, Any]],
@@ -256,21 +256,38 @@ def held_out_loss(
     """Mean nats a trained token over `rows`, by all ranks together; None without rows."""
     if not rows:
         return None
-    model.eval()
-    total, tokens, start_id = 0.0, 0, decoder_start(model)
     own = rows[launch.rank :: launch.world]
-    for start in range(0, len(own), batch_size):
-        batch = collate(own[start : start + batch_size], pad_id, start_id, images)
+    losses = row_losses(model, own, pad_id, batch_size, launch, images)
+    everyone = gather_object(losses) if launch.world > 1 else losses
+    return sum(nats for nats, _ in everyone) / max(1, sum(tokens for _, tokens in everyone))
+
+
+@torch.no_grad()
+def row_losses(
+    model: Any,
+    rows: list[dict[str, Any]],
+    pad_id: int,
+    batch_size: int,
+    launch: Launch,
+    images: ImageProcessor | None = None,
+) -> list[tuple[float, int]]:
+    """Nats of each row's trained tokens together, and how many these are; of this rank alone."""
+    model.eval()
+    found: list[tuple[float, int]] = []
+    start_id = decoder_start(model)
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = collate(part, pad_id, start_id, images)
         batch = {name: tensor.to(launch.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
         with launch.autocast():
             logits = model(**batch).logits.float()
         if start_id is None:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        total += cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        ).item()
-        tokens += int((labels != IGNORED).sum())
-    if launch.world > 1:
-        total, tokens = map(sum, zip(*gather_object([(total, tokens)]), strict=True))
-    return total / max(1, tokens)
+        nats = cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view_as(labels)
+        counts = (labels != IGNORED).sum(dim=1)
+        # A black image's row may stand behind them.
+        found += list(zip(nats.sum(dim=1).tolist(), counts.tolist(), strict=True))[: len(part)]
+    return found

@@ -1,9 +1,10 @@
-"""Judge the demo's models on held-out prompts, print before and after, write summary.json.
+"""Judge the demo's models by its true reward on held-out prompts; writes summary.json.
 
     python scripts/demo/report.py --run runs/demo
 
 Everything is loaded by stock transformers classes, without the pipeline's own code: what the
-stages leave are ordinary checkpoints. Exit status 1 if PPO did not raise the gold reward.
+stages leave are ordinary checkpoints. scripts/evaluate.py judges any run, by that code. Exit status
+1 if PPO did not raise the gold reward.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
+from cores.evaluate.stats import average, mean, wins
 from scripts.demo.world import gold
 
 BATCH = 128
@@ -33,8 +35,6 @@ SEED = 1
 SAMPLES = 12
 SHOWN = 4
 POLICIES = ("base", "sft", "ppo")
-Z95 = 1.96
-"""Half-width of a 95% interval in standard errors, by the normal approximation."""
 
 
 @dataclass(frozen=True)
@@ -159,24 +159,6 @@ def kl(
     return found
 
 
-def mean_and_half(values: list[float]) -> tuple[float, float]:
-    """Mean and the half-width of its 95% interval."""
-    x = torch.tensor(values, dtype=torch.float64)
-    return x.mean().item(), Z95 * x.std().item() / len(values) ** 0.5
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean and its 95% interval."""
-    mean, half = mean_and_half(values)
-    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
-
-
-def share(left: list[float], right: list[float]) -> float:
-    """How often `left` is the larger, ties counting half."""
-    wins = [(a > b) + 0.5 * (a == b) for a, b in zip(left, right, strict=True)]
-    return round(sum(wins) / len(wins), 4)
-
-
 def read_rows(path: str) -> list[dict[str, Any]]:
     """Rows of a JSONL file."""
     with Path(path).open(encoding="utf-8") as file:
@@ -191,9 +173,10 @@ def reward_accuracy(reward: PreTrainedModel, task: Task, path: str) -> dict[str,
         for side in ("chosen", "rejected")
     )
     lengths = ([float(len(row)) for row in side] for side in (chosen, rejected))
+    scored = (scores(reward, task, side) for side in (chosen, rejected))
     return {
-        "reward_accuracy": share(scores(reward, task, chosen), scores(reward, task, rejected)),
-        "reward_accuracy_longer": share(*lengths),
+        "reward_accuracy": round(mean(wins(*scored)), 4),
+        "reward_accuracy_longer": round(mean(wins(*lengths)), 4),
     }
 
 
@@ -220,13 +203,13 @@ def judge(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         return {"text": sampled.texts[i], "ids": sampled.rows[i], "score": scored[name][i]}
 
     summary = {
-        "gold": {name: interval(golds[name]) for name in POLICIES},
+        "gold": {name: average(golds[name]).to_json() for name in POLICIES},
         **reward_accuracy(reward, task, config["data"]["preference"]["test_path"]),
-        "kl": round(mean_and_half(kl(models["ppo"], models["sft"], task, replies["ppo"]))[0], 4),
+        "kl": round(mean(kl(models["ppo"], models["sft"], task, replies["ppo"])), 4),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "samples": [
             {"prompt": prompt, "sft": reply("sft", i), "ppo": reply("ppo", i)}
-            for i, prompt in enumerate(prompts[:SAMPLES])
+            for i, prompt in enumerate(prompts[:SAMPLES] if config["logging"]["samples"] else [])
         ],
     }
     count = len(prompts)

@@ -15,10 +15,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
 from cores.errors import UserError
+from cores.evaluate.stats import average, share, wins
 from cores.runtime.cli import guarded
-from scripts.evidence.baselines import wins
 from scripts.evidence.plan import SEEDS, SETS
-from scripts.evidence.stats import average, over_seeds, share
+from scripts.evidence.seeds import over_seeds
 from scripts.evidence.tables import render
 
 SAMPLES = 8

@@ -20,8 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
 from cores.config import parse_config
+from cores.evaluate.stats import wins
 from cores.runtime.cli import guarded
-from scripts.evidence.baselines import length_margins, replies, tfidf_margins, wins
+from scripts.evaluation.baselines import length_margins, replies, tfidf_margins
 from scripts.evidence.plan import SEEDS, SETS, WITH_PPO, StageJob, jobs
 
 USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from scripts.experiments import measures
+from scripts.experiments import objective
 from scripts.experiments.figures import over_seeds
 
 LEVELS = (2.0, 3.0, 4.0, 5.0)
@@ -142,4 +142,4 @@ def _needed_row(name: str, pairs: Sequence[tuple[float, float]], form: str) -> s
 def gained(curve: dict[str, list[float]], coef: float) -> list[float]:
     """What PPO maximises at every update of a training curve."""
     rows = zip(*curve.values(), strict=True)
-    return [measures.gained(dict(zip(curve, row, strict=True)), coef) for row in rows]
+    return [objective.gained(dict(zip(curve, row, strict=True)), coef) for row in rows]

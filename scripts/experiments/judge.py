@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.config import Config, parse_config, plain
 from cores.errors import UserError
+from cores.evaluate.stats import PLACES, average
 from cores.runtime.cli import guarded
-from scripts.experiments.measures import best_of, best_of_kl, distinct, repeats
+from scripts.evaluation.texts import best_of, best_of_kl, distinct, repeats
 
 BATCH = 128
 SAMPLES = 12
-PLACES = 4
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,15 @@ class Judged:
 
 def summary(judged: Judged) -> dict[str, Any]:
     """Means with half-widths, single values and some replies, ready for JSON."""
-    from scripts.demo.report import mean_and_half
-
     rows = {name: getattr(judged, name) for name in ("gold", "score", "kl", "length", "ended")}
     rows["repetition"] = [float(repeats(text)) for text in judged.texts]
-    figures = {name: mean_and_half(values) for name, values in rows.items()}
+    figures = {name: average(values) for name, values in rows.items()}
     figures |= {f"distinct_{n}": distinct(judged.texts, n) for n in (1, 2)}
     return {
         "prompts": len(judged.prompts),
         **{
-            name: {"mean": round(mean, PLACES), "half": round(half, PLACES)}
-            for name, (mean, half) in figures.items()
+            name: {"mean": round(one.value, PLACES), "half": round(one.high - one.value, PLACES)}
+            for name, one in figures.items()
         },
         "rows": {name: [round(x, PLACES) for x in values] for name, values in rows.items()},
         "samples": [

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.experiments.figures import machine
-from scripts.experiments.measures import gained
+from scripts.experiments.objective import gained
 from scripts.experiments.peer_trl import RELEASE
 from scripts.experiments.plan import (
     BEST_OF,

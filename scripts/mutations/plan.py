@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scripts.mutations import (
     data,
+    evaluation,
     images,
     models,
     passes,
@@ -38,6 +39,7 @@ AREAS = {
     "Presets of rows": presets,
     "Models of other shapes": shapes,
     "Stages 1 and 2": training,
+    "Evaluation": evaluation,
 }
 """Heading of the report to the module with its bugs."""
 

@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,12 +11,12 @@ from transformers import TrainerCallback
 from cores.config import Config
 from cores.data import prompt_data
 from cores.evaluate import evaluate
-from cores.models import Actor, ScalarModel
+from cores.models import ScalarModel
 from cores.ppo.score import Scorer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import load_functions
-from cores.rollout import build_engine, stop_ids
 from cores.runtime.launch import Launch
+from scripts.evaluation.runs import scorer_of
 
 
 def looker(
@@ -28,17 +26,10 @@ def looker(
     ppo = config.ppo
     rows = prompt_data(config, tokenizer).test[: ppo.eval_prompts]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    launch, stops = Launch(0, 1, device, "fp32"), stop_ids(ppo, tokenizer)
+    launch = Launch(0, 1, device, "fp32")
     for frozen in (reference, reward):
         frozen.requires_grad_(False).eval().to(device)
-    actor, initial = (Actor(m, ppo.temperature, stops).to(device) for m in (policy, reference))
-    roles: Any = SimpleNamespace(
-        actor=SimpleNamespace(module=actor, trained=SimpleNamespace(gathered=nullcontext)),
-        critic=None,
-        reward=ScalarModel(reward),
-        reference=lambda: nullcontext(initial),
-        texts=None,
-    )
+    models = policy, reference, ScalarModel(reward)
     loaded = load_functions(ppo.rewards, ppo.reward_timeout)
     functions = RewardFunctions(ppo, tokenizer, loaded.functions)
     made: list[Scorer] = []
@@ -46,8 +37,7 @@ def looker(
     def look() -> dict[str, Any]:
         policy.eval()
         if not made:  # TRL has put the policy where it trains
-            engine = build_engine(config, policy, tokenizer, ppo.max_new_tokens, launch)
-            made.append(Scorer(ppo, roles, engine, launch, config.seed, functions))
+            made.append(scorer_of(config, tokenizer, launch, *models, functions))
         found = evaluate(made[0], [row["input_ids"] for row in rows], rows).summary()
         policy.train()
         return found

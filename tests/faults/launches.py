@@ -31,7 +31,7 @@ MORE = """--sft.max_steps 4 --sft.learning_rate 1e-2 --reward.max_steps 4
 POINTS = {"sft": "training:4", "reward": "training:3", "ppo": "update:5"}
 """Where a rank is killed in each stage: behind its second or third checkpoint."""
 PATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "device_wait")
 
 
 def command(file: str) -> list[str]:

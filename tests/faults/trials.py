@@ -38,7 +38,7 @@ MORE = """--sft.max_steps 6 --sft.learning_rate 1e-2
 --reward.max_steps 6 --reward.learning_rate 1e-2
 --ppo.updates 4 --ppo.actor_learning_rate 1e-3 --ppo.eval_prompts 2
 --checkpoint.every_steps 2 --checkpoint.every_minutes null""".split()
-TOLD = {"stage.json", "metrics.jsonl", "log.txt"}
+TOLD = {"stage.json", "README.md", "metrics.jsonl", "log.txt"}
 """Files with times in them."""
 IN_STAGE = {
     "sft": "training row".split(),
@@ -101,7 +101,8 @@ def judge(place: Place, stage: str, out: Path, older: bool, words: list[Any]) ->
     if place.made(out / stage) != place.whole[stage]:
         wrong = {k for k, v in place.whole[stage].items() if place.made(out / stage).get(k) != v}
         return f"not what an uninterrupted run makes: {sorted(wrong)[:4]} {err[-300:]}"
-    extra = {p.name for p in out.iterdir()} - {"sft", "reward", "ppo", f".{stage}.lock"}
+    meant = {"sft", "reward", "ppo", "report.html", f".{stage}.lock"}
+    extra = {p.name for p in out.iterdir()} - meant
     return f"left {extra}" if extra else ""
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from cores.run import StageRun, Stopped
 from cores.runtime.stop import STOP
 
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "device_wait")
 
 
 def until(monkeypatch: pytest.MonkeyPatch, stage: str, words: list[str], step: int) -> None:

@@ -20,7 +20,7 @@ EVERYTHING = """--ppo.updates 3 --ppo.samples_per_prompt 2 --ppo.critic_init zer
 --ppo.ptx_coef 0.5 --ppo.ptx_mix convex --ppo.loss_mean sequences --ppo.length_penalty 0.01
 --ppo.rollout_correction truncate --ppo.min_new_tokens 2 --ppo.stop_token_ids [20]
 --ppo.temperature 0.9 --ppo.microbatch_size 3 --ppo.critic_adam.eps 1e-6""".split()
-BOTH = """step score score_std kl entropy response_length ended reward
+BOTH = """step score score_std kl kl_std repetition first_kl entropy response_length ended reward
 kl_coef optimizer_steps policy_loss ratio_mean ratio_max clip_fraction approx_kl
 actor_grad_norm learning_rate_factor tokens_per_second seconds""".split()
 CRITIC = "explained_variance value_loss value_clip_fraction value_error critic_grad_norm".split()

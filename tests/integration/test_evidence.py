@@ -11,18 +11,12 @@ import pytest
 from cores.config import parse_config
 from cores.data.splits import held_out
 from cores.errors import UserError
-from scripts.evidence.baselines import length_margins, tfidf_margins, wins
+from cores.evaluate.stats import average, effective_rows, share, variance_of_mean, wilson, wins
+from scripts.evaluation.baselines import length_margins, tfidf_margins
 from scripts.evidence.figures import accuracies, changes, collect
 from scripts.evidence.plan import SEEDS, SETS, WITH_PPO, half_of, jobs, lay_out
 from scripts.evidence.score import first_turn
-from scripts.evidence.stats import (
-    average,
-    effective_rows,
-    over_seeds,
-    share,
-    variance_of_mean,
-    wilson,
-)
+from scripts.evidence.seeds import over_seeds
 from scripts.evidence.tables import render
 from scripts.jobs import Job, run_all
 

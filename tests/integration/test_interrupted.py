@@ -51,8 +51,11 @@ def test_crash_keeps_the_old_folder(out: Path, llama, files, monkeypatch, stage:
         with pytest.raises(CrashError):
             in_process(stage, [*words, "--overwrite"])
     left = out / f"{stage}.unfinished"
-    assert {k: v for k, v in tree(out).items() if not k.startswith(left.name)} == before
-    assert sorted(p.name for p in out.iterdir()) == sorted([*SCRIPTS, left.name])
+    apart = (left.name, "report.html")
+    assert {k: v for k, v in tree(out).items() if not k.startswith(apart)} == {
+        k: v for k, v in before.items() if not k.startswith(apart)
+    }
+    assert sorted(p.name for p in out.iterdir()) == sorted([*SCRIPTS, left.name, "report.html"])
     assert {p.name for p in left.iterdir()} >= {
         "metrics.jsonl", "log.txt", "state.json", "checkpoints",
     }  # fmt: skip
@@ -60,7 +63,7 @@ def test_crash_keeps_the_old_folder(out: Path, llama, files, monkeypatch, stage:
     assert [p.name for p in (left / "checkpoints").iterdir()] == ["step-1"]
     assert json.loads((left / "state.json").read_text())["stopped"].startswith("CrashError")
     in_process(stage, words)
-    assert sorted(p.name for p in out.iterdir()) == sorted(SCRIPTS)
+    assert sorted(p.name for p in out.iterdir()) == sorted([*SCRIPTS, "report.html"])
     assert f"resuming {stage} at step 1 of" in (out / stage / "log.txt").read_text()
 
 
@@ -116,4 +119,4 @@ def test_stopped_by_a_signal(tmp_path: Path, llama, files, number: int) -> None:
     assert (said, end) == (f"{name}: saved at step {step} of 100000; to go on:", "")
     assert command == json.loads((left / "state.json").read_text())["resume"]  # to be copied
     assert shlex.split(command)[1:] == [SCRIPTS["sft"], *words, "--sft.learning_rate", "1e-4"]
-    assert [p.name for p in (tmp_path / "new").iterdir()] == [left.name]
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {left.name, "report.html"}

@@ -31,13 +31,14 @@ from cores.config import Config, LoraSection
 from cores.data import DataReport, SplitReport, StageData
 from cores.draws import uniforms
 from cores.errors import UserError
+from cores.evaluate.stats import wins
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
 from cores.rollout.graph.buffers import StaticCache
 from cores.run import StageRun
 from cores.training import lasting
 from cores.training.calibration import calibrate, policy_engine, score_rows
-from cores.training.reward import accuracy, init_head, reward_model, train_reward, wins
+from cores.training.reward import accuracy, init_head, reward_model, train_reward
 from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
 
 
@@ -177,7 +178,7 @@ def test_collate_by_hand() -> None:
 
 def test_accuracy_over_all_pairs() -> None:
     """Invariant 26: over all pairs at once, a tie counts half; beside it "the longer wins"."""
-    assert wins([2.0, 1.0, 3.0, 0.0], [1.0, 1.0, 4.0, -1.0]) == 0.625
+    assert wins([2.0, 1.0, 3.0, 0.0], [1.0, 1.0, 4.0, -1.0]) == [1.0, 0.5, 0.0, 1.0]
     model, held_out = ScalarModel(load_scalar(reward_folder("gpt2"))), pairs(9)
     found = [accuracy(model, held_out, PAD, size, LAUNCH) for size in (1, 4, 18)]
     assert found[0] == found[1] == found[2]

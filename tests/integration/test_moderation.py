@@ -92,6 +92,9 @@ def test_a_text_stays_in_its_row(folder: Path, config: Config) -> None:
     assert one == other == ended
     (long,) = gate.judge(["word " * 5000])
     assert (long.label, long.allowed) == (None, False)
+    assert gate.reason("word " * 5000) == "longer than the model reads"
+    assert gate.reason("I will hurt him") == "needs intervention"
+    assert gate.reason("The tea is good") is None
 
 
 def test_what_is_refused(folder: Path, config: Config, tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ CASES = {
 """What is started, which stage, what happens on which rank, and what must be said."""
 
 
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.long) if c == "crash-1" else c for c in CASES],
+)
 def test_job_ends_with_the_error_of_the_rank(case: str, parents: Path, llama, files) -> None:
     """Within a minute, whichever rank fails and however; others only lose the connection."""
     launcher, stage, how, rank, expected = CASES[case]

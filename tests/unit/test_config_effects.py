@@ -83,7 +83,7 @@ ppo.stop_token_ids ppo.stop_strings ppo.rewards ppo.estimator ppo.actor_learning
 ppo.lr_schedule ppo.warmup ppo.max_grad_norm ppo.kl_coef ppo.kl_target ppo.clip ppo.clip_high
 ppo.dual_clip ppo.entropy_coef ppo.early_stop_kl ppo.ptx_coef ppo.loss_mean ppo.whiten_advantages
 ppo.missing_eos_penalty ppo.length_penalty ppo.reward_clip ppo.rollout_correction ppo.old_logprobs
-ppo.eval_prompts ppo.sample_every logging.trackers faults.nonfinite
+ppo.eval_prompts ppo.sample_every logging.trackers logging.samples faults.nonfinite
 """
 """What matters wherever its stage runs, or is refused where it does not by another check."""
 WHOLE = """checkpoint ppo.actor_adam ppo.lora template.image sft. reward. data.sft. data.preference.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cores.config import parse_config
-from scripts.experiments import measures, plan
+from scripts.experiments import objective, plan
 from scripts.experiments.figures import CURVES, over_seeds
 from scripts.experiments.frontiers import (
     at_level,
@@ -117,5 +117,5 @@ def test_the_missing_eos_penalty_is_off_both_sides_scores() -> None:
 
 def test_constants_are_the_configurations() -> None:
     ppo = parse_config(["--config", "configs/demo.yaml"], "", "").ppo
-    assert ppo.missing_eos_penalty == measures.MISSING_EOS_PENALTY
+    assert ppo.missing_eos_penalty == objective.MISSING_EOS_PENALTY
     assert ppo.kl_coef == pytest.approx(plan.KL_COEF)

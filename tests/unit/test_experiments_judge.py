@@ -11,19 +11,13 @@ from _models import EOS, classifier, reward_folder, sft_folder, toy_tokenizer
 
 from cores.config import parse_config
 from cores.errors import UserError
+from cores.evaluate.stats import Z95, Estimate
 from cores.models import save_model
 from cores.rollout import Rollout
-from scripts.demo.report import Replies, Task, kl, mean_and_half
+from scripts.demo.report import Replies, Task, kl
+from scripts.evaluation.texts import best_of, best_of_kl, distinct, ngrams, repeats
 from scripts.experiments import judge as judging
 from scripts.experiments.judge import PLACES, Judged, main, summary
-from scripts.experiments.measures import (
-    Z95,
-    best_of,
-    best_of_kl,
-    distinct,
-    ngrams,
-    repeats,
-)
 
 GOLD_PROMPT = "Guest:\nCould I have more towels?\nDesk:\n"
 
@@ -35,19 +29,20 @@ def test_ngrams_are_of_words_in_order() -> None:
 
 def test_distinct_is_over_all_texts_and_none_spans_two() -> None:
     # 1-grams a b a | a c: 3 of 5. 2-grams ab ba | ac: 3 of 3; "a a" between the texts is none.
-    assert distinct(["a b a", "a c"], 1)[0] == 3 / 5
-    assert distinct(["a b a", "a c"], 2)[0] == 1.0
-    assert distinct(["a", ""], 2) == (0.0, 0.0)
+    assert distinct(["a b a", "a c"], 1).value == 3 / 5
+    assert distinct(["a b a", "a c"], 2).value == 1.0
+    assert distinct(["a", ""], 2) == Estimate(0.0, 0.0, 0.0)
 
 
 def test_jackknife_of_distinct_leaves_out_one_text_at_a_time() -> None:
     rng = random.Random(0)
     texts = [" ".join(rng.choices("abcdef", k=rng.randint(1, 6))) for _ in range(8)]
     texts.append("z z z")  # said twice, and by this text alone
-    left_out = [distinct(texts[:i] + texts[i + 1 :], 2)[0] for i in range(9)]
+    left_out = [distinct(texts[:i] + texts[i + 1 :], 2).value for i in range(9)]
     centre = sum(left_out) / 9
     half = Z95 * math.sqrt(8 / 9 * sum((x - centre) ** 2 for x in left_out))
-    assert distinct(texts, 2)[1] == pytest.approx(half)
+    found = distinct(texts, 2)
+    assert found.high - found.value == pytest.approx(half)
 
 
 def test_repetition_is_the_same_four_words_twice() -> None:
@@ -72,12 +67,6 @@ def test_best_of_kl_is_exact_where_no_two_replies_are_alike(n: int) -> None:
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     density = n * u ** (n - 1)
     assert best_of_kl(n) == pytest.approx((density * density.log()).mean().item(), abs=1e-4)
-
-
-def test_mean_and_half_by_hand() -> None:
-    mean, half = mean_and_half([1.0, 2.0, 3.0, 6.0])
-    assert mean == 3.0
-    assert half == pytest.approx(1.96 * math.sqrt(14 / 3) / 2)  # deviations -2, -1, 0, 3
 
 
 class _Table(torch.nn.Module):

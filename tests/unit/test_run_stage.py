@@ -45,7 +45,8 @@ def break_off(made: Config, *steps: int, error: BaseException | None = None, **a
 
 
 def names(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()}
+    """What stands there beside the report, which every end of a run writes."""
+    return {p.name for p in folder.iterdir()} - {"report.html"}
 
 
 def record(path: Path) -> dict[str, Any]:
@@ -63,7 +64,9 @@ def test_a_stage_is_moved_to_its_place_when_it_is_complete(tmp_path: Path) -> No
         assert names(root) == {".sft.lock", "sft.unfinished"}
         run.finish(save_weights(), facts(metrics={"loss": 1.5}))
     assert names(root) == {"sft"}
-    assert names(root / "sft") == {"model.safetensors", "config.json", "stage.json", "log.txt"}
+    assert names(root / "sft") == {
+        "model.safetensors", "config.json", "stage.json", "log.txt", "README.md",
+    }  # fmt: skip
     found = record(root / "sft" / "stage.json")
     digest = sha256_file(root / "sft" / "model.safetensors")
     assert found["files"].items() >= {"model.safetensors": digest}.items()
@@ -174,7 +177,9 @@ def test_overwrite_replaces_the_whole_folder(
     (folder / "extra.json").write_text("{}")
     write(tmp_path, "sft", "new")
     assert (folder / "model.safetensors").read_text() == "new"
-    assert names(folder) == {"model.safetensors", "config.json", "stage.json", "log.txt"}
+    assert names(folder) == {
+        "model.safetensors", "config.json", "stage.json", "log.txt", "README.md",
+    }  # fmt: skip
     assert names(tmp_path) == {"sft"}
 
 
@@ -189,7 +194,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with run:
         run.log(1, {"loss": 1.0}, "line")
         run.append("samples.jsonl", [{"update": 1}])
-        run.rewrite("held_out_samples.jsonl", [{"a": 1}])
+        run.samples("held_out_samples.jsonl", lambda: [{"a": 1}], anew=True)
         run.save(1, state(1))
         run.finish(lambda to: OTHER_RANK.once(save_weights(), to), facts())
     assert not root.exists()

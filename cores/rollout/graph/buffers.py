@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cores.models.body import causal_mask
 from cores.models.vocabulary import EXCLUDED_LOGIT
-from cores.rollout.engine import Sampling, sample
+from cores.rollout.engine import Sampling, nucleus, sample
 
 ATTENTION = "tristage_static_cache"
 """Name under which transformers' models find `static_attention`. It has no mask function, so they
@@ -189,6 +189,8 @@ class Steps:
             early = sampled < self.sampling.min_new_tokens
             logits[:, self.stop_ids] = torch.where(early, EXCLUDED_LOGIT, stops)
         temperature = self.sampling.temperature
+        if self.sampling.top_p < 1:
+            logits = nucleus(logits, temperature, self.sampling.top_p)
         written = (self.tokens, self.logprobs, self.entropies)
         if self.cache.kernel:
             from cores.rollout.graph.kernels import sample_into

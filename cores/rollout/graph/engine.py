@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from cores.data import left_pad
 from cores.models.actor import head_logits
 from cores.models.body import position_ids
-from cores.rollout.engine import Rollout, Sampling, cut_at_stops
+from cores.rollout.engine import Listener, Rollout, Sampling, cut_at_stops
 from cores.rollout.graph.buffers import ATTENTION, StaticCache, Steps
 from cores.runtime.captured import Captured
 
@@ -62,8 +62,16 @@ class GraphEngine:
         self.steps: Steps | None = None
         self._release()
 
+    def adopt(self, sampling: Sampling) -> None:
+        """See `RolloutEngine`. What was captured had the old one in it."""
+        if sampling != self.sampling:
+            self.sampling = sampling
+            self._release()
+
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]], uniform: Tensor) -> Rollout:
+    def generate(
+        self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None
+    ) -> Rollout:
         """One reply for each prompt; see `Rollout` and `RolloutEngine` for shapes."""
         count = len(prompts)
         rows = bucket(count) if self.capture else count
@@ -80,9 +88,11 @@ class GraphEngine:
             self.device.type, torch.bfloat16, enabled=self.sampling.autocast, cache_enabled=False
         ):
             self._prefill(steps, ids, mask if padded else None)
-            self._decode(steps)
+            taken = self._decode(steps, listen)
         drawn = (steps.tokens, steps.texts, steps.logprobs, steps.entropies)
-        rows_of = (each[:count] for each in (ids[:, more:], mask[:, more:], *drawn))
+        # Behind the tokens that were taken stands what an earlier rollout left.
+        behind = (each[:, :taken] for each in drawn)
+        rows_of = (each[:count] for each in (ids[:, more:], mask[:, more:], *behind))
         rollout = cut_at_stops(self.sampling, *rows_of)
         if steps.cache.keys.nbytes + steps.cache.values.nbytes + self.twin.nbytes > self.keeps:
             self._release()
@@ -132,16 +142,20 @@ class GraphEngine:
         positions = position_ids(torch.ones_like(ids[:1]) if mask is None else mask)
         return {"logits": self.twin(ids, positions, cache)}
 
-    def _decode(self, steps: Steps) -> None:
+    def _decode(self, steps: Steps, listen: Listener | None) -> int:
+        """Steps until all rows have ended, or `listen` says so; the number of tokens taken."""
         step = None  # made when a step is due: making one takes one
         ahead = AHEAD if self.capture else 0
         for taken in range(1, self.sampling.max_new_tokens):
+            if listen is not None and listen(steps.token[: steps.used]):
+                steps.look(taken)
+                return taken
             if taken % LOOK == 0:
                 steps.look(taken)
             if taken > ahead and (taken - ahead) % LOOK == 0:
                 alive = steps.alive()
                 if alive == 0:
-                    return
+                    return taken
                 fewer = bucket(alive) if self.capture else alive
                 if fewer < steps.used:
                     steps.keep(fewer)
@@ -149,6 +163,9 @@ class GraphEngine:
             step = step or self._step(steps)
             step()
         steps.look(self.sampling.max_new_tokens)
+        if listen is not None:
+            listen(steps.token[: steps.used])
+        return self.sampling.max_new_tokens
 
     def _step(self, steps: Steps) -> Callable[[], None]:
         """A decode step of the rows in use: on CUDA the replay of a captured graph."""

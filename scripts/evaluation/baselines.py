@@ -7,7 +7,6 @@
 Needs scikit-learn.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 Pair = tuple[str, str]
@@ -53,8 +52,3 @@ def tfidf_margins(train: list[Pair], test: list[Pair]) -> list[float]:
 def length_margins(test: list[Pair]) -> list[float]:
     """Characters of chosen minus characters of rejected for each test pair."""
     return [float(len(chosen) - len(rejected)) for chosen, rejected in test]
-
-
-def wins(margins: Sequence[float]) -> list[float]:
-    """1 for a positive margin, 0.5 for a tie, 0 for a negative one."""
-    return [0.5 if margin == 0 else float(margin > 0) for margin in margins]

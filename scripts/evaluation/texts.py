@@ -1,16 +1,13 @@
-"""What is measured of replies as texts, the choice among several of them, and what PPO pays for a
-whole update. No model in here."""
+"""What is measured of replies as texts, and the choice among several of them. No model in here."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-Z95 = 1.96
-"""Half-width of a 95% interval in standard errors."""
+from cores.evaluate.stats import Z95, Estimate
+
 REPEATED = 4
 """Words of the n-gram whose second occurrence counts as repetition."""
-MISSING_EOS_PENALTY = 2.0
-"""The demo's, configs/demo.yaml."""
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
@@ -19,8 +16,8 @@ def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
-def distinct(texts: Sequence[str], n: int) -> tuple[float, float]:
-    """Different n-grams over all n-grams of the texts, and the half-width of a 95% interval.
+def distinct(texts: Sequence[str], n: int) -> Estimate:
+    """Different n-grams over all n-grams of the texts, with its 95% interval.
 
     Li et al. 2016, "A diversity-promoting objective function for neural conversation models"; no
     n-gram spans two texts. It falls with the number of texts, so only equal numbers compare. The
@@ -33,7 +30,7 @@ def distinct(texts: Sequence[str], n: int) -> tuple[float, float]:
         total.update(count)
     size = total.total()
     if not size:
-        return 0.0, 0.0
+        return Estimate(0.0, 0.0, 0.0)
     left_out = []
     for count in counts:
         lost = sum(total[gram] == times for gram, times in count.items())
@@ -41,7 +38,8 @@ def distinct(texts: Sequence[str], n: int) -> tuple[float, float]:
         left_out.append((len(total) - lost) / rest if rest else 0.0)
     centre = sum(left_out) / len(texts)
     variance = (len(texts) - 1) / len(texts) * sum((x - centre) ** 2 for x in left_out)
-    return len(total) / size, Z95 * math.sqrt(variance)
+    value, half = len(total) / size, Z95 * math.sqrt(variance)
+    return Estimate(value, value - half, value + half)
 
 
 def repeats(text: str, n: int = REPEATED) -> bool:
@@ -71,11 +69,15 @@ def best_of_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def gained(row: Mapping[str, float], kl_coef: float) -> float:
-    """What PPO maximises, of one update's metrics: score - kl_coef * KL, nats a reply.
+def expected_best(wanted: Sequence[float], told: Sequence[float], n: int) -> float:
+    """Mean of `told` over the best by `wanted` of n of the M replies, over all choices of n.
 
-    The missing-EOS penalty is taken off both sides' scores: TRL's has lost it where it is logged,
-    and our `score` loses it here, by the share `ended` of replies that stopped by themselves.
+    The reply of rank i (1 the worst) is the best in C(i - 1, n - 1) of the C(M, n) choices, so no
+    draw is wasted. Of equals the later counts as the better. ValueError for n beyond M.
     """
-    penalty = MISSING_EOS_PENALTY * (1 - row["ended"]) if "ended" in row else 0.0
-    return row["score"] - penalty - kl_coef * row["kl"]
+    total = len(wanted)
+    if not 1 <= n <= total:
+        raise ValueError(f"the best of {n} among {total} replies")
+    ranked = sorted(range(total), key=wanted.__getitem__)
+    weights = [math.comb(i, n - 1) for i in range(total)]
+    return sum(w * told[i] for w, i in zip(weights, ranked, strict=True)) / math.comb(total, n)

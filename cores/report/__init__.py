@@ -1,0 +1,6 @@
+"""What a run's files tell: the doctor's findings and the report. No model is needed."""
+
+from cores.report.doctor import Finding, Watch, examine
+from cores.report.page import write_report
+from cores.report.record import Record, json_lines, read_run
+from cores.report.rules_stages import RULES

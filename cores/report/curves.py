@@ -1,0 +1,77 @@
+"""Curves of a stage, thinned, with 95% intervals where rows tell a spread."""
+
+import math
+from typing import Any
+
+from cores.report.record import Record, Row
+
+POINTS = 500
+"""Of a curve; where there are more rows, a point is the mean of some."""
+BINS = 24
+Z95 = 1.96
+
+
+def curves(record: Record) -> dict[str, Any]:
+    """`x` (steps), `series`, `half` (half-widths of some), `rows` a point: values or None each.
+
+    Intervals are normal approximations: of a mean over the replies or pairs of a row, which are
+    taken for independent.
+    """
+    before = [{"step": 0}, *record.rows]
+    rows = [
+        {**row, **_halves(record, row, then)}
+        for row, then in zip(record.rows, before, strict=False)
+    ]
+    size = max(1, math.ceil(len(rows) / POINTS))
+    points = [_point(rows[i : i + size]) for i in range(0, len(rows), size)]
+    names = list(dict.fromkeys(key for point in points for key in point))
+    series = {n: [point.get(n) for point in points] for n in names if n != "step"}
+    half = {n.removesuffix("_half"): series.pop(n) for n in list(series) if n.endswith("_half")}
+    return {"x": [p["step"] for p in points], "series": series, "half": half, "rows": size}
+
+
+def _halves(record: Record, row: Row, before: Row) -> Row:
+    """Half-widths of a row's means."""
+    section = record.config.get(record.name) or {}
+    size = section.get("batch_size") or 0
+    if record.name == "ppo":
+        spreads = {"score": row.get("score_std"), "kl": row.get("kl_std")}
+        count = size
+    else:
+        right = row.get("accuracy")
+        spreads = {"accuracy": None if right is None else math.sqrt(right * (1 - right))}
+        count = size * (row.get("step", 0) - before.get("step", 0))
+    return {
+        f"{name}_half": Z95 * spread / math.sqrt(count)
+        for name, spread in spreads.items()
+        if spread is not None and count > 0
+    }
+
+
+def _point(rows: list[Row]) -> Row:
+    """The mean of some rows, at the last one's step."""
+    point: Row = {"step": rows[-1].get("step", 0)}
+    for name in dict.fromkeys(key for row in rows for key in row if key != "step"):
+        values = [row[name] for row in rows if name in row]
+        shrink = math.sqrt(len(values)) if name.endswith("_half") else 1
+        point[name] = float(f"{sum(values) / len(values) / shrink:.4g}")
+    return point
+
+
+def histogram(rows: list[Row]) -> dict[str, list[float]] | None:
+    """How many held-out replies score what, before and after: `x` (middles), `before`, `after`."""
+    found = {
+        side: [row[side]["score"] for row in rows if isinstance(row.get(side), dict)]
+        for side in ("before", "after")
+    }
+    both = [x for scores in found.values() for x in scores]
+    if not both or max(both) <= min(both):
+        return None
+    low, width = min(both), (max(both) - min(both)) / BINS
+    result = {"x": [round(low + (i + 0.5) * width, 4) for i in range(BINS)]}
+    for side, scores in found.items():
+        counts = [0.0] * BINS
+        for score in scores:
+            counts[min(BINS - 1, int((score - low) / width))] += 1
+        result[side] = counts
+    return result

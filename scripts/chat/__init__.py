@@ -1,0 +1,1 @@
+"""The chat page: finished models side by side, and votes that stage 2 reads."""

@@ -1,0 +1,94 @@
+"""An evaluation from the command line's words to the table and the file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cores.config import Config
+from cores.errors import UserError
+from cores.files import write_json
+from cores.rewards.load import MODEL, load_functions
+from cores.runtime.launch import launch
+from scripts.evaluation.judges import is_function, judge_of
+from scripts.evaluation.policies import judge_policies
+from scripts.evaluation.reward import judge_reward
+from scripts.evaluation.runs import Judged, asked, finished
+from scripts.evaluation.show import table
+
+VERSION = 1
+"""Of the form of evaluation.json."""
+FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options of scripts/evaluate.py."""
+
+    prompts: str | None
+    pairs: str | None
+    json: Path | None
+    judge: str | None
+    judge_model: str | None
+    limit: int
+    best_of: int
+
+
+def judge(config: Config, wanted: Wanted) -> None:
+    """Judge, print the table, write the file. UserError if nothing is there to judge."""
+    here = launch(config)
+    judged = finished(config, here, wanted.limit)
+    root = Path(config.output_dir).expanduser()
+    out = root / FILE if wanted.json is None else wanted.json
+    if wanted.json is None:
+        root.mkdir(parents=True, exist_ok=True)
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--json {out}: there is no folder {out.absolute().parent}; make it first.")
+    judged.found |= {
+        "version": VERSION,
+        "stages": {k: str(p.folder) for k, p in judged.stages.items()},
+    }
+    judge_reward(judged, wanted.pairs)
+    if "sft" in judged.stages:
+        _policies(judged, wanted)
+    elif wanted.prompts or wanted.judge:
+        raise UserError(
+            "--prompts, --judge: stage 1 is not finished, so there is nothing that answers; run "
+            "stage1_sft.py first."
+        )
+    if not {"accuracy", "reward_model", "benchmark", "language", "policies"} & judged.found.keys():
+        reasons = "; ".join(f"{k}: {v}" for k, v in judged.found["left_out"].items())
+        raise UserError(f"{config.output_dir}: nothing of it can be judged ({reasons}).")
+    write_json(out, judged.found)
+    here.say("\n" + table(judged.found))
+    here.say(f"\nwrote {out}")
+
+
+def _policies(judged: Judged, wanted: Wanted) -> None:
+    """What the policies write, if there are prompts."""
+    config, section = judged.config, judged.config.data.prompts
+    rows: list[dict[str, Any]] = []
+    if wanted.prompts or section.path or section.sources:
+        rows = asked(judged, wanted.prompts)
+        if not rows:
+            judged.leave_out("policies", "no prompts are held out (data.test_fraction is 0)")
+    else:
+        judged.leave_out("policies", "data.prompts.path is not set, nor --prompts given")
+    if wanted.judge is not None and not rows:
+        raise UserError(
+            f"--judge {wanted.judge}: there are no prompts whose replies it could judge; give them "
+            "by --prompts, or set data.prompts.path."
+        )
+    sources = {source: 1.0 for source in config.ppo.rewards if source != MODEL}
+    if is_function(wanted.judge):
+        sources[str(wanted.judge)] = 1.0
+    try:
+        functions = load_functions(sources, config.ppo.reward_timeout).functions if rows else {}
+    except UserError as error:
+        ours = wanted.judge is not None and wanted.judge in str(error)
+        raise UserError(
+            str(error).replace("ppo.rewards", "--judge" if ours else "ppo.rewards")
+        ) from None
+    judge = None
+    if wanted.judge is not None:
+        judge = judge_of(judged, wanted.judge, wanted.judge_model, functions, rows)
+    judge_policies(judged, rows, functions, judge, wanted.best_of)

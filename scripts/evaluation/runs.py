@@ -1,0 +1,202 @@
+"""What of a run is finished, its models, and the rows that they are judged on."""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cores.config import Config
+from cores.config.data import SourceSection
+from cores.data import prompt_data
+from cores.data.lines import lines
+from cores.errors import UserError, readable
+from cores.models import Actor, ScalarModel, load_policy, load_scalar
+from cores.models.actor import rescale
+from cores.models.adapters import hold_linears_in_bf16
+from cores.models.attention import attend_both_ways
+from cores.models.bases import load_base
+from cores.models.loading import exclude_from
+from cores.models.rows import Policy
+from cores.ppo.score import Scorer
+from cores.rewards.call import RewardFunctions
+from cores.rewards.texts import TextReward
+from cores.rollout import build_engine, stop_ids
+from cores.runtime.elsewhere import pinned
+from cores.runtime.launch import Launch
+from cores.runtime.parents import SCRIPTS, Parent, elsewhere, load_parents, policy_tokenizer
+
+LEFT_OUT = "left_out"
+Row = dict[str, Any]
+
+
+@dataclass
+class Judged:
+    """A run, and what is found of it."""
+
+    config: Config
+    launch: Launch
+    stages: dict[str, Parent]
+    """Those that are finished, or stand in for one."""
+    tokenizer: PreTrainedTokenizerBase | None
+    """The policy's; None without stage 1."""
+    limit: int
+    """Held-out prompts at most."""
+    found: dict[str, Any] = field(default_factory=dict)
+    """What evaluation.json will hold."""
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Say once why a figure is not there."""
+        self.found.setdefault(LEFT_OUT, {})[name] = why
+        self.launch.say(f"left out: {name}: {why}")
+
+    @property
+    def policies(self) -> dict[str, Path | None]:
+        """Folder of each policy, the earliest first; None: stage 1's base."""
+        if "sft" not in self.stages:
+            return {}
+        before = {} if self.stages["sft"].elsewhere else {"base": None}
+        names = [name for name in ("sft", "ppo") if name in self.stages]
+        return before | {name: self.stages[name].folder for name in names}
+
+
+def finished(config: Config, launch: Launch, limit: int) -> Judged:
+    """What is finished under `output_dir`, checked as stage 3 checks what it starts from.
+
+    UserError if there is nothing, or if something does not fit.
+    """
+    if launch.world > 1:
+        raise UserError("evaluate.py runs as one process; start it with python alone.")
+    root = Path(config.output_dir).expanduser()
+    names = [s for s in SCRIPTS if (root / s / "stage.json").exists() or elsewhere(config, s)]
+    if not names:
+        raise UserError(
+            f"{root}: no stage is finished there, so there is nothing to judge. Run stage1_sft.py, "
+            "stage2_rm.py or stage3_ppo.py with the same --config and --output_dir first, or give "
+            "the --output_dir of a run."
+        )
+    stages = load_parents(config, names)
+    tokenizer = policy_tokenizer(config, stages["sft"]) if "sft" in stages else None
+    return Judged(config, launch, stages, tokenizer, limit)
+
+
+def asked(judged: Judged, path: str | None) -> list[Row]:
+    """The prompts, in an order of their own, so that theirs in the file does not matter: all of the
+    file `path`, or held-out ones of the configuration. UserError if there is none in it."""
+    config, launch, tokenizer = judged.config, judged.launch, judged.tokenizer
+    assert tokenizer is not None, "there is no policy without stage 1"
+    if path is None:
+        data = prompt_data(config, tokenizer)
+        return in_order(data.test[: judged.limit])
+    with TemporaryDirectory() as folder:
+        file = as_rows(Path(path), Path(folder)) if path.endswith(".txt") else path
+        given = SourceSection(path=str(file))
+        only = replace(config.data, prompts=given, test_fraction=0.0)
+        try:
+            data = prompt_data(replace(config, data=only), tokenizer)
+        except UserError as error:
+            text = str(error).replace(str(file), path).replace("data.prompts.path", "--prompts")
+            raise UserError(text.replace("--data.prompts", "--prompts")) from None
+    report = data.report.lines()[0].replace(str(file), path)
+    launch.say(f"prompts{report.removeprefix('train')}")
+    return in_order(data.train)
+
+
+def as_rows(text: Path, folder: Path) -> Path:
+    """The prompts of a text file, one a line, as a file of rows in `folder`; empty lines are none.
+    UserError if it has none."""
+    with readable(f"--prompts {text}"):
+        found = [line.strip() for line in lines(text.expanduser(), "") if line.strip()]
+    if not found:
+        raise UserError(f"--prompts {text}: holds no prompt; write one a line.")
+    file = folder / "prompts.jsonl"
+    rows = (json.dumps({"prompt": line}) for line in found)
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return file
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """By their ids, and rows with the same ids by what else they hold; `place`: where each was."""
+    placed = [{**row, "place": i} for i, row in enumerate(rows)]
+    return sorted(placed, key=lambda row: (row["input_ids"], repr(row["row"])))
+
+
+def loaded(judged: Judged, folder: Path | None) -> Any:
+    """The policy in `folder`, frozen, on the device; None: stage 1's base, as stage 1 took it."""
+    config = judged.config
+    assert judged.tokenizer is not None, "there is no policy without stage 1"
+    gc.collect()  # the model before, which its engine may hold in a circle
+    if folder is None:
+        fresh = config.seed if config.model.from_config else None
+        model: Any = load_base(pinned(config).model.path, judged.tokenizer, fresh=fresh)
+    else:
+        model = load_policy(folder, dropout=False, tokenizer=judged.tokenizer)
+        exclude_from(model, judged.tokenizer)
+    return held(model, judged.launch)
+
+
+def held(model: Any, launch: Launch) -> Any:
+    """Frozen, on the device; linear layers in bf16 where autocast would round them at each use."""
+    if launch.precision == "bf16":
+        model = hold_linears_in_bf16(model)
+    return model.requires_grad_(False).eval().to(launch.device)
+
+
+@contextmanager
+def as_trained(model: Any, attention: str) -> Iterator[Any]:
+    """Within it `model` takes rows of stage 1 as stage 1 gives them."""
+    if attention == "prefix":
+        attend_both_ways(model)
+    try:
+        yield model
+    finally:
+        vars(model).pop("forward", None)
+
+
+def reward_model(judged: Judged, tokenizer: PreTrainedTokenizerBase) -> ScalarModel:
+    """The reward model; one from elsewhere in units of stage 3's calibration, if there was one."""
+    parent = judged.stages["reward"]
+    model: Any = load_scalar(parent.folder, tokenizer=tokenizer)
+    ppo = judged.stages.get("ppo")
+    scale = ppo.record["metrics"].get("calibration") if ppo is not None else None
+    if parent.elsewhere and scale is not None:
+        rescale(model, scale["raw_mean"], scale["raw_std"])
+    return ScalarModel(held(model, judged.launch))
+
+
+def scorer_of(
+    config: Config,
+    tokenizer: Any,
+    launch: Launch,
+    policy: Any,
+    reference: Any,
+    reward: ScalarModel | None,
+    functions: RewardFunctions | None = None,
+    texts: TextReward | None = None,
+) -> Scorer:
+    """What samples from `policy` and judges its replies, as stage 3 does, without a trainer; all
+    models on the launch's device, `reference` one as `policy`, which it may be."""
+    ppo = config.ppo
+    prefix = config.model.attention == "prefix"
+    stops, least = stop_ids(ppo, tokenizer), ppo.min_new_tokens
+    actor, initial = (
+        Actor(model, ppo.temperature, stops, least, prefix=prefix).to(launch.device)
+        for model in (policy, reference)
+    )
+    role = SimpleNamespace(says=Policy(actor), trained=SimpleNamespace(gathered=nullcontext))
+    roles: Any = SimpleNamespace(
+        actor=role,
+        critic=None,
+        reward=reward,
+        reference=lambda: nullcontext(Policy(initial)),
+        texts=texts,
+        trained=[],
+    )
+    engine = build_engine(config, policy, tokenizer, ppo.max_new_tokens, launch)
+    return Scorer(ppo, roles, engine, launch, config.seed, functions)

@@ -1,0 +1,56 @@
+"""Planted bugs of the evaluation: intervals, win rates, RewardBench 2, best of n."""
+
+Bug = tuple[str, str, str, str]
+TESTS = ("tests/unit/test_evaluation.py", "tests/integration/test_evidence.py")
+BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/evaluate/stats.py": (
+        TESTS,
+        [
+            ("tie-win", "a tie counts as won", "0.5 * (a == b)", "1.0 * (a == b)"),
+            ("clusters", "rows of one prompt count as independent",
+             "sums[cluster] +=", "sums[len(sums)] +="),
+            ("one-cluster", "one prompt alone has an interval", "if count < 2:", "if count < 1:"),
+            ("ratio-weights", "a ratio's deviations without the weights",
+             "+= value - ratio * weight", "+= value - ratio"),
+            ("bootstrap-rows", "the bootstrap draws rows, not prompts",
+             "groups[cluster].append(row)", "groups[len(groups)].append(row)"),
+            ("bootstrap-quantile", "an 80% interval", "[0.025, 0.975]", "[0.1, 0.9]"),
+        ],
+    ),
+    "scripts/evaluation/comparisons.py": (
+        TESTS,
+        [
+            ("length-control", "length control is the plain win rate",
+             "both = (mean(shorter) + mean(longer_ones)) / 2",
+             "both = mean(shorter + longer_ones)"),
+            ("length-rest", "rows beyond the last group are left out",
+             "part += rest", "part += rest[:0]"),
+            ("orders", "a judge that goes by the place wins half",
+             "a != -b", "a != b and a != -b"),
+        ],
+    ),
+    "scripts/evaluation/benchmark.py": (
+        TESTS,
+        [
+            ("tied-maximum", "a shared highest score is won",
+             "/ (item.right + item.wrong).count(best)", "/ max(1, item.right.count(best))"),
+            ("ties-gap", "the best right reply against the best wrong one",
+             "min(item.right) - max(item.wrong)", "max(item.right) - max(item.wrong)"),
+            ("ties-harder", "the reference's gap is not looked at",
+             "least > spread for _, least, spread", "least > spread for least, _, spread"),
+        ],
+    ),
+    "scripts/evaluation/preferences.py": (
+        TESTS,
+        [
+            ("calibration-sign", "sure of the chosen side", "abs(margin)", "margin"),
+        ],
+    ),
+    "scripts/evaluation/texts.py": (
+        TESTS,
+        [
+            ("best-choices", "choices that count the best itself",
+             "math.comb(i, n - 1)", "math.comb(i + 1, n)"),
+        ],
+    ),
+}  # fmt: skip

@@ -28,6 +28,7 @@ RUN = {
     "scripts/comparison.py": "tests/unit/test_comparison.py",
     "scripts/evaluate.py": "tests/unit/test_evaluation.py",
     "scripts/chat.py": "tests/integration/test_chat.py",
+    "scripts/moderate.py": "tests/integration/test_moderation.py",
     "ssh": "not run: it needs another machine",
     "scripts/check_elsewhere.sh": TOOLS,
     "scripts/samples/run.py": f"{HOURS}tests/unit/test_samples.py",

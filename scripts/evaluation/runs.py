@@ -23,6 +23,7 @@ from cores.models.adapters import hold_linears_in_bf16
 from cores.models.attention import attend_both_ways
 from cores.models.bases import load_base
 from cores.models.loading import exclude_from
+from cores.models.rows import Policy
 from cores.ppo.score import Scorer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.texts import TextReward
@@ -188,12 +189,12 @@ def scorer_of(
         Actor(model, ppo.temperature, stops, least, prefix=prefix).to(launch.device)
         for model in (policy, reference)
     )
-    role = SimpleNamespace(module=actor, trained=SimpleNamespace(gathered=nullcontext))
+    role = SimpleNamespace(says=Policy(actor), trained=SimpleNamespace(gathered=nullcontext))
     roles: Any = SimpleNamespace(
         actor=role,
         critic=None,
         reward=reward,
-        reference=lambda: nullcontext(initial),
+        reference=lambda: nullcontext(Policy(initial)),
         texts=texts,
         trained=[],
     )

@@ -11,7 +11,7 @@ from cores.errors import UserError
 from cores.evaluate import evaluate
 from cores.evaluate.stats import PLACES, Estimate, average, ratio, share, wins
 from cores.models.images import image_processor, reads_images
-from cores.models.loading import load_config, scalar_problem
+from cores.models.loading import load_config
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import MODEL, RewardFunction
 from cores.rewards.texts import text_reward
@@ -160,8 +160,8 @@ def judge_policies(
     `frontier`, `best_of_n`, `samples`, `kl` and `win_rate`."""
     demonstrations = Demonstrations.held_out(judged)
     reference = loaded(judged, judged.stages["sft"].folder)
-    if rows and (problem := scalar_problem(load_config(judged.stages["sft"].folder))):
-        judged.leave_out("policies", problem)
+    if rows and reads_images(load_config(judged.stages["sft"].folder)):
+        judged.leave_out("policies", "they read images, which this script hands to none")
         rows = []
     table = table_of(judged, rows, reference, functions) if rows else None
     language: dict[str, Any] = {}

@@ -130,7 +130,7 @@ def entropy_collapse(rows: Rows, facts: Row) -> str | None:
 def clip_high(rows: Rows, facts: Row) -> str | None:
     """Healthy is below a tenth."""
     found = mean(rows[-FEW:], "clip_fraction")
-    if found is None or len(rows) < FEW or found <= 0.25:
+    if found is None or len(rows) < FEW or found <= 0.15:
         return None
     return f"the clip removes the gradient of {found:.0%} of the tokens (a tenth is healthy)"
 

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
     from cores.models.images import image_processor
     from cores.models.loading import load_config, scalar_problem
     from cores.models.tuning import trained_part
+    from cores.models.vocabulary import saved_rows
     from cores.run import StageRun
     from cores.runtime.elsewhere import pinned
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
         cache_if_unreachable(config.model.path)
         config, given = pinned(config), config.model
         base = load_config(config.model.path)
-        check_encoder(config, base)
+        check_encoder(config, base, "sft", here.sharding.stage)
         check_positions(config, base)
         tokenizer, notes = base_tokenizer(config)
         if not config.data.inspecting:
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
         trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
-            "vocab_size": model.config.get_text_config().vocab_size,
+            "vocab_size": saved_rows(model),
             "data": data.report.to_json(),
             "parents": parents,
             "metrics": metrics,

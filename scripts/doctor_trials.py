@@ -59,8 +59,7 @@ SICK: dict[str, list[str]] = {
     "clip_high": [f"{RATE} 2e-3 --ppo.epochs 6", f"{RATE} 3e-3 --ppo.epochs 8", "--ppo.clip 0.001"],
     "kl_runaway": [f"{RATE} 3e-3 {FREE}", f"{RATE} 2e-3 {FREE} {paid('lovely')}",
                    f"{RATE} 1e-2"],
-    "entropy_collapse": ["--ppo.entropy_coef -1", f"--ppo.entropy_coef -0.5 {RATE} 1e-3",
-                         f"--ppo.entropy_coef -2 {FREE}"],
+    "entropy_collapse": [f"{paid(n)} {FREE} {FAST}" for n in ("few", "brief", "silent")],
     "explained_variance": ["--ppo.critic_learning_rate 0.3", "--ppo.critic_learning_rate 0.1",
                            "--ppo.rewards {\"scripts/trials/rewards.py:far\":1.0,\"model\":0.0} "
                            "--ppo.critic_learning_rate 1e-7"],

@@ -23,7 +23,7 @@ from peft import (
 )
 from peft.utils import load_peft_weights
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_available
 
@@ -31,6 +31,7 @@ from cores.config import LoraSection, ModelSection
 from cores.errors import UserError
 from cores.models.folders import WHOLE, reading
 from cores.models.heads import built
+from cores.models.vocabulary import saved_rows
 
 # It tells of every cast to fp16, and on CPUs of kernels that nobody needs, when TRL imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -72,6 +73,11 @@ def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: 
             f"{key}.target_modules: {section.target_modules} names no layer of "
             f"{type(model).__name__}; leave the key out to adapt every linear layer."
         ) from None
+
+
+def language_task(config: PretrainedConfig) -> TaskType:
+    """What a language model of this configuration is to peft."""
+    return TaskType.SEQ_2_SEQ_LM if config.is_encoder_decoder else TaskType.CAUSAL_LM
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -219,6 +225,7 @@ def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
     )
     if model.can_generate():
         small.generation_config = model.generation_config
+    small.saved_rows = saved_rows(model)
     del small.config.quantization_config  # what is saved is an adapter and the base as it was
     for layer in small.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):

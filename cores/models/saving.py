@@ -1,5 +1,6 @@
 """From models to folders in ordinary Hugging Face form, adapters merged where that is asked for."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +20,10 @@ from cores.errors import ANEW, UserError
 from cores.models.actor import plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
+from cores.models.heads import policy_class
 from cores.models.images import image_ids
-from cores.models.loading import load_as, load_config, load_tokenizer, policy_class
-from cores.models.vocabulary import excluded_ids
+from cores.models.loading import load_as, load_config, load_tokenizer
+from cores.models.vocabulary import NEW_PAD, as_saved, excluded_ids, saved_rows
 
 SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
 
@@ -44,17 +46,35 @@ def save_model(
             f"({', '.join(bad[:SHOWN])}). Lower the learning rate, {ANEW}."
         )
     _settle_generation(plain_model(model), tokenizer)
-    tokenizer.save_pretrained(folder)
+    _settle_pad_row(plain_model(model), tokenizer)
+    save_tokenizer(tokenizer, folder)
     if isinstance(model, PeftModel):
         save_adapter(model, folder)
         _save_configs(plain_model(model), folder)
         if merge and not model.active_peft_config.is_prompt_learning:
             merge_adapter(folder, folder)
     else:
-        model.save_pretrained(str(folder))
+        with as_saved(model) as state:
+            model.save_pretrained(str(folder), state_dict=state)
     mode = (folder / "config.json").stat().st_mode
     for weights in folder.rglob("*.safetensors"):  # written for their owner alone
         weights.chmod(mode)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer's files so that transformers 4 reads them too: version 5 has other names
+    for the class of plain tokenizer.json files and for the list of further special tokens, and says
+    where it read them from. It knows the old names."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only", "backend"):
+        told.pop(key, None)
+    if told.get("tokenizer_class") == "TokenizersBackend":
+        told["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(told.get("extra_special_tokens"), list):
+        told["additional_special_tokens"] = told.pop("extra_special_tokens")
+    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -89,9 +109,24 @@ def _save_configs(model: Any, folder: Path) -> None:
     """What `save_pretrained` writes beside the weights, of the model as it is without adapters."""
     config = deepcopy(model.config)
     config.architectures = [type(model).__name__]
+    config.get_text_config().vocab_size = saved_rows(model)
     config.save_pretrained(str(folder))
     if model.can_generate():
         model.generation_config.save_pretrained(str(folder))
+
+
+@torch.no_grad()
+def _settle_pad_row(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """In the head, the row of a pad token that we added is the mean of the rows as they are now: no
+    training moves it, and an engine that does not know `suppress_tokens` sees it at the mean logit,
+    which is below 1/V in probability."""
+    row = tokenizer.pad_token_id
+    added = tokenizer.pad_token == NEW_PAD and row >= tokenizer.vocab_size
+    if added and model.can_generate():
+        head = model.get_output_embeddings()
+        for table in (head.weight, getattr(head, "bias", None)):
+            if table is not None and table.shape[0] > row:
+                table[row] = table[:row].mean(dim=0)
 
 
 def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -108,9 +143,8 @@ def _settle_generation(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             )
         rest = [i for i in listed if i != first]
         generation.eos_token_id = [first, *rest] if rest else first
-        rows = model.config.get_text_config().vocab_size
         images = sorted(image_ids(model.config, tokenizer))
-        generation.suppress_tokens = excluded_ids(tokenizer, rows) + images
+        generation.suppress_tokens = excluded_ids(tokenizer, saved_rows(model)) + images
         if not generation.do_sample:
             # Some parents have sampling settings beside greedy decoding. They mean nothing there,
             # and the library refuses to save them.

@@ -5,6 +5,8 @@ that is not pad), and training and evaluation read different tokens. So pad is a
 own, and pad and the ids beyond the tokenizer are outside every distribution.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +22,8 @@ EXCLUDED_LOGIT = -1e4
 """exp(-1e4) is 0 in every precision, and unlike -inf it gives 0, not NaN, in p * log p."""
 
 ROWS = 64
-"""Tensor cores want it: with GPT-2's 50,257 logits the head takes four to five times as long as
-with 50,304."""
+"""Rows in memory are a multiple of it. Tensor cores want that: with GPT-2's 50,257 logits the head
+takes four to five times as long as with 50,304."""
 
 LOWEST_CAP = 25
 """exp(-25) is 1e-11: a model may cap its logits here and an excluded id will not be sampled."""
@@ -98,31 +100,59 @@ def embedding(model: PreTrainedModel) -> torch.Tensor:
     return table.weight
 
 
-def rounded(rows: int) -> int:
-    """`rows` or more, a multiple of ROWS."""
-    return -(-rows // ROWS) * ROWS
+def rounded(rows: int, to: int = ROWS) -> int:
+    """`rows` or more, a multiple of `to`."""
+    return -(-rows // to) * to
 
 
-def fitted(rows: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows of a model of `rows` rows behind `fit_vocabulary`."""
-    return rows if len(tokenizer) <= rows else rounded(len(tokenizer))
+def saved_rows(model: Any) -> int:
+    """Rows that the model has in its folder: a base's own, and one for each id that was added."""
+    return getattr(model, "saved_rows", model.config.get_text_config().vocab_size)
+
+
+@contextmanager
+def as_saved(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
+    """The model's tensors without the rows that only memory has; its configuration says so too."""
+    text, rows = model.config.get_text_config(), saved_rows(model)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(p) for end in ends if end is not None for p in end.parameters(recurse=False)}
+    state = {
+        name: tensor.detach()[:rows] if id(tensor) in tables else tensor.detach()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    before, text.vocab_size = text.vocab_size, rows
+    try:
+        yield state
+    finally:
+        text.vocab_size = before
 
 
 def fit_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: int | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    known: int | None = None,
+    to: int = ROWS,
 ) -> None:
     """Give `model` a row for every id of `tokenizer`; those of new tokens start at the mean of the
     others, in the head too (Taori et al. 2023).
 
-    Where it needs more rows, their number is rounded up to a multiple of ROWS. A model that has
-    more rows than the tokenizer has ids keeps them (they are excluded). `known`: ids that there
-    were before tokens were added, which take such rows first. None: as many as the model has rows.
+    In memory their number is rounded up to a multiple of `to`; `as_saved` takes off what that adds.
+    A model that has more rows than the tokenizer has ids keeps them (they are excluded). `known`:
+    ids that there were before tokens were added, which take such rows first. None: as many as the
+    model has rows.
     """
-    old = embedding(model).shape[0]
-    if (new := fitted(old, tokenizer)) > old:
-        model.resize_token_embeddings(new, mean_resizing=False)
+    old, written = embedding(model).shape[0], max(saved_rows(model), len(tokenizer))
+    config = model.config
+    # Of an encoder-decoder or beside images, which go through stage 1 alone, more rows than there
+    # must be are not worth the care that their heads would take.
+    alone = config.get_text_config() is config and not config.is_encoder_decoder
+    new = rounded(max(old, written), to) if alone or written > old else old
+    if new > old:
+        with torch.random.fork_rng(devices=[]):  # the new rows are set below
+            model.resize_token_embeddings(new, mean_resizing=False)
+    model.saved_rows = written
     first = old if known is None else min(known, old)
-    last = new if new > old else len(tokenizer)
+    last = len(tokenizer)
     tables = [embedding(model)]
     head: Any = model.get_output_embeddings()
     if head is not None and head.weight is not tables[0]:
@@ -130,8 +160,12 @@ def fit_vocabulary(
     if getattr(head, "bias", None) is not None:  # GPT-J
         tables.append(head.bias)
     with torch.no_grad():
-        for table in tables if first < last else []:
-            table[first:last] = table[:first].mean(dim=0)
+        for table in tables:
+            mean = table[:first].mean(dim=0)
+            table[first:last] = (
+                mean  # of new tokens; in a base's rows beyond its own ids, if it can
+            )
+            table[old:] = mean
     text = model.config.get_text_config()
     text.pad_token_id, ends = tokenizer.pad_token_id, text.eos_token_id
     if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):

@@ -14,7 +14,6 @@ from cores.models import load_tokenizer, settle_pad_token
 from cores.models.bases import check_base
 from cores.models.folders import CLASSIFIER, place, reading
 from cores.models.loading import check_scalar, load_config
-from cores.models.vocabulary import fitted
 from cores.runtime.fingerprint import cache_if_unreachable, model_files, tokenizer_fingerprint
 
 OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth"]
@@ -56,7 +55,7 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     return folder, {
         "parents": {},
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "vocab_size": fitted(model.get_text_config().vocab_size, tokenizer),
+        "vocab_size": max(model.get_text_config().vocab_size, len(tokenizer)),
         "template": template,
         "attention": model_then.get("attention", "causal"),
         "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",
@@ -94,6 +93,11 @@ def _check_reward(model: PretrainedConfig, path: str) -> None:
         raise UserError(
             f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
             "score is one number. Give a sequence-classification model with num_labels 1."
+        )
+    if model.is_encoder_decoder:
+        raise UserError(
+            f"model.path: {path} is an encoder-decoder, and judges replies of the policy that it "
+            "was trained beside alone. Give a model that reads prompt and reply as one text."
         )
     check_scalar(model)
 

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from cores.config import Config, RewardSection, SFTSection
 from cores.errors import ANEW, UserError
+from cores.models.actor import plain_model
 from cores.models.tuning import fitting
 from cores.rl.schedule import lr_factor, warmup_steps
 from cores.run import StageRun
@@ -88,6 +89,8 @@ def train(model: Any, run: StageRun, make: Callable[[], "Lasting"]) -> Any:
     """Train `model` by the trainer that `make` makes, from the run's checkpoint if it has one;
     return it with all its weights on every rank."""
     resumed, held = run.resumed, run.launch.sharding
+    config = plain_model(model).config
+    cached = getattr(config, "use_cache", None)  # the trainer sets it, and it would be saved
     if resumed is not None:
         load_weights(model, resumed.tensors("weights"))
     stand_in = held.stand_in(model)
@@ -99,6 +102,8 @@ def train(model: Any, run: StageRun, make: Callable[[], "Lasting"]) -> Any:
         trainer.train(resume_from_checkpoint=folder if resumed is not None else None)
     run.stepped()
     trained = held.undone(model, stand_in)
+    if cached is not None:
+        config.use_cache = cached
     trainer.accelerator.free_memory()
     return trained.to(run.launch.device)
 
@@ -120,6 +125,8 @@ class Lasting(Trainer):
         super().__init__(**arguments)
         self.run, self.held = run, run.launch.sharding
         self.skipped = self.left_out = 0
+        self.tokens = 0
+        """Of this rank's forward passes since the last log line, padding among them."""
         self.sums: dict[str, Any] = {}
         """Figures beside the loss, added up over `rows` since the last log line."""
         self.remove_callback(PrinterCallback)
@@ -160,6 +167,12 @@ class Lasting(Trainer):
         if (resumed := self.run.resumed) is not None:  # several ranks' loaders tell it later ones
             sampler.set_epoch(int(resumed.numbers["trainer"]["epoch"] or 0))
         return sampler
+
+    def training_step(self, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+        """A forward and a backward pass, whose tokens are counted."""
+        read = (inputs[name] for name in ("input_ids", "decoder_input_ids") if name in inputs)
+        self.tokens += sum(ids.numel() for ids in read)
+        return super().training_step(model, inputs, *more, **named)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done before the trainer was made, the same way under every launch."""

@@ -26,7 +26,7 @@ from cores.rollout import stop_ids
 from cores.runtime.parents import load_parents
 from cores.training.calibration import score_rows
 from scripts.evaluation.comparisons import both_orders
-from scripts.evaluation.runs import Judged, Row
+from scripts.evaluation.runs import Judged, Row, held
 
 FUNCTION = re.compile(r".*\.py:\w+")
 ANSWER = re.compile(r"\[\[([ABC])\]\]")
@@ -118,8 +118,7 @@ class RewardModelJudge(Scores):
             model: Any = load_scalar(parent.folder, tokenizer=tokenizer)
         except UserError as error:
             raise UserError(str(error).replace("reward.path", "--judge")) from None
-        model.requires_grad_(False).eval()
-        self.model = ScalarModel(model).to(judged.launch.device)
+        self.model = ScalarModel(held(model, judged.launch))
 
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> list[float]:
         """Its own score, whatever its scale."""
@@ -152,7 +151,6 @@ class EndpointJudge:
 
     def __init__(self, url: str, model: str | None) -> None:
         self.url = url.rstrip("/")
-        self.unread = 0
         self.model = model or self._first_model()
 
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> None:
@@ -163,6 +161,7 @@ class EndpointJudge:
 
         An answer without a verdict is one for neither. UserError if that is most of them.
         """
+        print(f"--judge {self.url}: {2 * len(rows)} questions to {self.model}", flush=True)
         pairs = list(zip(map(conversation, rows), first.texts, second.texts, strict=True))
         questions = pairs + [(prompt, b, a) for prompt, a, b in pairs]
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -174,7 +173,6 @@ class EndpointJudge:
                 f"[[B]], [[C]], such as {unread[0][:200]!r}; give a model that follows "
                 "instructions (--judge-model)."
             )
-        self.unread += len(unread)
         read = [SIDES[(ANSWER.findall(answer) or ["C"])[-1]] for answer in answers]
         return both_orders(read[: len(pairs)], read[len(pairs) :])
 

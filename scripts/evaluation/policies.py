@@ -23,6 +23,8 @@ from scripts.evaluation.texts import best_of_kl, distinct, expected_best, repeat
 
 STEP = "step-"
 """Begins the names of kept weights."""
+MOST_PROMPTS = 128
+"""That replies are drawn to for the best of n: most of what an evaluation costs."""
 LARGEST = 700.0
 """Nats whose exponential a float holds."""
 
@@ -214,6 +216,8 @@ def _compare(table: Table, said: dict[str, Sampled], judge: Judge | None) -> Non
         found["win_rate"] = last[0]["win_rate"]
     if "ppo" in said:
         found["kl"] = found["policies"]["ppo"]["kl"]
+    if not table.config.logging.samples:
+        return table.judged.leave_out("samples", "logging.samples is false")
     places = sorted(range(len(rows)), key=lambda i: rows[i]["place"])
     found["samples"] = [
         {
@@ -253,7 +257,7 @@ def _frontier(table: Table, said: dict[str, Sampled], best_of: int) -> None:
         points.append({"name": "ppo", **_point(said["ppo"], rows)})
     judged.found["frontier"] = [{"name": "sft", **_point(said["sft"], rows)}, *points]
     if best_of > 1:
-        judged.launch.say(f"sft: {best_of} replies to each prompt, for the best of n")
+        judged.launch.say(f"sft: {best_of} replies a prompt, for the best of n")
         judged.found["best_of_n"] = _best_of_n(table, best_of)
 
 
@@ -267,7 +271,8 @@ def _point(sampled: Sampled, rows: list[Row]) -> dict[str, Any]:
 
 def _best_of_n(table: Table, most: int) -> list[dict[str, Any]]:
     """Of n = 1, 2, 4 ... `most`: the expected score of the best by what PPO maximises, the score
-    less the missing-EOS penalty, and its KL (an upper bound: `best_of_kl`)."""
+    less the missing-EOS penalty, and its KL (an upper bound: `best_of_kl`); on some prompts."""
+    table = replace(table, rows=table.rows[:: -(-len(table.rows) // MOST_PROMPTS)])
     found = table.sampled(table.reference, most).evaluation
     penalty, prompts = table.config.ppo.missing_eos_penalty, [row["prompt"] for row in table.rows]
     wanted = [s - penalty * (not e) for s, e in zip(found.scores, found.ended, strict=True)]

@@ -34,27 +34,36 @@ def calibration(margins: Sequence[float]) -> dict[str, Any]:
 
 
 def grouped(
-    outcomes: Sequence[float], names: Sequence[str], clusters: Sequence[Any]
+    outcomes: Sequence[float],
+    names: Sequence[str],
+    clusters: Sequence[Any],
+    order: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Accuracy of each group, in the order in which they come first."""
+    """Accuracy of each group, in `order`, or in which they come first."""
     found = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys([name for name in order if name in names] or names):
         rows = [i for i, other in enumerate(names) if other == name]
         accuracy = share([outcomes[i] for i in rows], [clusters[i] for i in rows])
         found.append({"name": name, "pairs": len(rows), "accuracy": accuracy.to_json()})
     return found
 
 
-def length_groups(lengths: Sequence[tuple[float, float]]) -> list[str]:
-    """Of the lengths of chosen and rejected, which is the longer."""
-    names = {1: "chosen is longer", 0: "of one length", -1: "chosen is shorter"}
-    return [names[(a > b) - (a < b)] for a, b in lengths]
+def by_difference(
+    outcomes: Sequence[float], lengths: Sequence[tuple[float, float]], clusters: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Accuracy by which side is the longer; lengths: those of chosen and rejected."""
+    order = ["chosen is shorter", "of one length", "chosen is longer"]
+    names = [order[1 + (a > b) - (a < b)] for a, b in lengths]
+    return grouped(outcomes, names, clusters, order)
 
 
-def thirds(lengths: Sequence[tuple[float, float]]) -> list[str]:
-    """Which third of the pairs each is in, by the tokens of its longer reply."""
+def by_length(
+    outcomes: Sequence[float], lengths: Sequence[tuple[float, float]], clusters: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Accuracy by thirds of the pairs, by the tokens of their longer reply."""
     longest = [max(pair) for pair in lengths]
     ranked = sorted(longest)
     first, second = (ranked[len(ranked) * i // 3] for i in (1, 2))
-    names = [f"up to {first:g} tokens", f"up to {second:g} tokens", "longer replies"]
-    return [names[(x > first) + (x > second)] for x in longest]
+    order = [f"up to {first:g} tokens", f"up to {second:g} tokens", "longer replies"]
+    names = [order[(x > first) + (x > second)] for x in longest]
+    return grouped(outcomes, names, clusters, order)

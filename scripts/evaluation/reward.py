@@ -22,7 +22,7 @@ from cores.training.calibration import score_rows
 from cores.training.reward import agreement
 from scripts.evaluation.baselines import length_margins, replies, tfidf_margins
 from scripts.evaluation.benchmark import Item, is_benchmark, result
-from scripts.evaluation.preferences import calibration, grouped, length_groups, thirds
+from scripts.evaluation.preferences import by_difference, by_length, calibration, grouped
 from scripts.evaluation.runs import Judged, Row, reward_model
 
 TRAIN_PAIRS = 20_000
@@ -66,6 +66,10 @@ def reader_of(judged: Judged) -> Reader:
 
 def judge_reward(judged: Judged, pairs: str | None) -> None:
     """Adds `accuracy`, `reward_model` and `benchmark` to what is found."""
+    if "reward" not in judged.stages and pairs is not None:
+        raise UserError(
+            f"--pairs {pairs}: there is no reward model to score them; run stage2_rm.py first."
+        )
     if "reward" not in judged.stages:
         return judged.leave_out("accuracy", "no reward model: stage 2 is not finished")
     rows = benchmark_rows(pairs) if pairs is not None else []
@@ -151,8 +155,8 @@ def on_pairs(reader: Reader, train: list[Row], test: list[tuple[str, Row]]) -> d
         **{name: share(values, clusters).to_json() for name, values in own.items()},
         "gain": {name: average(values, clusters).to_json() for name, values in gains.items()},
         "by_source": grouped(outcomes, [name for name, _ in test], clusters),
-        "by_difference": grouped(outcomes, length_groups(lengths), clusters),
-        "by_length": grouped(outcomes, thirds(lengths), clusters),
+        "by_difference": by_difference(outcomes, lengths, clusters),
+        "by_length": by_length(outcomes, lengths, clusters),
         "calibration": calibration(raw),
     }
 

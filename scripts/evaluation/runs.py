@@ -1,5 +1,6 @@
 """What of a run is finished, its models, and the rows that they are judged on."""
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,9 +19,11 @@ from cores.data.lines import lines
 from cores.errors import UserError, readable
 from cores.models import Actor, ScalarModel, load_policy, load_scalar
 from cores.models.actor import rescale
+from cores.models.adapters import hold_linears_in_bf16
 from cores.models.attention import attend_both_ways
 from cores.models.bases import load_base
 from cores.models.loading import exclude_from
+from cores.models.rows import Policy
 from cores.ppo.score import Scorer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.texts import TextReward
@@ -128,13 +131,21 @@ def loaded(judged: Judged, folder: Path | None) -> Any:
     """The policy in `folder`, frozen, on the device; None: stage 1's base, as stage 1 took it."""
     config = judged.config
     assert judged.tokenizer is not None, "there is no policy without stage 1"
+    gc.collect()  # the model before, which its engine may hold in a circle
     if folder is None:
         fresh = config.seed if config.model.from_config else None
         model: Any = load_base(pinned(config).model.path, judged.tokenizer, fresh=fresh)
     else:
         model = load_policy(folder, dropout=False, tokenizer=judged.tokenizer)
         exclude_from(model, judged.tokenizer)
-    return model.requires_grad_(False).eval().to(judged.launch.device)
+    return held(model, judged.launch)
+
+
+def held(model: Any, launch: Launch) -> Any:
+    """Frozen, on the device; linear layers in bf16 where autocast would round them at each use."""
+    if launch.precision == "bf16":
+        model = hold_linears_in_bf16(model)
+    return model.requires_grad_(False).eval().to(launch.device)
 
 
 @contextmanager
@@ -156,8 +167,7 @@ def reward_model(judged: Judged, tokenizer: PreTrainedTokenizerBase) -> ScalarMo
     scale = ppo.record["metrics"].get("calibration") if ppo is not None else None
     if parent.elsewhere and scale is not None:
         rescale(model, scale["raw_mean"], scale["raw_std"])
-    model.requires_grad_(False).eval()
-    return ScalarModel(model).to(judged.launch.device)
+    return ScalarModel(held(model, judged.launch))
 
 
 def scorer_of(
@@ -179,12 +189,12 @@ def scorer_of(
         Actor(model, ppo.temperature, stops, least, prefix=prefix).to(launch.device)
         for model in (policy, reference)
     )
-    role = SimpleNamespace(module=actor, trained=SimpleNamespace(gathered=nullcontext))
+    role = SimpleNamespace(says=Policy(actor), trained=SimpleNamespace(gathered=nullcontext))
     roles: Any = SimpleNamespace(
         actor=role,
         critic=None,
         reward=reward,
-        reference=lambda: nullcontext(initial),
+        reference=lambda: nullcontext(Policy(initial)),
         texts=texts,
         trained=[],
     )

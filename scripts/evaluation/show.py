@@ -97,7 +97,7 @@ def _policies(found: dict[str, Any]) -> Iterator[str]:
 def _comparisons(found: dict[str, Any]) -> Iterator[str]:
     if not found.get("comparisons"):
         return
-    yield _line("win rate", "", "at equal length", "reply is longer")
+    yield _line("", "win rate", "at equal length", "reply is longer")
     for row in found["comparisons"]:
         name = f"{row['of']} over {row['over']}, by {row['by']}"
         cells = (interval(row[key], ".2f") for key in ("win_rate", "length_controlled", "longer"))

@@ -21,8 +21,9 @@ gradient_accumulation_steps 1 and all replies in one micro-batch that is cut off
 end, each minibatch is a step, as ours. The count is checked at the end.
 
 What stays TRL's: one AdamW (betas .9 and .999, epsilon 1e-8) and one learning rate for policy and
-value model, falling linearly to 0; value loss times 0.1; no gradient clipping; no clip of the
-score; the score on the position after the end-of-sequence token; the order of the prompts.
+value model, falling linearly to 0 without a warm-up; value loss times 0.1; no gradient clipping; no
+clip of the score; the score on the position after the end-of-sequence token; the order of the
+prompts.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Planted bugs of what a run's files tell: the doctor's rules, the report."""
 
 Bug = tuple[str, str, str, str]
-DOCTOR, PAGE = ("tests/unit/test_doctor.py",), ("tests/integration/test_report.py",)
+DOCTOR = ("tests/unit/test_doctor.py", "tests/unit/test_doctor_stages.py")
+PAGE = ("tests/integration/test_report.py",)
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/report/rules_ppo.py": (
         DOCTOR,

@@ -1,6 +1,7 @@
 """One run of stage 3, ours or TRL 1.12's, kept as a small JSON file.
 
-    python scripts/samples/one.py --out OUT --task demo --side ours --seed 0 [KEY=VALUE ...]
+    python scripts/samples/one.py --out OUT --task demo --side ours --seed 0 [--until UPDATE]
+        [KEY=VALUE ...]
 
 KEY=VALUE: options of stage 3, or fields of TRL's PPOConfig. What stages 1 and 2 made of the seed
 lies under OUT (see scripts/samples/run.py). Writes OUT/runs/<task>/<side>/<setting>/seed<n>.json:
@@ -10,7 +11,8 @@ lies under OUT (see scripts/samples/run.py). Writes OUT/runs/<task>/<side>/<sett
     training: score (less the missing-EOS penalty) and kl of each update's own replies
     lost:     where it ended by an error, its last line
 
-and drops the weights. A run that was stopped goes on where it was.
+and drops the weights. A run that was stopped goes on where it was. --until stops it behind that
+update, for where the end is not what is asked; schedules are those of the whole run.
 """
 
 import argparse
@@ -33,6 +35,8 @@ from scripts.jobs import ROOT
 from scripts.samples.plan import TASKS, Setting, Task, name_of
 
 KEPT = ("score", "kl", "length", "ended")
+LOOK = 0.3
+"""Seconds between looks at how far a run is."""
 
 
 def base_words(task: Task, out: Path, seed: int) -> list[str]:
@@ -91,15 +95,54 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def gather(task: Task, folder: Path, side: str, penalty: float) -> dict[str, Any]:
-    """The curves of a run."""
+def place_of(folder: Path, side: str) -> Path:
+    """Where a run writes its lines."""
     place = folder if side == "trl" else folder / "ppo"
-    place = place if place.is_dir() else folder / "ppo.unfinished"
-    metrics, evaluations = lines(place / "metrics.jsonl"), lines(place / "evaluations.jsonl")
-    if side == "ours" and (place / "stage.json").is_file():
+    return place if place.is_dir() else folder / "ppo.unfinished"
+
+
+def trained(
+    words: list[str], variables: dict[str, str], folder: Path, side: str, until: int | None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command; with `until` it is told to end once that update, and the look behind it, are
+    done."""
+    told = False
+    with subprocess.Popen(words, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        while True:
+            try:
+                _, said = process.communicate(timeout=None if until is None or told else LOOK)
+                break
+            except subprocess.TimeoutExpired:
+                if len(lines(place_of(folder, side) / "metrics.jsonl")) > (until or 0):
+                    process.terminate()
+                    told = True
+    return subprocess.CompletedProcess(words, 0 if told else process.returncode, "", said)
+
+
+def looks(place: Path, side: str) -> list[dict[str, Any]]:
+    """The evaluations of a run; of ours, the one before the first update too, and the last."""
+    rows = lines(place / "evaluations.jsonl")
+    if side == "trl":
+        return rows
+    if (place / "stage.json").is_file():
         told = json.loads((place / "stage.json").read_text(encoding="utf-8"))["metrics"]
         last = {"update": told["updates"], **(told["after"] or {})}
-        evaluations = [{"update": 0, **told["before"]}, *evaluations, last]
+        return [{"update": 0, **told["before"]}, *rows, last]
+    from cores.evaluate import Evaluation
+
+    for saved in place.glob("checkpoints/*/state.json"):
+        before = Evaluation(**json.loads(saved.read_text(encoding="utf-8"))["before"])
+        return [{"update": 0, **before.summary()}, *rows]
+    return rows
+
+
+def gather(
+    task: Task, folder: Path, side: str, penalty: float, until: int | None = None
+) -> dict[str, Any]:
+    """The curves of a run, to its end or that update."""
+    place = place_of(folder, side)
+    metrics = lines(place / "metrics.jsonl")[:until]
+    evaluations = [row for row in looks(place, side) if until is None or row["update"] <= until]
     names = (*KEPT, task.judge)
     held_out = [{k: row[k] for k in ("update", *names) if k in row} for row in evaluations]
     taken = [penalty * (1 - row["ended"]) if "ended" in row else 0.0 for row in metrics]
@@ -120,6 +163,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--side", choices=("ours", "trl"), default="ours")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=int, metavar="UPDATE", help="stop behind it")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
     if unclear := [word for word in args.settings if "=" not in word]:
@@ -133,9 +177,9 @@ def main(argv: list[str]) -> None:
     config = parse_config(base_words(task, out, args.seed), "scripts/samples/one.py", "")
     start = time.monotonic()
     variables = environment(task, out, args.seed, args.side)
-    result = subprocess.run(words, env=variables, stderr=subprocess.PIPE, text=True)
+    result = trained(words, variables, folder, args.side, args.until)
     sys.stderr.write(result.stderr)
-    found = gather(task, folder, args.side, config.ppo.missing_eos_penalty)
+    found = gather(task, folder, args.side, config.ppo.missing_eos_penalty, args.until)
     if result.returncode:
         said = result.stderr.strip().splitlines()[-1:] or [""]
         if result.returncode < 0 or "not finite" not in said[0]:

@@ -4,13 +4,14 @@
 
 Each OUT is a folder that run.py wrote, NAME what the page calls the pass: its curves go to
 docs/evidence/samples.json, beside those of other passes. From that file the page is written: the
-tables whose marks stand in it, and the picture of the same. Needs matplotlib
+tables whose marks stand in it, and the picture of these. Needs matplotlib
 (`pip install -e .[plot]`).
 """
 
 import json
 import sys
 from pathlib import Path
+from textwrap import fill as fill_lines
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
@@ -19,24 +20,20 @@ from cores.errors import UserError
 from cores.runtime.cli import guarded
 from scripts.experiments.frontiers import cell
 from scripts.pages import BEGIN, fill
-from scripts.samples.measure import gain, summary
+from scripts.samples.measure import curve, gain, summary
 from scripts.samples.plan import TASKS, Setting, join, name_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BASE = name_of(())
-COLOURS = ("#2a6f97", "#c8553d", "#588157", "#8d6a9f", "#b08900", "#555555", "#3a9188")
-WIDE = 2
-"""Panels in a row."""
+COLOURS = ("#2a6f97", "#588157", "#c8553d")
+"""Of the configuration, of our fastest and of TRL's."""
+FEWEST = 2
+"""Seeds of a row of the tables; a setting with fewer is noise there, and stays in the curves."""
 STARTED = "start"
 """What the page calls the setting that others of a pass stand on."""
 FASTER = (("ppo.actor_learning_rate", "4e-5"), ("ppo.critic_learning_rate", "8e-5"))
-SMALL = tuple((f"ppo.{role}_adam.eps", "1e-8") for role in ("actor", "critic"))
-STARTS: dict[str, Setting] = {
-    "second polite": join(FASTER, SMALL),
-    "second hh_harmless": join(FASTER, SMALL),
-    "third polite": FASTER,
-}
-"""By pass and task. The third has the small epsilon from the configuration."""
+STARTS: dict[str, Setting] = {"fourth polite": FASTER, "fourth hh_harmless": FASTER}
+"""By pass and task."""
 
 
 def gather(out: Path) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def cut_off(runs: list[dict[str, Any]], whole: int) -> str:
 
 
 def table(sides: dict[str, Any], place: str) -> str:
-    """Every setting of both sides, fewest updates first."""
+    """Settings of both sides, fewest updates first, those that never get there last."""
     task = TASKS[place.split()[-1]]
     whole = gain(sides["ours"][BASE], task)
     updates = max(len(run["training"]["score"]) for run in sides["ours"][BASE])
@@ -83,56 +80,65 @@ def table(sides: dict[str, Any], place: str) -> str:
     rows = []
     for side, settings in sides.items():
         for setting, runs in settings.items():
+            if len(runs) < FEWEST:
+                continue
             told = summary(runs, task, whole, task.levels)
             cells = [("TRL, " if side == "trl" else "") + shown(setting, place)]
-            cells += [f"{len(runs)}{cut_off(runs, updates)}", cell(told["updates"], ".1f")]
-            cells.append(cell(told["kl_there"], ".1f") if told["kl_there"] else "never there")
+            cells.append(f"{len(runs)}{cut_off(runs, updates)}")
+            there, made = told["kl_there"], max(len(run["training"]["score"]) for run in runs)
+            cells.append(cell(told["updates"], ".1f") if there else f"over {made}")
+            cells.append(cell(there, ".1f") if there else "never there")
             cells += [cell(told["gain"], "+.2f"), cell(told["kl"], ".1f")]
             levels = [told["at_kl"].get(f"{level:g}") for level in task.levels]
             cells += [cell(one, "+.2f") if one else "" for one in levels]
-            rows.append((told["updates"]["mean"], "| " + " | ".join(cells) + " |"))
-    return "\n".join([*lines, *(row for _, row in sorted(rows))])
+            rows.append((not there, told["updates"]["mean"], "| " + " | ".join(cells) + " |"))
+    return "\n".join([*lines, *(row for *_, row in sorted(rows))])
+
+
+def fastest(sides: dict[str, Any], side: str, task: str) -> str | None:
+    """Of those of a side with most seeds, but for the configuration: fewest updates."""
+    whole = gain(sides["ours"][BASE], TASKS[task])
+    ranked = [
+        (-len(runs), summary(runs, TASKS[task], whole)["updates"]["mean"], setting)
+        for setting, runs in sides.get(side, {}).items()
+        if (side, setting) != ("ours", BASE)
+    ]
+    return min(ranked)[2] if ranked else None
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """The judge's score over KL, as runs go along: a line a seed, a panel a place.
+    """The judge's score over updates and over KL: a row a place, a line a seed.
 
-    Of each place the configuration, and of what has most seeds the fastest.
+    Of each place the configuration, our fastest setting and TRL's.
     """
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = -(-len(found) // WIDE)
     figure, grid = plt.subplots(
-        rows, WIDE, figsize=(5.4 * WIDE, 4.0 * rows), constrained_layout=True, squeeze=False
+        len(found), 2, figsize=(10.5, 3.3 * len(found)), constrained_layout=True, squeeze=False
     )
-    for axis in grid.flat[len(found) :]:
-        axis.axis("off")
-    for axis, (place, sides) in zip(grid.flat, found.items(), strict=False):
-        name, task = place.split()
-        whole = gain(sides["ours"][BASE], TASKS[task])
-        ranked = sorted(
-            (-len(runs), summary(runs, TASKS[task], whole)["updates"]["mean"], side, setting)
-            for side, settings in sides.items()
-            for setting, runs in settings.items()
-        )
-        fastest = [(side, setting) for *_, side, setting in ranked if setting != BASE][:4]
-        kept = [("ours", BASE), *fastest]
-        for (side, setting), colour in zip(kept, COLOURS, strict=False):
+    for axes, (place, sides) in zip(grid, found.items(), strict=True):
+        task = place.split()[-1]
+        kept = [("ours", BASE), *((side, fastest(sides, side, task)) for side in ("ours", "trl"))]
+        for (side, setting), colour in zip(kept, COLOURS, strict=True):
+            if setting is None:
+                continue
+            told = ("TRL, " if side == "trl" else "") + shown(setting, place).replace("`", "")
+            label = fill_lines(told.replace(",", ", "), 48)
             for i, run in enumerate(sides[side][setting]):
-                points = [(row["kl"], row.get(TASKS[task].judge, row["score"])) for row in
-                          run["held_out"]]  # fmt: skip
-                label = ("TRL, " if side == "trl" else "") + shown(setting, place).replace("`", "")
-                axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, marker="o",
-                          markersize=2.5, alpha=0.8, label=None if i else label)  # fmt: skip
-        axis.set_title(f"{task}, {name} pass", fontsize=10, loc="left")
-        axis.set_xlabel("KL from stage 1 (nats a reply)", fontsize=9)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(-0.05, -0.17))
-    grid[0][0].set_ylabel("judge's score, held-out prompts", fontsize=9)
+                updates, scores, kls = zip(*curve(run, TASKS[task]), strict=True)
+                for axis, along in zip(axes, (updates, kls), strict=True):
+                    axis.plot(along, scores, color=colour, linewidth=1.2, marker="o",
+                              markersize=2.5, alpha=0.8, label=None if i else label)  # fmt: skip
+        for axis, what in zip(axes, ("updates", "KL from stage 1 (nats a reply)"), strict=True):
+            axis.set_xlabel(what, fontsize=9)
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0].set_title(task, fontsize=10, loc="left")
+        axes[0].set_ylabel("judge's score, held-out prompts", fontsize=9)
+        axes[1].legend(fontsize=6, frameon=False, loc="lower right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -85,10 +85,11 @@ BOTH_RATES = f"{RATE}+{CRITIC_RATE}"
 REAL: dict[str, tuple[str, ...]] = {
     "ppo.lam": ("1",),
     BOTH_RATES: ("3e-5+6e-5", "4e-5+8e-5"),
-    f"{BOTH_RATES}+ppo.warmup": ("4e-5+8e-5+0.1",),
+    "ppo.warmup": ("0",),
+    "ppo.critic_warmup": ("3",),
+    f"ppo.warmup+{BETA2}": ("0+0.999+0.999",),
     "ppo.minibatch_size": ("16",),
     "ppo.epochs": ("4",),
-    BETA2: ("0.99",),
     CRITIC_RATE: ("8e-5",),
     "ppo.lr_schedule": ("constant",),
     "ppo.loss_mean": ("sequences",),
@@ -97,7 +98,7 @@ REAL: dict[str, tuple[str, ...]] = {
 """What could need fewer updates without more KL."""
 TRL: dict[str, tuple[str, ...]] = {
     "learning_rate+adam_epsilon": tuple(
-        f"{rate}+{eps}" for eps in ("1e-8", "1e-5") for rate in ("2e-5", "4e-5", "1e-5")
+        f"{rate}+{eps}" for eps in ("1e-8", "1e-5") for rate in ("2e-5", "4e-5", "1e-5", "8e-5")
     ),
 }
 FEWER: dict[str, tuple[str, ...]] = {

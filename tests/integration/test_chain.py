@@ -27,7 +27,6 @@ from transformers import (
 )
 
 from cores.config import parse_config, plain
-from cores.models.vocabulary import rounded
 
 LORA = [word for s in SCRIPTS for word in (f"--{s}.lora.rank", "2")]
 LORA += [f"--{s}.learning_rate=0.01" for s in ("sft", "reward")]
@@ -40,13 +39,16 @@ OUR_LINES = [
     r"(train|test): \d+ of \d+ rows of .*",
     r"asked in stage 2's training pairs too: .*",
     r"pad token: .*",
-    rf"(sft|reward) \d+/\d+(  \w+ {NUMBER})+",
+    r"(sft|reward|ppo): \w+, [\d.]+ M weights(, [\d.]+ M trained)?, CPU, fp32, \d+ steps",
+    rf"(sft|reward) \d+/\d+(  \w+ {NUMBER})+  \d+ tok/s(  \d+:\d\d left)?  [\d.]+ GiB",
     rf"held-out loss {NUMBER} -> {NUMBER} nats a token",
     rf"held-out accuracy {NUMBER} on \d+ pairs \(the longer reply wins: {NUMBER}\)",
     rf"calibrated: mean {NUMBER}, deviation {NUMBER} -> 0, 1",
     r"(before|after): score .* \(\d+ held-out prompts, 95% intervals\)",
-    r"ppo \d+/\d+  score .* tok/s",
+    r"ppo \d+/\d+  score .* tok/s(  \d+:\d\d left)?  [\d.]+ GiB",
+    r"sample: .* -> .* \(score [+-]\d+\.\d\d\)",
     r"wrote .* in \d+ s",
+    r"next: .*",
 ]
 
 
@@ -89,7 +91,9 @@ def test_nothing_but_our_lines(chain: Chain) -> None:
         lines = done.stdout.splitlines()
         foreign = [x for x in lines if not any(re.fullmatch(p, x) for p in OUR_LINES)]
         assert foreign == []
-        assert lines[-1].startswith(f"wrote {chain.out / stage} in ")
+        assert lines[-2].startswith(f"wrote {chain.out / stage} in ")
+        follows = {"sft": "stage2_rm.py", "reward": "stage3_ppo.py", "ppo": "scripts/chat.py"}
+        assert f" {follows[stage]} --config " in lines[-1]
         assert sum(line.startswith(f"{stage} ") for line in lines) >= 2
 
 
@@ -272,5 +276,5 @@ def test_pad_token_is_added_once(gpt2_chain: Chain) -> None:
     assert (base.pad_token, tokenizer.pad_token) == (base.eos_token, "<|pad|>")
     assert tokenizer.pad_token_id == len(base)
     weights = AutoModelForCausalLM.from_pretrained(gpt2_chain.out / "sft")
-    assert weights.config.vocab_size == rounded(len(base) + 1)
+    assert weights.config.vocab_size == len(base) + 1
     assert weights.config.n_positions == POSITIONS

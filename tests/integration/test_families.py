@@ -21,8 +21,6 @@ from transformers import (
     MambaConfig,
 )
 
-from cores.models.vocabulary import rounded
-
 STAGES = ("sft", "reward", "ppo")
 SHORT = """--sft.max_steps 2 --sft.batch_size 4 --sft.microbatch_size 2 --sft.max_length 120
 --reward.max_steps 2 --reward.batch_size 4 --reward.microbatch_size 2 --reward.max_length 60
@@ -80,7 +78,7 @@ def test_the_chain(chain: tuple[Path, Path]) -> None:
         assert type(model) is type(start)
         size = model.config.vocab_size
         assert len(tokenizer) == start.config.vocab_size + 1
-        assert size == rounded(len(tokenizer))
+        assert size == len(tokenizer)
         excluded = [tokenizer.pad_token_id, *range(len(tokenizer), size)]
         assert model.generation_config.suppress_tokens == excluded
         assert tied(model) == tied(start)

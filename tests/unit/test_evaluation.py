@@ -3,6 +3,7 @@
 import math
 import random
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from cores.errors import UserError
 from cores.evaluate.stats import Estimate, average, bootstrap, mean, ratio, share, wins
 from scripts.evaluation.benchmark import Item, credit, is_benchmark, result, ties
 from scripts.evaluation.comparisons import both_orders, compared, length_controlled
-from scripts.evaluation.preferences import calibration, grouped, length_groups, thirds
+from scripts.evaluation.preferences import by_difference, by_length, calibration
 from scripts.evaluation.texts import best_of_kl, expected_best
 
 
@@ -101,6 +102,9 @@ def test_length_control_by_hand() -> None:
     assert length_controlled(rows) == pytest.approx(0.5)
     rows = [(1.0, 3)] * 5 + [(1.0, -3)] + [(0.0, -3)] * 4 + [(0.0, 0)] * 2
     assert length_controlled(rows) == pytest.approx((10 * (1.0 + 0.2) / 2 + 0) / 12)
+    # Five more that are far longer and lose have no counterpart: they join the last group.
+    rows = [(1.0, 3)] * 5 + [(0.0, -3)] * 5 + [(0.0, 9)] * 5
+    assert length_controlled(rows) == pytest.approx((0.5 + 0.0) / 2)
 
 
 def test_a_judge_that_goes_by_the_place_ties() -> None:
@@ -142,13 +146,17 @@ def test_calibration_by_hand() -> None:
 
 def test_groups_by_length() -> None:
     lengths = [(3.0, 1.0), (2.0, 2.0), (1.0, 9.0), (5.0, 4.0)]
-    names = length_groups(lengths)
-    assert names == ["chosen is longer", "of one length", "chosen is shorter", "chosen is longer"]
-    found = grouped([1.0, 0.5, 0.0, 0.0], names, list("abcd"))
-    assert [(g["name"], g["pairs"], g["accuracy"]["mean"]) for g in found] == [
-        ("chosen is longer", 2, 0.5), ("of one length", 1, 0.5), ("chosen is shorter", 1, 0.0),
+
+    def told(of: Any) -> list[tuple[Any, ...]]:
+        found = of([1.0, 0.5, 0.0, 0.0], lengths, list("abcd"))
+        return [(g["name"], g["pairs"], g["accuracy"]["mean"]) for g in found]
+
+    assert told(by_difference) == [
+        ("chosen is shorter", 1, 0.0), ("of one length", 1, 0.5), ("chosen is longer", 2, 0.5),
     ]  # fmt: skip
-    assert sorted(set(thirds(lengths))) == ["longer replies", "up to 3 tokens", "up to 5 tokens"]
+    assert told(by_length) == [
+        ("up to 3 tokens", 2, 0.75), ("up to 5 tokens", 1, 0.0), ("longer replies", 1, 0.0),
+    ]  # fmt: skip
 
 
 def item(right: list[float], wrong: list[float], name: str = "1", subset: str = "Math") -> Item:

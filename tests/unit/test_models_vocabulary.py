@@ -9,6 +9,7 @@ import pytest
 import torch
 from _families import POSITIONS
 from _models import EXCLUDED, FAMILIES, KINDS, causal, model_config, policy_of, toy_tokenizer
+from _tiny import words
 from _tokenizers import chat_like, gpt2_like, llama_like
 from transformers import (
     AutoModelForCausalLM,
@@ -31,7 +32,14 @@ from cores.models import (
 )
 from cores.models.body import fuse_activations
 from cores.models.loading import check_length, exclude_from, max_length
-from cores.models.vocabulary import NEW_PAD, embedding, excluded_ids, fit_vocabulary, rounded
+from cores.models.vocabulary import (
+    NEW_PAD,
+    embedding,
+    excluded_ids,
+    fit_vocabulary,
+    rounded,
+    saved_rows,
+)
 
 
 def fresh(tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -125,12 +133,13 @@ def test_no_id_lies_beyond_the_embedding(kind: str, make: Any) -> None:
     settle_pad_token(tokenizer, None)
     fit_vocabulary(model, tokenizer)
     excluded = exclude_from(model, tokenizer)
-    grown = rounded(len(tokenizer)) if make is gpt2_like else rows
+    grown = rounded(len(tokenizer))
+    assert saved_rows(model) == max(rows, len(tokenizer))
     assert tokenizer.pad_token_id < embedding(model).shape[0] == model.config.vocab_size == grown
     assert model.config.pad_token_id == tokenizer.pad_token_id
     assert excluded == [tokenizer.pad_token_id, *range(len(tokenizer), grown)]
     assert torch.equal(embedding(model)[:rows], old)
-    if make is gpt2_like:
+    if grown > rows:
         mean = old.mean(dim=0)
         torch.testing.assert_close(embedding(model)[rows:], mean.expand(grown - rows, -1))
         head = model.get_output_embeddings().weight
@@ -154,6 +163,24 @@ def test_rows_beyond_the_tokenizer_stay_and_are_excluded() -> None:
     assert exclude_from(model, tokenizer) == EXCLUDED
 
 
+def test_a_base_s_own_rows_stay(tmp_path: Path) -> None:
+    """Those beyond its ids: new tokens take the first of them, the rest stays as it was, and what
+    is saved has as many rows as the base, however many memory has."""
+    tokenizer = fresh(gpt2_like())
+    known, rows = len(tokenizer), len(tokenizer) + 10
+    model = causal("llama", rows=rows, pad_token_id=None)
+    old = embedding(model).detach().clone()
+    settle_pad_token(tokenizer, None)
+    fit_vocabulary(model, tokenizer, known)
+    assert embedding(model).shape[0] == rounded(rows) > rows
+    save_model(model, tokenizer, tmp_path)
+    saved = embedding(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert torch.equal(saved[:known], old[:known])
+    torch.testing.assert_close(saved[known], old[:known].mean(dim=0))
+    assert torch.equal(saved[known + 1 :], old[known + 1 :])
+    assert GenerationConfig.from_pretrained(tmp_path).suppress_tokens == [*range(known, rows)]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", FAMILIES)
 @torch.no_grad()
@@ -169,6 +196,8 @@ def test_save_then_load_gives_the_same_logits(kind: str, tied: bool, tmp_path: P
     save_model(model, tokenizer, tmp_path)
     expected = fuse_activations(model)(ids).logits  # bit for bit, as ours is
     stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert stock.config.vocab_size == embedding(stock).shape[0] == len(tokenizer)
+    bare, expected = bare[..., : len(tokenizer)], expected[..., : len(tokenizer)]
     torch.testing.assert_close(stock(ids).logits, bare, atol=0, rtol=0)
     assert (stock.get_output_embeddings().weight is embedding(stock)) == tied
     ours: Any = load_policy(tmp_path, dropout=False)
@@ -177,6 +206,48 @@ def test_save_then_load_gives_the_same_logits(kind: str, tied: bool, tmp_path: P
     torch.testing.assert_close(ours(ids).logits, expected, atol=1e-5, rtol=1e-6)
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token == NEW_PAD
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_tokenizers_are_written_as_transformers_4_reads_them(tmp_path: Path) -> None:
+    """Its class and its list of special tokens have the names of version 4; nothing tells where the
+    files came from; every file is as readable as others that are written here."""
+    tokenizer = fresh(chat_like())
+    save_model(causal("llama", rows=len(tokenizer)), tokenizer, tmp_path)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert told["additional_special_tokens"] == ["<|im_start|>"]
+    assert not {"extra_special_tokens", "is_local", "local_files_only"} & told.keys()
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again.all_special_tokens == tokenizer.all_special_tokens
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_an_added_pad_token_is_as_unlikely_as_the_mean(kind: str, tmp_path: Path) -> None:
+    """Training never moves its row, so that it would end among those that it began with; what is
+    saved has it at the mean of the rows as they are now."""
+    tokenizer = fresh(gpt2_like())
+    model = causal(kind, rows=len(tokenizer), pad_token_id=None)
+    settle_pad_token(tokenizer, None)
+    fit_vocabulary(model, tokenizer)
+    pad = tokenizer.pad_token_id
+    model.get_output_embeddings().weight[:pad] += 1.0
+    save_model(model, tokenizer, tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    head = saved.get_output_embeddings().weight
+    torch.testing.assert_close(head[pad], head[:pad].mean(dim=0))
+    logits = saved(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    assert logits.softmax(-1)[pad] <= 1 / pad
+    own = words()  # whose own token of that name is its first one
+    model = causal(kind, rows=len(own), pad_token_id=own.pad_token_id)
+    assert own.pad_token == NEW_PAD
+    row = model.get_output_embeddings().weight[own.pad_token_id].clone()
+    save_model(model, own, tmp_path)
+    assert torch.equal(model.get_output_embeddings().weight[own.pad_token_id], row)
 
 
 @pytest.mark.parametrize("kind", KINDS)

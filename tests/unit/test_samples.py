@@ -1,6 +1,7 @@
 """What stage 3 learns fastest with: the rounds of the plan, and what is measured of a run."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,13 @@ def test_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_in_a_table() -> None:
     """Short on top of the start of the pass, whole elsewhere; what was stopped is said."""
-    assert page.shown("as it is", "third polite") == "as it is"
+    assert page.shown("as it is", "fourth polite") == "as it is"
     start = "actor_learning_rate=4e-5,critic_learning_rate=8e-5"
-    assert page.shown(start, "third polite") == "start"
-    assert page.shown(f"{start},lam=1", "third polite") == "start + `lam=1`"
+    assert page.shown(start, "fourth polite") == "start"
+    assert page.shown(f"{start},lam=1", "fourth polite") == "start + `lam=1`"
     assert page.shown(f"{start},lam=1", "first polite") == f"`{start},lam=1`"
     slower = "actor_learning_rate=1e-5,critic_learning_rate=2e-5"
-    assert page.shown(slower, "third polite") == f"`{slower}`"
+    assert page.shown(slower, "fourth polite") == f"`{slower}`"
     runs = [made([(0, 0.0, 0.0), (n, 1.0, 1.0)]) for n in (16, 12, 9)]
     assert page.cut_off(runs, 16) == ", 2 stopped at 9, 12"
     assert page.cut_off(runs[:1], 16) == ""
@@ -128,3 +129,17 @@ def test_the_curves_of_a_run(tmp_path: Path) -> None:
     assert [(row["update"], row["kl"]) for row in found["held_out"]] == [(0, 0.5), (2, 0.5), (4, 2)]
     assert "other" not in found["held_out"][0]
     assert found["training"] == {"score": [0.5], "kl": [0.25]}
+
+
+def test_a_run_is_stopped_behind_an_update(tmp_path: Path) -> None:
+    """Once the line behind it is there, so that its look is; what came later is left out."""
+    line = '{"score": 1.0, "kl": 0.5}\\n'
+    code = f"import time\nfor _ in range(3): open('metrics.jsonl', 'a').write('{line}')\n"
+    words = [sys.executable, "-c", f"import os\nos.chdir({str(tmp_path)!r})\n{code}time.sleep(60)"]
+    result = one.trained(words, {}, tmp_path, "trl", until=2)
+    assert result.returncode == 0
+    looked = [{"update": update, "score": 1.0, "kl": 0.5} for update in (0, 2, 3)]
+    (tmp_path / "evaluations.jsonl").write_text("\n".join(map(json.dumps, looked)))
+    found = one.gather(DEMO, tmp_path, "trl", penalty=1.0, until=2)
+    assert [row["update"] for row in found["held_out"]] == [0, 2]
+    assert found["training"]["kl"] == [0.5, 0.5]

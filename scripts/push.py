@@ -1,0 +1,84 @@
+"""Push a finished stage to the Hugging Face hub.
+
+    python scripts/push.py runs/demo/ppo me/polite-desk --license apache-2.0 [--public]
+
+Weights, configurations, tokenizer, stage.json and the model card; never samples, logs, metrics or
+checkpoints. The repository is made if it is not there, private unless --public. The token is that
+of `hf auth login`, or HF_TOKEN. `--license` names that of the model, which those of its base and
+its data decide; without it the one that the card got from its base.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain script
+
+from cores.errors import UserError
+from cores.files import read_json
+from cores.run.card import license_of
+from cores.runtime.cli import guarded
+from cores.runtime.fingerprint import model_files
+
+TOLD = ["README.md", "stage.json"]
+"""What is pushed beside the files of the model."""
+
+
+def main(argv: list[str]) -> None:
+    """Push as the arguments `argv` say."""
+    about, _, more = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser("push.py", description=about, epilog=more)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", type=Path, help="a stage's folder: <output_dir>/ppo")
+    parser.add_argument("repository", help="owner/name on the hub")
+    parser.add_argument("--license", help="of the model, by the hub's name: apache-2.0, mit, ...")
+    parser.add_argument("--public", action="store_true", help="for everybody to see")
+    options = parser.parse_args(argv)
+    read_json(options.folder / "stage.json", "Give the folder of a finished stage.")
+    card = licensed(options.folder, options.license)
+
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    token = get_token()
+    if token is None:
+        raise UserError(
+            "no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may write "
+            "(https://huggingface.co/settings/tokens)."
+        )
+    files = [*model_files(options.folder, hashed=False), *TOLD]
+    try:
+        api = HfApi(token=token)
+        private, name = not options.public, options.repository
+        api.create_repo(name, private=private, exist_ok=True)
+        (options.folder / "README.md").write_text(card, encoding="utf-8")
+        pushed = api.upload_folder(
+            repo_id=name, folder_path=options.folder, allow_patterns=files,
+            commit_message=f"tristage: {options.folder.name}",
+        )  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{options.repository}: not pushed, or not all of it ({first}). Check the name, that "
+            "the token may write there, and the network, and give the same command again."
+        ) from None
+    print(f"pushed {len(files)} files to {pushed}")
+
+
+def licensed(folder: Path, wanted: str | None) -> str:
+    """The card in `folder` with the licence `wanted`; UserError where there is none to name."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    if wanted is None:
+        if license_of(str(folder)) is None:
+            raise UserError(
+                "--license: the model's licence is not known. Name it as the hub does (apache-2.0, "
+                "mit, llama3, other); those of its base and its data decide which."
+            )
+        return card
+    bare = re.sub(r"(?m)^license:.*\n", "", card, count=1)
+    return bare.replace("---\n", f'---\nlicense: "{wanted}"\n', 1)
+
+
+if __name__ == "__main__":
+    guarded(main)

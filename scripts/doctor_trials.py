@@ -40,6 +40,7 @@ HEALTHY = ("ours", "gold", "grpo", "rloo", "reinforce-pp", "ptx", "zero-critic",
 FREE = "--ppo.kl_coef 0 --ppo.missing_eos_penalty 0"
 RATE = "--ppo.actor_learning_rate"
 ZERO = "--ppo.critic_init zero"
+LONG = "--ppo.updates 20"
 FAST = "--ppo.actor_learning_rate 1e-3 --ppo.epochs 4"
 
 
@@ -63,8 +64,9 @@ SICK: dict[str, list[str]] = {
     "explained_variance": ["--ppo.critic_learning_rate 0.3", "--ppo.critic_learning_rate 0.1",
                            "--ppo.rewards {\"scripts/trials/rewards.py:far\":1.0,\"model\":0.0} "
                            "--ppo.critic_learning_rate 1e-7"],
-    "length_exploit": [f"{paid(n)} {FREE} {FAST}" for n in ("words", "sentences", "characters")],
-    "repetition_exploit": [f"{paid(n)} {FREE} {FAST}" for n in ("lovely", "enjoy", "again")],
+    "length_exploit": [f"{paid(n)} {FREE} {FAST} {LONG}" for n in ("words", "sentences",
+                       "characters")],
+    "repetition_exploit": [f"{paid(n)} {FREE} {FAST} {LONG}" for n in ("lovely", "enjoy", "again")],
     "judge_disagrees": [f"{paid('words', few=0.0)} {FREE} {FAST}",
                         f"{paid('brief', words=0.0)} {FREE} {FAST}",
                         f"{paid('enjoy', distinct=0.0)} {FREE} {FAST}"],

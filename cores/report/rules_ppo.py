@@ -153,9 +153,9 @@ def critic(rows: Rows, facts: Row) -> str | None:
 
 
 def longer(rows: Rows, facts: Row) -> str | None:
-    """By three quarters, with the score."""
+    """Twice as long, with the score: to be polite takes more words too, by up to 1.9 times."""
     ends, score = both(rows, "response_length"), rises(rows, "score", least=0.3)
-    if ends is None or score is None or ends[1] < 1.75 * ends[0]:
+    if ends is None or score is None or ends[1] < 2 * ends[0]:
         return None
     return (
         f"score rose by {score:.2f} while replies grew from {ends[0]:.0f} to {ends[1]:.0f} tokens"

@@ -67,7 +67,7 @@ SICK: dict[str, list[Any]] = {
         lambda t: {"explained_variance": -0.05 * (t + 1)},
     ],
     "length_exploit": [
-        lambda t: {"response_length": 21 + 6 * t, "score": 1.5 + t / 5},
+        lambda t: {"response_length": 21 + 8 * t, "score": 1.5 + t / 5},
         lambda t: {"response_length": 48, "score": 3.0},
         lambda t: {"response_length": 21 * 1.2**t, "score": 2.0, "ended": 0.5},
     ],

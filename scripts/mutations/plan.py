@@ -19,6 +19,7 @@ from scripts.mutations import (
     roles,
     rollout,
     rows,
+    runs,
     shapes,
     training,
     twin,
@@ -40,6 +41,7 @@ AREAS = {
     "Models of other shapes": shapes,
     "Stages 1 and 2": training,
     "Evaluation": evaluation,
+    "What a run tells": runs,
 }
 """Heading of the report to the module with its bugs."""
 

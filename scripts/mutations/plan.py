@@ -20,6 +20,7 @@ from scripts.mutations import (
     rollout,
     rows,
     shapes,
+    talking,
     training,
     twin,
 )
@@ -39,6 +40,7 @@ AREAS = {
     "Presets of rows": presets,
     "Models of other shapes": shapes,
     "Stages 1 and 2": training,
+    "What a run says, and the chat page": talking,
     "Evaluation": evaluation,
 }
 """Heading of the report to the module with its bugs."""

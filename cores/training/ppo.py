@@ -13,11 +13,13 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from cores.config import Config
 from cores.config.ppo import WITH_CRITIC
 from cores.data import StageData, readable, sft_data
+from cores.data.sides import TEXT, Inputs
 from cores.draws import in_epochs
 from cores.errors import UserError
 from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
+from cores.models.bases import check_encoder
 from cores.models.images import reads_images
 from cores.models.loading import check_length, check_scalar, load_config
 from cores.ppo.experience import Experience, Stats, share
@@ -62,12 +64,15 @@ def check_sampling(
     check_engine(config, model, device)
 
 
-def check_models(config: Config, parents: dict[str, Parent]) -> PretrainedConfig:
+def check_models(
+    config: Config, parents: dict[str, Parent], zero_stage: int = 0
+) -> PretrainedConfig:
     """The configuration of stage 1's model. UserError if its architecture cannot be a critic where
-    one is needed, or if it or our reward model is too short for prompts and replies."""
+    one is needed, or does not go with an option; or if it or our reward model is too short for
+    prompts and replies."""
     model = load_config(parents["sft"].folder)
-    other = model.is_encoder_decoder or reads_images(model)
-    if config.ppo.estimator in WITH_CRITIC or other:
+    check_encoder(config, model, "ppo", zero_stage)
+    if config.ppo.estimator in WITH_CRITIC or reads_images(model):
         check_scalar(model, parents["sft"].key)
     judges = [p for p in parents.values() if p.stage == "reward" and not p.elsewhere]
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
@@ -81,11 +86,13 @@ def needed_stages(config: Config) -> list[str]:
     return ["sft", "reward"] if "model" in config.ppo.rewards else ["sft"]
 
 
-def ptx_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | None:
+def ptx_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, takes: Inputs = TEXT
+) -> StageData | None:
     """Stage 1's data, where its loss is mixed in."""
     if not config.ppo.ptx_coef:
         return None
-    data = sft_data(config, tokenizer)
+    data = sft_data(config, tokenizer, takes)
     assert isinstance(data, StageData)  # streams are refused with the configuration
     return data
 
@@ -264,11 +271,10 @@ def _show(run: StageRun, update: int, rows: list[dict[str, Any]]) -> None:
 def _samples(
     tokenizer: PreTrainedTokenizerBase, experience: Experience, update: int
 ) -> list[dict[str, Any]]:
-    width, rows = experience.response_mask.shape[1], []
+    rows = []
     for i in range(min(SAMPLES, experience.ids.shape[0])):
-        prompt_mask = experience.mask[i, :-width]
-        prompt = experience.ids[i, :-width][prompt_mask]
-        reply = experience.ids[i, -width:][experience.response_mask[i]]
+        reply = experience.response_ids[i][experience.response_mask[i]]
+        prompt = experience.ids[i][experience.mask[i]][: -len(reply)]
         rows.append(
             {
                 "update": update,

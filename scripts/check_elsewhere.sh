@@ -32,7 +32,7 @@ tried() {
 }
 adapter() {
     "$ours" stage1_sft.py --config configs/demo.yaml --output_dir "$out/lora" --overwrite \
-        --sft.lora.rank 4 --sft.lora.merge false --sft.max_steps 5 &&
+        --sft.lora.rank 4 --sft.lora.merge false --sft.max_steps 5 --data.sft.limit 200 &&
         PYTHONPATH=. "$ours" $here/adapter.py "$out/lora/sft" $run/base
 }
 transformers4() {

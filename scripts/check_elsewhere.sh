@@ -60,6 +60,7 @@ for tool in $tools; do
     case $tool in
     ours)
         tried pipeline "$ours" $here/pipe.py $run/ppo
+        tried excluded "$ours" $here/excluded.py $run
         tried peft adapter
         PYTHONPATH=. tried trl "$ours" $here/trl_scores.py $run
         ;;

@@ -17,6 +17,7 @@ def main(argv: list[str]) -> None:
     from cores.data import preference_data, show
     from cores.models import ScalarModel, save_model
     from cores.models.adapters import check_quantization
+    from cores.models.bases import check_encoder
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.vocabulary import saved_rows
     from cores.run import StageRun
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> None:
     from cores.training.calibration import calibrated, calibration_prompts
     from cores.training.ppo import check_sampling
     from cores.training.reward import judged, reward_model, train_reward
+    from cores.training.sft import inputs
 
     here = launch(config)
     check_batches(config.reward, here, "reward")
@@ -37,6 +39,7 @@ def main(argv: list[str]) -> None:
         check_quantization(config.model, lora.rank > 0, "reward.lora", stage, here.device)
         parents = load_parents(config, ["sft"], hashed=here.is_main)
         model_config = load_config(sft := parents["sft"].folder)
+        check_encoder(config, model_config, "reward", stage)
         tokenizer = policy_tokenizer(config, parents["sft"])
         start, key, about = sft, parents["sft"].key, parent_facts(parents)
         if (base := config.reward.base) is not None:
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> None:
         check_scalar(base_config := load_config(start), key)
         check_length(base_config, config.reward.max_length, "reward.max_length")
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
-        data = preference_data(config, tokenizer)
+        data = preference_data(config, tokenizer, inputs(model_config))
         if config.data.inspecting:
             return here.once(show, data, tokenizer, config.data)
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
@@ -56,6 +59,7 @@ def main(argv: list[str]) -> None:
         reward = ScalarModel(trained)
         pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
         result, line = judged(reward, data.test, pad_id, rows, here)
+        run.metrics.held_out(run.saved, result)
         if line:
             here.say(line)
         scale = calibrated(config, reward, sft, prompts, tokenizer, here)

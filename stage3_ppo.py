@@ -25,6 +25,7 @@ def main(argv: list[str]) -> None:
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
     from cores.training import ppo
     from cores.training.calibration import calibrate_elsewhere
+    from cores.training.sft import inputs
 
     here = launch(config)
     check_batches(config.ppo, here, "ppo")
@@ -34,15 +35,15 @@ def main(argv: list[str]) -> None:
         stage, lora = here.sharding.stage, config.ppo.lora
         check_quantization(config.model, lora.rank > 0, "ppo.lora", stage, here.device)
         parents = load_parents(config, ppo.needed_stages(config), hashed=here.is_main)
-        model_config = ppo.check_models(config, parents)
+        model_config = ppo.check_models(config, parents, stage)
         tokenizer = policy_tokenizer(config, parents["sft"])
         ppo.check_sampling(config, tokenizer, model_config, here.device)
         functions = load_functions(config.ppo.rewards, config.ppo.reward_timeout)
-        data = prompt_data(config, tokenizer)
+        data = prompt_data(config, tokenizer, takes := inputs(model_config))
         if config.data.inspecting:
             return here.once(show, data, tokenizer, config.data)
         texts = text_reward(config, tokenizer, parents, data.train + data.test)
-        ptx = ppo.ptx_data(config, tokenizer)
+        ptx = ppo.ptx_data(config, tokenizer, takes)
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
         lines = [line for report in reports.values() for line in report.lines()]
         lines += overlap(config, data)

@@ -13,7 +13,7 @@ if [ "${1:-}" = fast ]; then
     set -- tests/parity tests/unit/test_{rl,config}_*.py \
         tests/unit/test_{imports,documents,mutations,pages}.py "$@"
 fi
-bash scripts/setup.sh dev,deepspeed
+TRISTAGE_SCRIPT=1 bash scripts/setup.sh dev,deepspeed
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -55,19 +55,24 @@ def sft_data(
     return _build(config, tokenizer, "sft", "data.sft", config.data.sft, inputs)
 
 
-def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
+def preference_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Inputs = TEXT
+) -> StageData:
     """Pairs: rows {"chosen_ids": list[int], "rejected_ids": list[int], "prompt_length": int,
     "margin": float}. Of reward.kind pointwise and binned: rows {"ids": list[int],
     "prompt_length": int, "score": float}, of the latter "class": int from 0 too.
 
     All ids end with the reply's stop token (or are cut before it), never with what a chat
     template writes after it: stage 3 scores replies that end there. margin is in units of score,
-    0 where the row has none. Raises as `sft_data`.
+    0 where the row has none. Of an encoder-decoder the first prompt_length ids are the encoder's,
+    the rest the decoder's. Raises as `sft_data`.
     """
-    return _build(config, tokenizer, "reward", "data.preference", config.data.preference)
+    return _build(config, tokenizer, "reward", "data.preference", config.data.preference, inputs)
 
 
-def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
+def prompt_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Inputs = TEXT
+) -> StageData:
     """Prompts: rows {"input_ids": list[int], "prompt": str, "turns": list[Turn], "row": dict}.
 
     prompt is the text as rendered, turns what was rendered. row is the row as it was read: a reward
@@ -75,7 +80,7 @@ def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData
     stage-2 rows with the same prompt. Of a text without turns the prompt is its first
     `prompt_tokens` tokens. Raises as `sft_data`.
     """
-    return _build(config, tokenizer, "ppo", "data.prompts", config.data.prompts)
+    return _build(config, tokenizer, "ppo", "data.prompts", config.data.prompts, inputs)
 
 
 def _build(

@@ -16,14 +16,18 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from cores.models.folders import OLD_HEAD
+from cores.models.images import reads_images
 
 LAYERS = "reward_head_layers"
 """In config.json of a model with another head than the stock one."""
@@ -41,12 +45,25 @@ def class_of(auto: Any, config: PretrainedConfig) -> Any:
     if auto is not AutoModelForSequenceClassification:
         return auto
     family: Any = type(config)
-    stock = family in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    two = getattr(config, LAYERS, 1) > 1
+    stock, two = _stock(config), getattr(config, LAYERS, 1) > 1
     if stock and not two:
         return auto
-    found = auto._model_mapping[family] if stock else classifier_of(family)
+    made = judge_of if config.is_encoder_decoder else classifier_of
+    found = auto._model_mapping[family] if stock else made(family)
     return two_layered(found) if two and found is not None else found
+
+
+def policy_class(config: PretrainedConfig) -> Any:
+    """The class that loads a language model of this configuration."""
+    if reads_images(config):
+        return AutoModelForImageTextToText
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _stock(config: PretrainedConfig) -> bool:
+    """Whether transformers has a class that reads the last token."""
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    return known and not config.is_encoder_decoder
 
 
 def built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
@@ -79,6 +96,30 @@ def classifier_of(family: type[PretrainedConfig]) -> Any:
     return type(name, (GenericForSequenceClassification, parents[-2]), names)
 
 
+@cache
+def judge_of(family: type[PretrainedConfig]) -> Any:
+    """A sequence-classification class for an encoder-decoder `family`: its body, and `score` over
+    the decoder's states. The stock ones give the decoder the prompt once more, and read it where
+    that has its end-of-sequence tokens, none of which is the reply's."""
+    body: Any = MODEL_MAPPING[family]
+
+    def init(self: Any, config: Any) -> None:
+        body.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.score = nn.Linear(self.shared.embedding_dim, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(self: Any, decoder_attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        """Logits (B, K) behind the last token that `decoder_attention_mask` (B, T + 1) shows."""
+        states = body.forward(self, decoder_attention_mask=decoder_attention_mask, **inputs)
+        last = decoder_attention_mask.sum(dim=1) - 1
+        own = states.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        return SequenceClassifierOutput(logits=self.score(own))
+
+    name = body.__name__.replace("Model", "DecoderForSequenceClassification")
+    return type(name, (body,), {"__init__": init, "forward": forward, "__module__": __name__})
+
+
 def has_classifier(config: PretrainedConfig) -> bool:
     """Whether there is a classification class with the head `score`, of transformers or of ours,
     into which the language model's weights go by their names; reads and makes no weights."""
@@ -89,9 +130,9 @@ def has_classifier(config: PretrainedConfig) -> bool:
         model = built(AutoModelForSequenceClassification, config)
         if not hasattr(model, "score"):
             return False
-        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        if _stock(config):
             return True
-        policy = built(AutoModelForCausalLM, config)
+        policy = built(policy_class(config), config)
     theirs = {n: t.shape for n, t in policy.state_dict().items() if not OLD_HEAD.search(n)}
     ours = {n: t.shape for n, t in model.state_dict().items() if not n.startswith("score.")}
     return ours == theirs

@@ -20,8 +20,9 @@ from cores.errors import ANEW, UserError
 from cores.models.actor import plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
+from cores.models.heads import policy_class
 from cores.models.images import image_ids
-from cores.models.loading import load_as, load_config, load_tokenizer, policy_class
+from cores.models.loading import load_as, load_config, load_tokenizer
 from cores.models.vocabulary import NEW_PAD, as_saved, excluded_ids, saved_rows
 
 SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()

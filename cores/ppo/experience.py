@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from cores.config import PPOSection
 from cores.config.ppo import ESTIMATORS
+from cores.models.rows import Rows, prompts, replies
 from cores.rl import (
     adjust_scores,
     explained_variance,
@@ -71,12 +72,21 @@ class Scored:
     """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights;
     NaN where a function says None."""
 
+    @property
+    def rows(self) -> Rows:
+        """What models read."""
+        return Rows(self.ids, self.attended, self.response_mask.shape[1])
+
+    @property
+    def response_ids(self) -> Tensor:
+        """(B, T) int64."""
+        return replies(self.ids, self.response_mask.shape[1])
+
     @cached_property
     def lengths(self) -> Lengths:
         """Prompt and response tokens of each row, on the host: the device is asked once."""
-        width = self.response_mask.shape[1]
-        prompts = self.mask[:, : self.mask.shape[1] - width].sum(dim=1)
-        both = torch.stack([prompts, self.response_mask.sum(dim=1)], dim=1)
+        asked = prompts(self.mask, self.response_mask.shape[1]).sum(dim=1)
+        both = torch.stack([asked, self.response_mask.sum(dim=1)], dim=1)
         return [(prompt, response) for prompt, response in both.tolist()]
 
     @cached_property
@@ -102,8 +112,8 @@ class Scored:
         index = on_device(rows, self.ids.device)
         taken = {name: column[index] for name, column in columns(self).items()}
         lengths = [self.lengths[i] for i in rows]
-        prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
-        result = replace(self, **_fitted(taken, max(1, *prompts), max(1, *responses)))
+        asked, responses = zip(*self.as_selected(lengths, widths), strict=True)
+        result = replace(self, **_fitted(taken, max(1, *asked), max(1, *responses)))
         vars(result)["lengths"] = lengths
         return result
 

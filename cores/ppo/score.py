@@ -12,7 +12,7 @@ from cores.config import PPOSection
 from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import ANEW, UserError
-from cores.models.actor import last_attended
+from cores.models.rows import Rows, Value
 from cores.ppo.experience import Scored, on_device
 from cores.ppo.passes import in_parts, response_values, shared
 from cores.ppo.roles import Roles
@@ -146,23 +146,23 @@ class Scorer:
         with self.launch.autocast():
             if not reuse:
                 assert scored.entropy is not None
-                logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
+                logprobs, entropy = self.roles.actor.says.logprobs(batch.rows)
                 scored.logprobs[rows, :width] = logprobs
                 scored.entropy[rows, :width] = entropy
             with self.roles.reference() as reference:
-                ref_logprobs, _ = reference(batch.ids, batch.attended, width, entropy=False)
+                ref_logprobs, _ = reference.logprobs(batch.rows, entropy=False)
             if self.roles.critic is not None:
-                values = self.roles.critic.module(batch.ids, batch.attended)
-                scored.values[rows, :width] = response_values(values, batch, c)
+                values = response_values(self.roles.critic.says, batch, c)
+                scored.values[rows, :width] = values
             if self.roles.reward is not None:
-                read, mask = (batch.ids, batch.attended), batch.mask
+                reward, read, mask = Value(self.roles.reward), batch.rows, batch.mask
                 if texts is not None:
                     ids, mask = right_pad([texts[i] for i in part], 0)  # an id that is never read
-                    read = ids.to(rows.device), (mask := mask.to(rows.device))
-                judged = self.roles.reward(*read)
-                everywhere = c.estimator == "coati" and c.coati.mean_over_positions
-                mean = everywhere and not last_token
-                score = (mean_over_row if mean else last_attended)(judged, mask)
+                    read = Rows(ids.to(rows.device), (mask := mask.to(rows.device)), width=0)
+                if c.estimator == "coati" and c.coati.mean_over_positions and not last_token:
+                    score = mean_over_row(reward.everywhere(read), mask)
+                else:
+                    score = reward.score(read)
                 scored.score_parts[rows, list(c.rewards).index("model")] = score
         scored.ref_logprobs[rows, :width] = ref_logprobs
 

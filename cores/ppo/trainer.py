@@ -248,8 +248,7 @@ class PPOTrainer(Scorer):
         batches, tokens = ptx.at(actor.steps, launch.rank, launch.world, micro)
         for batch in batches:
             with actor.trained.micro_batch(last=False), launch.autocast():
-                width = batch.ids.shape[1] - 1
-                logprobs, _ = actor.module(batch.ids, batch.mask, width, plain=True, entropy=False)
+                logprobs, _ = actor.says.logprobs(batch.rows, plain=True, entropy=False)
                 loss = ptx_loss(logprobs, batch.trained, tokens)
                 actor.trained.backward(self.config.ptx_coef * loss, last=False)
             accumulate(sums, {"ptx_loss": loss.detach()})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import StopStringCriteria
 
+from cores.models.rows import replies
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
 
@@ -35,7 +36,7 @@ class Rollout:
     @property
     def response_ids(self) -> Tensor:
         """(B, T) int64."""
-        return self.ids[:, self.ids.shape[1] - self.response_mask.shape[1] :]
+        return replies(self.ids, self.response_mask.shape[1])
 
     @property
     def lengths(self) -> Tensor:

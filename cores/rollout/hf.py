@@ -97,6 +97,11 @@ class HFEngine:
     prefix: bool = False
     """Prompts are read both ways."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether an encoder reads the prompts, and a decoder writes."""
+        return bool(self.model.config.is_encoder_decoder)
+
     def adopt(self, sampling: Sampling) -> None:
         """See `RolloutEngine`."""
         self.sampling = sampling
@@ -109,9 +114,12 @@ class HFEngine:
         s, device = self.sampling, self.model.device
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, s.pad_id))
         sampler = _Sampler(s, uniform.to(device))
+        # A decoder's row begins with its start token, not with the prompt.
+        start = self.model.config.decoder_start_token_id if self.decodes else None
+        before = 1 if self.decodes else prompt_ids.shape[1]
         texts = None
         if s.text_matcher is not None:
-            texts = TextStops(s.text_matcher, prompt_ids.shape[1], s.min_new_tokens)
+            texts = TextStops(s.text_matcher, before, s.min_new_tokens)
         ends: list[Any] = [texts] if texts else []
         ends += [_Told(listen)] if listen else []
         theirs, training = self.model.generation_config, self.model.training
@@ -134,6 +142,7 @@ class HFEngine:
                         max_new_tokens=s.max_new_tokens,
                         eos_token_id=s.stop_ids,
                         pad_token_id=s.pad_id,
+                        decoder_start_token_id=start,
                     ),
                     logits_processor=LogitsProcessorList([sampler]),
                     stopping_criteria=StoppingCriteriaList(ends),
@@ -142,7 +151,7 @@ class HFEngine:
         finally:
             self.model.generation_config = theirs
             self.model.train(training)
-        response = ids[:, prompt_ids.shape[1] :]
+        response = ids[:, before:]
         text_stops = torch.stack(texts.met, dim=1) if texts else None
         drawn = (torch.stack(each, dim=1) for each in (sampler.logprobs, sampler.entropies))
         return cut_at_stops(s, prompt_ids, prompt_mask, response, text_stops, *drawn)

@@ -94,6 +94,11 @@ def _check_reward(model: PretrainedConfig, path: str) -> None:
             f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
             "score is one number. Give a sequence-classification model with num_labels 1."
         )
+    if model.is_encoder_decoder:
+        raise UserError(
+            f"model.path: {path} is an encoder-decoder, and judges replies of the policy that it "
+            "was trained beside alone. Give a model that reads prompt and reply as one text."
+        )
     check_scalar(model)
 
 

@@ -23,7 +23,12 @@ def own_base(
     try:
         folder = fetched(path, None, KEY)
         theirs = load_tokenizer(folder)
-        check_base(folder, load_config(folder), tokenizer)
+        check_base(folder, base := load_config(folder), tokenizer)
+        if base.is_encoder_decoder:
+            raise UserError(
+                f"model.path: {path} is an encoder-decoder, which cannot judge replies of a policy "
+                "that is none. Give a model that reads prompt and reply as one text."
+            )
     except UserError as error:  # it names the key of stage 1's base
         raise UserError(str(error).replace("model.path", KEY)) from None
     ours, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()

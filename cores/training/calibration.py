@@ -10,12 +10,13 @@ from accelerate.utils import gather_object
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config
-from cores.data import right_pad
+from cores.data import beside, right_pad
 from cores.draws import in_epochs, uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_policy, load_scalar
 from cores.models.actor import plain_model, rescale
 from cores.models.loading import exclude_from, load_config, max_length
+from cores.models.rows import Rows, Value
 from cores.rewards.texts import TextReward
 from cores.rollout import RolloutEngine, build_engine
 from cores.runtime.launch import Launch
@@ -62,20 +63,39 @@ def policy_engine(
 
 @torch.no_grad()
 def score_rows(
-    model: ScalarModel, rows: list[list[int]], pad_id: int, batch_size: int, launch: Launch
+    model: ScalarModel,
+    rows: list[Row],
+    pad_id: int,
+    batch_size: int,
+    launch: Launch,
+    about: Sequence[dict[str, Any]] = (),
 ) -> list[float]:
-    """Score of each row of tokens, by all ranks together."""
+    """Score of each row of tokens, by all ranks together; `about`: its "prompt_length", which
+    encoder-decoders need."""
     model.eval()
     own = []
     mine = range(launch.rank, len(rows), launch.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
-        ids, mask = right_pad([rows[i] for i in indices], pad_id)
+        own_rows = [rows[i] for i in indices]
+        if model.model.config.is_encoder_decoder:
+            begins = [about[i]["prompt_length"] for i in indices]
+            read = two_sided(own_rows, begins, pad_id, launch.device)
+        else:
+            ids, mask = right_pad(own_rows, pad_id)
+            read = Rows(ids.to(launch.device), mask.to(launch.device), width=0)
         with launch.autocast():
-            scores = model.scores(ids.to(launch.device), mask.to(launch.device))
+            scores = Value(model).score(read)
         own += list(zip(indices, scores.tolist(), strict=True))
     everyone = gather_object(own) if launch.world > 1 else own
     return [score for _, score in sorted(everyone)]
+
+
+def two_sided(rows: list[Row], prompts: Sequence[int], pad_id: int, device: torch.device) -> Rows:
+    """Rows whose first so many tokens are the prompt's, as an encoder-decoder reads them."""
+    both = list(zip(rows, prompts, strict=True))
+    ids, mask = beside([row[:n] for row, n in both], [row[n:] for row, n in both], pad_id)
+    return Rows(ids.to(device), mask.to(device), ids.shape[1] - max(prompts))
 
 
 def calibrated(
@@ -108,7 +128,7 @@ def calibrate(
     Ziegler et al. 2019, section 2. `texts`: how the model reads replies to the rows `told`, if not
     the engine's ids. UserError if the scores do not vary, or are not numbers.
     """
-    own = []
+    own: list[tuple[Row, int]] = []
     drawn = uniforms(len(prompts), reply_tokens(config), config.seed, "calibration")
     drawn = drawn[launch.rank :: launch.world]
     mine, asked = prompts[launch.rank :: launch.world], told[launch.rank :: launch.world]
@@ -116,9 +136,12 @@ def calibrate(
         part = slice(start, start + batch_size)
         rollout = engine.generate(mine[part], drawn[part])
         ids = [rollout.row(i) for i in range(rollout.ids.shape[0])]
-        own += ids if texts is None else texts(rollout, asked[part])
-    rows = gather_object(own) if launch.world > 1 else own
-    raw = torch.tensor(score_rows(model, rows, pad_id, batch_size, launch), dtype=torch.float64)
+        read = ids if texts is None else texts(rollout, asked[part])
+        own += zip(read, map(len, mine[part]), strict=True)
+    every = gather_object(own) if launch.world > 1 else own
+    rows, about = [row for row, _ in every], [{"prompt_length": length} for _, length in every]
+    scores = score_rows(model, rows, pad_id, batch_size, launch, about)
+    raw = torch.tensor(scores, dtype=torch.float64)
     mean, std = raw.mean().item(), raw.std(correction=0).item()
     if not std > 0:
         raise UserError(

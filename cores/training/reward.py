@@ -25,6 +25,7 @@ from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.calibration import score_rows
 from cores.training.lasting import Lasting, common_arguments, one_gpu, train
+from cores.training.sft import decoder_start
 
 Row = dict[str, Any]
 """A pair or a rating, as `preference_data` tells."""
@@ -88,14 +89,28 @@ KINDS = {
 """Kind of reward model: what judges its logits, and the figures."""
 
 
-def collate(rows: list[Row], pad_id: int) -> dict[str, Tensor]:
+def collate(rows: list[Row], pad_id: int, start_id: int | None = None) -> dict[str, Tensor]:
     """input_ids and attention_mask, (B, L) int64, right-padded; of pairs (2B, L), the chosen sides
-    first. targets (B,): the pairs' margins, or the ratings."""
+    first. targets (B,): the pairs' margins, or the ratings.
+
+    Of an encoder-decoder these are the prompts', and decoder_input_ids and decoder_attention_mask
+    (B, T + 1) are `start_id` and the replies'.
+    """
     sides = ("chosen_ids", "rejected_ids") if "chosen_ids" in rows[0] else ("ids",)
-    ids, mask = right_pad([row[side] for side in sides for row in rows], pad_id)
+    ids = [row[side] for side in sides for row in rows]
     target = "margin" if len(sides) > 1 else "score"
     targets = torch.tensor([float(row[target]) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask.long(), "targets": targets}
+    if start_id is None:
+        return _padded(ids, pad_id) | {"targets": targets}
+    both = list(zip(ids, [row["prompt_length"] for _ in sides for row in rows], strict=True))
+    written = _padded([[start_id, *row[begin:]] for row, begin in both], pad_id)
+    found = _padded([row[:begin] for row, begin in both], pad_id) | {"targets": targets}
+    return found | {f"decoder_{name}": columns for name, columns in written.items()}
+
+
+def _padded(rows: list[list[int]], pad_id: int) -> dict[str, Tensor]:
+    ids, mask = right_pad(rows, pad_id)
+    return {"input_ids": ids, "attention_mask": mask.long()}
 
 
 class RewardTrainer(Lasting):
@@ -145,7 +160,7 @@ def train_reward(
             model=model,
             args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
             train_dataset=rows,
-            data_collator=partial(collate, pad_id=pad_id),
+            data_collator=partial(collate, pad_id=pad_id, start_id=decoder_start(model)),
         )
 
     return train(model, run, trainer)
@@ -176,7 +191,8 @@ def agreement(
 ) -> dict[str, Any]:
     """Mean squared error and correlation of scores and ratings (None where one of them does not
     vary), and the ratings' variance, which is the error of their mean."""
-    scores = score_rows(model, [row["ids"] for row in rows], pad_id, batch_size, launch)
+    ids = [row["ids"] for row in rows]
+    scores = score_rows(model, ids, pad_id, batch_size, launch, about=rows)
     x, y = (torch.tensor(v, dtype=torch.float64) for v in (scores, [row["score"] for row in rows]))
     spread = x.std(correction=0) * y.std(correction=0)
     together = ((x - x.mean()) * (y - y.mean())).mean()
@@ -199,7 +215,8 @@ def accuracy(
     if not pairs:
         return {"pairs": 0, "accuracy": None, "accuracy_longer": None, "prefers_longer": None}
     rows = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
-    scores = score_rows(model, rows, pad_id, batch_size, launch)
+    about = [pair for pair in pairs for _ in range(2)]
+    scores = score_rows(model, rows, pad_id, batch_size, launch, about)
     lengths = [float(len(row)) for row in rows]
     both = zip(scores[::2], scores[1::2], lengths[::2], lengths[1::2], strict=True)
     uneven = [(a, b) if x > y else (b, a) for a, b, x, y in both if x != y]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -32,6 +31,7 @@ from cores.draws import seeded
 from cores.errors import ANEW, UserError
 from cores.models import add_lora, save_model
 from cores.models.actor import plain_model
+from cores.models.adapters import language_task
 from cores.models.attention import LENGTHS, attend_both_ways, check_prefix
 from cores.models.bases import load_base
 from cores.models.body import check_packing
@@ -47,7 +47,7 @@ BLANK = ""
 """Name of the black image."""
 
 
-def inputs(base: PretrainedConfig, images: ImageProcessor | None) -> Inputs:
+def inputs(base: PretrainedConfig, images: ImageProcessor | None = None) -> Inputs:
     """How a base with this configuration, and this reader of images, takes a row."""
     tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
     return Inputs(base.is_encoder_decoder, tokens)
@@ -146,10 +146,8 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
         with seeded(seed, "sft's prefix"):
             model = add_prefix(model, config.sft.prefix_tokens)
     if config.sft.lora.rank:
-        encoder = model.config.is_encoder_decoder
-        task = TaskType.SEQ_2_SEQ_LM if encoder else TaskType.CAUSAL_LM
         with seeded(seed, "sft's adapters"):
-            model = add_lora(model, config.sft.lora, task, "sft.lora")
+            model = add_lora(model, config.sft.lora, language_task(model.config), "sft.lora")
     # Weights that are held in bf16 compute under autocast alone.
     held = config.model.quantization == "bf16"
     with torch.autocast(model.device.type, torch.bfloat16, enabled=held):
@@ -221,6 +219,8 @@ def train_and_judge(
     size, launch = config.sft.microbatch_size, run.launch
     before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch, images)
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
+    if run.resumed is None:
+        run.metrics.held_out(0, {"loss": before})
     trained = train_sft(config, model, data.train, pad_id, run, images)
     after = held_out_loss(trained, data.test, pad_id, size, launch, images)
     _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
@@ -228,6 +228,7 @@ def train_and_judge(
         launch.say("\n".join(data.report.lines()))
     if before is not None and after is not None:
         launch.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+        run.metrics.held_out(run.saved, {"loss": after})
     return trained, {"test_loss_before": before, "test_loss": after}
 
 

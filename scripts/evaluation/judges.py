@@ -151,7 +151,6 @@ class EndpointJudge:
 
     def __init__(self, url: str, model: str | None) -> None:
         self.url = url.rstrip("/")
-        self.unread = 0
         self.model = model or self._first_model()
 
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> None:
@@ -162,6 +161,7 @@ class EndpointJudge:
 
         An answer without a verdict is one for neither. UserError if that is most of them.
         """
+        print(f"--judge {self.url}: {2 * len(rows)} questions to {self.model}", flush=True)
         pairs = list(zip(map(conversation, rows), first.texts, second.texts, strict=True))
         questions = pairs + [(prompt, b, a) for prompt, a, b in pairs]
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -173,7 +173,6 @@ class EndpointJudge:
                 f"[[B]], [[C]], such as {unread[0][:200]!r}; give a model that follows "
                 "instructions (--judge-model)."
             )
-        self.unread += len(unread)
         read = [SIDES[(ANSWER.findall(answer) or ["C"])[-1]] for answer in answers]
         return both_orders(read[: len(pairs)], read[len(pairs) :])
 

@@ -66,6 +66,10 @@ def reader_of(judged: Judged) -> Reader:
 
 def judge_reward(judged: Judged, pairs: str | None) -> None:
     """Adds `accuracy`, `reward_model` and `benchmark` to what is found."""
+    if "reward" not in judged.stages and pairs is not None:
+        raise UserError(
+            f"--pairs {pairs}: there is no reward model to score them; run stage2_rm.py first."
+        )
     if "reward" not in judged.stages:
         return judged.leave_out("accuracy", "no reward model: stage 2 is not finished")
     rows = benchmark_rows(pairs) if pairs is not None else []

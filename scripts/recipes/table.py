@@ -30,7 +30,7 @@ class System:
 
 SYSTEMS = (
     System(
-        "chatyuan", "ChatYuan (clue-ai/ChatYuan)", "T5, encoder and decoder", "t5", SFT, RUNS,
+        "chatyuan", "ChatYuan (clue-ai/ChatYuan)", "T5, encoder and decoder", "t5", OURS, RUNS,
         "its full training set; it has no reward model and no PPO",
     ),
     System(

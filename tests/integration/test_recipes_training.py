@@ -86,6 +86,10 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         pairs(lambda q, a, b: {"prompt": q, "chosen": a, "rejected": b}),
         [{"prompt": question} for question in ASKED],
     ),
+    "chatyuan": (
+        pairs(lambda q, a, b: {"source": q, "chosen": a, "rejected": b}),
+        [{"source": question} for question in ASKED],
+    ),
     "colossalai": (
         pairs(lambda q, a, b: {"prompt": q, "response": a, "chosen": a, "rejected": b}),
         [{"prompt": f"{question} Now."} for question in ASKED],

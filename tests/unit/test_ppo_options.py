@@ -182,8 +182,8 @@ def test_every_ptx_row_once_an_epoch() -> None:
             for rank in range(2):
                 batches, tokens = ptx.at(step, rank, 2, micro=1)
                 assert tokens == 8
-                assert [batch.ids.shape for batch in batches] == [(1, 3), (1, 3)]
-                halves.append([int(batch.ids[0, 0]) for batch in batches])
+                assert [batch.rows.ids.shape for batch in batches] == [(1, 3), (1, 3)]
+                halves.append([int(batch.rows.ids[0, 0]) for batch in batches])
             seen += halves[0] + halves[1]
         assert sorted(seen) == list(range(2, 14))
         epochs.append(seen)

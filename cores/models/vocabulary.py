@@ -143,8 +143,8 @@ def fit_vocabulary(
     """
     old, written = embedding(model).shape[0], max(saved_rows(model), len(tokenizer))
     config = model.config
-    # Of an encoder-decoder or beside images, which go through stage 1 alone, more rows than there
-    # must be are not worth the care that their heads would take.
+    # Encoder-decoders share tables in several ways, and image models have ids with a place: these
+    # get no more rows than they must.
     alone = config.get_text_config() is config and not config.is_encoder_decoder
     new = rounded(max(old, written), to) if alone or written > old else old
     if new > old:

@@ -21,6 +21,7 @@ from scripts.mutations import (
     rows,
     runs,
     shapes,
+    talking,
     training,
     twin,
 )
@@ -40,6 +41,7 @@ AREAS = {
     "Presets of rows": presets,
     "Models of other shapes": shapes,
     "Stages 1 and 2": training,
+    "What a run says, and the chat page": talking,
     "Evaluation": evaluation,
     "What a run tells": runs,
 }

@@ -59,15 +59,19 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.seen.append((self.path, self.headers["Authorization"]))
+        here = f"http://{self.headers['Host']}"
         if self.path == "/api/repos/create":
-            return self.answer({"url": "http://hub/me/model", "sealed": b"private" in body})
+            self.got["create"] = body
+            return self.answer({"url": f"{here}/me/model"})
         if "/preupload/" in self.path:
             paths = [file["path"] for file in json.loads(body)["files"]]
             return self.answer({"files": [{"path": p, "uploadMode": "regular"} for p in paths]})
+        if self.path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 self.got[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self.answer({"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1"})
+        return self.answer({"commitUrl": f"{here}/me/model/commit/1", "commitOid": "1"})
 
     def do_GET(self) -> None:
         self.answer({"id": "me/model", "siblings": []})
@@ -116,6 +120,7 @@ def test_what_is_pushed(stage: Path, hub: type[Hub], monkeypatch, capsys) -> Non
     """The model, its card with the licence, stage.json; neither samples nor logs."""
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     push([str(stage), "me/model", "--license", "mit"])
+    assert b"private" in hub.got.pop("create")
     assert set(hub.got) == {
         "README.md", "stage.json", "config.json", "model.safetensors",
         "adapter/adapter_config.json",

@@ -65,7 +65,13 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({"url": f"{here}/me/model"})
         if "/preupload/" in self.path:
             paths = [file["path"] for file in json.loads(body)["files"]]
-            return self.answer({"files": [{"path": p, "uploadMode": "regular"} for p in paths]})
+            return self.answer(
+                {
+                    "files": [
+                        {"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths
+                    ]
+                }
+            )
         if self.path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
         for line in map(json.loads, body.splitlines()):

@@ -101,6 +101,8 @@ def _build(
     trains, tests, reports = zip(*parts, strict=True)
     weights = [source.weight for source in section.sources]
     by_tokens = section.weigh == "tokens"
+    if any(source.loss_weight is not None for source in section.sources):
+        trains = tuple([{**row, "part": i} for row in part] for i, part in enumerate(trains))
     train, mixed = mix(trains, weights, config.seed, by_tokens)
     counts, tokens = [len(part) for part in mixed], [tokens_in(part) for part in mixed]
     for i, source in enumerate(section.sources):
@@ -149,7 +151,7 @@ def check_options(section: OneSource, stage: Stage, reader: Reader, key: str, pa
             )
 
 
-def overlap(config: Config, data: StageData) -> list[str]:
+def overlap(config: Config, data: StageData, inputs: Inputs = TEXT) -> list[str]:
     """A line, if there is one to say: how many prompts of stage 3 are first user turns of the pairs
     that stage 2 was trained on, where these lie in files and no other model scores."""
     section, key = config.data.preference, "data.preference"
@@ -160,7 +162,7 @@ def overlap(config: Config, data: StageData) -> list[str]:
             return []
         try:
             source, other = sources(one, key)
-            examples = _read(config, "reward", key, one, source, TEXT)[1]
+            examples = _read(config, "reward", key, one, source, inputs)[1]
         except UserError as error:  # a file that has changed since is no mistake of this stage
             return [f"note: stage 2's pairs were not compared with the prompts: {error}"]
         fraction = 0.0 if other else config.data.test_fraction

@@ -155,7 +155,7 @@ def fit_vocabulary(
     if new > old:
         with torch.random.fork_rng(devices=[]):  # the new rows are set below
             model.resize_token_embeddings(new, mean_resizing=False)
-    model.saved_rows = written
+    vars(model)["saved_rows"] = written
     first = old if known is None else min(known, old)
     last = len(tokenizer)
     tables = [embedding(model)]
@@ -167,9 +167,7 @@ def fit_vocabulary(
     with torch.no_grad():
         for table in tables:
             mean = table[:first].mean(dim=0)
-            table[first:last] = (
-                mean  # of new tokens; in a base's rows beyond its own ids, if it can
-            )
+            table[first:last] = mean  # of new tokens; in rows that a base has to spare, if it can
             table[old:] = mean
     text = model.config.get_text_config()
     text.pad_token_id, ends = tokenizer.pad_token_id, text.eos_token_id

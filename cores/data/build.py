@@ -101,6 +101,8 @@ def _build(
     trains, tests, reports = zip(*parts, strict=True)
     weights = [source.weight for source in section.sources]
     by_tokens = section.weigh == "tokens"
+    if any(source.loss_weight is not None for source in section.sources):
+        trains = tuple([{**row, "part": i} for row in part] for i, part in enumerate(trains))
     train, mixed = mix(trains, weights, config.seed, by_tokens)
     counts, tokens = [len(part) for part in mixed], [tokens_in(part) for part in mixed]
     for i, source in enumerate(section.sources):

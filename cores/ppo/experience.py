@@ -281,3 +281,15 @@ def read(steps: list[Unread]) -> list[Stats]:
         {name: next(numbers) if isinstance(x, Tensor) else x for name, x in step.items()}
         for step in steps
     ]
+
+
+def average(steps: list[Stats]) -> Stats:
+    """Mean over the optimizer steps of an update (the largest of `_max`).
+
+    What only the first ones measured is a mean over those.
+    """
+    merged = {}
+    for name in steps[0]:
+        values = [step[name] for step in steps if name in step]
+        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return merged

@@ -22,7 +22,6 @@ from cores.models.images import hold_tower
 from cores.models.loading import exclude_from
 from cores.models.rows import Policy, Value
 from cores.rewards.texts import TextReward
-from cores.rl.schedule import lr_factor, warmup_steps
 from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint
 from cores.runtime.launch import Launch
@@ -60,7 +59,6 @@ class TrainedRole:
         )
         self.name = name
         self.learning_rate = learning_rate
-        self.schedule = ppo.warmup, ppo.lr_schedule
         self.steps = 0
         """Optimizer steps taken."""
         self.grad_norm = torch.tensor(0.0)
@@ -75,17 +73,14 @@ class TrainedRole:
         self.optimizer: Any = self.trained.optimizer
         """As the launch wraps it."""
 
-    def set_rate(self, step: int, total: int) -> float:
-        """Learning rate of optimizer step `step` of `total`; returns it as a factor of the peak."""
-        warmup, kind = self.schedule
-        factor = lr_factor(step, total, warmup_steps(warmup, total), kind)
+    def set_rate(self, factor: float) -> None:
+        """Learning rate of the next step, as a factor of the peak."""
         rate = self.learning_rate * factor
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        return factor
 
     def make_capturable(self) -> None:
         """From now on a step may be part of a CUDA graph: the learning rate lies on the device."""

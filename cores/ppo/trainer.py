@@ -19,6 +19,7 @@ from cores.ppo.experience import (
     Scored,
     Stats,
     Unread,
+    average,
     describe,
     estimate,
     gather_rows,
@@ -26,11 +27,12 @@ from cores.ppo.experience import (
 )
 from cores.ppo.passes import Minibatch, Passes, Terms, Turn, shared
 from cores.ppo.ptx import PtxRows, ptx_loss
-from cores.ppo.roles import Roles, TrainedRole
+from cores.ppo.roles import ACTOR, Roles, TrainedRole
 from cores.ppo.score import Row, Scorer, decide, looks, with_room
 from cores.ppo.state import PPOState
 from cores.rewards.call import RewardFunctions
 from cores.rl import next_kl_coef
+from cores.rl.schedule import lr_factors
 from cores.rollout import RolloutEngine
 from cores.run.checkpoint import Checkpoint, State
 from cores.runtime.launch import Launch
@@ -59,6 +61,15 @@ class PPOTrainer(Scorer):
         self.minibatch = 0
         """Optimizer steps of the present update so far."""
         self.minibatches = config.epochs * (config.batch_size // config.minibatch_size)
+        self.waits = {role.name: 0 for role in roles.trained} | {ACTOR: config.critic_warmup}
+        """Updates before a role's first step."""
+        self.factors = {
+            name: lr_factors(
+                (config.updates - wait) * self.minibatches, config.warmup, config.lr_schedule
+            )
+            for name, wait in self.waits.items()
+        }
+        """Of the peak learning rate, at each of a role's optimizer steps."""
 
     def state_dict(self) -> State:
         """The state with the roles', whole, on the main process; every rank calls it."""
@@ -205,14 +216,14 @@ class PPOTrainer(Scorer):
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
         that neither micro-batches nor ranks change the gradient.
         """
-        c, trained = self.config, self._trained_now()
+        trained = self._trained_now()
         sums: dict[str, Tensor] = {}
-        factors = []
+        factors: list[float] = []
         for role in trained:
             # By where the run is, not by the steps taken: an update that ends early skips some.
-            waits = c.critic_warmup if role is self.roles.actor else 0
-            now = (self.state.update - waits) * self.minibatches + self.minibatch
-            factors.append(role.set_rate(now, (c.updates - waits) * self.minibatches))
+            since = self.state.update - self.waits[role.name]
+            factors.append(self.factors[role.name][since * self.minibatches + self.minibatch])
+            role.set_rate(factors[-1])
             sums |= with_room(self, partial(self._descend, role, experience, rows.tolist()))
         self.minibatch += 1
         return {
@@ -286,15 +297,3 @@ def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
     total, largest = reduce(own, reduction="sum"), own.clone()
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return {name: (largest if name.endswith("_max") else total)[i] for i, name in enumerate(names)}
-
-
-def average(steps: list[Stats]) -> Stats:
-    """Mean over the optimizer steps of an update (the largest of `_max`).
-
-    What only the first ones measured is a mean over those.
-    """
-    merged = {}
-    for name in steps[0]:
-        values = [step[name] for step in steps if name in step]
-        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
-    return merged

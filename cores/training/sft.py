@@ -41,6 +41,7 @@ from cores.rollout.pictures import BLANK, opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.lasting import Lasting, common_arguments, one_gpu, train
+from cores.training.losses import PART, WeightedLosses, loss_weights
 
 IGNORED = -100
 
@@ -97,11 +98,14 @@ def collate(
     found = {"input_ids": ids, "labels": labels, "attention_mask": mask.long()}
     if "encoder_ids" in rows[0]:
         before, _ = right_pad([[start_id or 0, *row["labels"][:-1]] for row in rows], pad_id)
-        return {**found, "decoder_input_ids": before}
+        parts = {PART: torch.tensor([row[PART] for row in rows])} if PART in rows[0] else {}
+        return {**found, "decoder_input_ids": before, **parts}
     labels[:, 0] = IGNORED
     if "position_ids" in rows[0]:
         positions, _ = right_pad([row["position_ids"] for row in rows], 0)
         return {"input_ids": ids, "position_ids": positions, "labels": labels}
+    if PART in rows[0]:
+        found[PART] = torch.tensor([row.get(PART, 0) for row in rows])  # a blank row has no tokens
     if LENGTHS in rows[0]:
         found[LENGTHS] = torch.tensor([row[LENGTHS] for row in rows])
     return found if images is None else found | images.inputs(ids, opened(rows, images))
@@ -158,20 +162,24 @@ def train_sft(
 ) -> Any:
     """`model`, trained: see `lasting.train`."""
     dataset, count = _dataset(config, rows, run.launch)
-    start_id = decoder_start(model)
+    start_id, weights = decoder_start(model), loss_weights(config)
 
     def trainer() -> Lasting:
         common = common_arguments(config, config.sft, "sft", count, run)
         if images is not None:  # towers have layers behind those whose features are read
             common["ddp_find_unused_parameters"] = True
-        return Lasting(
+        weighted: dict[str, Any] = {}
+        if weights:
+            weighted = {"weights": weights, "shifted": start_id is None}
+        return (WeightedLosses if weights else Lasting)(
             run,
             ["loss", "grad_norm", "learning_rate"],
             model=model,
             args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
             train_dataset=dataset,
             data_collator=lambda batch: collate(batch, pad_id, start_id, images),
-            compute_loss_func=None if start_id is None else summed_loss,
+            compute_loss_func=None if start_id is None or weights else summed_loss,
+            **weighted,
         )
 
     return train(model, run, trainer)

@@ -49,9 +49,13 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/roles.py": (
         (
             "tests/unit/test_data_encode.py", "tests/unit/test_data_roles.py",
-            "tests/unit/test_data_alternate.py",
+            "tests/unit/test_data_alternate.py", "tests/unit/test_data_images.py",
         ),
         [
+            ("prefix-untrained", "a prefix that alone is trained is not",
+             'in ("markers", "prefix", "all")', 'in ("markers", "all")'),
+            ("prefix-suffix", "a suffix is trained with its prefix",
+             'trained not in ("none", "prefix")', 'trained != "none"'),
             ("system-overwritten", "of two system turns inside a question the last one is left",
              "inside += around.prefix", "inside = around.prefix"),
             ("system-lost", "a system turn without a question behind it is lost",

@@ -3,6 +3,22 @@
 Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/evaluate/moderation.py": (
+        ("tests/integration/test_moderation.py",),
+        [
+            ("gate-shift", "the token before each of a label is scored",
+             "columns = torch.arange(1, ids.shape[1]",
+             "columns = torch.arange(0, ids.shape[1] - 1"),
+            ("gate-padding", "padding counts in the score of a label",
+             "(mask[:, 1:] & (columns >= prompts))", "(columns >= prompts)"),
+            ("gate-lines", "a text may end its row and tell its label",
+             '" ".join(text.split())', "text"),
+            ("gate-long", "what the model cannot read passes",
+             "found.append(Verdict(None, {}, False))", "found.append(Verdict(None, {}, True))"),
+            ("gate-open", "labels that are refused pass",
+             "label not in self.refused))", "True))"),
+        ],
+    ),
     "cores/models/actor.py": (
         ("tests/unit/test_models_policy.py", "tests/unit/test_logprob_chunks.py",
          "tests/unit/test_min_length.py", "tests/unit/test_rollout*.py",

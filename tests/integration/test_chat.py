@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from _chat import ask, final, request, serving, vote
-from _helpers import good, in_process, rows
+from _helpers import good, in_process, rows, script
 
 from cores.errors import UserError
 from scripts.chat.server import Server, policy
@@ -206,6 +206,20 @@ def test_a_gate_stops_questions_and_answers(words: list[Any]) -> None:
         events = ask(guarded, PROMPT, max_new_tokens=6)
         assert [e for e in events if "text" in e] == []
         assert sum("no answers" in e.get("error", "") for e in events) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("gate.txt", "def f(text): ...", "its name must end in .py"),
+        ("gate.py", "import no_such_module", "cannot be imported: ModuleNotFoundError"),
+        ("gate.py", "f = 1", "has no function 'f'"),
+    ],
+)
+def test_a_gate_that_is_none(name: str, text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=why):
+        script("chat.py", ["--gate", f"{tmp_path / name}:f", "--output_dir", tmp_path])
 
 
 def test_the_next_question_ends_the_one_before(server: Server) -> None:

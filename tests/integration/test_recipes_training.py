@@ -158,3 +158,24 @@ def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
     before, after = stock(out / "sft").state_dict(), stock(out / "ppo").state_dict()
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_openflamingo_learns_both_sets_in_one_step(bases: Any, call: Any, tmp_path: Path) -> None:
+    """Captions beside interleaved rows, each with the weight of its loss."""
+    case, folder = CASES["openflamingo"], tmp_path / "data"
+    file = written(case, folder)
+    captions = [{"image": f"images/{colour}.png", "caption": f"A {colour}."} for colour in PICTURES]
+    laion = folder / "captions.jsonl"
+    laion.write_text("".join(json.dumps(row) + "\n" for row in captions), encoding="utf-8")
+    sources = [
+        {"path": str(file), "image_folder": "images", "loss_weight": 1},
+        {"path": str(laion), "weight": 2, "loss_weight": 0.2},
+    ]
+    given = words("openflamingo", bases("openflamingo"), file, tmp_path / "run")
+    at = given.index("--data.sft.path")
+    given[at : at + 2] = ["--data.sft.path", "null", "--data.sft.sources", json.dumps(sources)]
+    more = ["--data.sft.image_folder", "null", *case.options, *QUICK]
+    status, _, err = call("sft", [*given, *more])
+    assert status == 0, err
+    metrics = record(tmp_path / "run" / "sft")["metrics"]
+    assert metrics["test_loss"] < metrics["test_loss_before"]

@@ -1,6 +1,7 @@
 """Images of rows: where they are found, where they stand, and what is trained beside them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from _images import BARE, DESK, TOKENS, WORDS, data, pictures, pieces, said, tem
 from PIL import Image
 
 from cores.config.data import DataSection
-from cores.config.template import TemplateSection
+from cores.config.template import ImageTemplate, RoleTemplate, TemplateSection
 from cores.data import preference_data, prompt_data, show
 from cores.data.images import MARK
 from cores.data.sides import Inputs
@@ -50,6 +51,27 @@ def test_front_and_texts_around(tmp_path: Path) -> None:
         "<s>Guest: What is this?\n([IMG])\nDesk: ",
         False,
     )
+
+
+def test_a_frame_whose_prefix_alone_is_trained(tmp_path: Path) -> None:
+    """LLaVA's version 0: of a question its first word, of the last answer the next mark too."""
+    answer = RoleTemplate("### Desk: ", stop="\n", train="all")
+    section = TemplateSection(
+        kind="roles",
+        user=RoleTemplate("### Guest", opening=": ", suffix="\n", train="prefix"),
+        earlier=answer,
+        assistant=replace(answer, stop="\n### "),
+        image=ImageTemplate(before="(", after=")"),
+    )
+    turns = said("<image>\nWhat is this?", "A lamp.", "Is it on?", "No.")
+    assert pieces(one(tmp_path, {"image": "lamp.png", "messages": turns}, section)) == [
+        ("<s>", False),
+        ("### Guest", True),
+        (": ([IMG])\nWhat is this?\n", False),
+        ("### Desk: A lamp.\n### Guest", True),
+        (": Is it on?\n", False),
+        ("### Desk: No.\n### ", True),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         cache_if_unreachable(config.model.path)
         config, given = pinned(config), config.model
         base = load_config(config.model.path)
-        check_encoder(config, base)
+        check_encoder(config, base, "sft", here.sharding.stage)
         check_positions(config, base)
         tokenizer, notes = base_tokenizer(config)
         if not config.data.inspecting:

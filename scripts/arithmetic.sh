@@ -4,7 +4,7 @@
 # knows the answers. Leaves runs/arithmetic/{sft,ppo} and runs/arithmetic/summary.json.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup.sh
+TRISTAGE_SCRIPT=1 bash scripts/setup.sh
 
 export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu  # a CPU is enough, and the same everywhere
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}  # matrices this small get slower with more

@@ -1,7 +1,7 @@
-"""docs/configuration.md from the dataclasses of cores.config.
+"""docs/configuration.md and configs/schema.json from the dataclasses of cores.config.
 
-python scripts/config_docs.py writes it; with --check it only compares, and exits with 1 if the file
-is out of date.
+python scripts/config_docs.py writes both; with --check it only compares, and exits with 1 if one of
+them is out of date.
 """
 
 import argparse
@@ -16,10 +16,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain script
 
 from cores.config import Config
+from cores.config.help import descriptions
 from cores.config.limits import in_words
-from cores.config.parse import descriptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+SCHEMA = DOCS.parents[1] / "configs" / "schema.json"
+"""JSON schema of a configuration, for editors."""
 HEAD = """\
 # Configuration
 
@@ -33,8 +35,15 @@ the sections named in the heading, `[]` for an item of a list. `null` is YAML's 
 the "None" of the descriptions. Numbers are 0 or above where no other range is given; whole numbers
 are at most 2147483647, others 0 or within 1e-30 and 1e30. An option that has no effect beside the
 others is an error.
+
+Editors that know YAML's language server complete keys and mark mistakes with this first line, its
+path the one from the file to `configs/schema.json`: `# yaml-language-server: $schema=schema.json`.
 """
 NONE = type(None)
+NAMES = {
+    "above": "exclusiveMinimum", "least": "minimum", "below": "exclusiveMaximum", "most": "maximum",
+}  # fmt: skip
+"""Of limits, in a JSON schema."""
 
 
 def sections(cls: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -116,19 +125,53 @@ def document() -> str:
     return "".join(parts)
 
 
+def schema(cls: Any = Config) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a section, or of the whole configuration."""
+    said = descriptions(cls)
+    keys = {}
+    for field in dataclasses.fields(cls):
+        key = schema_of(field.type, field.metadata.get("bounds", {"least": 0}))
+        key["description"] = said[field.name]
+        if not dataclasses.is_dataclass(field.type):
+            key["default"] = json.loads(default(field).strip("`"))
+        keys[field.name] = key
+    return {"type": "object", "additionalProperties": False, "properties": keys}
+
+
+def schema_of(kind: Any, bounds: dict[str, float]) -> dict[str, Any]:
+    """JSON schema of one type, its numbers within `bounds`."""
+    arguments = typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return schema(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return {"enum": list(arguments)}
+    if typing.get_origin(kind) is list:
+        return {"type": "array", "items": schema_of(arguments[0], bounds)}
+    if typing.get_origin(kind) is dict:
+        return {"type": "object", "additionalProperties": schema_of(arguments[1], bounds)}
+    if NONE in arguments:
+        inner = next(a for a in arguments if a is not NONE)
+        return {"anyOf": [schema_of(inner, bounds), {"type": "null"}]}
+    if kind in (int, float):
+        limits = {NAMES[name]: value for name, value in bounds.items()}
+        return {"type": "integer" if kind is int else "number", **limits}
+    return {"type": {str: "string", bool: "boolean"}[kind]}
+
+
 def main() -> int:
-    """Write or check the page; the exit status."""
-    parser = argparse.ArgumentParser(description="Generate docs/configuration.md.")
+    """Write or check page and schema; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
-    text = document()
-    if not check:
-        DOCS.write_text(text, encoding="utf-8")
-        return 0
-    if DOCS.is_file() and DOCS.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{DOCS.name} is out of date: run python scripts/config_docs.py", file=sys.stderr)
-    return 1
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema()}
+    written = {DOCS: document(), SCHEMA: json.dumps(whole, indent=1) + "\n"}
+    for file, text in written.items():
+        if not check:
+            file.write_text(text, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+            print(f"{file.name} is out of date: run python scripts/config_docs.py", file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -35,8 +35,16 @@ fi
 wanted=$(cat pyproject.toml constraints.txt)
 stamp=.venv/installed-${extras:-bare}
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing into .venv (once; some minutes)"
-    .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+    echo "installing into .venv (once; some minutes, two gigabytes)"
+    started=$SECONDS
+    # pip's own lines, and its bars on a terminal: a package is up to half a gigabyte.
+    .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
         -e ".${extras:+[$extras]}"
     printf '%s\n' "$wanted" | tee .venv/installed-bare >"$stamp"
+    echo "installed in $((SECONDS - started)) s"
+fi
+# Other scripts call this one, and say themselves what comes next.
+if [ -z "${TRISTAGE_SCRIPT:-}" ]; then
+    echo "ready; next: source .venv/bin/activate && python stage1_sft.py --config configs/gpt2.yaml"
+    echo "or, on a CPU in minutes and without any data: bash scripts/demo.sh"
 fi

@@ -2,12 +2,18 @@
 # Everything that must hold before a change is kept: lint, format, types, tests.
 #
 #   bash scripts/test.sh [PYTEST ARGUMENTS]      for example: bash scripts/test.sh tests/unit
+#   bash scripts/test.sh fast [FILES]            lint, types, formulas, configuration, pages, FILES
 #
 # Makes the environment first, as scripts/setup.sh does.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash scripts/setup.sh dev,deepspeed
+if [ "${1:-}" = fast ]; then
+    shift
+    set -- tests/parity tests/unit/test_{rl,config}_*.py \
+        tests/unit/test_{imports,documents,mutations,pages}.py "$@"
+fi
+TRISTAGE_SCRIPT=1 bash scripts/setup.sh dev,deepspeed
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -67,6 +67,9 @@ class WeightedSource(OneSource):
     weight: float = number(1.0, above=0)
     """Share of the training rows, relative to the other sources', above 0; kept exactly, by
     repeating or leaving out rows. Equal by default."""
+    loss_weight: Optional[float] = number(None, above=0)
+    """Stage 1, given for all sources or none: the loss of a step is the sum over sources of this
+    times the mean over the source's trained tokens. None: one mean over the tokens of all."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ RULES = (
          "with faults.nonfinite {s.nonfinite}"),
     Rule(SOURCES, "weigh", lambda s, c: not hasattr(s, "sources") or bool(s.sources),
          "without {key}.sources, whose weights it is about"),
+    Rule("data.preference data.prompts", "loss_weight", lambda s, c: False,
+         "in this stage, as data.sft alone has losses of sources"),
     Rule("data.sft data.preference", "prompt_tokens", lambda s, c: False,
          "in this stage, as data.prompts alone has beginnings of texts"),
     Rule("data.prompts", "prompt_tokens", lambda s, c: s.format in (None, "text"),

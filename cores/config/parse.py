@@ -1,15 +1,10 @@
-"""Command line and YAML to `Config`, and every error in them as one sentence that names the key;
-`--help`, with every key's docstring as it stands in the source of the dataclasses."""
+"""Command line and YAML to `Config`, and every error in them as one sentence that names the key."""
 
-import ast
 import copy
 import dataclasses
 import difflib
-import inspect
-import json
 import os
 import re
-import textwrap
 import typing
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -17,15 +12,12 @@ from typing import Any
 
 import yaml
 
-from cores.config.nodes import TAG, checked, compose, optional, printable, shown, value_of, words
+from cores.config import help as helped
+from cores.config.nodes import TAG, checked, compose, optional, printable, shown, value_of
 from cores.config.schema import Config
 from cores.config.validate import check
 from cores.errors import UserError, readable
 
-OPTIONS = """
-  --config FILE    YAML file; several are read in order, and the command line after them.
-  --print_config   Print the configuration as it is read, as YAML, and stop.
-  --help           Print this and stop."""
 COMMAND_LINE = "command line"
 LARGEST = 1_000_000
 """Bytes of a configuration file at most: a hundred times what one needs."""
@@ -41,13 +33,12 @@ ITEM = "must hold keys of its own, such as {path: FILE, weight: 2}"
 def parse_config(argv: list[str], prog: str, description: str) -> Config:
     """Parse `argv` (without the program's name) into a checked `Config`.
 
-    Files are read in their order, then the command line; the last to set a key wins. `--help` and
-    `--print_config` print and raise SystemExit(0). Raises UserError naming the file (or "command
-    line") and the key of the first mistake.
+    Files are read in their order, then the command line; the last to set a key wins. `--help`,
+    `--version`, `--completion` and `--print_config` print and raise SystemExit(0). Raises UserError
+    naming the file (or "command line") and the key of the first mistake.
     """
-    if "-h" in argv or "--help" in argv:
-        print(f"usage: {prog} [--config FILE ...] [--KEY VALUE ...]\n\n{description}\n{OPTIONS}")
-        print(*_help(Config, ""), sep="\n")
+    if (told := _told(argv, prog, description)) is not None:
+        print(told)
         raise SystemExit(0)
     given, options = Given(), _options(argv)
     for name, value in options:
@@ -63,6 +54,19 @@ def parse_config(argv: list[str], prog: str, description: str) -> Config:
         print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
     return config
+
+
+def _told(argv: list[str], prog: str, description: str) -> str | None:
+    """What is asked of the command line itself, if anything is."""
+    for word, following in pairwise([*argv, "--"]):
+        if word in ("-h", "--help"):
+            what = None if following.startswith("-") else following
+            return helped.page(prog, description, what)
+        if word == "--version":
+            return helped.versions()
+        if word == "--completion":
+            return helped.completion(following)
+    return None
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -262,29 +266,3 @@ class Given:
             line = item.start_mark.line + 1 if item.start_mark else 0
             self._take(f"{key}[{i}]", KEYS[f"{key}[]"], item, source, line)
             yield self.build(KEYS[f"{key}[]"], f"{key}[{i}].")
-
-
-def descriptions(cls: Any) -> dict[str, str]:
-    """Field name to the docstring below it, on one line; fields without one are missing."""
-    found: dict[str, str] = {}
-    for base in cls.__mro__[-2::-1]:
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        for field, below in pairwise(definition.body):  # type: ignore[attr-defined]
-            said = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Constant):
-                found[ast.unparse(field.target)] = " ".join(str(said.value).split())
-    return found
-
-
-def _help(cls: Any, prefix: str) -> Iterator[str]:
-    said = descriptions(cls)
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
-            yield f"\n{prefix}{field.name}: {said[field.name]}"
-            yield from _help(field.type, f"{prefix}{field.name}.")
-            continue
-        factory = field.default_factory
-        value = field.default if factory is dataclasses.MISSING else factory()
-        text = f"{said[field.name]} (type: {words(field.type)}, default: {json.dumps(value)})"
-        yield f"  --{prefix}{field.name} {field.name.upper()}"
-        yield textwrap.fill(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)

@@ -17,13 +17,15 @@ class RoleTemplate:
     suffix: str = ""
     """Text after the turn's content, before its stop."""
     opening: str = ""
-    """Of an assistant turn: text that the reply begins with, which the model learns to write."""
+    """Of an assistant turn: text that the reply begins with, which the model learns to write. Of
+    others, with train prefix: text behind the prefix."""
     stop: Optional[str] = None
     """What ends the turn. None: the end-of-sequence token behind an assistant turn, nothing behind
     others. Empty: nothing."""
-    train: Optional[Literal["none", "content", "markers", "all"]] = None
+    train: Optional[Literal["none", "content", "markers", "prefix", "all"]] = None
     """What carries loss in stage 1. content: content, suffix and stop; markers: prefix, suffix and
-    stop, not what stands between; all: the prefix as well. None: content of assistant turns."""
+    stop, not what stands between; prefix: that alone; all: the prefix and the content. None:
+    content of assistant turns."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def template_problems(template: TemplateSection) -> Iterator[str]:
     for name in around:
         role: RoleTemplate = getattr(template, name)
         replies = name in ("assistant", "earlier")
-        if role.opening and not replies:
+        if role.opening and not replies and role.train != "prefix":
             yield f"template.{name}.opening: is for assistant turns; use template.{name}.prefix."
-        if replies and role.train == "markers":
+        if replies and role.train in ("markers", "prefix"):
             yield f"template.{name}.train: a reply without its content teaches nothing; use none."

@@ -215,6 +215,16 @@ def _rows(config: Config) -> Iterator[str]:
             unset = getattr(OneSource(), field.name)
             if items and getattr(section, field.name) != unset:
                 yield f"{key}.{field.name}: belongs into the items of {key}.sources, one by one."
+        given = [item for item, source in items if source.loss_weight is not None]
+        if given and len(given) < len(items):
+            yield f"{given[0]}.loss_weight: is not given for all sources; give each one, or none."
+        if given and key == "data.sft":
+            unfit = {"sft.packing": config.sft.packing, "ppo.ptx_coef": config.ppo.ptx_coef > 0}
+            for name in (name for name, there in unfit.items() if there):
+                yield (
+                    f"{name}: takes rows of all sources alike, which {given[0]}.loss_weight tells "
+                    "apart; turn it off, or remove the weights of losses."
+                )
         for item, source in items:
             if source.path is None:
                 yield f"{item}.path: is not set; give the item the path of its rows, or remove it."

@@ -7,7 +7,7 @@ from cores.data.build import (
     prompt_data,
     sft_data,
 )
-from cores.data.collate import left_pad, right_pad
+from cores.data.collate import beside, left_pad, right_pad
 from cores.data.inspect import readable, show
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.stream import StreamedData, TextStream

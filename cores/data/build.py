@@ -55,19 +55,24 @@ def sft_data(
     return _build(config, tokenizer, "sft", "data.sft", config.data.sft, inputs)
 
 
-def preference_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
+def preference_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Inputs = TEXT
+) -> StageData:
     """Pairs: rows {"chosen_ids": list[int], "rejected_ids": list[int], "prompt_length": int,
     "margin": float}. Of reward.kind pointwise and binned: rows {"ids": list[int],
     "prompt_length": int, "score": float}, of the latter "class": int from 0 too.
 
     All ids end with the reply's stop token (or are cut before it), never with what a chat
     template writes after it: stage 3 scores replies that end there. margin is in units of score,
-    0 where the row has none. Raises as `sft_data`.
+    0 where the row has none. Of an encoder-decoder the first prompt_length ids are the encoder's,
+    the rest the decoder's. Raises as `sft_data`.
     """
-    return _build(config, tokenizer, "reward", "data.preference", config.data.preference)
+    return _build(config, tokenizer, "reward", "data.preference", config.data.preference, inputs)
 
 
-def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData:
+def prompt_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Inputs = TEXT
+) -> StageData:
     """Prompts: rows {"input_ids": list[int], "prompt": str, "turns": list[Turn], "row": dict}.
 
     prompt is the text as rendered, turns what was rendered. row is the row as it was read: a reward
@@ -75,7 +80,7 @@ def prompt_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData
     stage-2 rows with the same prompt. Of a text without turns the prompt is its first
     `prompt_tokens` tokens. Raises as `sft_data`.
     """
-    return _build(config, tokenizer, "ppo", "data.prompts", config.data.prompts)
+    return _build(config, tokenizer, "ppo", "data.prompts", config.data.prompts, inputs)
 
 
 def _build(
@@ -96,6 +101,8 @@ def _build(
     trains, tests, reports = zip(*parts, strict=True)
     weights = [source.weight for source in section.sources]
     by_tokens = section.weigh == "tokens"
+    if any(source.loss_weight is not None for source in section.sources):
+        trains = tuple([{**row, "part": i} for row in part] for i, part in enumerate(trains))
     train, mixed = mix(trains, weights, config.seed, by_tokens)
     counts, tokens = [len(part) for part in mixed], [tokens_in(part) for part in mixed]
     for i, source in enumerate(section.sources):
@@ -144,7 +151,7 @@ def check_options(section: OneSource, stage: Stage, reader: Reader, key: str, pa
             )
 
 
-def overlap(config: Config, data: StageData) -> list[str]:
+def overlap(config: Config, data: StageData, inputs: Inputs = TEXT) -> list[str]:
     """A line, if there is one to say: how many prompts of stage 3 are first user turns of the pairs
     that stage 2 was trained on, where these lie in files and no other model scores."""
     section, key = config.data.preference, "data.preference"
@@ -155,7 +162,7 @@ def overlap(config: Config, data: StageData) -> list[str]:
             return []
         try:
             source, other = sources(one, key)
-            examples = _read(config, "reward", key, one, source, TEXT)[1]
+            examples = _read(config, "reward", key, one, source, inputs)[1]
         except UserError as error:  # a file that has changed since is no mistake of this stage
             return [f"note: stage 2's pairs were not compared with the prompts: {error}"]
         fraction = 0.0 if other else config.data.test_fraction

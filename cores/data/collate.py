@@ -23,6 +23,14 @@ def right_pad(rows: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, tor
     return _pad(rows, pad_id, left=False)
 
 
+def beside(
+    prompts: Sequence[list[int]], replies: Sequence[list[int]], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (B, P + T) int64 and mask, bool: prompts that end at P - 1, replies that begin at P."""
+    (asked, left), (said, right) = left_pad(prompts, pad_id), right_pad(replies, pad_id)
+    return torch.cat([asked, said], dim=1), torch.cat([left, right], dim=1)
+
+
 def _pad(rows: Sequence[list[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max((len(row) for row in rows), default=0)
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)[:, None]

@@ -13,7 +13,7 @@ once, however many turns come behind it.
 import re
 import reprlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -159,3 +159,18 @@ def _encode(
     last = len(leading) + at[replies[-1][0]] if replies else len(ids)
     end = len(leading) + at[replies[-1][1]] if replies else len(ids)
     return Encoded(ids, labels, 0 if row.runs[0][2].role == "text" else last, end, merged)
+
+
+def windows(
+    rows: Iterable[dict[str, Any]], width: int, opening: list[int]
+) -> Iterator[dict[str, Any]]:
+    """The ids of `rows` as one endless row, cut into rows of `width` tokens that each begin with
+    `opening`; all is learned. A last one of a single token is left out: nothing predicts it."""
+    buffer = list(opening)
+    for row in rows:
+        buffer += row["input_ids"]
+        while len(buffer) >= width:
+            yield {"input_ids": buffer[:width], "labels": buffer[:width]}
+            buffer = opening + buffer[width:]
+    if len(buffer) > len(opening) + (not opening):
+        yield {"input_ids": buffer, "labels": list(buffer)}

@@ -93,10 +93,10 @@ def _add(
 ) -> None:
     """A turn's prefix, content and suffix with stop."""
     before, content, after = parts
-    _push(segments, before, trained in ("markers", "all"))
+    _push(segments, before, trained in ("markers", "prefix", "all"))
     if role != "assistant":
         _push(segments, content, trained in ("content", "all"))
-        _push(segments, after, trained != "none")
+        _push(segments, after, trained not in ("none", "prefix"))
         return
     text = content + after
     end = text.rfind(eos) + len(eos) if eos in text else len(text)

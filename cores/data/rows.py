@@ -11,19 +11,28 @@ from transformers import PreTrainedTokenizerBase
 
 from cores.config.data import OneSource
 from cores.config.schema import Config
-from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows
+from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows, windows
 from cores.data.formats import Example, Reader
 from cores.data.images import finished, with_images
 from cores.data.ratings import RatingReader
 from cores.data.report import SplitReport
 from cores.data.roles import Segment, replaced
-from cores.data.sides import TEXT, Inputs, closing_ids, reply_rows, sided_row, two_sides
+from cores.data.sides import (
+    TEXT,
+    Inputs,
+    closing_ids,
+    joined,
+    reply_rows,
+    sided_row,
+    two_sides,
+)
 from cores.data.template import Template, leading_ids
 from cores.data.transcripts import from_the_first_user, holds_turns, in_turn
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
 
 Texts = list[list[Segment]]
+KEYS = {"sft": "data.sft", "reward": "data.preference", "ppo": "data.prompts"}
 Outcome = tuple[dict[str, Any] | str, bool]
 """A row for the stage, or the reason why there is none; whether it was truncated."""
 
@@ -62,8 +71,8 @@ class RowMaker:
         self.encoder = inputs.encoder
         if self.encoder and reader.format == "text":
             raise UserError(
-                "data.sft: a text without turns has no prompt for the encoder of model.path, and "
-                "no reply for its decoder. Give rows that have both."
+                f"{KEYS[reader.stage]}: a text without turns has no prompt for the encoder of "
+                "model.path, and no reply for its decoder. Give rows that have both."
             )
         self.closing = closing_ids(tokenizer) if self.encoder else []
         self.whole_prompts = self.encoder or config.model.attention == "prefix"
@@ -137,13 +146,20 @@ class RowMaker:
 
     def _texts(self, example: Example) -> list[Texts]:
         """Of each row that an example becomes, the segments of its conversations."""
-        where = example.row.where
+        where, image = example.row.where, (self.images, self.config.template.image)
         if self.joined:
             (turn,) = example.conversations[0]
             text = (self.config.data.join or "") + replaced(turn["content"], self.config.template)
             return [[[Segment("text", text, True)]]]
         if not self.demonstrates:
-            return [[self.template.segments(turns, where) for turns in example.conversations]]
+            rows = [
+                row
+                for turns in example.conversations
+                for row in with_images([self.template.segments(turns, where)], turns, where, *image)
+            ]
+            replied = self.made != self._prompt
+            sides = [side for row in rows for side in two_sides(row, replied)]
+            return [sides if self.encoder else rows]
         if self.whole_prompts and example.conversations[0][0]["role"] != "text":
             last = self.config.sft.loss_on == "last"
             rows = reply_rows(self.template, example.conversations[0], where, last)
@@ -151,12 +167,12 @@ class RowMaker:
         # Where all is learned one row holds it all; the last reply alone is in one row as well.
         (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
         rows = self.template.demonstrations(turns, where, one)
-        if self.images is not None:
-            rows = with_images(rows, turns, where, self.images, self.config.template.image)
-        return [[row] for row in rows]
+        return [[row] for row in with_images(rows, turns, where, *image)]
 
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         """The stage's row of an example's conversations, each encoded and as segments."""
+        if self.encoder and not self.demonstrates:
+            rows = joined(rows, self.closing)
         if self.by_template and any(row.merged for row in rows):
             return "prompt and reply merge into one token under the chat template", False
         # The stock classification head reads the last id that is not pad, so none may be inside. A
@@ -272,21 +288,6 @@ class RowMaker:
         verbatim = self.config.template.kind == "none" and last["role"] == "assistant"
         own = last["role"] == "text" or verbatim
         return [*before, {**last, "content": rest}] if own and rest.strip() else turns
-
-
-def windows(
-    rows: Iterable[dict[str, Any]], width: int, opening: list[int]
-) -> Iterator[dict[str, Any]]:
-    """The ids of `rows` as one endless row, cut into rows of `width` tokens that each begin with
-    `opening`; all is learned. A last one of a single token is left out: nothing predicts it."""
-    buffer = list(opening)
-    for row in rows:
-        buffer += row["input_ids"]
-        while len(buffer) >= width:
-            yield {"input_ids": buffer[:width], "labels": buffer[:width]}
-            buffer = opening + buffer[width:]
-    if len(buffer) > len(opening) + (not opening):
-        yield {"input_ids": buffer, "labels": list(buffer)}
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

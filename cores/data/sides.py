@@ -54,12 +54,24 @@ def last_reply(segments: list[Segment]) -> int:
     return max(replies, default=0)
 
 
-def two_sides(segments: list[Segment]) -> list[list[Segment]]:
+def two_sides(segments: list[Segment], replied: bool = True) -> list[list[Segment]]:
     """What an encoder reads, all before the last reply, and that reply, which the decoder writes:
-    two texts, tokenised apart."""
-    at = last_reply(segments)
-    prompt = "".join(segment.text for segment in segments[:at])
-    return [[Segment("prompt", prompt, False)], [replace(segments[at], role="text")]]
+    two texts, tokenised apart. Unless it is `replied` all is read."""
+    at = last_reply(segments) if replied else len(segments)
+    prompt = Segment("prompt", "".join(segment.text for segment in segments[:at]), False)
+    return [[prompt], *([replace(part, role="text")] for part in segments[at : at + 1])]
+
+
+def joined(sides: list[Encoded], closing: list[int]) -> list[Encoded]:
+    """Of what an encoder reads and a decoder writes in turn, each pair as one row, as stages 2 and
+    3 take it; or of a prompt alone that, with `closing` behind it."""
+    rows = []
+    for at in range(0, len(sides), 2):
+        ids = sides[at].ids + closing
+        whole = ids + [token for reply in sides[at + 1 : at + 2] for token in reply.ids]
+        row = replace(sides[at], ids=whole, prompt_length=len(ids), reply_end=len(whole))
+        rows.append(row)
+    return rows
 
 
 def sided_row(

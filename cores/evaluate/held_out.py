@@ -65,8 +65,8 @@ def evaluate(scorer: Scorer, prompts: list[list[int]], rows: Sequence[Row] = ())
         chunk, told = prompts[start : start + size], list(rows[start : start + size])
         lacking = -len(chunk) % world
         mine = share(chunk + chunk[-1:] * lacking, rank, world)
-        rollout = scorer.rollout(mine, start + rank * len(mine), "evaluation")
         told = share(told + told[-1:] * lacking, rank, world)
+        rollout = scorer.rollout(mine, start + rank * len(mine), "evaluation", told)
         scored = scorer.score(rollout, told, last_token=True)
         _add(result, gather_rows(scored, launch), len(chunk), scorer.sources)
     return result
@@ -90,7 +90,6 @@ def sample_pairs(
 
 def _add(result: Evaluation, scored: Scored, count: int, sources: list[str]) -> None:
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs, "k1", scored.response_mask).sum(dim=1)
-    response = scored.ids[:, -scored.response_mask.shape[1] :]
     result.scores.extend(scored.scores[:count].tolist())
     result.kl.extend(kl[:count].tolist())
     result.lengths.extend(scored.response_mask.sum(dim=1)[:count].tolist())
@@ -100,7 +99,7 @@ def _add(result: Evaluation, scored: Scored, count: int, sources: list[str]) -> 
         result.parts.setdefault(name, []).extend(said)
     for i in range(count):
         result.rows.append(scored.ids[i][scored.mask[i]].tolist())
-        result.replies.append(response[i][scored.response_mask[i]].tolist())
+        result.replies.append(scored.response_ids[i][scored.response_mask[i]].tolist())
 
 
 def _mean(values: list[float]) -> float:

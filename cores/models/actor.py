@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cores.errors import UserError
-from cores.models.body import hidden_states
+from cores.models.body import body_of, hidden_states
 from cores.models.heads import expected_rating, scale_head
+from cores.models.rows import Rows, before_replies, last_attended, replies
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
 CHUNK_LOGITS = 2**26
@@ -34,7 +35,7 @@ def plain_model(model: Any) -> Any:
 
 
 class Actor(nn.Module):
-    """A causal language model seen as a policy over response tokens.
+    """A language model seen as a policy over response tokens.
 
     In the first `min_new_tokens` tokens of a response `stop_ids` have probability 0, as in the
     sampling. Logits are made of `CHUNK_LOGITS` at a time, of response positions alone, and made
@@ -56,7 +57,7 @@ class Actor(nn.Module):
         head."""
         super().__init__()
         plain = plain_model(model)
-        if plain.base_model is plain or plain.get_output_embeddings() is None:
+        if not body_of(plain) or plain.get_output_embeddings() is None:
             raise UserError(
                 f"model.path: {type(plain).__name__} does not keep its head apart from its body, "
                 "which stage 3 needs to make logits a few tokens at a time. Choose another "
@@ -77,21 +78,21 @@ class Actor(nn.Module):
         response_length: int,
         plain: bool = False,
         entropy: bool = True,
+        images: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropy (B, T) of the last `response_length` of ids (B, L), mask (B, L).
 
-        mask: None where no row has padding.
+        mask: None where no row has padding. images: see `Rows`.
 
         Responses begin at the same column in every row (prompts are padded on the left), so column
         t is response token t. `plain`: the language model's own distribution, for texts that were
         not sampled: temperature 1, stop ids anywhere, entropy without a gradient. `entropy`: else
         None stands in its place, which saves a pass or two over the logits.
         """
-        begun = torch.ones_like(ids) if mask is None else mask
-        prompts = begun[:, :-response_length].sum(dim=1) if self.prefix else None
-        states = hidden_states(plain_model(self.model).base_model, ids, mask, prompts)
-        states = states[:, -response_length - 1 : -1].flatten(0, 1)
-        chosen = ids[:, -response_length:]
+        rows = Rows(ids, mask, response_length, images)
+        states = hidden_states(plain_model(self.model).base_model, rows, self.prefix)
+        states = before_replies(states, response_length).flatten(0, 1)
+        chosen = replies(ids, response_length)
         columns = torch.arange(response_length, device=ids.device)
         early = (columns < self.min_new_tokens).expand_as(chosen).flatten()
         tokens = len(states)
@@ -156,14 +157,15 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     Granite and Cohere scale them, GPT-J adds a bias, adapters may sit in the head. So this is the
     model's own forward pass, its body replaced by the hidden states at hand.
     """
-    # The instance's own attribute hides the module of that name, which stays registered: no
+    # The instance's own attributes hide the modules of these names, which stay registered: no
     # parameter moves, and hooks, wrappers and shards know nothing of it.
-    name = model.base_model_prefix
-    vars(model)[name] = _Body(hidden.unsqueeze(0))
+    body = dict.fromkeys(body_of(model), _Body(hidden.unsqueeze(0)))
+    vars(model).update(body)
     try:
         return model().logits.squeeze(0)
     finally:
-        del vars(model)[name]
+        for name in body:
+            del vars(model)[name]
 
 
 @cache
@@ -263,10 +265,16 @@ class ScalarModel(nn.Module):
         self.mean = float(getattr(self.model.config, "reward_mean", 0.0))
         self.scale = float(getattr(self.model.config, "reward_scale", 1.0))
 
-    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Values (B, L) of ids (B, L) under mask (B, L), in float32; None: nothing is padding."""
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        response_length: int = 0,
+        images: Tensor | None = None,
+    ) -> Tensor:
+        """Values (B, L) in float32 of rows whose fields these are: see `Rows`."""
         inner: Any = plain_model(self.model)
-        hidden = hidden_states(inner.base_model, ids, mask)
+        hidden = hidden_states(inner.base_model, Rows(ids, mask, response_length, images))
         # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = inner.score(hidden.float())
@@ -290,10 +298,3 @@ def rescale(model: Any, mean: float, std: float) -> None:
         model.config.reward_scale = getattr(model.config, "reward_scale", 1.0) * (1.0 / std)
     before = float(getattr(model.config, "reward_mean", 0.0))
     model.config.reward_mean = (before + mean) * (1.0 / std)
-
-
-def last_attended(values: Tensor, mask: Tensor) -> Tensor:
-    """The entry of values (B, L) at the last True of mask (B, L), (B,)."""
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    last = (positions * mask).argmax(dim=1)
-    return values.gather(1, last.unsqueeze(1)).squeeze(1)

@@ -23,7 +23,7 @@ from peft import (
 )
 from peft.utils import load_peft_weights
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_available
 
@@ -73,6 +73,11 @@ def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: 
             f"{key}.target_modules: {section.target_modules} names no layer of "
             f"{type(model).__name__}; leave the key out to adapt every linear layer."
         ) from None
+
+
+def language_task(config: PretrainedConfig) -> TaskType:
+    """What a language model of this configuration is to peft."""
+    return TaskType.SEQ_2_SEQ_LM if config.is_encoder_decoder else TaskType.CAUSAL_LM
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

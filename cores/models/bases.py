@@ -14,6 +14,7 @@ from cores.config import Config, ModelSection
 from cores.errors import UserError
 from cores.models.adapters import base_of, lone_adapter
 from cores.models.folders import WHOLE, place
+from cores.models.heads import policy_class
 from cores.models.images import one_vocabulary, reads_images
 from cores.models.loading import (
     SCALAR_FAMILIES,
@@ -22,7 +23,6 @@ from cores.models.loading import (
     load_as,
     load_config,
     load_tokenizer,
-    policy_class,
     random_model,
     read,
 )
@@ -90,20 +90,32 @@ def base_tokenizer(config: Config) -> tuple[PreTrainedTokenizerBase, list[str]]:
     return tokenizer, [note for note in notes if note]
 
 
-def check_encoder(config: Config, base: PretrainedConfig) -> None:
-    """UserError for options that stage 1 does not have for an encoder-decoder."""
+def check_encoder(config: Config, base: PretrainedConfig, stage: str, zero_stage: int) -> None:
+    """UserError for options that the stage does not have for an encoder-decoder, which `base` is
+    the configuration of."""
     if not base.is_encoder_decoder:
         return
     reads = f"model.path: {architecture(base)} reads prompts by an encoder and writes by a decoder"
     unfit = {
         "model.attention prefix": config.model.attention == "prefix",
         "model.quantization": config.model.quantization != "none",
-        "sft.packing": config.sft.packing,
-        "sft.prefix_tokens": config.sft.prefix_tokens > 0,
-        "sft.loss_on all": config.sft.loss_on == "all",
-        "data.sft.streaming": config.data.sft.streaming,
-        "data.join": config.data.join is not None,
     }
+    if stage == "sft":
+        unfit |= {
+            "sft.packing": config.sft.packing,
+            "sft.prefix_tokens": config.sft.prefix_tokens > 0,
+            "sft.loss_on all": config.sft.loss_on == "all",
+            "data.sft.streaming": config.data.sft.streaming,
+            "data.join": config.data.join is not None,
+        }
+    else:
+        coati = config.ppo.estimator == "coati" and config.ppo.coati.mean_over_positions
+        unfit |= {
+            "reward.base": config.reward.base is not None,
+            "reward.path": config.reward.path is not None,
+            "ppo.coati.mean_over_positions": stage == "ppo" and coati,
+            "DeepSpeed": zero_stage > 0,
+        }
     if keys := [key for key, there in unfit.items() if there]:
         raise UserError(
             f"{reads}, which goes without {', '.join(keys)}. Set back what is named, or take a "

@@ -16,6 +16,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cores.errors import UserError
+from cores.models.rows import Rows, from_decoder, prompts, replies
 from cores.models.vocabulary import architecture, embedding
 
 FAMILIES = ("gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
@@ -39,9 +40,9 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def causal_mask(mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+def causal_mask(mask: Tensor, first: Tensor | None = None) -> Tensor:
     """(B, 1, L, L) bool of mask (B, L): each position attends to the tokens up to itself, and to
-    the first `prompts` (B,) tokens of its row wherever it stands (prefix attention); None: 0.
+    the `first` (B,) tokens of its row wherever it stands (prefix attention); None: 0.
 
     Padding before the first token attends to itself, so that its softmax is defined; nothing
     attends to padding.
@@ -49,8 +50,8 @@ def causal_mask(mask: Tensor, prompts: Tensor | None = None) -> Tensor:
     length = mask.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=mask.device)
-    if prompts is not None:
-        before = before | (mask.long().cumsum(dim=1) <= prompts[:, None])[:, None, :]
+    if first is not None:
+        before = before | (mask.long().cumsum(dim=1) <= first[:, None])[:, None, :]
     seen = before & mask[:, None, :].bool()
     return (seen | (itself & ~seen.any(dim=2, keepdim=True)))[:, None]
 
@@ -64,34 +65,59 @@ def attention_bias(seen: Tensor, config: PretrainedConfig) -> Tensor:
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, low)
 
 
-def hidden_states(
-    body: Any, ids: Tensor, mask: Tensor | None, prompts: Tensor | None = None
-) -> Tensor:
-    """Last hidden states (B, L, d) of ids (B, L) under mask (B, L); None: nothing is padding.
+def body_of(model: Any) -> tuple[str, ...]:
+    """The attributes of a plain model that hold its body, which the head stands behind: two of an
+    encoder-decoder; none where the head is not apart."""
+    if model.config.is_encoder_decoder:
+        return ("encoder", "decoder")
+    return () if model.base_model is model else (model.base_model_prefix,)
 
-    `prompts` (B,): so many tokens at the beginning of each row see each other both ways (prefix
-    attention); None: none do.
 
-    Without either attention is plain causal, and positions are columns, by the model's own
-    defaults, without transformers' looks into ids, positions and OPT's own mask for padding and
+def decoder_states(body: Any, rows: Rows) -> Tensor:
+    """Last hidden states (B, L, d) of an encoder-decoder, whose encoder reads the prompts and whose
+    decoder reads its start token and the replies: see `from_decoder`."""
+    seen = None if rows.mask is None else prompts(rows.mask, rows.width).long()
+    encoded = body.encoder(input_ids=prompts(rows.ids, rows.width), attention_mask=seen)
+    start = rows.ids.new_full((len(rows.ids), 1), body.config.decoder_start_token_id)
+    decoded = body.decoder(
+        input_ids=torch.cat([start, replies(rows.ids, rows.width)], dim=1),
+        encoder_hidden_states=encoded.last_hidden_state,
+        encoder_attention_mask=seen,
+        use_cache=False,
+    )
+    return from_decoder(decoded.last_hidden_state, rows.ids.shape[1])
+
+
+def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
+    """Last hidden states (B, L, d) of rows (B, L), by column as told there.
+
+    `prefix`: the tokens of a prompt see each other both ways (prefix attention).
+
+    Without padding and that attention is plain causal, and positions are columns, by the model's
+    own defaults, without transformers' looks into ids, positions and OPT's own mask for padding and
     packed rows, of which it is known that there are none: on a GPU each look waits for everything
     asked of it before, and cannot be part of a CUDA graph. Nor is a mask made where a graph is
     captured, as transformers would (5.17) in any tracing: the attention would be slower, and
     compiled layers not the ones that were compiled.
     """
-    if mask is None and prompts is not None:
+    if body.config.is_encoder_decoder:
+        return decoder_states(body, rows)
+    ids, mask = rows.ids, rows.mask
+    images = {} if rows.images is None else {"pixel_values": rows.images}
+    if mask is None and prefix:
         mask = torch.ones_like(ids, dtype=torch.bool)
     if mask is not None:
         inputs = {"input_ids": ids, "attention_mask": mask.long()}
         if "position_ids" in inspect.signature(body.forward).parameters:  # ALiBi takes none
             inputs["position_ids"] = position_ids(mask)
-        if prompts is not None:
-            inputs["attention_mask"] = attention_bias(causal_mask(mask, prompts), body.config)
+        if prefix:
+            both_ways = causal_mask(mask, prompts(mask, rows.width).sum(dim=1))
+            inputs["attention_mask"] = attention_bias(both_ways, body.config)
         elif attention_problem(body.config) is None:
             # transformers takes it as it is. Of a mask (B, L) it would ask whether there is any
             # padding at all, and a GPU would be waited for.
             inputs["attention_mask"] = causal_mask(mask)
-        return body(**inputs, use_cache=False).last_hidden_state
+        return body(**inputs, **images, use_cache=False).last_hidden_state
     answers: dict[str, Any] = {
         "find_packed_sequence_indices": lambda position_ids: None,
         "fast_all": lambda mask: True,
@@ -101,7 +127,7 @@ def hidden_states(
     vars(masking_utils).update(answers)
     vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
     try:
-        return body(input_ids=ids, use_cache=False).last_hidden_state
+        return body(input_ids=ids, **images, use_cache=False).last_hidden_state
     finally:
         vars(masking_utils).update(found)
         del vars(body)["warn_if_padding_and_no_attention_mask"]

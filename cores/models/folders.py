@@ -28,7 +28,7 @@ OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", *IN
 MOST = {"layer": 1000, "position": 2**24, "num_labels": 2**16}
 """More of them no model has, and building such a one would take all time or memory."""
 LAYERDROP = "layerdrop"
-DROPOUTS = ("dropout", "_pdrop", LAYERDROP)
+DROPOUTS = ("dropout", "dropout_rate", "_pdrop", LAYERDROP)
 HEADS = ("n_head", "num_heads", "num_attention_heads", "num_key_value_heads")
 WHOLE = (
     "Give a whole model in Hugging Face form (config.json, *.safetensors, tokenizer.json); if this "

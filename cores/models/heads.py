@@ -13,18 +13,25 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from cores.models.folders import OLD_HEAD
+from cores.models.images import reads_images
 
+JUDGES_IMAGES = ("llava",)
+"""Model types of bases that read images, whose body is one model for a head to stand behind."""
 LAYERS = "reward_head_layers"
 """In config.json of a model with another head than the stock one."""
 
@@ -41,12 +48,25 @@ def class_of(auto: Any, config: PretrainedConfig) -> Any:
     if auto is not AutoModelForSequenceClassification:
         return auto
     family: Any = type(config)
-    stock = family in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    two = getattr(config, LAYERS, 1) > 1
+    stock, two = _stock(config), getattr(config, LAYERS, 1) > 1
     if stock and not two:
         return auto
-    found = auto._model_mapping[family] if stock else classifier_of(family)
+    made = judge_of if config.is_encoder_decoder else classifier_of
+    found = auto._model_mapping[family] if stock else made(family)
     return two_layered(found) if two and found is not None else found
+
+
+def policy_class(config: PretrainedConfig) -> Any:
+    """The class that loads a language model of this configuration."""
+    if reads_images(config):
+        return AutoModelForImageTextToText
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _stock(config: PretrainedConfig) -> bool:
+    """Whether transformers has a class that reads the last token."""
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    return known and not config.is_encoder_decoder
 
 
 def built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
@@ -59,24 +79,52 @@ def built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
 
 @cache
 def classifier_of(family: type[PretrainedConfig]) -> Any:
-    """A sequence-classification class for `family`, a causal one without a stock class: its body
-    under its own name, and `score`. None where the body is one of several (images, sound), keeps a
-    state from token to token, which padding would enter, takes no mask or no positions, or where a
-    stock class of another family has the name."""
-    if family not in MODEL_FOR_CAUSAL_LM_MAPPING or family not in MODEL_MAPPING:
+    """A sequence-classification class for `family`, a causal one without a stock class, or one that
+    reads images: its body under its own name, and `score`. None where that is one of several, keeps
+    a state from token to token, which padding would enter, takes no mask or no positions, or where
+    a stock class of another family has the name."""
+    sees = family.model_type in JUDGES_IMAGES
+    models = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if sees else MODEL_FOR_CAUSAL_LM_MAPPING
+    if family not in models or family not in MODEL_MAPPING:
         return None
-    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[family]
+    causal: Any = models[family]
     body: Any = MODEL_MAPPING[family]
-    name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
+    task = "ForConditionalGeneration" if sees else "ForCausalLM"
+    name = causal.__name__.replace(task, "ForSequenceClassification")
     if name in (causal.__name__, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()):
         return None
     takes = inspect.signature(body.forward).parameters.keys()
-    alone = not family.sub_configs and not getattr(causal, "_is_stateful", False)
-    if not alone or not {"attention_mask", "position_ids"} <= takes:
+    parts = not sees and family.sub_configs
+    unfit = parts or getattr(causal, "_is_stateful", False)
+    if unfit or not {"attention_mask", "position_ids"} <= takes:
         return None
     parents = [kind for kind in body.__mro__ if issubclass(kind, PreTrainedModel)]
     names = {"base_model_prefix": causal.base_model_prefix, "__module__": causal.__module__}
     return type(name, (GenericForSequenceClassification, parents[-2]), names)
+
+
+@cache
+def judge_of(family: type[PretrainedConfig]) -> Any:
+    """A sequence-classification class for an encoder-decoder `family`: its body, and `score` over
+    the decoder's states. The stock ones give the decoder the prompt once more, and read it where
+    that has its end-of-sequence tokens, none of which is the reply's."""
+    body: Any = MODEL_MAPPING[family]
+
+    def init(self: Any, config: Any) -> None:
+        body.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.score = nn.Linear(self.shared.embedding_dim, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(self: Any, decoder_attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        """Logits (B, K) behind the last token that `decoder_attention_mask` (B, T + 1) shows."""
+        states = body.forward(self, decoder_attention_mask=decoder_attention_mask, **inputs)
+        last = decoder_attention_mask.sum(dim=1) - 1
+        own = states.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        return SequenceClassifierOutput(logits=self.score(own))
+
+    name = body.__name__.replace("Model", "DecoderForSequenceClassification")
+    return type(name, (body,), {"__init__": init, "forward": forward, "__module__": __name__})
 
 
 def has_classifier(config: PretrainedConfig) -> bool:
@@ -89,9 +137,9 @@ def has_classifier(config: PretrainedConfig) -> bool:
         model = built(AutoModelForSequenceClassification, config)
         if not hasattr(model, "score"):
             return False
-        if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        if _stock(config):
             return True
-        policy = built(AutoModelForCausalLM, config)
+        policy = built(policy_class(config), config)
     theirs = {n: t.shape for n, t in policy.state_dict().items() if not OLD_HEAD.search(n)}
     ours = {n: t.shape for n, t in model.state_dict().items() if not n.startswith("score.")}
     return ours == theirs

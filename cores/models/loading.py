@@ -6,9 +6,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -31,7 +28,7 @@ from cores.models.folders import (
     place,
     reading,
 )
-from cores.models.heads import built, class_of, has_classifier
+from cores.models.heads import JUDGES_IMAGES, built, class_of, has_classifier, policy_class
 from cores.models.images import image_ids, one_vocabulary, reads_images
 from cores.models.vocabulary import (
     architecture,
@@ -43,7 +40,7 @@ from cores.models.vocabulary import (
 
 SCALAR_FAMILIES = "GPT-2, OPT, BLOOM, GPT-NeoX, GPT-J, Llama, Mistral, Qwen 2 and 3, Gemma"
 SEQ2SEQ = ("t5", "mt5", "umt5")
-"""Model types of encoder-decoders that stage 1 trains: of T5's family, which begin a reply with a
+"""Model types of encoder-decoders that are trained: of T5's family, which begin a reply with a
 token of their own and so learn its first one."""
 LENGTHS = ("max_position_embeddings", "n_positions")
 
@@ -77,13 +74,6 @@ def load_config(path: str | Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(where, trust_remote_code=False)
 
 
-def policy_class(config: PretrainedConfig) -> Any:
-    """The class that loads a language model of this configuration."""
-    if reads_images(config):
-        return AutoModelForImageTextToText
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-
-
 def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
     """UserError if a row of `tokens` tokens is longer than the model's positions."""
     longest = max_length(config)
@@ -96,17 +86,11 @@ def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
 
 def scalar_problem(config: PretrainedConfig) -> str | None:
     """What keeps this architecture from being a reward model, if anything; reads no weights."""
-    if config.is_encoder_decoder:
+    if reads_images(config) and config.model_type not in JUDGES_IMAGES:
         return (
-            f"{architecture(config)} is an encoder-decoder, which goes through stage 1 alone: "
-            "reward model, critic and PPO are there for models that read prompt and reply as one "
-            f"text. For all three stages take a model of one of these families: {SCALAR_FAMILIES}."
-        )
-    if reads_images(config):
-        return (
-            f"{architecture(config)} reads images, and such models are trained in stage 1 alone: "
-            "stages 2 and 3 read texts. For all three stages take a model of one of these "
-            f"families: {SCALAR_FAMILIES}."
+            f"{architecture(config)} reads images, and is trained in stage 1 alone. For all three "
+            f"stages take a LLaVA, or for texts a model of one of these families: "
+            f"{SCALAR_FAMILIES}."
         )
     if has_classifier(config):
         return None
@@ -138,7 +122,7 @@ def load_policy(
     frozen: ModelSection | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in fp32, with its own dropout or none. Whole layers never drop out:
+    """A language model in fp32, with its own dropout or none. Whole layers never drop out:
     under DDP all parameters need gradients, and ranks would drop different layers.
 
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.

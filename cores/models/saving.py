@@ -20,8 +20,9 @@ from cores.errors import ANEW, UserError
 from cores.models.actor import plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
+from cores.models.heads import policy_class
 from cores.models.images import image_ids
-from cores.models.loading import load_as, load_config, load_tokenizer, policy_class
+from cores.models.loading import load_as, load_config, load_tokenizer
 from cores.models.vocabulary import NEW_PAD, as_saved, excluded_ids, saved_rows
 
 SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split()
@@ -119,8 +120,10 @@ def _settle_pad_row(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """In the head, the row of a pad token that we added is the mean of the rows as they are now: no
     training moves it, and an engine that does not know `suppress_tokens` sees it at the mean logit,
     which is below 1/V in probability."""
-    if tokenizer.pad_token == NEW_PAD and model.can_generate():
-        row, head = tokenizer.pad_token_id, model.get_output_embeddings()
+    row = tokenizer.pad_token_id
+    added = tokenizer.pad_token == NEW_PAD and row >= tokenizer.vocab_size
+    if added and model.can_generate():
+        head = model.get_output_embeddings()
         for table in (head.weight, getattr(head, "bias", None)):
             if table is not None and table.shape[0] > row:
                 table[row] = table[:row].mean(dim=0)

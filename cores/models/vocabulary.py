@@ -142,12 +142,17 @@ def fit_vocabulary(
     model has rows.
     """
     old, written = embedding(model).shape[0], max(saved_rows(model), len(tokenizer))
-    if (new := rounded(max(old, written), to)) > old:
+    config = model.config
+    # Encoder-decoders share tables in several ways, and image models have ids with a place: these
+    # get no more rows than they must.
+    alone = config.get_text_config() is config and not config.is_encoder_decoder
+    new = rounded(max(old, written), to) if alone or written > old else old
+    if new > old:
         with torch.random.fork_rng(devices=[]):  # the new rows are set below
             model.resize_token_embeddings(new, mean_resizing=False)
-    model.saved_rows = written
+    vars(model)["saved_rows"] = written
     first = old if known is None else min(known, old)
-    last = new if new > old else len(tokenizer)
+    last = len(tokenizer)
     tables = [embedding(model)]
     head: Any = model.get_output_embeddings()
     if head is not None and head.weight is not tables[0]:
@@ -155,8 +160,10 @@ def fit_vocabulary(
     if getattr(head, "bias", None) is not None:  # GPT-J
         tables.append(head.bias)
     with torch.no_grad():
-        for table in tables if first < last else []:
-            table[first:last] = table[:first].mean(dim=0)
+        for table in tables:
+            mean = table[:first].mean(dim=0)
+            table[first:last] = mean  # of new tokens; in rows that a base has to spare, if it can
+            table[old:] = mean
     text = model.config.get_text_config()
     text.pad_token_id, ends = tokenizer.pad_token_id, text.eos_token_id
     if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):

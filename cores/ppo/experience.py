@@ -6,7 +6,7 @@ the value of the state before it. What lies outside `response_mask` has no meani
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from cores.config import PPOSection
 from cores.config.ppo import ESTIMATORS
+from cores.models.rows import Rows, prompts, replies
 from cores.rl import (
     adjust_scores,
     explained_variance,
@@ -31,6 +32,7 @@ from cores.rl import (
     whiten,
 )
 from cores.rl.coati import coati_advantages, coati_rewards
+from cores.rollout.pictures import flat
 from cores.runtime.launch import Launch
 
 Lengths = Sequence[tuple[int, int]]
@@ -70,13 +72,26 @@ class Scored:
     score_parts: Tensor
     """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights;
     NaN where a function says None."""
+    images: Tensor | None = field(default=None, kw_only=True)
+    """(B, M, C, H, W) and `shown` (B, M): see `Rollout`."""
+    shown: Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def rows(self) -> Rows:
+        """What models read."""
+        images = flat(self.images, self.shown)
+        return Rows(self.ids, self.attended, self.response_mask.shape[1], images)
+
+    @property
+    def response_ids(self) -> Tensor:
+        """(B, T) int64."""
+        return replies(self.ids, self.response_mask.shape[1])
 
     @cached_property
     def lengths(self) -> Lengths:
         """Prompt and response tokens of each row, on the host: the device is asked once."""
-        width = self.response_mask.shape[1]
-        prompts = self.mask[:, : self.mask.shape[1] - width].sum(dim=1)
-        both = torch.stack([prompts, self.response_mask.sum(dim=1)], dim=1)
+        asked = prompts(self.mask, self.response_mask.shape[1]).sum(dim=1)
+        both = torch.stack([asked, self.response_mask.sum(dim=1)], dim=1)
         return [(prompt, response) for prompt, response in both.tolist()]
 
     @cached_property
@@ -102,8 +117,8 @@ class Scored:
         index = on_device(rows, self.ids.device)
         taken = {name: column[index] for name, column in columns(self).items()}
         lengths = [self.lengths[i] for i in rows]
-        prompts, responses = zip(*self.as_selected(lengths, widths), strict=True)
-        result = replace(self, **_fitted(taken, max(1, *prompts), max(1, *responses)))
+        asked, responses = zip(*self.as_selected(lengths, widths), strict=True)
+        result = replace(self, **_fitted(taken, max(1, *asked), max(1, *responses)))
         vars(result)["lengths"] = lengths
         return result
 
@@ -136,7 +151,7 @@ def _fitted(found: dict[str, Tensor], prompt: int, response: int) -> dict[str, T
         # A padded id is never attended; 0 is in every vocabulary.
         if name in ("ids", "mask"):
             return pad(value, (left, right))
-        by_token = value.dim() == 2 and name != "score_parts"
+        by_token = value.dim() == 2 and name not in ("score_parts", "shown")
         return pad(value, (0, right)) if right and by_token else value
 
     return {name: fit(name, value) for name, value in found.items()} if left or right else found
@@ -266,3 +281,15 @@ def read(steps: list[Unread]) -> list[Stats]:
         {name: next(numbers) if isinstance(x, Tensor) else x for name, x in step.items()}
         for step in steps
     ]
+
+
+def average(steps: list[Stats]) -> Stats:
+    """Mean over the optimizer steps of an update (the largest of `_max`).
+
+    What only the first ones measured is a mean over those.
+    """
+    merged = {}
+    for name in steps[0]:
+        values = [step[name] for step in steps if name in step]
+        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return merged

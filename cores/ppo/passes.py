@@ -12,6 +12,7 @@ from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.body import attention_problem, looks_for_outliers
+from cores.models.rows import Value, before_replies
 from cores.ppo.experience import Experience, Lengths, Scored, columns
 from cores.ppo.roles import Roles, TrainedRole
 from cores.rl import (
@@ -22,7 +23,7 @@ from cores.rl import (
     sequence_weights,
     value_loss,
 )
-from cores.rl.coati import read_values
+from cores.rl.coati import mean_over_row, read_values
 from cores.runtime.captured import Captured, KeptGradients, Tensors
 from cores.runtime.launch import Launch
 
@@ -153,9 +154,7 @@ class Passes:
         """
         c, mask, tokens = self.config, batch.response_mask, minibatch.tokens
         wanted = minibatch.measured or c.entropy_coef > 0
-        logprobs, entropy = self.roles.actor.module(
-            batch.ids, batch.attended, mask.shape[1], entropy=wanted
-        )
+        logprobs, entropy = self.roles.actor.says.logprobs(batch.rows, entropy=wanted)
         mean = weights = self._mean_weights(mask, minibatch)
         terms: Terms = {}
         if c.rollout_correction != "none":
@@ -192,7 +191,7 @@ class Passes:
     def _value_loss(self, batch: Experience, minibatch: Minibatch) -> tuple[Tensor, Terms]:
         """The critic's loss, 0-d, and its statistics."""
         critic: Any = self.roles.critic
-        values = response_values(critic.module(batch.ids, batch.attended), batch, self.config)
+        values = response_values(critic.says, batch, self.config)
         loss, stats = value_loss(
             values,
             batch.values,
@@ -211,15 +210,15 @@ class Passes:
         return sequence_weights(mask, minibatch.tokens, minibatch.replies)
 
 
-def response_values(values: Tensor, batch: Scored, ppo: PPOSection) -> Tensor:
-    """Values (B, T) of the states before the response tokens, from all (B, L)."""
-    width = batch.response_mask.shape[1]
-    if ppo.estimator == "coati":
-        switches = ppo.coati
-        return read_values(
-            values, batch.mask, width, switches.mean_over_positions, switches.r_minus_v
-        )
-    return values[:, -width - 1 : -1]
+def response_values(critic: Value, batch: Scored, ppo: PPOSection) -> Tensor:
+    """Values (B, T) of the states before the response tokens, as the estimator reads them."""
+    if ppo.estimator != "coati":
+        return critic.values(batch.rows)
+    everywhere, means = critic.everywhere(batch.rows), None
+    if ppo.coati.mean_over_positions:
+        means = mean_over_row(everywhere, batch.mask)
+    values = before_replies(everywhere, batch.response_mask.shape[1])
+    return read_values(values, means, ppo.coati.r_minus_v)
 
 
 def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) -> list[list[int]]:

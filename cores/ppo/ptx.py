@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cores.data import right_pad
+from cores.data import beside, right_pad
 from cores.data.encode import IGNORED
 from cores.draws import in_epochs
+from cores.models.rows import Rows
 from cores.ppo.experience import share
 from cores.rl import masked_mean
 
@@ -16,12 +17,10 @@ from cores.rl import masked_mean
 class PtxBatch:
     """This rank's part of the rows of an optimizer step."""
 
-    ids: Tensor
-    """(B, L) int64, right-padded."""
-    mask: Tensor
-    """(B, L) bool."""
+    rows: Rows
+    """What is predicted is their replies': of a text all but its first token."""
     trained: Tensor
-    """(B, L) bool: tokens that the stage-1 loss counts."""
+    """(B, T) bool: tokens that the stage-1 loss counts."""
 
 
 class PtxRows:
@@ -48,21 +47,30 @@ class PtxRows:
         start, size = step * self.batch_size, self.batch_size
         numbers = in_epochs(len(self.rows), start, size, self.seed, "ptx")
         chosen = [self.rows[i] for i in numbers]
-        total = sum(label != IGNORED for row in chosen for label in row["labels"][1:])
+        total = sum(label != IGNORED for row in chosen for label in predicted(row))
         mine = share(chosen, rank, world)
         parts = [mine[i : i + micro] for i in range(0, len(mine), micro)]
         return [self._batch(part) for part in parts], max(total, 1)
 
     def _batch(self, rows: list[dict[str, list[int]]]) -> PtxBatch:
-        ids, mask = right_pad([row["input_ids"] for row in rows], self.pad_id)
-        labels, _ = right_pad([row["labels"] for row in rows], IGNORED)
-        trained = labels != IGNORED
-        return PtxBatch(*(x.to(self.device) for x in (ids, mask, trained)))
+        if "encoder_ids" in rows[0]:
+            read = [row["encoder_ids"] for row in rows]
+            ids, mask = beside(read, [row["labels"] for row in rows], self.pad_id)
+        else:
+            ids, mask = right_pad([row["input_ids"] for row in rows], self.pad_id)
+        labels, _ = right_pad([predicted(row) for row in rows], IGNORED)
+        both = Rows(ids.to(self.device), mask.to(self.device), width=labels.shape[1])
+        return PtxBatch(both, (labels != IGNORED).to(self.device))
+
+
+def predicted(row: dict[str, list[int]]) -> list[int]:
+    """The labels that something predicts: all behind an encoder, else all but the first."""
+    return row["labels"][0 if "encoder_ids" in row else 1 :]
 
 
 def ptx_loss(logprobs: Tensor, trained: Tensor, tokens: int) -> Tensor:
     """This micro-batch's share of the mean negative log-prob of the trained tokens, 0-d.
 
-    logprobs (B, L - 1) of the tokens from the second on; trained (B, L) bool.
+    logprobs and trained (B, T).
     """
-    return -masked_mean(logprobs, trained[:, 1:], tokens)
+    return -masked_mean(logprobs, trained, tokens)

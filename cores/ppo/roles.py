@@ -16,11 +16,12 @@ from cores.config.ppo import WITH_CRITIC
 from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import rescale
-from cores.models.adapters import hold_linears_in_bf16
+from cores.models.adapters import hold_linears_in_bf16, language_task
 from cores.models.body import compile_layers
+from cores.models.images import hold_tower
 from cores.models.loading import exclude_from
+from cores.models.rows import Policy, Value
 from cores.rewards.texts import TextReward
-from cores.rl.schedule import lr_factor, warmup_steps
 from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint
 from cores.runtime.launch import Launch
@@ -29,6 +30,7 @@ from cores.sharding import Trained, Whole
 from cores.sharding.whole import load_weights
 
 ACTOR, CRITIC = "actor", "critic"
+VIEWS = {ACTOR: Policy, CRITIC: Value}
 Scale = dict[str, float] | None
 """What `calibrate` said of a reward model from elsewhere."""
 
@@ -57,7 +59,6 @@ class TrainedRole:
         )
         self.name = name
         self.learning_rate = learning_rate
-        self.schedule = ppo.warmup, ppo.lr_schedule
         self.steps = 0
         """Optimizer steps taken."""
         self.grad_norm = torch.tensor(0.0)
@@ -66,21 +67,20 @@ class TrainedRole:
         self.unwrapped: Any = model
         """The `Actor` or `ScalarModel` itself."""
         self.module: Any = self.trained.module
-        """What is called."""
+        """The same as the launch holds it."""
+        self.says: Any = VIEWS[name](self.module)
+        """The `Policy` or `Value` that is asked."""
         self.optimizer: Any = self.trained.optimizer
         """As the launch wraps it."""
 
-    def set_rate(self, step: int, total: int) -> float:
-        """Learning rate of optimizer step `step` of `total`; returns it as a factor of the peak."""
-        warmup, kind = self.schedule
-        factor = lr_factor(step, total, warmup_steps(warmup, total), kind)
+    def set_rate(self, factor: float) -> None:
+        """Learning rate of the next step, as a factor of the peak."""
         rate = self.learning_rate * factor
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        return factor
 
     def make_capturable(self) -> None:
         """From now on a step may be part of a CUDA graph: the learning rate lies on the device."""
@@ -108,10 +108,10 @@ class StartOfCritic:
 
     critic: TrainedRole
 
-    def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Values (B, L) of ids (B, L) under mask (B, L)."""
+    def __call__(self, ids: Tensor, mask: Tensor | None, response_length: int = 0) -> Tensor:
+        """As `ScalarModel`."""
         with self.critic.unwrapped.model.disable_adapter():
-            return self.critic.module(ids, mask)
+            return self.critic.module(ids, mask, response_length)
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,13 @@ class Roles:
         return [self.actor] if self.critic is None else [self.actor, self.critic]
 
     @contextmanager
-    def reference(self) -> Iterator[nn.Module]:
-        """The reference as a callable like the actor's module."""
+    def reference(self) -> Iterator[Policy]:
+        """The reference, for as long as it is open."""
         if self.frozen_actor is not None:
-            yield self.frozen_actor
+            yield Policy(self.frozen_actor)
         else:
             with self.actor.unwrapped.model.disable_adapter():
-                yield self.actor.module
+                yield self.actor.says
 
 
 def build_roles(
@@ -197,7 +197,8 @@ def actor_model(
     folder, held = parents["sft"].folder, config.model
     policy: Any = load_policy(folder, dropout=False, frozen=held, tokenizer=tokenizer)
     exclude_from(policy, tokenizer)
-    return _as_actor(_trainable(policy, config, TaskType.CAUSAL_LM, ACTOR), config, tokenizer)
+    task = language_task(policy.config)
+    return _as_actor(_trainable(policy, config, task, ACTOR), config, tokenizer)
 
 
 def critic_model(
@@ -252,6 +253,7 @@ def _reward(
 def _trainable(model: Any, config: Config, task: TaskType, name: str) -> Any:
     """With adapters and checkpointing as configured."""
     lora = config.ppo.lora
+    hold_tower(model)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if lora.rank:

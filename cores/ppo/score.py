@@ -12,7 +12,8 @@ from cores.config import PPOSection
 from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import ANEW, UserError
-from cores.models.actor import last_attended
+from cores.models.images import ImageProcessor
+from cores.models.rows import Rows, Value
 from cores.ppo.experience import Scored, on_device
 from cores.ppo.passes import in_parts, response_values, shared
 from cores.ppo.roles import Roles
@@ -21,6 +22,7 @@ from cores.rewards.call import RewardFunctions
 from cores.rl import masked_mean
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
+from cores.rollout.pictures import pictures
 from cores.runtime.launch import Launch
 from cores.runtime.ranks import WATCH
 
@@ -44,6 +46,7 @@ class Scorer:
         launch: Launch,
         seed: int,
         functions: RewardFunctions | None = None,
+        images: ImageProcessor | None = None,
     ) -> None:
         self.config = config
         self.roles = roles
@@ -52,25 +55,35 @@ class Scorer:
         self.seed = seed
         self.functions = functions
         """Sources of the score beside the reward model."""
+        self.images = images
+        """What the policy makes of images, if it reads any."""
         names = [source.rpartition(":")[2] for source in config.rewards]
         self.sources = names if len(names) > 1 else []
         """Names of the score's sources, where there are several."""
         self.state = PPOState(config.kl_coef)
 
     def rollout(
-        self, prompts: list[list[int]], first: int = 0, purpose: str = "replies"
+        self,
+        prompts: list[list[int]],
+        first: int = 0,
+        purpose: str = "replies",
+        rows: Sequence[Row] = (),
     ) -> Rollout:
         """A reply to each prompt from the actor as it is now.
 
         `first`: number of this rank's first reply among those of all ranks. The numbers that decide
         a reply are drawn from (seed, purpose, update, its number), so it is the same however many
-        ranks there are; those of an evaluation whatever the update.
+        ranks there are; those of an evaluation whatever the update. `rows`: where the images of the
+        prompts are named, for a policy that reads any.
         """
         position = self.state.update if purpose == "replies" else 0
         tokens = self.config.max_new_tokens
         uniform = uniforms(len(prompts), tokens, self.seed, purpose, position, first=first)
         with self.roles.actor.trained.gathered():  # whole weights, for generation
-            return self.engine.generate(prompts, uniform)
+            if self.images is None:
+                return self.engine.generate(prompts, uniform)
+            engine: Any = self.engine  # that of Hugging Face, which alone runs such policies
+            return engine.generate(prompts, uniform, images=pictures(self.images, list(rows)))
 
     @torch.no_grad()
     def score(
@@ -100,6 +113,8 @@ class Scorer:
             values=zeros.clone(),
             scores=zeros[:, 0].clone(),
             score_parts=zeros.new_zeros(len(zeros), len(self.config.rewards)),
+            images=rollout.images,
+            shown=rollout.shown,
         )
         work = partial(self._score_all, scored, texts, last_token, reuse)
         with_room(self, lambda: self.launch.together(work))
@@ -146,23 +161,23 @@ class Scorer:
         with self.launch.autocast():
             if not reuse:
                 assert scored.entropy is not None
-                logprobs, entropy = self.roles.actor.module(batch.ids, batch.attended, width)
+                logprobs, entropy = self.roles.actor.says.logprobs(batch.rows)
                 scored.logprobs[rows, :width] = logprobs
                 scored.entropy[rows, :width] = entropy
             with self.roles.reference() as reference:
-                ref_logprobs, _ = reference(batch.ids, batch.attended, width, entropy=False)
+                ref_logprobs, _ = reference.logprobs(batch.rows, entropy=False)
             if self.roles.critic is not None:
-                values = self.roles.critic.module(batch.ids, batch.attended)
-                scored.values[rows, :width] = response_values(values, batch, c)
+                values = response_values(self.roles.critic.says, batch, c)
+                scored.values[rows, :width] = values
             if self.roles.reward is not None:
-                read, mask = (batch.ids, batch.attended), batch.mask
+                reward, read, mask = Value(self.roles.reward), batch.rows, batch.mask
                 if texts is not None:
                     ids, mask = right_pad([texts[i] for i in part], 0)  # an id that is never read
-                    read = ids.to(rows.device), (mask := mask.to(rows.device))
-                judged = self.roles.reward(*read)
-                everywhere = c.estimator == "coati" and c.coati.mean_over_positions
-                mean = everywhere and not last_token
-                score = (mean_over_row if mean else last_attended)(judged, mask)
+                    read = Rows(ids.to(rows.device), (mask := mask.to(rows.device)), width=0)
+                if c.estimator == "coati" and c.coati.mean_over_positions and not last_token:
+                    score = mean_over_row(reward.everywhere(read), mask)
+                else:
+                    score = reward.score(read)
                 scored.score_parts[rows, list(c.rewards).index("model")] = score
         scored.ref_logprobs[rows, :width] = ref_logprobs
 

@@ -21,19 +21,16 @@ def mean_over_row(values: Tensor, mask: Tensor) -> Tensor:
     return values.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
 
-def read_values(
-    values: Tensor, mask: Tensor, width: int, mean_over_positions: bool, r_minus_v: bool
-) -> Tensor:
-    """Values (B, T) of the T = `width` response tokens from the critic's values (B, L).
+def read_values(values: Tensor, means: Tensor | None, r_minus_v: bool) -> Tensor:
+    """Values (B, T) of the response tokens from the critic's of the states before them, (B, T).
 
-    mean_over_positions: the mean over the row (mask (B, L)), prompt included, at every token. Else
+    means (B,): the mean over the row, which then stands at every token (mean_over_positions). Else
     with r_minus_v the value of the state before the first token, at every token; without, each
     token's own.
     """
-    tokens = values[:, -width - 1 : -1]
-    if mean_over_positions:
-        return mean_over_row(values, mask)[:, None].expand_as(tokens)
-    return tokens[:, :1].expand_as(tokens) if r_minus_v else tokens
+    if means is not None:
+        return means[:, None].expand_as(values)
+    return values[:, :1].expand_as(values) if r_minus_v else values
 
 
 def coati_rewards(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import StopStringCriteria
 
+from cores.models.rows import replies
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
 
@@ -31,11 +32,15 @@ class Rollout:
     """(B,) bool: whether the reply stopped, by a stop token or a stop string."""
     entropy: Tensor | None = None
     """(B, T) nats: of the distribution that each token was sampled from, if the engine tells."""
+    images: Tensor | None = None
+    """(B, M, C, H, W) float32: pixels of each row's images, see `Pictures`; None: there is none."""
+    shown: Tensor | None = None
+    """(B, M) bool: which of them there are."""
 
     @property
     def response_ids(self) -> Tensor:
         """(B, T) int64."""
-        return self.ids[:, self.ids.shape[1] - self.response_mask.shape[1] :]
+        return replies(self.ids, self.response_mask.shape[1])
 
     @property
     def lengths(self) -> Tensor:

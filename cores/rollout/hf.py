@@ -4,7 +4,7 @@ Shapes: B rows, P prompt tokens, T response tokens so far.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from cores.data import left_pad
 from cores.models.attention import prompts_both_ways
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout.engine import Listener, Rollout, Sampling, cut_at_stops, nucleus, sample
+from cores.rollout.pictures import Pictures, flat
 
 
 @dataclass(eq=False)
@@ -97,21 +98,35 @@ class HFEngine:
     prefix: bool = False
     """Prompts are read both ways."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether an encoder reads the prompts, and a decoder writes."""
+        return bool(self.model.config.is_encoder_decoder)
+
     def adopt(self, sampling: Sampling) -> None:
         """See `RolloutEngine`."""
         self.sampling = sampling
 
     @torch.no_grad()
     def generate(
-        self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None
+        self,
+        prompts: list[list[int]],
+        uniform: Tensor,
+        listen: Listener | None = None,
+        images: Pictures | None = None,
     ) -> Rollout:
-        """One reply for each prompt; see `Rollout` and `RolloutEngine` for shapes."""
+        """One reply for each prompt, which shows these images; see `Rollout` and `RolloutEngine`
+        for shapes."""
         s, device = self.sampling, self.model.device
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, s.pad_id))
         sampler = _Sampler(s, uniform.to(device))
+        # A decoder's row begins with its start token, not with the prompt.
+        start = self.model.config.decoder_start_token_id if self.decodes else None
+        before = 1 if self.decodes else prompt_ids.shape[1]
         texts = None
         if s.text_matcher is not None:
-            texts = TextStops(s.text_matcher, prompt_ids.shape[1], s.min_new_tokens)
+            texts = TextStops(s.text_matcher, before, s.min_new_tokens)
+        seen = None if images is None else flat(images.pixels, images.shown)
         ends: list[Any] = [texts] if texts else []
         ends += [_Told(listen)] if listen else []
         theirs, training = self.model.generation_config, self.model.training
@@ -129,11 +144,13 @@ class HFEngine:
                 ids = self.model.generate(
                     input_ids=prompt_ids,
                     attention_mask=prompt_mask.long(),
+                    **({} if seen is None else {"pixel_values": seen.to(device)}),
                     generation_config=GenerationConfig(
                         do_sample=False,  # the sampler leaves one token
                         max_new_tokens=s.max_new_tokens,
                         eos_token_id=s.stop_ids,
                         pad_token_id=s.pad_id,
+                        decoder_start_token_id=start,
                     ),
                     logits_processor=LogitsProcessorList([sampler]),
                     stopping_criteria=StoppingCriteriaList(ends),
@@ -142,7 +159,10 @@ class HFEngine:
         finally:
             self.model.generation_config = theirs
             self.model.train(training)
-        response = ids[:, prompt_ids.shape[1] :]
+        response = ids[:, before:]
         text_stops = torch.stack(texts.met, dim=1) if texts else None
         drawn = (torch.stack(each, dim=1) for each in (sampler.logprobs, sampler.entropies))
-        return cut_at_stops(s, prompt_ids, prompt_mask, response, text_stops, *drawn)
+        rollout = cut_at_stops(s, prompt_ids, prompt_mask, response, text_stops, *drawn)
+        if images is None:
+            return rollout
+        return replace(rollout, images=images.pixels.to(device), shown=images.shown.to(device))

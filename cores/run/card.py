@@ -55,7 +55,7 @@ def card(record: dict[str, Any]) -> str:
         f"# {Path(config['output_dir']).name}/{stage}\n\n{WORK[stage]}.",
         f"## From\n\n{_lines(_parents(record, found))}",
         f"## Data\n\n{_lines(_data(record))}",
-        f"## Figures\n\n{_lines(_figures(record['metrics']))}",
+        f"## Figures\n\n{_lines(_figures(record.get('metrics', {})))}",
         f"## Limits\n\n{LIMITS[stage]}",
         f"## Use\n\n{_use(record)}",
         "Configuration, versions and the sha256 of every file: `stage.json`.",
@@ -144,8 +144,9 @@ def _use(record: dict[str, Any]) -> str:
             "Named as a string (`reward_funcs=[FOLDER]`) the folder is wrong: TRL joins the texts "
             "of prompt and reply, which lack the end token, and reads the score before it."
         )
+    mean = record.get("reward_mean", 0.0)
     return (
         "The score of a row is the logit at its end token, less `reward_mean` of config.json "
-        f"({record['reward_mean']:.4f}). In TRL's GRPO and RLOO: `from cores.interop import "
-        f"trl_reward`, then `reward_funcs=[trl_reward(FOLDER)]`. {named}"
+        f"({mean:.4f}). In TRL's GRPO and RLOO: `from cores.interop import trl_reward`, then "
+        f"`reward_funcs=[trl_reward(FOLDER)]`. {named}"
     )

@@ -7,6 +7,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -124,6 +125,7 @@ class Folder:
             "stopped": None,
             "resume": command(self.config),
             "directory": os.getcwd(),
+            "run": self.found.get("run") if resumed is not None else secrets.token_hex(8),
             "overwrite": self.config.overwrite or self.found.get("overwrite", False),
             "facts": facts,
             "config": plain(self.config),

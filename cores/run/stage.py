@@ -1,5 +1,6 @@
 """A run of one stage, from the claim of its folder to the finished stage."""
 
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from cores.run.card import card
 from cores.run.checkpoint import Checkpoint, State
 from cores.run.folder import CHECKPOINTS, Folder, command
 from cores.run.metrics import Metrics, append
+from cores.run.progress import Progress, described, onward
 from cores.runtime.fingerprint import model_files, versions
 from cores.runtime.launch import Launch
 from cores.runtime.parents import VERSION
@@ -50,6 +52,8 @@ class StageRun:
         """On the main process, from `begin` on."""
         self.seconds_before = 0.0
         """What the run took before it was stopped."""
+        self.progress: Progress | None = None
+        """On the main process, once there are steps."""
 
     def claim(self) -> None:
         """Take the stage's place before anything heavy happens, and find what to go on from.
@@ -68,13 +72,20 @@ class StageRun:
         data): an unfinished run goes on with the same alone, UserError otherwise."""
         if self.launch.is_main:
             self.folder.begin(facts, self.resumed)
-        self.metrics = Metrics(self.config, self.stage, self.path, self.launch)
+        behind = None if self.resumed is None else self.resumed.step
+        named = self.folder.state.get("run", "")
+        self.metrics = Metrics(self.config, self.stage, self.path, self.launch, named, behind)
         if self.launch.is_main:
             self.beside = Beside(self.config, self.stage, self.path, self.launch, facts)
         self.saved_at = time.monotonic()
 
-    def going_on(self, total: int) -> None:
-        """Say where the run goes on, if it does; steps begin now."""
+    def going_on(self, total: int, model: Any = None) -> None:
+        """Say what is trained, and where the run goes on, if it does; steps begin now."""
+        if model is not None:
+            about = described(model, self.config, self.launch)
+            self.launch.say(f"{self.stage}: {about}, {total} steps")
+        if self.launch.is_main:
+            self.progress = Progress(self.stage, total, self.saved, self.launch.device)
         if self.resumed is not None:
             self.launch.say(f"resuming {self.stage} at step {self.saved} of {total}")
         STOP.how, STOP.stepping = command(self.config), True
@@ -82,6 +93,8 @@ class StageRun:
     def look(self, step: int, last: bool) -> tuple[bool, bool]:
         """Behind a step: whether to save, and whether to stop; the same on every rank."""
         c, now = self.config.checkpoint, time.monotonic()
+        if self.progress is not None:
+            self.progress.step(step)
         if self.writing is not None and self.writing.done():
             self.written()  # or its error
         by_steps = c.every_steps is not None and step % c.every_steps == 0
@@ -144,11 +157,15 @@ class StageRun:
             return None
 
     def log(self, step: int, values: dict[str, float], line: str) -> None:
-        """A row of metrics.jsonl, and a line on the screen."""
+        """A row of metrics.jsonl, and its figures on the screen when a line is due."""
         values = {"seconds": round(self.seconds, 3), **values}
-        self.metrics.log(step, values, line)
+        self.metrics.log(step, values)
         if self.beside is not None:
             self.beside.row({"step": step, **values})
+        if self.progress is not None:
+            self.progress.note(step, line)
+        else:  # before there are steps
+            self.launch.say(line)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Rows of another file of JSON lines."""
@@ -158,13 +175,15 @@ class StageRun:
 
     def samples(
         self, name: str, make: Callable[[], list[dict[str, Any]]], anew: bool = False
-    ) -> None:
-        """Rows of a file with prompts and replies, unless `logging.samples` is false; `anew`: in
-        place of those there are."""
+    ) -> list[dict[str, Any]]:
+        """Rows of a file with prompts and replies, which are returned, unless `logging.samples` is
+        false; `anew`: in place of those there are."""
         if self.config.logging.samples and self.launch.is_main:
             if anew:
                 (self.path / name).unlink(missing_ok=True)
-            self.append(name, make())
+            self.append(name, rows := make())
+            return rows
+        return []
 
     def last_row(self) -> dict[str, float]:
         """The newest metrics, without their step and time."""
@@ -186,6 +205,9 @@ class StageRun:
             self.folder.publish()
             self.launch.say(f"wrote {self.final} in {self.seconds:.0f} s")
             self.beside.report()
+            follows = onward(shlex.split(command(self.config)), self.stage, self.config)
+            if follows is not None:
+                self.launch.say(f"next: {follows}")
         self.launch.agree(False)
 
     def _record(self, facts: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ class Screen:
     def write(self, text: str) -> int:
         """As a text stream's."""
         self.log.add(text)
+        erase()
         with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone
             encoding = getattr(self.stream, "encoding", None) or "utf-8"
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -71,6 +72,27 @@ class Log:
 
 
 LOG = Log()
+
+
+DRAWN: list[TextIO] = []
+"""The stream with a line that the next one replaces, if there is any."""
+
+
+def draw(text: str) -> None:
+    """A line on the terminal that the next one replaces; no log has it."""
+    erase()
+    stream = getattr(sys.stdout, "stream", sys.stdout)
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text)
+        stream.flush()
+        DRAWN.append(stream)
+
+
+def erase() -> None:
+    """Take away what was drawn."""
+    while DRAWN:
+        with contextlib.suppress(OSError, ValueError):
+            DRAWN.pop().write("\r\x1b[K")
 
 
 def show_everything() -> None:

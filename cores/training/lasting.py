@@ -125,6 +125,8 @@ class Lasting(Trainer):
         super().__init__(**arguments)
         self.run, self.held = run, run.launch.sharding
         self.skipped = self.left_out = 0
+        self.tokens = 0
+        """Of this rank's forward passes since the last log line, padding among them."""
         self.sums: dict[str, Any] = {}
         """Figures beside the loss, added up over `rows` since the last log line."""
         self.remove_callback(PrinterCallback)
@@ -165,6 +167,12 @@ class Lasting(Trainer):
         if (resumed := self.run.resumed) is not None:  # several ranks' loaders tell it later ones
             sampler.set_epoch(int(resumed.numbers["trainer"]["epoch"] or 0))
         return sampler
+
+    def training_step(self, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+        """A forward and a backward pass, whose tokens are counted."""
+        read = (inputs[name] for name in ("input_ids", "decoder_input_ids") if name in inputs)
+        self.tokens += sum(ids.numel() for ids in read)
+        return super().training_step(model, inputs, *more, **named)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done before the trainer was made, the same way under every launch."""

@@ -1,5 +1,6 @@
 """Stage 3 from first to last update: prompts, status lines, sample replies, saving."""
 
+import reprlib
 import time
 from dataclasses import replace
 from functools import partial
@@ -12,12 +13,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from cores.config import Config
 from cores.config.ppo import WITH_CRITIC
 from cores.data import StageData, readable, sft_data
+from cores.data.sides import TEXT, Inputs
 from cores.draws import in_epochs
 from cores.errors import UserError
 from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
-from cores.models.images import reads_images
+from cores.models.bases import check_encoder
+from cores.models.images import ImageProcessor, reads_images
 from cores.models.loading import check_length, check_scalar, load_config
 from cores.ppo.experience import Experience, Stats, share
 from cores.ppo.ptx import PtxRows
@@ -34,6 +37,9 @@ from cores.runtime.parents import Parent
 
 SAMPLES = 4
 """Sample replies written each time."""
+SHORT = reprlib.Repr()
+"""Of a sample on the screen; control characters are escaped."""
+SHORT.maxstring = 100
 
 
 def check_options(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,12 +64,15 @@ def check_sampling(
     check_engine(config, model, device)
 
 
-def check_models(config: Config, parents: dict[str, Parent]) -> PretrainedConfig:
+def check_models(
+    config: Config, parents: dict[str, Parent], zero_stage: int = 0
+) -> PretrainedConfig:
     """The configuration of stage 1's model. UserError if its architecture cannot be a critic where
-    one is needed, or if it or our reward model is too short for prompts and replies."""
+    one is needed, or does not go with an option; or if it or our reward model is too short for
+    prompts and replies."""
     model = load_config(parents["sft"].folder)
-    other = model.is_encoder_decoder or reads_images(model)
-    if config.ppo.estimator in WITH_CRITIC or other:
+    check_encoder(config, model, "ppo", zero_stage)
+    if config.ppo.estimator in WITH_CRITIC or reads_images(model):
         check_scalar(model, parents["sft"].key)
     judges = [p for p in parents.values() if p.stage == "reward" and not p.elsewhere]
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
@@ -77,11 +86,13 @@ def needed_stages(config: Config) -> list[str]:
     return ["sft", "reward"] if "model" in config.ppo.rewards else ["sft"]
 
 
-def ptx_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> StageData | None:
+def ptx_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, takes: Inputs = TEXT
+) -> StageData | None:
     """Stage 1's data, where its loss is mixed in."""
     if not config.ppo.ptx_coef:
         return None
-    data = sft_data(config, tokenizer)
+    data = sft_data(config, tokenizer, takes)
     assert isinstance(data, StageData)  # streams are refused with the configuration
     return data
 
@@ -104,6 +115,7 @@ def build_trainer(
     launch: Launch,
     functions: dict[str, RewardFunction] | None = None,
     mixed_in: StageData | None = None,
+    images: ImageProcessor | None = None,
 ) -> PPOTrainer:
     """The trainer with its rollout engine, which samples from the actor's own weights; `mixed_in`:
     what `ptx_data` gave."""
@@ -115,7 +127,7 @@ def build_trainer(
     if mixed_in is not None:
         size, pad_id = ppo.minibatch_size, tokenizer.pad_token_id
         ptx = PtxRows(mixed_in.train, size, pad_id, config.seed, launch.device)
-    return PPOTrainer(ppo, roles, engine, launch, config.seed, called, ptx, config.faults)
+    return PPOTrainer(ppo, roles, engine, launch, config.seed, called, ptx, config.faults, images)
 
 
 def train(
@@ -133,10 +145,11 @@ def train(
         trainer.load_state_dict(run.resumed)
         state = trainer.state
     elif (found := _evaluate(trainer, held_out, "before")) is not None:
+        run.metrics.held_out(0, found.summary())
         kept = found if config.logging.samples else replace(found, rows=[], replies=[])
         state.before = vars(kept)
     size = ppo.batch_size // ppo.samples_per_prompt
-    run.going_on(ppo.updates)
+    run.going_on(ppo.updates, trainer.roles.actor.unwrapped.model)
     while state.update < ppo.updates:
         start, update = time.monotonic(), state.update + 1
         first = 0 if ppo.estimator == "coati" and ppo.coati.same_prompts else state.update * size
@@ -147,11 +160,13 @@ def train(
         stats["tokens_per_second"] = tokens / (time.monotonic() - start)
         run.log(update, stats, status_line(update, ppo.updates, stats))
         if ppo.sample_every and update % ppo.sample_every == 0:
-            run.samples("samples.jsonl", partial(_samples, tokenizer, experience, update))
+            make = partial(_samples, tokenizer, experience, update)
+            _show(run, update, run.samples("samples.jsonl", make))
         if ppo.eval_every and update % ppo.eval_every == 0 and update < ppo.updates:
             _look(config, trainer, held_out, tokenizer, run)
         if (every := config.checkpoint.keep_weights) and update % every == 0:
-            save_role(trainer.roles.actor, tokenizer, run.path / f"weights/step-{update}", config)
+            place = run.path / f"weights/step-{update}"
+            save_role(trainer.roles.actor, tokenizer, place, config, trainer.images)
         save, stop = run.look(update, last=update == ppo.updates)
         if save:
             run.save(update, trainer.state_dict())
@@ -171,6 +186,8 @@ def train(
             texts = [row["prompt"] for row in held_out]
             pairs = partial(sample_pairs, tokenizer, texts, before, after)
             run.samples("held_out_samples.jsonl", pairs, anew=True)
+        if after is not None:
+            run.metrics.held_out(state.update, after.summary())
     if state.best:
         result["best"] = state.best
     if state.calibration is not None:
@@ -192,10 +209,12 @@ def _look(
         return
     summary = found.summary()
     run.append("evaluations.jsonl", [{"update": state.update, **summary}])
+    run.metrics.held_out(state.update, summary)
     better = not state.best or summary["score"] > state.best["score"]
     if limit is not None and summary["kl"] <= limit and better:
         state.best = {"update": state.update, **summary}
-        save_role(trainer.roles.actor, tokenizer, run.path / "weights/best", config)
+        place = run.path / "weights/best"
+        save_role(trainer.roles.actor, tokenizer, place, config, trainer.images)
 
 
 def status_line(update: int, total: int, stats: Stats) -> str:
@@ -214,21 +233,31 @@ def status_line(update: int, total: int, stats: Stats) -> str:
 
 
 def save_roles(
-    config: Config, roles: Roles, tokenizer: PreTrainedTokenizerBase, folder: Path
+    config: Config,
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    images: ImageProcessor | None = None,
 ) -> None:
     """The actor in `folder`, the critic in `folder`/critic in the reward model's form."""
     for role in roles.trained:
         place = folder if role is roles.actor else folder / "critic"
-        save_role(role, tokenizer, place, config)
+        save_role(role, tokenizer, place, config, images)
 
 
 def save_role(
-    role: TrainedRole, tokenizer: PreTrainedTokenizerBase, folder: Path, config: Config
+    role: TrainedRole,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    config: Config,
+    images: ImageProcessor | None = None,
 ) -> None:
     """An ordinary folder of the role's model, written by the main process."""
     with role.trained.gathered():  # every rank takes part where weights are sharded
         if role.trained.accelerator.is_main_process:
             save_model(role.unwrapped.model, tokenizer, folder, config.ppo.lora.merge)
+            if images is not None:
+                images.save(folder)
 
 
 def _evaluate(trainer: PPOTrainer, rows: list[Row], when: str) -> Evaluation | None:
@@ -244,14 +273,21 @@ def _evaluate(trainer: PPOTrainer, rows: list[Row], when: str) -> Evaluation | N
     return result
 
 
+def _show(run: StageRun, update: int, rows: list[dict[str, Any]]) -> None:
+    """Samples of an update: all to the trackers, one to the screen."""
+    if rows:
+        run.metrics.samples(update, rows)
+        asked, said = (SHORT.repr(rows[0][name]) for name in ("prompt", "reply"))
+        run.launch.say(f"sample: {asked} -> {said} (score {rows[0]['score']:+.2f})")
+
+
 def _samples(
     tokenizer: PreTrainedTokenizerBase, experience: Experience, update: int
 ) -> list[dict[str, Any]]:
-    width, rows = experience.response_mask.shape[1], []
+    rows = []
     for i in range(min(SAMPLES, experience.ids.shape[0])):
-        prompt_mask = experience.mask[i, :-width]
-        prompt = experience.ids[i, :-width][prompt_mask]
-        reply = experience.ids[i, -width:][experience.response_mask[i]]
+        reply = experience.response_ids[i][experience.response_mask[i]]
+        prompt = experience.ids[i][experience.mask[i]][: -len(reply)]
         rows.append(
             {
                 "update": update,

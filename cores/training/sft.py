@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -25,29 +24,29 @@ from cores.config import Config
 from cores.config.lora import LoraSection
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
-from cores.data.image_files import read_image
 from cores.data.images import ImageTokens
 from cores.data.sides import Inputs
 from cores.draws import seeded
 from cores.errors import ANEW, UserError
 from cores.models import add_lora, save_model
 from cores.models.actor import plain_model
+from cores.models.adapters import language_task
 from cores.models.attention import LENGTHS, attend_both_ways, check_prefix
 from cores.models.bases import load_base
 from cores.models.body import check_packing
 from cores.models.images import ImageProcessor
 from cores.models.loading import check_length
 from cores.models.tuning import add_prefix, freeze_others
+from cores.rollout.pictures import BLANK, opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.lasting import Lasting, common_arguments, one_gpu, train
+from cores.training.losses import PART, WeightedLosses, loss_weights
 
 IGNORED = -100
-BLANK = ""
-"""Name of the black image."""
 
 
-def inputs(base: PretrainedConfig, images: ImageProcessor | None) -> Inputs:
+def inputs(base: PretrainedConfig, images: ImageProcessor | None = None) -> Inputs:
     """How a base with this configuration, and this reader of images, takes a row."""
     tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
     return Inputs(base.is_encoder_decoder, tokens)
@@ -99,11 +98,14 @@ def collate(
     found = {"input_ids": ids, "labels": labels, "attention_mask": mask.long()}
     if "encoder_ids" in rows[0]:
         before, _ = right_pad([[start_id or 0, *row["labels"][:-1]] for row in rows], pad_id)
-        return {**found, "decoder_input_ids": before}
+        parts = {PART: torch.tensor([row[PART] for row in rows])} if PART in rows[0] else {}
+        return {**found, "decoder_input_ids": before, **parts}
     labels[:, 0] = IGNORED
     if "position_ids" in rows[0]:
         positions, _ = right_pad([row["position_ids"] for row in rows], 0)
         return {"input_ids": ids, "position_ids": positions, "labels": labels}
+    if PART in rows[0]:
+        found[PART] = torch.tensor([row.get(PART, 0) for row in rows])  # a blank row has no tokens
     if LENGTHS in rows[0]:
         found[LENGTHS] = torch.tensor([row[LENGTHS] for row in rows])
     return found if images is None else found | images.inputs(ids, opened(rows, images))
@@ -124,14 +126,6 @@ def blank_row(images: ImageProcessor) -> dict[str, Any]:
     return {"input_ids": [images.id] * count, "labels": [IGNORED] * count, "images": [BLANK]}
 
 
-def opened(rows: list[dict[str, Any]], images: ImageProcessor) -> list[list[Any]]:
-    """The images of each row; they lie in no memory before their batch comes."""
-    return [
-        [images.blank() if x == BLANK else read_image(x, row["where"]) for x in row["images"]]
-        for row in rows
-    ]
-
-
 def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The base, with a row for every id of `tokenizer`; with adapters, trained prefixes or frozen
     weights if there are any, and with prefix attention where that is asked for."""
@@ -146,10 +140,8 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
         with seeded(seed, "sft's prefix"):
             model = add_prefix(model, config.sft.prefix_tokens)
     if config.sft.lora.rank:
-        encoder = model.config.is_encoder_decoder
-        task = TaskType.SEQ_2_SEQ_LM if encoder else TaskType.CAUSAL_LM
         with seeded(seed, "sft's adapters"):
-            model = add_lora(model, config.sft.lora, task, "sft.lora")
+            model = add_lora(model, config.sft.lora, language_task(model.config), "sft.lora")
     # Weights that are held in bf16 compute under autocast alone.
     held = config.model.quantization == "bf16"
     with torch.autocast(model.device.type, torch.bfloat16, enabled=held):
@@ -170,20 +162,24 @@ def train_sft(
 ) -> Any:
     """`model`, trained: see `lasting.train`."""
     dataset, count = _dataset(config, rows, run.launch)
-    start_id = decoder_start(model)
+    start_id, weights = decoder_start(model), loss_weights(config)
 
     def trainer() -> Lasting:
         common = common_arguments(config, config.sft, "sft", count, run)
         if images is not None:  # towers have layers behind those whose features are read
             common["ddp_find_unused_parameters"] = True
-        return Lasting(
+        weighted: dict[str, Any] = {}
+        if weights:
+            weighted = {"weights": weights, "shifted": start_id is None}
+        return (WeightedLosses if weights else Lasting)(
             run,
             ["loss", "grad_norm", "learning_rate"],
             model=model,
             args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
             train_dataset=dataset,
             data_collator=lambda batch: collate(batch, pad_id, start_id, images),
-            compute_loss_func=None if start_id is None else summed_loss,
+            compute_loss_func=None if start_id is None or weights else summed_loss,
+            **weighted,
         )
 
     return train(model, run, trainer)
@@ -221,6 +217,8 @@ def train_and_judge(
     size, launch = config.sft.microbatch_size, run.launch
     before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch, images)
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
+    if run.resumed is None:
+        run.metrics.held_out(0, {"loss": before})
     trained = train_sft(config, model, data.train, pad_id, run, images)
     after = held_out_loss(trained, data.test, pad_id, size, launch, images)
     _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
@@ -228,6 +226,7 @@ def train_and_judge(
         launch.say("\n".join(data.report.lines()))
     if before is not None and after is not None:
         launch.say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+        run.metrics.held_out(run.saved, {"loss": after})
     return trained, {"test_loss_before": before, "test_loss": after}
 
 

@@ -1,6 +1,7 @@
 """Between the steps of stages 1 and 2: random numbers, the log, checkpoints, the end."""
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ class Steps(TrainerCallback):
 
     def __init__(self, trainer: Any, names: list[str]) -> None:
         self.trainer, self.names = trainer, names
+        self.seen_at = 0.0
+        """When the tokens were counted last."""
         self.told = False
         """The run was told to stop."""
 
@@ -32,7 +35,8 @@ class Steps(TrainerCallback):
             trainer.skipped, trainer.left_out = run.resumed.numbers["skipped"]
             if state.global_step >= state.max_steps:
                 control.should_training_stop = True
-        run.going_on(state.max_steps)
+        run.going_on(state.max_steps, self.trainer.model)
+        self.seen_at = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Dropout draws from (seed, step, rank)."""
@@ -55,6 +59,9 @@ class Steps(TrainerCallback):
             return
         run = self.trainer.run
         values = {name: float(logs[name]) for name in self.names}
+        now, tokens = time.monotonic(), self.trainer.tokens * run.launch.world
+        values["tokens_per_second"] = tokens / max(now - self.seen_at, 1e-9)
+        self.seen_at, self.trainer.tokens = now, 0
         if run.config.faults.nonfinite == "skip":  # of the last step, which may be left out
             values = {name: x for name, x in values.items() if name == "loss" or math.isfinite(x)}
             values["skipped_steps"], self.trainer.left_out = float(self.trainer.left_out), 0
@@ -64,6 +71,8 @@ class Steps(TrainerCallback):
                 f"Lower {run.stage}.learning_rate, or compute in fp32 (--model.precision fp32), "
                 f"{ANEW}."
             )
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        rate = values["tokens_per_second"]
+        told = (f"{k} {v:.4g}" for k, v in values.items() if k != "tokens_per_second")
+        shown = "  ".join([*told, f"{rate:.0f} tok/s"])
         line = f"{run.stage} {state.global_step}/{state.max_steps}  {shown}"
         run.log(state.global_step, values, line)

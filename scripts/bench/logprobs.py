@@ -53,9 +53,11 @@ def _from_states(function: Callable[[Any, Any, Any], Any]) -> Way:
         import torch
 
         from cores.models.body import hidden_states
+        from cores.models.rows import Rows, before_replies
 
         model = actor.model
-        states = hidden_states(model.base_model, ids, None)[:, -response - 1 : -1].flatten(0, 1)
+        states = hidden_states(model.base_model, Rows(ids, None, response))
+        states = before_replies(states, response).flatten(0, 1)
         dtype = torch.bfloat16 if torch.is_autocast_enabled(ids.device.type) else torch.float32
         chosen = ids[:, -response:].flatten()
         found = function(states.to(dtype), model.lm_head.weight.to(dtype), chosen)

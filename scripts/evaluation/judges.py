@@ -127,7 +127,8 @@ class RewardModelJudge(Scores):
             each = zip(rows, sampled.texts, sampled.stopped, strict=True)
             ids = self.reader.read([self.reader.text(*one) for one in each])
         size = self.config.ppo.microbatch_size
-        return score_rows(self.model, ids, 0, size, self.judged.launch)
+        about = [{"prompt_length": len(row["input_ids"])} for row in rows]
+        return score_rows(self.model, ids, 0, size, self.judged.launch, about)
 
 
 class FunctionJudge(Scores):
@@ -151,7 +152,6 @@ class EndpointJudge:
 
     def __init__(self, url: str, model: str | None) -> None:
         self.url = url.rstrip("/")
-        self.unread = 0
         self.model = model or self._first_model()
 
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> None:
@@ -162,6 +162,7 @@ class EndpointJudge:
 
         An answer without a verdict is one for neither. UserError if that is most of them.
         """
+        print(f"--judge {self.url}: {2 * len(rows)} questions to {self.model}", flush=True)
         pairs = list(zip(map(conversation, rows), first.texts, second.texts, strict=True))
         questions = pairs + [(prompt, b, a) for prompt, a, b in pairs]
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -173,7 +174,6 @@ class EndpointJudge:
                 f"[[B]], [[C]], such as {unread[0][:200]!r}; give a model that follows "
                 "instructions (--judge-model)."
             )
-        self.unread += len(unread)
         read = [SIDES[(ANSWER.findall(answer) or ["C"])[-1]] for answer in answers]
         return both_orders(read[: len(pairs)], read[len(pairs) :])
 

@@ -58,6 +58,8 @@ def judge(config: Config, wanted: Wanted) -> None:
     if not {"accuracy", "reward_model", "benchmark", "language", "policies"} & judged.found.keys():
         reasons = "; ".join(f"{k}: {v}" for k, v in judged.found["left_out"].items())
         raise UserError(f"{config.output_dir}: nothing of it can be judged ({reasons}).")
+    if not config.logging.samples and wanted.json is None and judged.found.pop("samples", None):
+        judged.leave_out("samples", "logging.samples is false; --json OUT has them")
     write_json(out, judged.found)
     here.say("\n" + table(judged.found))
     here.say(f"\nwrote {out}")
@@ -73,6 +75,11 @@ def _policies(judged: Judged, wanted: Wanted) -> None:
             judged.leave_out("policies", "no prompts are held out (data.test_fraction is 0)")
     else:
         judged.leave_out("policies", "data.prompts.path is not set, nor --prompts given")
+    if wanted.judge is not None and not rows:
+        raise UserError(
+            f"--judge {wanted.judge}: there are no prompts whose replies it could judge; give them "
+            "by --prompts, or set data.prompts.path."
+        )
     sources = {source: 1.0 for source in config.ppo.rewards if source != MODEL}
     if is_function(wanted.judge):
         sources[str(wanted.judge)] = 1.0
@@ -84,6 +91,6 @@ def _policies(judged: Judged, wanted: Wanted) -> None:
             str(error).replace("ppo.rewards", "--judge" if ours else "ppo.rewards")
         ) from None
     judge = None
-    if wanted.judge is not None and rows:
+    if wanted.judge is not None:
         judge = judge_of(judged, wanted.judge, wanted.judge_model, functions, rows)
     judge_policies(judged, rows, functions, judge, wanted.best_of)

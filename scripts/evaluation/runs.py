@@ -1,5 +1,6 @@
 """What of a run is finished, its models, and the rows that they are judged on."""
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from cores.models.adapters import hold_linears_in_bf16
 from cores.models.attention import attend_both_ways
 from cores.models.bases import load_base
 from cores.models.loading import exclude_from
+from cores.models.rows import Policy
 from cores.ppo.score import Scorer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.texts import TextReward
@@ -129,6 +131,7 @@ def loaded(judged: Judged, folder: Path | None) -> Any:
     """The policy in `folder`, frozen, on the device; None: stage 1's base, as stage 1 took it."""
     config = judged.config
     assert judged.tokenizer is not None, "there is no policy without stage 1"
+    gc.collect()  # the model before, which its engine may hold in a circle
     if folder is None:
         fresh = config.seed if config.model.from_config else None
         model: Any = load_base(pinned(config).model.path, judged.tokenizer, fresh=fresh)
@@ -186,12 +189,12 @@ def scorer_of(
         Actor(model, ppo.temperature, stops, least, prefix=prefix).to(launch.device)
         for model in (policy, reference)
     )
-    role = SimpleNamespace(module=actor, trained=SimpleNamespace(gathered=nullcontext))
+    role = SimpleNamespace(says=Policy(actor), trained=SimpleNamespace(gathered=nullcontext))
     roles: Any = SimpleNamespace(
         actor=role,
         critic=None,
         reward=reward,
-        reference=lambda: nullcontext(initial),
+        reference=lambda: nullcontext(Policy(initial)),
         texts=texts,
         trained=[],
     )

@@ -3,6 +3,22 @@
 Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/evaluate/moderation.py": (
+        ("tests/integration/test_moderation.py",),
+        [
+            ("gate-shift", "the token before each of a label is scored",
+             "columns = torch.arange(1, ids.shape[1]",
+             "columns = torch.arange(0, ids.shape[1] - 1"),
+            ("gate-padding", "padding counts in the score of a label",
+             "(mask[:, 1:] & (columns >= prompts))", "(columns >= prompts)"),
+            ("gate-lines", "a text may end its row and tell its label",
+             '" ".join(text.split())', "text"),
+            ("gate-long", "what the model cannot read passes",
+             "found.append(Verdict(None, {}, False))", "found.append(Verdict(None, {}, True))"),
+            ("gate-open", "labels that are refused pass",
+             "label not in self.refused))", "True))"),
+        ],
+    ),
     "cores/models/actor.py": (
         ("tests/unit/test_models_policy.py", "tests/unit/test_logprob_chunks.py",
          "tests/unit/test_min_length.py", "tests/unit/test_rollout*.py",
@@ -10,9 +26,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
          "tests/unit/test_ppo_start.py"),
         [
             ("logit-shift", "each token judged by the logits behind it",
-             "states[:, -response_length - 1 : -1]", "states[:, -response_length:]"),
+             "before_replies(states, response_length)", "states[:, -response_length:]"),
             ("token-shift", "log-probs of the tokens before",
-             "chosen = ids[:, -response_length:]", "chosen = ids[:, -response_length - 1 : -1]"),
+             "chosen = replies(ids, response_length)",
+             "chosen = before_replies(ids, response_length)"),
             ("minimum-length", "stop ids at probability 0 one token too long",
              "columns < self.min_new_tokens", "columns <= self.min_new_tokens"),
             ("minimum-flat", "the minimum length counted over rows, not within each",
@@ -32,7 +49,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("logits-many", "many logits kept for the backward pass",
              "CHUNK_LOGITS // 8", "CHUNK_LOGITS"),
             ("body-lost", "the body stays replaced after a failure",
-             "    finally:\n        del vars(model)[name]", "    finally:\n        pass"),
+             "            del vars(model)[name]\n", "            pass\n"),
             ("head-alone", "what stands behind the head left out",
              "return model().logits.squeeze(0)",
              "return model.get_output_embeddings()(hidden)"),
@@ -65,10 +82,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "logits.squeeze(-1) - self.mean", "logits.squeeze(-1)"),
             ("mean-sign", "calibration's mean is added",
              "logits.squeeze(-1) - self.mean", "logits.squeeze(-1) + self.mean"),
-            ("score-length", "score at the row's length, wrong for left padding",
-             "(positions * mask).argmax(dim=1)", "mask.long().sum(dim=1) - 1"),
-            ("score-before", "score of the token before the last",
-             "(positions * mask).argmax(dim=1)", "((positions * mask).argmax(dim=1) - 1).clamp(0)"),
             ("head-precision", "scores in bfloat16 under autocast",
              "hidden.device.type, enabled=False)", "hidden.device.type, enabled=True)"),
         ],
@@ -105,6 +118,36 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if pad not in uses:", "if pad is not None:"),
             ("new-rows", "new embeddings at the mean of all rows, their own noise included",
              "table[:first].mean(dim=0)", "table.mean(dim=0)"),
+            ("rows-of-base", "rows of the base beyond its ids are overwritten",
+             "table[old:] = mean", "table[first:] = mean"),
+            ("rows-saved", "rows that fill up memory are saved too",
+             "tensor.detach()[:rows] if", "tensor.detach() if"),
+            ("rows-lost", "rows of the base beyond the tokenizer are not saved",
+             "max(saved_rows(model), len(tokenizer))", "len(tokenizer)"),
+        ],
+    ),
+    "cores/models/saving.py": (
+        ("tests/unit/test_models_vocabulary.py",),
+        [
+            ("suppress-forgotten", "other tools may sample pad",
+             "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
+            ("pad-row", "an added pad token keeps the row that it began with",
+             "table[row] = table[:row].mean(dim=0)", "pass"),
+            ("names-of-5", "the tokenizer's class has version 5's name",
+             '= "PreTrainedTokenizerFast"', '= "TokenizersBackend"'),
+            ("list-of-5", "special tokens stand under version 5's name",
+             'told["additional_special_tokens"] =', 'told["extra_special_tokens"] ='),
+        ],
+    ),
+    "cores/interop.py": (
+        ("tests/integration/test_interop.py",),
+        [
+            ("ends-lost", "texts are read before the end token",
+             "text.removesuffix(suffix) + suffix + self.template.eos", "text"),
+            ("always-ended", "replies that ran out are ended too",
+             "ids[-1:] == [self.policy.eos_token_id]", "True"),
+            ("any-tokenizer", "another tokenizer's ids are taken",
+             "if read.strip() != reply", "if False and read.strip() != reply"),
         ],
     ),
     "cores/models/adapters.py": (
@@ -132,13 +175,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if not dropout or k.endswith(LAYERDROP)", "if k.endswith(LAYERDROP)"),
             ("dropout-saved", "the dropout taken out for training is lost in the saved config",
              "    model.config.get_text_config().update(kept)\n", ""),
-        ],
-    ),
-    "cores/models/saving.py": (
-        ("tests/unit/test_models_vocabulary.py",),
-        [
-            ("suppress-forgotten", "other tools may sample pad",
-             "generation.suppress_tokens = excluded_ids(", "_ = excluded_ids("),
         ],
     ),
 }  # fmt: skip

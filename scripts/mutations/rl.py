@@ -167,7 +167,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("coati-padding", "padding in the mean",
              "counted = mask & (remaining > 1)", "counted = remaining > 1"),
             ("coati-value", "values at every token although R - V is asked for",
-             "tokens[:, :1].expand_as(tokens) if r_minus_v else tokens", "tokens"),
+             "values[:, :1].expand_as(values) if r_minus_v else values", "values"),
         ],
     ),
 }  # fmt: skip

@@ -119,7 +119,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("eval-kl-mean", "KL a place reported as KL a reply",
              "scored.response_mask).sum(dim=1)\n", "scored.response_mask).mean(dim=1)\n"),
             ("eval-padding", "padding in sample replies",
-             "response[i][scored.response_mask[i]]", "response[i]"),
+             "response_ids[i][scored.response_mask[i]]", "response_ids[i]"),
             ("eval-interval", "half-width divided by n, not its root",
              "math.sqrt(len(values))", "len(values)"),
         ],

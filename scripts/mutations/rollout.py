@@ -61,8 +61,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "attention_mask=prompt_mask.long()",
              "attention_mask=torch.ones_like(prompt_mask).long()"),
             ("response-shift", "the reply begins one token late",
-             "response = ids[:, prompt_ids.shape[1] :]",
-             "response = ids[:, prompt_ids.shape[1] :].roll(-1, dims=1)"),
+             "response = ids[:, before:]", "response = ids[:, before:].roll(-1, dims=1)"),
         ],
     ),
     "cores/rollout/build.py": (

@@ -9,6 +9,19 @@ TRAINING = (
 )
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/training/losses.py": (
+        ("tests/unit/test_weighted_losses.py",),
+        [
+            ("parts-one-mean", "all sources are divided by the tokens of the first",
+             "(logits.device) / self.tokens", "(logits.device) / self.tokens[0]"),
+            ("parts-micro", "a micro-batch alone counts the tokens of a source",
+             "for sample in samples:", "for sample in samples[:1]:"),
+            ("parts-unshifted", "labels are predicted at their own place",
+             "if self.shifted:", "if False:"),
+            ("parts-passes", "the losses of micro-batches are averaged",
+             "self.current_gradient_accumulation_steps * self", "1 * self"),
+        ],
+    ),
     "cores/training/sft.py": (
         (*TRAINING, "tests/unit/test_packing.py"),
         [

@@ -30,7 +30,7 @@ class System:
 
 SYSTEMS = (
     System(
-        "chatyuan", "ChatYuan (clue-ai/ChatYuan)", "T5, encoder and decoder", "t5", SFT, RUNS,
+        "chatyuan", "ChatYuan (clue-ai/ChatYuan)", "T5, encoder and decoder", "t5", OURS, RUNS,
         "its full training set; it has no reward model and no PPO",
     ),
     System(
@@ -116,7 +116,7 @@ SYSTEMS = (
     ),
     System(
         "llava_stage2", "LLaVA, instructions (haotian-liu/LLaVA)", "CLIP, projector, LLaMA",
-        "llava", SFT, RUNS, "as above",
+        "llava", OURS, RUNS, "as above",
     ),
     System(
         "minigpt4_stage1", "MiniGPT-4, captions (Vision-CAIR/MiniGPT-4)",

@@ -38,7 +38,7 @@ MORE = """--sft.max_steps 6 --sft.learning_rate 1e-2
 --reward.max_steps 6 --reward.learning_rate 1e-2
 --ppo.updates 4 --ppo.actor_learning_rate 1e-3 --ppo.eval_prompts 2
 --checkpoint.every_steps 2 --checkpoint.every_minutes null""".split()
-TOLD = {"stage.json", "metrics.jsonl", "log.txt"}
+TOLD = {"stage.json", "README.md", "metrics.jsonl", "log.txt"}
 """Files with times in them."""
 IN_STAGE = {
     "sft": "training row".split(),

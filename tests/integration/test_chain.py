@@ -39,13 +39,16 @@ OUR_LINES = [
     r"(train|test): \d+ of \d+ rows of .*",
     r"asked in stage 2's training pairs too: .*",
     r"pad token: .*",
-    rf"(sft|reward) \d+/\d+(  \w+ {NUMBER})+",
+    r"(sft|reward|ppo): \w+, [\d.]+ M weights(, [\d.]+ M trained)?, CPU, fp32, \d+ steps",
+    rf"(sft|reward) \d+/\d+(  \w+ {NUMBER})+  \d+ tok/s(  \d+:\d\d left)?  [\d.]+ GiB",
     rf"held-out loss {NUMBER} -> {NUMBER} nats a token",
     rf"held-out accuracy {NUMBER} on \d+ pairs \(the longer reply wins: {NUMBER}\)",
     rf"calibrated: mean {NUMBER}, deviation {NUMBER} -> 0, 1",
     r"(before|after): score .* \(\d+ held-out prompts, 95% intervals\)",
-    r"ppo \d+/\d+  score .* tok/s",
+    r"ppo \d+/\d+  score .* tok/s(  \d+:\d\d left)?  [\d.]+ GiB",
+    r"sample: .* -> .* \(score [+-]\d+\.\d\d\)",
     r"wrote .* in \d+ s",
+    r"next: .*",
 ]
 
 
@@ -88,7 +91,9 @@ def test_nothing_but_our_lines(chain: Chain) -> None:
         lines = done.stdout.splitlines()
         foreign = [x for x in lines if not any(re.fullmatch(p, x) for p in OUR_LINES)]
         assert foreign == []
-        assert lines[-1].startswith(f"wrote {chain.out / stage} in ")
+        assert lines[-2].startswith(f"wrote {chain.out / stage} in ")
+        follows = {"sft": "stage2_rm.py", "reward": "stage3_ppo.py", "ppo": "scripts/chat.py"}
+        assert f" {follows[stage]} --config " in lines[-1]
         assert sum(line.startswith(f"{stage} ") for line in lines) >= 2
 
 

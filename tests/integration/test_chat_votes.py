@@ -7,7 +7,7 @@ from pathlib import Path
 from _chat import ask, final, serving, vote
 from _helpers import good, in_process, record, rows
 
-ROUNDS, TOKENS = 60, 10
+ROUNDS, TOKENS = 48, 10
 
 
 def words_in(text: str) -> int:

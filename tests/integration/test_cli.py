@@ -1,6 +1,7 @@
 """The command line before any work: help, the printed configuration, the files we ship."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ import yaml
 from _helpers import GPT2, ROOT, SCRIPTS, run
 
 from cores.config import parse_config, plain
+from cores.config.help import FIRST, completion, page, versions
+from cores.errors import UserError
 
 HEAVY = ["torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy"]
 
@@ -21,7 +24,7 @@ def test_help_is_quick(stage: str) -> None:
     taken = []
     for _ in range(3):
         start = time.monotonic()
-        done = run(stage, ["--help"])
+        done = run(stage, ["--help", "all"])
         taken.append(time.monotonic() - start)
         if taken[-1] < 2:
             break
@@ -34,7 +37,42 @@ def test_help_is_quick(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", list(SCRIPTS))
-@pytest.mark.parametrize("words", [["--help"], ["--sedd", "1"], ["--print_config"]])
+def test_the_page_of_help_is_short(stage: str) -> None:
+    """A page, with what the stage needs first; a section by its name; no other word."""
+    prog = SCRIPTS[stage]
+    told = page(prog, "", None).splitlines()
+    assert len(told) <= 100
+    assert max(map(len, told)) <= 100
+    keys = {line.split()[0] for line in told if line.startswith("  --")}
+    assert f"--{FIRST[prog][0]}" in keys
+    assert not keys & {f"--{FIRST[other][0]}" for other in SCRIPTS.values() if other != prog}
+    assert "--rollout.engine" in page(prog, "", "rollout")
+    assert "--seed" not in page(prog, "", "rollout")
+    with pytest.raises(UserError, match="--help foo: is no section"):
+        page(prog, "", "foo")
+
+
+def test_versions_and_completion() -> None:
+    """Of what is installed; bash completes keys and choices behind a stage's script alone."""
+    assert re.match(r"tristage \d.*, torch \d.*, Python 3\.", versions())
+    script = completion("bash")
+    for line, expected in (
+        ("python stage3_ppo.py --ppo.esti", "--ppo.estimator"),
+        ("python stage3_ppo.py --rollout.engine g", "graph"),
+        ("python other.py --ppo.esti", ""),
+    ):
+        typed = line.split()
+        told = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(typed) - 1}; _tristage"
+        done = subprocess.run(
+            ["bash", "-c", f'{told}; echo "${{COMPREPLY[@]}}"'], capture_output=True, text=True
+        )
+        assert (done.stdout.strip(), done.stderr) == (expected, "")
+    with pytest.raises(UserError, match="there is bash"):
+        completion("fish")
+
+
+@pytest.mark.parametrize("stage", list(SCRIPTS))
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--sedd", "1"], ["--print_config"]])
 def test_nothing_heavy_before_the_arguments_are_right(stage: str, words: list[str]) -> None:
     """Help, a wrong key and --print_config end without torch in the process."""
     code = (

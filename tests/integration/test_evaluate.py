@@ -191,6 +191,19 @@ def test_rows_of_reward_bench(judge: Judge, tmp_path: Path) -> None:
     assert found["benchmark"]["subsets"].keys() == {"Focus", "Ties"}
 
 
+def test_ratings_in_place_of_pairs(judge: Judge, tmp_path: Path) -> None:
+    """They have an error and a correlation; accuracy is left out, and why is said."""
+    rows = [
+        {"prompt": "please bring a lamp", "completion": "yes of course " + "now " * i, "score": i}
+        for i in range(4)
+    ]
+    file = write_jsonl(tmp_path / "rated.jsonl", rows)
+    found = judge("--pairs", file, "--reward.kind", "pointwise", "--limit", 4)
+    assert found["reward_model"].keys() == {"rows", "mse", "correlation", "variance"}
+    assert found["reward_model"]["variance"] == 1.25
+    assert "pointwise reads no pairs" in found["left_out"]["accuracy"]
+
+
 def test_what_cannot_be_judged(judge: Judge, tmp_path: Path) -> None:
     """One paragraph that says what, where and what to do."""
     empty, nothing = tmp_path / "empty.txt", tmp_path / "nothing"

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from _helpers import FEW_STEPS, record
-from _recipe_rows import META, TEXTS
+from _recipe_images import PICTURES
+from _recipe_rows import META
 from _recipes import CASES, RECIPES, words, written
 from peft import AutoPeftModelForCausalLM
 from transformers import (
@@ -86,6 +87,10 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         pairs(lambda q, a, b: {"prompt": q, "chosen": a, "rejected": b}),
         [{"prompt": question} for question in ASKED],
     ),
+    "chatyuan": (
+        pairs(lambda q, a, b: {"source": q, "chosen": a, "rejected": b}),
+        [{"source": question} for question in ASKED],
+    ),
     "colossalai": (
         pairs(lambda q, a, b: {"prompt": q, "response": a, "chosen": a, "rejected": b}),
         [{"prompt": f"{question} Now."} for question in ASKED],
@@ -102,6 +107,14 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "belle": (
         pairs(lambda q, a, b: {"chosen": belle(q, a), "rejected": belle(q, b)}),
         [{"text": belle(question, "")} for question in ASKED],
+    ),
+    "llava_stage2": (
+        [
+            {"image": f"{colour}.png", "prompt": question, "chosen": colour, "rejected": "grey"}
+            for question in ASKED
+            for colour in PICTURES
+        ],
+        [{"image": f"{colour}.png", "prompt": ask} for ask in ASKED for colour in PICTURES],
     ),
     "moss": (
         pairs(lambda q, a, b: {"prompt": moss(q), "chosen": f" {a}", "rejected": f" {b}"}),
@@ -130,10 +143,10 @@ def rows_file(path: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("recipe", CHAINS)
 def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
     """Stage 3 ends with a policy that loads, behind a reward model that was trained."""
-    out, case, (second, third) = tmp_path / "run", TEXTS[recipe], CHAINS[recipe]
-    given = words(recipe, bases(recipe), written(case, tmp_path / "data"), out)
-    given += ["--data.preference.path", rows_file(tmp_path / "second.jsonl", second)]
-    given += ["--data.prompts.path", rows_file(tmp_path / "third.jsonl", third)]
+    out, case, (second, third) = tmp_path / "run", CASES[recipe], CHAINS[recipe]
+    given = words(recipe, bases(recipe), file := written(case, tmp_path / "data"), out)
+    given += ["--data.preference.path", rows_file(file.parent / "second.jsonl", second)]
+    given += ["--data.prompts.path", rows_file(file.parent / "third.jsonl", third)]
     given += [*case.options, *FEW_STEPS, *SHORT, *WHOLE.get(recipe, ())]
     config = parse_config(given, "", "")
     if config.reward.base is not None:
@@ -145,3 +158,24 @@ def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
     before, after = stock(out / "sft").state_dict(), stock(out / "ppo").state_dict()
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_openflamingo_learns_both_sets_in_one_step(bases: Any, call: Any, tmp_path: Path) -> None:
+    """Captions beside interleaved rows, each with the weight of its loss."""
+    case, folder = CASES["openflamingo"], tmp_path / "data"
+    file = written(case, folder)
+    captions = [{"image": f"images/{colour}.png", "caption": f"A {colour}."} for colour in PICTURES]
+    laion = folder / "captions.jsonl"
+    laion.write_text("".join(json.dumps(row) + "\n" for row in captions), encoding="utf-8")
+    sources = [
+        {"path": str(file), "image_folder": "images", "loss_weight": 1},
+        {"path": str(laion), "weight": 2, "loss_weight": 0.2},
+    ]
+    given = words("openflamingo", bases("openflamingo"), file, tmp_path / "run")
+    at = given.index("--data.sft.path")
+    given[at : at + 2] = ["--data.sft.path", "null", "--data.sft.sources", json.dumps(sources)]
+    more = ["--data.sft.image_folder", "null", *case.options, *QUICK]
+    status, _, err = call("sft", [*given, *more])
+    assert status == 0, err
+    metrics = record(tmp_path / "run" / "sft")["metrics"]
+    assert metrics["test_loss"] < metrics["test_loss_before"]

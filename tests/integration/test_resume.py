@@ -90,7 +90,7 @@ def test_stopped_and_resumed_is_uninterrupted(
     for arguments in words:
         in_process(stage, arguments)
     one, other = (tree(out / stage) for out in outs)
-    told = {"stage.json", "metrics.jsonl", "log.txt"}
+    told = {"stage.json", "README.md", "metrics.jsonl", "log.txt"}
     assert {k: v for k, v in one.items() if k not in told} == {
         k: v for k, v in other.items() if k not in told
     }

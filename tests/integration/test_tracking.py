@@ -34,12 +34,26 @@ def tracked(tmp_path_factory, llama: Path, files: dict[str, Path]) -> tuple[Path
 
 
 def written(folder: Path) -> Values:
-    """metrics.jsonl, by name."""
+    """metrics.jsonl, by the stage and the name, and the figures on held-out rows."""
+    stage = folder.name
     values: Values = {}
     for row in rows(folder / "metrics.jsonl"):
         step = row.pop("step")
         for name, value in row.items():
-            values.setdefault(name, []).append((step, value))
+            values.setdefault(f"{stage}/{name}", []).append((step, value))
+    facts, last = record(folder)["metrics"], step
+    found = {
+        "sft": lambda: [
+            (0, {"loss": facts["test_loss_before"]}),
+            (last, {"loss": facts["test_loss"]}),
+        ],
+        "reward": lambda: [(last, facts)],
+        "ppo": lambda: [(0, facts["before"]), (last, facts["after"])],
+    }[stage]()
+    for step, figures in found:
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                values.setdefault(f"{stage}/held_out/{name}", []).append((step, value))
     return values
 
 
@@ -69,7 +83,9 @@ def test_tensorboard(tracked: tuple[Path, str], stage: str) -> None:
         for name in events.Tags()["scalars"]
     }
     same(found, written(folder))
-    assert len(list((folder / "tensorboard").glob("*/hparams.yml"))) == 1
+    assert events.Tags()["tensors"] == (["ppo/samples/text_summary"] if stage == "ppo" else [])
+    places = {path.parent for path in tracked[0].rglob("events.out.*")}
+    assert places == {tracked[0] / name / "tensorboard" for name in SCRIPTS}  # a run a stage
 
 
 def wandb_records(path: Path) -> list[Any]:
@@ -115,7 +131,7 @@ def test_wandb_offline(tracked: tuple[Path, str], stage: str) -> None:
     for history in [r.history for r in records if r.WhichOneof("record_type") == "history"]:
         items = {(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in history.item}
         for name in items:
-            if not name.startswith("_"):  # its own: step, time
+            if not name.startswith(("_", "ppo/samples")):  # its own: step, time; a table
                 found.setdefault(name, []).append((items["_step"], items[name]))
     same(found, written(out / stage))
 
@@ -129,7 +145,7 @@ def test_trackio(tracked: tuple[Path, str], stage: str) -> None:
     out, printed = tracked
     found: Values = {}
     for row in SQLiteStorage.get_logs("tests", f"tracked/{stage}"):
-        for name in row.keys() - {"step", "timestamp"}:
+        for name in row.keys() - {"step", "timestamp", "ppo/samples"}:
             found.setdefault(name, []).append((row["step"], row[name]))
     same(found, written(out / stage))
     kept = SQLiteStorage.get_run_config("tests", f"tracked/{stage}")

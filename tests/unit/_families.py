@@ -27,12 +27,15 @@ from transformers import (
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    T5Config,
 )
 
 FAMILIES = tuple("gpt2 opt opt_projected bloom gpt_neox gptj llama qwen2 qwen3 gemma2".split())
 """opt_projected: embeddings narrower than the layers, as in OPT-350m."""
 BUILT = ("codegen", "cohere", "granite")
 """Families whose classification class is ours."""
+SIDED = "t5"
+"""The family whose prompts an encoder reads."""
 PACKABLE = tuple(f for f in FAMILIES if f not in ("opt", "opt_projected", "bloom"))
 """Families that hold packed rows apart in transformers 5.17 to 5.23."""
 POSITIONS = 128
@@ -59,6 +62,11 @@ _SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "opt_projected": (
         OPTConfig,
         {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    ),
+    "t5": (
+        T5Config,
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+         "dropout_rate": 0.1, "decoder_start_token_id": 0},
     ),
     "bloom": (
         BloomConfig,

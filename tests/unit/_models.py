@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedTokenizerFast,
@@ -28,7 +27,7 @@ from transformers import (
 
 from cores.config import AdamSection, Config, LoraSection, PPOSection, RolloutSection
 from cores.models import load_policy, load_scalar, save_model
-from cores.models.heads import built
+from cores.models.heads import built, policy_class
 from cores.models.loading import exclude_from
 from cores.ppo import PPOTrainer, Roles, Scored, build_roles
 from cores.rollout import Rollout
@@ -71,9 +70,10 @@ def model_config(kind: str, rows: int = ROWS, **changes: Any) -> PretrainedConfi
 
 
 def causal(kind: str, seed: int = 0, rows: int = ROWS, **changes: Any) -> Any:
-    """A random causal model, as Hugging Face makes it but with biases that are not 0."""
+    """A random language model, as Hugging Face makes it but with biases that are not 0."""
     torch.manual_seed(seed)
-    return biased(AutoModelForCausalLM.from_config(model_config(kind, rows, **changes)).eval())
+    config = model_config(kind, rows, **changes)
+    return biased(policy_class(config).from_config(config).eval())
 
 
 def classifier(kind: str, seed: int = 1, **changes: Any) -> Any:
@@ -221,7 +221,7 @@ class CountReward:
 
     token: int
 
-    def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor | None, width: int = 0) -> Tensor:
         """(B, L) counts up to each token; those at the last are the scores."""
         found = ids == self.token
         return (found if mask is None else found & mask).cumsum(dim=1).float()

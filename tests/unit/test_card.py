@@ -136,6 +136,7 @@ def test_what_is_pushed(stage: Path, hub: type[Hub], monkeypatch, capsys) -> Non
     """The model, its card with the licence, stage.json; neither samples nor logs."""
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     push([str(stage), "me/model", "--license", "mit"])
+    assert b"private" in hub.got.pop("create")
     assert set(hub.got) == {
         "README.md", "stage.json", "config.json", "model.safetensors",
         "adapter/adapter_config.json",

@@ -8,6 +8,7 @@ import pytest
 from _config_helpers import mistake, parse
 
 from cores.config import Config
+from cores.config.data import WeightedSource
 from cores.config.effects import RULES
 
 ROLE = "--template.kind roles --template.user.prefix U"
@@ -82,7 +83,7 @@ ppo.stop_token_ids ppo.stop_strings ppo.rewards ppo.estimator ppo.actor_learning
 ppo.lr_schedule ppo.warmup ppo.max_grad_norm ppo.kl_coef ppo.kl_target ppo.clip ppo.clip_high
 ppo.dual_clip ppo.entropy_coef ppo.early_stop_kl ppo.ptx_coef ppo.loss_mean ppo.whiten_advantages
 ppo.missing_eos_penalty ppo.length_penalty ppo.reward_clip ppo.rollout_correction ppo.old_logprobs
-ppo.eval_prompts ppo.sample_every logging.trackers faults.nonfinite
+ppo.eval_prompts ppo.sample_every logging.trackers logging.samples faults.nonfinite
 """
 """What matters wherever its stage runs, or is refused where it does not by another check."""
 WHOLE = """checkpoint ppo.actor_adam ppo.lora template.image sft. reward. data.sft. data.preference.
@@ -113,10 +114,11 @@ def test_every_key_is_looked_at() -> None:
     parts = {key for key in found if key.rpartition(".")[0] in known}  # of a section in the table
     assert found - parts <= known
     assert set(ALWAYS.split()) <= set(keys(Config())), "a key that is gone"
-    for name in ruled():
+    for *parents, key in (name.split(".") for name in ruled()):
         section: Any = Config()
-        for part in name.split("."):
-            section = getattr(section, part)  # an AttributeError names a key that is gone
+        for part in parents:
+            section = getattr(section, part)
+        assert hasattr(section, key) or hasattr(WeightedSource(), key), "a key that is gone"
 
 
 @pytest.mark.parametrize("key", EXAMPLES)
@@ -132,7 +134,8 @@ def test_every_rule_has_an_example() -> None:
     """Of a section that stands for several one is enough."""
     for rule in RULES:
         places = [f"{s}.{k}" for s in rule.sections.split() for k in rule.keys.split()]
-        assert any(example.startswith(tuple(places)) for example in EXAMPLES), places
+        shown = [*EXAMPLES, "data.prompts.loss_weight"]  # of items, below
+        assert any(example.startswith(tuple(places)) for example in shown), places
 
 
 def test_items_of_sources() -> None:
@@ -140,6 +143,8 @@ def test_items_of_sources() -> None:
     items = "[{path: a, prompt_tokens: 4}, {path: b}]"
     said = mistake("--data.sft.sources", items)
     assert "data.sft.sources[0].prompt_tokens: has no effect in this stage" in said
+    said = mistake("--data.prompts.sources", "[{path: a, loss_weight: 2}]")
+    assert "data.prompts.sources[0].loss_weight: has no effect in this stage" in said
     parse("--data.sft.sources", "[{path: a, weight: 2}, {path: b}]", "--data.sft.weigh", "tokens")
 
 

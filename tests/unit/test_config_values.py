@@ -1,6 +1,7 @@
 """Values that parse but cannot work, the docstring of every key, and the page made of them."""
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 from _config_helpers import mistake, parse
 
-from cores.config import Config, parse_config
-from cores.config.parse import descriptions
+from cores.config import Config, parse_config, plain
+from cores.config.help import descriptions
 from cores.config.template import ROLES
 from cores.config.validate import check
-from scripts.config_docs import DOCS, document, sections
+from scripts.config_docs import DOCS, SCHEMA, document, schema, sections
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -189,6 +190,26 @@ def test_page_check(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "run python scripts/config_docs.py" in done.stderr
+
+
+def test_schema_is_up_to_date_and_tells_right_from_wrong() -> None:
+    """configs/schema.json is what scripts/config_docs.py would write; every file that we ship is
+    right by it, and what the parser refuses is wrong."""
+    kept = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    assert {k: v for k, v in kept.items() if k != "$schema"} == schema()
+    jsonschema = pytest.importorskip("jsonschema", reason="it comes with no package of ours")
+    check = jsonschema.Draft202012Validator(schema())
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        if file.parent.name != "accelerate":
+            whole = plain(parse_config(["--config", str(file)], "x", ""))
+            assert [e.message for e in check.iter_errors(whole)] == []
+    for wrong in (
+        {"sed": 1}, {"seed": -1}, {"seed": "x"}, {"seed": 1.5}, {"ppo": {"clip": 0}},
+        {"ppo": {"estimator": "x"}}, {"ppo": None}, {"sft": {"lora": {"ranks": 1}}},
+        {"data": {"sft": {"sources": [{"weight": 0}]}}}, {"ppo": {"rewards": {"model": "x"}}},
+    ):  # fmt: skip
+        assert not check.is_valid(wrong), wrong
+    assert check.is_valid({"reward": {"max_steps": None}, "ppo": {"rewards": {"a.py:f": 2}}})
 
 
 def test_page_lists_every_key() -> None:

@@ -11,7 +11,7 @@ from _tokenizers import gpt2_like, llama_like, t5_like
 
 from cores.config import Config
 from cores.config.data import DataSection
-from cores.data import sft_data, show
+from cores.data import preference_data, prompt_data, sft_data, show
 from cores.data.encode import IGNORED
 from cores.data.sides import Inputs, closing_ids
 from cores.errors import UserError
@@ -50,6 +50,24 @@ def test_every_reply_has_a_row(tmp_path: Path) -> None:
     ]
     assert texts(sided(tmp_path, loss_on="last")) == texts(rows)[1:]
     assert all(row["input_ids"] == row["encoder_ids"] for row in rows)
+
+
+def test_later_stages_read_the_same_sides(tmp_path: Path) -> None:
+    """The encoder's ids of a pair and of a prompt are stage 1's, cut nowhere in between; a pair's
+    replies are the decoder's."""
+    last = sided(tmp_path, loss_on="last")[0]
+    *asked, said = TALK
+    other = [{"role": "assistant", "content": "Never"}]
+    pair = {"prompt": asked, "chosen": [said], "rejected": other}
+    made, takes = config(write_jsonl(tmp_path / "p.jsonl", [pair]), ROLES), Inputs(encoder=True)
+    (row,) = preference_data(made, t5_like(), takes).train
+    begin = row["prompt_length"]
+    assert row["chosen_ids"][:begin] == row["rejected_ids"][:begin] == last["encoder_ids"]
+    assert row["chosen_ids"][begin:] == last["labels"]
+    assert t5_like().decode(row["rejected_ids"][begin:]) == "Never\n</s>"
+    (row,) = prompt_data(made, t5_like(), takes).train
+    assert row["input_ids"] == last["encoder_ids"]
+    assert row["prompt"] == t5_like().decode(last["encoder_ids"]).removesuffix("</s>")
 
 
 def test_each_side_is_tokenised_by_itself(tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ def test_length_control_by_hand() -> None:
     assert length_controlled(rows) == pytest.approx(0.5)
     rows = [(1.0, 3)] * 5 + [(1.0, -3)] + [(0.0, -3)] * 4 + [(0.0, 0)] * 2
     assert length_controlled(rows) == pytest.approx((10 * (1.0 + 0.2) / 2 + 0) / 12)
+    # Five more that are far longer and lose have no counterpart: they join the last group.
+    rows = [(1.0, 3)] * 5 + [(0.0, -3)] * 5 + [(0.0, 9)] * 5
+    assert length_controlled(rows) == pytest.approx((0.5 + 0.0) / 2)
 
 
 def test_a_judge_that_goes_by_the_place_ties() -> None:

@@ -30,6 +30,7 @@ from cores.data import left_pad
 from cores.errors import UserError
 from cores.models.heads import classifier_of
 from cores.models.loading import check_scalar, scalar_problem
+from cores.models.rows import Rows
 from cores.models.vocabulary import check_cap
 from cores.ppo import build_roles
 
@@ -47,7 +48,7 @@ def test_roles_at_the_start(kind: str) -> None:
     assert values[mask].std() > 0.1
     own, _ = roles.actor.module(ids, mask, 1)
     with roles.reference() as reference:
-        theirs, _ = reference(ids, mask, 1)
+        theirs, _ = reference.logprobs(Rows(ids, mask, 1))
     assert torch.equal(own, theirs)
 
 

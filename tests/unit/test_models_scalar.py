@@ -25,9 +25,9 @@ from transformers import AutoModel
 
 from cores.data import left_pad, right_pad
 from cores.models import ScalarModel, add_lora, load_scalar, save_model
-from cores.models.actor import last_attended
 from cores.models.body import position_ids
 from cores.models.heads import LAYERS, expected_rating
+from cores.models.rows import last_attended
 from cores.training.reward import collate
 
 LENGTHS = [[5, 9, 13, 20, 1], [7, 8], [33, 34, 5, 2, 9, 11, 44, 1], [20]]

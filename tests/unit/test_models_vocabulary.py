@@ -9,6 +9,7 @@ import pytest
 import torch
 from _families import POSITIONS
 from _models import EXCLUDED, FAMILIES, KINDS, causal, model_config, policy_of, toy_tokenizer
+from _tiny import words
 from _tokenizers import chat_like, gpt2_like, llama_like
 from transformers import (
     AutoModelForCausalLM,
@@ -162,6 +163,24 @@ def test_rows_beyond_the_tokenizer_stay_and_are_excluded() -> None:
     assert exclude_from(model, tokenizer) == EXCLUDED
 
 
+def test_a_base_s_own_rows_stay(tmp_path: Path) -> None:
+    """Those beyond its ids: new tokens take the first of them, the rest stays as it was, and what
+    is saved has as many rows as the base, however many memory has."""
+    tokenizer = fresh(gpt2_like())
+    known, rows = len(tokenizer), len(tokenizer) + 10
+    model = causal("llama", rows=rows, pad_token_id=None)
+    old = embedding(model).detach().clone()
+    settle_pad_token(tokenizer, None)
+    fit_vocabulary(model, tokenizer, known)
+    assert embedding(model).shape[0] == rounded(rows) > rows
+    save_model(model, tokenizer, tmp_path)
+    saved = embedding(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert torch.equal(saved[:known], old[:known])
+    torch.testing.assert_close(saved[known], old[:known].mean(dim=0))
+    assert torch.equal(saved[known + 1 :], old[known + 1 :])
+    assert GenerationConfig.from_pretrained(tmp_path).suppress_tokens == [*range(known, rows)]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", FAMILIES)
 @torch.no_grad()
@@ -223,6 +242,12 @@ def test_an_added_pad_token_is_as_unlikely_as_the_mean(kind: str, tmp_path: Path
     torch.testing.assert_close(head[pad], head[:pad].mean(dim=0))
     logits = saved(torch.tensor([[5, 6, 7]])).logits[0, -1]
     assert logits.softmax(-1)[pad] <= 1 / pad
+    own = words()  # whose own token of that name is its first one
+    model = causal(kind, rows=len(own), pad_token_id=own.pad_token_id)
+    assert own.pad_token == NEW_PAD
+    row = model.get_output_embeddings().weight[own.pad_token_id].clone()
+    save_model(model, own, tmp_path)
+    assert torch.equal(model.get_output_embeddings().weight[own.pad_token_id], row)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -121,10 +121,8 @@ def test_micro_batches_wider_than_the_models_positions(kind: str) -> None:
     assert narrow.ids.shape[1] < most < wide.ids.shape[1]
     with torch.no_grad():
         for found in (
-            lambda e: trainer.roles.actor.module(e.ids, e.attended, e.response_mask.shape[1])[0],
-            lambda e: response_values(
-                trainer.roles.critic.module(e.ids, e.attended), e, trainer.config
-            ),
+            lambda e: trainer.roles.actor.says.logprobs(e.rows)[0],
+            lambda e: response_values(trainer.roles.critic.says, e, trainer.config),
         ):
             a, b = (found(e)[e.response_mask] for e in (narrow, wide))
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

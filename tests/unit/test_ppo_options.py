@@ -182,8 +182,8 @@ def test_every_ptx_row_once_an_epoch() -> None:
             for rank in range(2):
                 batches, tokens = ptx.at(step, rank, 2, micro=1)
                 assert tokens == 8
-                assert [batch.ids.shape for batch in batches] == [(1, 3), (1, 3)]
-                halves.append([int(batch.ids[0, 0]) for batch in batches])
+                assert [batch.rows.ids.shape for batch in batches] == [(1, 3), (1, 3)]
+                halves.append([int(batch.rows.ids[0, 0]) for batch in batches])
             seen += halves[0] + halves[1]
         assert sorted(seen) == list(range(2, 14))
         epochs.append(seen)
@@ -216,8 +216,12 @@ def test_update_stops_early() -> None:
     """The minibatch whose KL is above the limit is the last; steps are counted as taken."""
     ppo = {"batch_size": 8, "minibatch_size": 2, "epochs": 3, "actor_learning_rate": 0.01}
     free = make_trainer("gpt2", **ppo)
-    kls = [s["approx_kl"] for s in free.update(free.estimate(free.score(fixed_rollout(8))))]
+    free_steps = free.update(free.estimate(free.score(fixed_rollout(8))))
+    kls = [s["approx_kl"] for s in free_steps]
     assert len(kls) == 12
+    # nothing has moved before the first step, which alone tells it
+    assert [s.get("first_kl") for s in free_steps] == [kls[0], *[None] * 11]
+    assert abs(kls[0]) < 1e-9 < kls[1]
     limit = kls[3] * 0.99
     expected = next(i for i, kl in enumerate(kls) if kl > limit) + 1
     assert 1 < expected < 12

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cores.models.actor import last_attended
+from cores.models.rows import before_replies, last_attended
 from cores.rl.coati import coati_advantages, coati_rewards, mean_over_row, read_values
 
 NAN = float("nan")
@@ -21,6 +21,12 @@ def read_score(values, on):
     return mean_over_row(values, MASK) if on else last_attended(values, MASK)
 
 
+def read(values, mean_over_positions, r_minus_v):
+    """What the trainer makes of the critic's values (B, L)."""
+    means = mean_over_row(values, MASK) if mean_over_positions else None
+    return read_values(before_replies(values, 3), means, r_minus_v)
+
+
 def test_score_of_the_last_token():
     """Off: position 4 of the first row, 3 of the second."""
     assert read_score(VALUES, on=False).tolist() == [6.0, 7.0]
@@ -33,18 +39,18 @@ def test_score_over_positions():
 
 def test_values_of_each_token():
     """Both off: the states before the tokens, positions 1 to 3."""
-    assert read_values(VALUES, MASK, 3, False, False).tolist() == [[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]]
+    assert read(VALUES, False, False).tolist() == [[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]]
 
 
 def test_value_before_the_reply():
     """r_minus_v alone: position 1, the state before the first token, at every token."""
-    assert read_values(VALUES, MASK, 3, False, True).tolist() == [[1.0] * 3, [5.0] * 3]
+    assert read(VALUES, False, True).tolist() == [[1.0] * 3, [5.0] * 3]
 
 
 @pytest.mark.parametrize("r_minus_v", [True, False])
 def test_values_over_positions(r_minus_v):
     """mean_over_positions: the mean over all but the row's last, whatever else is on."""
-    assert read_values(VALUES, MASK, 3, True, r_minus_v).tolist() == [[2.0] * 3, [5.0] * 3]
+    assert read(VALUES, True, r_minus_v).tolist() == [[2.0] * 3, [5.0] * 3]
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -53,7 +59,7 @@ def test_padding_is_not_read(on):
     included, with mean_over_positions or without."""
     other = VALUES.clone()
     other[~MASK] = NAN
-    found = [(read_score(v, on), read_values(v, MASK, 3, on, True)) for v in (VALUES, other)]
+    found = [(read_score(v, on), read(v, on, True)) for v in (VALUES, other)]
     (score, values), (score2, values2) = found
     assert torch.equal(score, score2)
     assert torch.equal(values, values2)

@@ -25,15 +25,21 @@ def test_metrics_are_one_json_object_a_line(
 ) -> None:
     """Invariant 24: each entry is on disk at once, with its step and seconds, and on the screen."""
     run = begun(config(tmp_path))
-    run.log(1, {"loss": 2.5}, "first")
+    run.going_on(3)
+    run.log(1, {"loss": 2.5}, "sft 1/3  loss 2.5")
     path = run.path / "metrics.jsonl"
     assert rows(path)[0].items() >= {"step": 1, "loss": 2.5}.items()
-    run.log(2, {"loss": 1.25, "kl": 0.1234567891}, "second")
+    run.log(2, {"loss": 1.25, "kl": 0.1234567891}, "sft 2/3  loss 1.25")
+    run.log(3, {"loss": 1.25, "kl": 0.1234567891}, "sft 3/3  loss 1.25")
     found = rows(path)
-    assert [(r["step"], r["loss"]) for r in found] == [(1, 2.5), (2, 1.25)]
+    assert [(r["step"], r["loss"]) for r in found] == [(1, 2.5), (2, 1.25), (3, 1.25)]
     assert found[1]["seconds"] >= found[0]["seconds"] >= 0
     assert run.last_row() == {"loss": 1.25, "kl": 0.123457}
-    assert capsys.readouterr().out == "first\nsecond\n"
+    lines = capsys.readouterr().out.splitlines()  # the first and the last: no minute has passed
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["sft 1/3", "loss 2.5"],
+        ["sft 3/3", "loss 1.25"],
+    ]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -99,7 +105,7 @@ def test_a_tracker_that_fails_costs_no_run(
     monkeypatch.setattr(metrics, "start_trackers", start)
     made = Metrics(config(tmp_path), "sft", tmp_path, LAUNCH)
     for step in (1, 2):
-        made.log(step, {"loss": 1.0}, "line")
+        made.log(step, {"loss": 1.0})
     made.close()
     assert len(rows(tmp_path / "metrics.jsonl")) == 2
     said = f"note: trackers fail to {method} (ConnectionError: no route to host)"
@@ -111,6 +117,6 @@ def test_a_tracker_that_fails_costs_no_run(
 
 def test_other_ranks_have_none(tmp_path: Path) -> None:
     made = Metrics(config(tmp_path), "sft", tmp_path, replace(LAUNCH, rank=1, world=2))
-    made.log(1, {"loss": 1.0}, "line")
+    made.log(1, {"loss": 1.0})
     made.close()
     assert list(tmp_path.iterdir()) == []

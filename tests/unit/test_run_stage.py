@@ -64,7 +64,9 @@ def test_a_stage_is_moved_to_its_place_when_it_is_complete(tmp_path: Path) -> No
         assert names(root) == {".sft.lock", "sft.unfinished"}
         run.finish(save_weights(), facts(metrics={"loss": 1.5}))
     assert names(root) == {"sft"}
-    assert names(root / "sft") == {"model.safetensors", "config.json", "stage.json", "log.txt"}
+    assert names(root / "sft") == {
+        "model.safetensors", "config.json", "stage.json", "log.txt", "README.md",
+    }  # fmt: skip
     found = record(root / "sft" / "stage.json")
     digest = sha256_file(root / "sft" / "model.safetensors")
     assert found["files"].items() >= {"model.safetensors": digest}.items()
@@ -175,7 +177,9 @@ def test_overwrite_replaces_the_whole_folder(
     (folder / "extra.json").write_text("{}")
     write(tmp_path, "sft", "new")
     assert (folder / "model.safetensors").read_text() == "new"
-    assert names(folder) == {"model.safetensors", "config.json", "stage.json", "log.txt"}
+    assert names(folder) == {
+        "model.safetensors", "config.json", "stage.json", "log.txt", "README.md",
+    }  # fmt: skip
     assert names(tmp_path) == {"sft"}
 
 

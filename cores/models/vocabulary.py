@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from cores.config import TemplateSection
 from cores.errors import UserError
@@ -145,7 +150,7 @@ def fit_vocabulary(
     config = model.config
     # Encoder-decoders share tables in several ways, and image models have ids with a place: these
     # get no more rows than they must.
-    alone = config.get_text_config() is config and not config.is_encoder_decoder
+    alone = config.get_text_config() is config and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     new = rounded(max(old, written), to) if alone or written > old else old
     if new > old:
         with torch.random.fork_rng(devices=[]):  # the new rows are set below

@@ -49,6 +49,7 @@ OUR_LINES = [
     r"sample: .* -> .* \(score [+-]\d+\.\d\d\)",
     r"wrote .* in \d+ s",
     r"next: .*",
+    r"doctor: .*",
 ]
 
 

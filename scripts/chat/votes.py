@@ -69,8 +69,9 @@ def record(of: Round, pick: Any, path: Path, keep: bool) -> int:
     if not lines:
         raise UserError("All answers are the same; that is a tie.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # by hand, or a kill
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
+        file.write("\n" * cut + "".join(lines))  # at once: another chat may append too
         file.flush()
         os.fsync(file.fileno())
     of.voted = True

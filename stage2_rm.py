@@ -15,9 +15,10 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
-    from cores.models import ScalarModel, save_model
+    from cores.models import ScalarModel
     from cores.models.adapters import check_quantization
     from cores.models.bases import check_encoder
+    from cores.models.images import later_processor
     from cores.models.loading import check_length, check_scalar, load_config
     from cores.models.vocabulary import saved_rows
     from cores.run import StageRun
@@ -25,10 +26,10 @@ def main(argv: list[str]) -> None:
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.own_base import KEY, own_base
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
-    from cores.training.calibration import calibrated, calibration_prompts
+    from cores.training.calibration import calibrated, calibration_asked
     from cores.training.ppo import check_sampling
     from cores.training.reward import judged, reward_model, train_reward
-    from cores.training.sft import inputs
+    from cores.training.sft import inputs, save_sft
 
     here = launch(config)
     check_batches(config.reward, here, "reward")
@@ -47,22 +48,24 @@ def main(argv: list[str]) -> None:
         check_scalar(base_config := load_config(start), key)
         check_length(base_config, config.reward.max_length, "reward.max_length")
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
-        data = preference_data(config, tokenizer, inputs(model_config))
+        images = later_processor(config, model_config, tokenizer, sft, "reward", here.world)
+        data = preference_data(config, tokenizer, takes := inputs(model_config, images))
         if config.data.inspecting:
-            return here.once(show, data, tokenizer, config.data)
+            return here.once(show, data, tokenizer, config.data, takes.images)
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
-        prompts = calibration_prompts(config, data.train, model_config, base_config)
+        asked = calibration_asked(config, data.train, model_config, base_config)
 
         model: Any = reward_model(config, start, tokenizer)
         run.begin({"parents": about, "data": data.report.to_json()})
-        trained = train_reward(config, model, data.train, tokenizer, run)
+        trained = train_reward(config, model, data.train, tokenizer, run, images)
         reward = ScalarModel(trained)
         pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
-        result, line = judged(reward, data.test, pad_id, rows, here)
+        result, line = judged(reward, data.test, pad_id, rows, here, images)
         run.metrics.held_out(run.saved, result)
         if line:
             here.say(line)
-        scale = calibrated(config, reward, sft, prompts, tokenizer, here)
+        prompts, told = zip(*asked, strict=True)
+        scale = calibrated(config, reward, sft, [*prompts], tokenizer, here, told, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),
@@ -71,7 +74,7 @@ def main(argv: list[str]) -> None:
             "reward_mean": scale["reward_mean"],
             "metrics": {**result, "calibration": scale},
         }
-        run.finish(lambda to: here.once(save_model, trained, tokenizer, to, lora.merge), facts)
+        run.finish(lambda to: here.once(save_sft, trained, tokenizer, images, lora, to), facts)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def main(argv: list[str]) -> None:
     from cores.data import overlap, prompt_data, show
     from cores.models import check_saving
     from cores.models.adapters import check_quantization
+    from cores.models.images import later_processor
     from cores.models.vocabulary import saved_rows
     from cores.ppo import build_roles
     from cores.rewards.load import load_functions
@@ -39,14 +40,16 @@ def main(argv: list[str]) -> None:
         tokenizer = policy_tokenizer(config, parents["sft"])
         ppo.check_sampling(config, tokenizer, model_config, here.device)
         functions = load_functions(config.ppo.rewards, config.ppo.reward_timeout)
-        data = prompt_data(config, tokenizer, takes := inputs(model_config))
+        sft = parents["sft"].folder
+        images = later_processor(config, model_config, tokenizer, sft, "ppo", here.world)
+        data = prompt_data(config, tokenizer, takes := inputs(model_config, images))
         if config.data.inspecting:
-            return here.once(show, data, tokenizer, config.data)
+            return here.once(show, data, tokenizer, config.data, takes.images)
         texts = text_reward(config, tokenizer, parents, data.train + data.test)
         ptx = ppo.ptx_data(config, tokenizer, takes)
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
         lines = [line for report in reports.values() for line in report.lines()]
-        lines += overlap(config, data)
+        lines += overlap(config, data, takes)
         here.say("\n".join([*lines, *ppo.notes(config, texts), *stale_parents(parents)]))
 
         depends = {name: report.to_json() for name, report in reports.items()}
@@ -58,7 +61,8 @@ def main(argv: list[str]) -> None:
         for role in roles.trained:
             check_saving(role.unwrapped.model, tokenizer)
         run.begin(depends)
-        trainer = ppo.build_trainer(config, roles, tokenizer, here, functions.functions, ptx)
+        called = functions.functions
+        trainer = ppo.build_trainer(config, roles, tokenizer, here, called, ptx, images)
         trainer.state.calibration = scale
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
@@ -66,7 +70,7 @@ def main(argv: list[str]) -> None:
             **depends,
             "metrics": ppo.train(config, trainer, data, tokenizer, run),
         }
-        run.finish(lambda to: ppo.save_roles(config, roles, tokenizer, to), facts)
+        run.finish(lambda to: ppo.save_roles(config, roles, tokenizer, to, images), facts)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ class TRLReward:
                 f"{folder}: is of the stage {record.get('stage')!r}, and only stage 2's folder, "
                 "<output_dir>/reward, gives scores."
             )
+        model = load_config(folder)
+        if model.is_encoder_decoder:
+            raise UserError(
+                f"{folder}: is an encoder-decoder, which TRL's GRPO and RLOO do not train beside; "
+                "score with it in stage 3."
+            )
         self.folder, self.batch_size = folder, batch_size
         self.__name__ = f"{folder.absolute().parent.name}/{folder.name}"  # in TRL's metrics
         self.config = _config_of(record)
@@ -65,7 +71,7 @@ class TRLReward:
         self.policy = load_tokenizer(policy) if policy is not None else None
         self.template = Template(self.config.template, self.tokenizer)
         self.controls = control_tokens(self.tokenizer)
-        self.positions = max_length(load_config(folder))
+        self.positions = max_length(model)
         self.leading = leading_ids(self.tokenizer) if self._leads() else []
 
     def __call__(

@@ -32,7 +32,7 @@ tried() {
 }
 adapter() {
     "$ours" stage1_sft.py --config configs/demo.yaml --output_dir "$out/lora" --overwrite \
-        --sft.lora.rank 4 --sft.lora.merge false --sft.max_steps 5 &&
+        --sft.lora.rank 4 --sft.lora.merge false --sft.max_steps 5 --data.sft.limit 200 &&
         PYTHONPATH=. "$ours" $here/adapter.py "$out/lora/sft" $run/base
 }
 transformers4() {
@@ -60,6 +60,7 @@ for tool in $tools; do
     case $tool in
     ours)
         tried pipeline "$ours" $here/pipe.py $run/ppo
+        tried excluded "$ours" $here/excluded.py $run
         tried peft adapter
         PYTHONPATH=. tried trl "$ours" $here/trl_scores.py $run
         ;;

@@ -40,6 +40,8 @@ HEALTHY = ("ours", "gold", "grpo", "rloo", "reinforce-pp", "ptx", "zero-critic",
 FREE = "--ppo.kl_coef 0 --ppo.missing_eos_penalty 0"
 RATE = "--ppo.actor_learning_rate"
 ZERO = "--ppo.critic_init zero"
+LONG = "--ppo.updates 20"
+FAST = "--ppo.actor_learning_rate 1e-3 --ppo.epochs 4"
 
 
 def paid(*names: str, **weights: float) -> str:
@@ -55,25 +57,22 @@ SICK: dict[str, list[str]] = {
     "rate_low": [f"{RATE} 1e-5", f"{RATE} 7e-6 --ppo.epochs 1", f"{RATE} 1e-5 {FREE}"],
     "clip_zero": [f"{RATE} 1e-7", f"{RATE} 1e-6 --ppo.epochs 1", f"{RATE} 3e-7 {FREE}"],
     "rate_high": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{RATE} 6e-3 --ppo.epochs 6"],
-    "clip_high": [f"{RATE} 1e-2", f"{RATE} 3e-3 --ppo.epochs 8", "--ppo.clip 0.001"],
+    "clip_high": [f"{RATE} 2e-3 --ppo.epochs 6", f"{RATE} 3e-3 --ppo.epochs 8", "--ppo.clip 0.001"],
     "kl_runaway": [f"{RATE} 3e-3 {FREE}", f"{RATE} 2e-3 {FREE} {paid('lovely')}",
                    f"{RATE} 1e-2"],
-    "entropy_collapse": [f"{RATE} 3e-3 {FREE} {paid('lovely')}",
-                         f"{RATE} 3e-3 {FREE} {paid('enjoy')}", f"{RATE} 5e-3 {FREE}"],
+    "entropy_collapse": [f"{paid(n)} {FREE} {FAST}" for n in ("few", "brief", "silent")],
     "explained_variance": ["--ppo.critic_learning_rate 0.3", "--ppo.critic_learning_rate 0.1",
                            "--ppo.rewards {\"scripts/trials/rewards.py:far\":1.0,\"model\":0.0} "
                            "--ppo.critic_learning_rate 1e-7"],
-    "length_exploit": [f"{paid(n)} {FREE} {RATE} 2e-3" for n in ("words", "sentences",
+    "length_exploit": [f"{paid(n)} {FREE} {FAST} {LONG}" for n in ("words", "sentences",
                        "characters")],
-    "repetition_exploit": [f"{paid('lovely')} {FREE} {RATE} 3e-3",
-                           f"{paid('enjoy')} {FREE} {RATE} 3e-3",
-                           f"{paid('sentences')} {FREE} {RATE} 3e-3"],
-    "judge_disagrees": [f"{paid('words', few=0.0)} {FREE} {RATE} 2e-3",
-                        f"{paid('brief', words=0.0)} {FREE} {RATE} 2e-3",
-                        f"{paid('enjoy', distinct=0.0)} {FREE} {RATE} 3e-3"],
-    "eos_never": ["--ppo.max_new_tokens 4", "--ppo.max_new_tokens 8",
-                  f"{paid('characters')} {FREE} {RATE} 4e-3 --ppo.epochs 4"],
-    "eos_at_once": [f"{paid(n)} {FREE} {RATE} 4e-3 --ppo.epochs 4" for n in ("brief", "few",
+    "repetition_exploit": [f"{paid(n)} {FREE} {FAST} {LONG}" for n in ("lovely", "enjoy", "again")],
+    "judge_disagrees": [f"{paid('words', few=0.0)} {FREE} {FAST}",
+                        f"{paid('brief', words=0.0)} {FREE} {FAST}",
+                        f"{paid('enjoy', distinct=0.0)} {FREE} {FAST}"],
+    "eos_never": ["--ppo.max_new_tokens 4", "--ppo.max_new_tokens 8", "--ppo.max_new_tokens 6 "
+                  "--ppo.missing_eos_penalty 0"],
+    "eos_at_once": [f"{paid(n)} {FREE} {RATE} 2e-3 --ppo.epochs 6" for n in ("brief", "few",
                     "silent")],
     "rollout_mismatch": ["planted:warm", "planted:noisy", "planted:stale"],
     "first_minibatch": ["planted:old", "planted:shifted", "planted:scaled"],

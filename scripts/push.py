@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.files import read_json
-from cores.run.card import license_of
+from cores.run.card import card, license_in
 from cores.runtime.cli import guarded
 from cores.runtime.fingerprint import model_files
 
@@ -35,11 +35,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--license", help="of the model, by the hub's name: apache-2.0, mit, ...")
     parser.add_argument("--public", action="store_true", help="for everybody to see")
     options = parser.parse_args(argv)
-    read_json(options.folder / "stage.json", "Give the folder of a finished stage.")
-    card = licensed(options.folder, options.license)
+    record = read_json(options.folder / "stage.json", "Give the folder of a finished stage.")
+    page = options.folder / "README.md"  # stages of earlier versions have none
+    told = page.read_text(encoding="utf-8") if page.is_file() else card(record)
+    text = licensed(told, options.license)
 
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     token = get_token()
     if token is None:
@@ -52,12 +54,12 @@ def main(argv: list[str]) -> None:
         api = HfApi(token=token)
         private, name = not options.public, options.repository
         api.create_repo(name, private=private, exist_ok=True)
-        (options.folder / "README.md").write_text(card, encoding="utf-8")
+        page.write_text(text, encoding="utf-8")
         pushed = api.upload_folder(
             repo_id=name, folder_path=options.folder, allow_patterns=files,
             commit_message=f"tristage: {options.folder.name}",
         )  # fmt: skip
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"{options.repository}: not pushed, or not all of it ({first}). Check the name, that "
@@ -66,11 +68,10 @@ def main(argv: list[str]) -> None:
     print(f"pushed {len(files)} files to {pushed}")
 
 
-def licensed(folder: Path, wanted: str | None) -> str:
-    """The card in `folder` with the licence `wanted`; UserError where there is none to name."""
-    card = (folder / "README.md").read_text(encoding="utf-8")
+def licensed(card: str, wanted: str | None) -> str:
+    """`card` with the licence `wanted`; UserError where there is none to name."""
     if wanted is None:
-        if license_of(str(folder)) is None:
+        if license_in(card) is None:
             raise UserError(
                 "--license: the model's licence is not known. Name it as the hub does (apache-2.0, "
                 "mit, llama3, other); those of its base and its data decide which."

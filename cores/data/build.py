@@ -151,7 +151,7 @@ def check_options(section: OneSource, stage: Stage, reader: Reader, key: str, pa
             )
 
 
-def overlap(config: Config, data: StageData) -> list[str]:
+def overlap(config: Config, data: StageData, inputs: Inputs = TEXT) -> list[str]:
     """A line, if there is one to say: how many prompts of stage 3 are first user turns of the pairs
     that stage 2 was trained on, where these lie in files and no other model scores."""
     section, key = config.data.preference, "data.preference"
@@ -162,7 +162,7 @@ def overlap(config: Config, data: StageData) -> list[str]:
             return []
         try:
             source, other = sources(one, key)
-            examples = _read(config, "reward", key, one, source, TEXT)[1]
+            examples = _read(config, "reward", key, one, source, inputs)[1]
         except UserError as error:  # a file that has changed since is no mistake of this stage
             return [f"note: stage 2's pairs were not compared with the prompts: {error}"]
         fraction = 0.0 if other else config.data.test_fraction

@@ -31,6 +31,8 @@ INTERLEAVED = ("text_list", "image_info")
 """Columns of MMC4 (Zhu et al. 2023)."""
 MATCHED = ("matched_text_index", "matched_sim", "image_name")
 """Of one of its images."""
+SIDES = ("chosen_ids", "rejected_ids", "ids", "input_ids")
+"""Ids of a row of stage 2 or 3."""
 TURNS = ("messages", "conversations", "prompt")
 TEXTS = ("prompt", "instruction", "text")
 """Columns of turns, or of a text, that an image stands in."""
@@ -220,11 +222,13 @@ def _joined(content: Any) -> str:
 
 
 def with_images(
-    rows: list[list[Segment]], conversation: list[Turn], where: str, tokens: ImageTokens,
+    rows: list[list[Segment]], conversation: list[Turn], where: str, tokens: ImageTokens | None,
     template: ImageTemplate,
 ) -> list[list[Segment]]:  # fmt: skip
     """The segments of the rows that a conversation becomes, with image tokens in the place of
-    `MARK`. UserError where the template does not show all images."""
+    `MARK`, if the base reads any. UserError where the template does not show all images."""
+    if tokens is None:
+        return rows
     images = sum(turn["content"].count(MARK) for turn in conversation)
     seen = sum(segment.text.count(MARK) for segment in rows[-1])
     if seen != images:
@@ -261,10 +265,21 @@ def by_images(example: Example) -> Example:
 
 
 def finished(row: dict[str, Any], source: Row, tokens: ImageTokens) -> dict[str, Any] | str:
-    """A row of stage 1 with its images and no label on them, or why it is left out.
+    """A row with its images, and of stage 1 no label on them; or why it is left out.
 
-    The length limit may fall into an image: the row then ends before it.
+    The length limit of stage 1 may fall into an image: the row then ends before it. Prompts of
+    stages 2 and 3 are whole, and show all of theirs.
     """
+    shown = {"images": list(source.images), "where": source.where}
+    if "labels" not in row:
+        begin = row.get("prompt_length", len(row.get("input_ids", ())))
+        sides = [row[name] for name in SIDES if name in row]
+        wanted = tokens.count * len(source.images)
+        if "row" in row:  # what reward functions are told
+            row = {**row, "row": {**row["row"], "images": shown["images"]}}
+        if all(ids.count(tokens.id) == ids[:begin].count(tokens.id) == wanted for ids in sides):
+            return row | shown
+        return f"holds {tokens.token} without an image, or in a reply"
     ids, labels = row["input_ids"], row["labels"]
     spots = [i for i, token in enumerate(ids) if token == tokens.id]
     whole, rest = divmod(len(spots), tokens.count)
@@ -274,5 +289,5 @@ def finished(row: dict[str, Any], source: Row, tokens: ImageTokens) -> dict[str,
     labels = [IGNORED if ids[i] == tokens.id else labels[i] for i in range(end)]
     if all(label == IGNORED for label in labels[1:]):
         return "no trained token within sft.max_length"
-    shown = {"images": list(source.images[:whole]), "where": source.where}
+    shown["images"] = list(source.images[:whole])
     return {**row, "input_ids": ids[:end], "labels": labels, **shown}

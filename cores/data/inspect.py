@@ -69,8 +69,9 @@ def write(
     lines += [_line(row, tokenizer) | {"held_out": True} for row in test]
     if images is not None and images.count > 1:
         token = re.compile(f"(?:{re.escape(images.token)})+")
-        for line in lines:
-            line["segments"] = [(token.sub("<IMG>", text), flag) for text, flag in line["segments"]]
+        sides = (line.get(side, line) for line in lines for side in ("chosen", "rejected"))
+        for side in sides:
+            side["segments"] = [(token.sub("<IMG>", text), flag) for text, flag in side["segments"]]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:
         file.write_text(text, encoding="utf-8")

@@ -146,13 +146,17 @@ class RowMaker:
 
     def _texts(self, example: Example) -> list[Texts]:
         """Of each row that an example becomes, the segments of its conversations."""
-        where = example.row.where
+        where, image = example.row.where, (self.images, self.config.template.image)
         if self.joined:
             (turn,) = example.conversations[0]
             text = (self.config.data.join or "") + replaced(turn["content"], self.config.template)
             return [[[Segment("text", text, True)]]]
         if not self.demonstrates:
-            rows = [self.template.segments(turns, where) for turns in example.conversations]
+            rows = [
+                row
+                for turns in example.conversations
+                for row in with_images([self.template.segments(turns, where)], turns, where, *image)
+            ]
             replied = self.made != self._prompt
             sides = [side for row in rows for side in two_sides(row, replied)]
             return [sides if self.encoder else rows]
@@ -163,9 +167,7 @@ class RowMaker:
         # Where all is learned one row holds it all; the last reply alone is in one row as well.
         (turns,), one = example.conversations, self.config.sft.loss_on != "assistant"
         rows = self.template.demonstrations(turns, where, one)
-        if self.images is not None:
-            rows = with_images(rows, turns, where, self.images, self.config.template.image)
-        return [[row] for row in rows]
+        return [[row] for row in with_images(rows, turns, where, *image)]
 
     def _row(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         """The stage's row of an example's conversations, each encoded and as segments."""

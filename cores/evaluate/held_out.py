@@ -65,8 +65,8 @@ def evaluate(scorer: Scorer, prompts: list[list[int]], rows: Sequence[Row] = ())
         chunk, told = prompts[start : start + size], list(rows[start : start + size])
         lacking = -len(chunk) % world
         mine = share(chunk + chunk[-1:] * lacking, rank, world)
-        rollout = scorer.rollout(mine, start + rank * len(mine), "evaluation")
         told = share(told + told[-1:] * lacking, rank, world)
+        rollout = scorer.rollout(mine, start + rank * len(mine), "evaluation", told)
         scored = scorer.score(rollout, told, last_token=True)
         _add(result, gather_rows(scored, launch), len(chunk), scorer.sources)
     return result

@@ -78,17 +78,18 @@ class Actor(nn.Module):
         response_length: int,
         plain: bool = False,
         entropy: bool = True,
+        images: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropy (B, T) of the last `response_length` of ids (B, L), mask (B, L).
 
-        mask: None where no row has padding.
+        mask: None where no row has padding. images: see `Rows`.
 
         Responses begin at the same column in every row (prompts are padded on the left), so column
         t is response token t. `plain`: the language model's own distribution, for texts that were
         not sampled: temperature 1, stop ids anywhere, entropy without a gradient. `entropy`: else
         None stands in its place, which saves a pass or two over the logits.
         """
-        rows = Rows(ids, mask, response_length)
+        rows = Rows(ids, mask, response_length, images)
         states = hidden_states(plain_model(self.model).base_model, rows, self.prefix)
         states = before_replies(states, response_length).flatten(0, 1)
         chosen = replies(ids, response_length)
@@ -264,13 +265,16 @@ class ScalarModel(nn.Module):
         self.mean = float(getattr(self.model.config, "reward_mean", 0.0))
         self.scale = float(getattr(self.model.config, "reward_scale", 1.0))
 
-    def forward(self, ids: Tensor, mask: Tensor | None, response_length: int = 0) -> Tensor:
-        """Values (B, L) of ids (B, L) under mask (B, L), in float32; None: nothing is padding.
-
-        `response_length`: columns of the replies, which encoder-decoders must be told.
-        """
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        response_length: int = 0,
+        images: Tensor | None = None,
+    ) -> Tensor:
+        """Values (B, L) in float32 of rows whose fields these are: see `Rows`."""
         inner: Any = plain_model(self.model)
-        hidden = hidden_states(inner.base_model, Rows(ids, mask, response_length))
+        hidden = hidden_states(inner.base_model, Rows(ids, mask, response_length, images))
         # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = inner.score(hidden.float())

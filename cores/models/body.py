@@ -103,6 +103,7 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
     if body.config.is_encoder_decoder:
         return decoder_states(body, rows)
     ids, mask = rows.ids, rows.mask
+    images = {} if rows.images is None else {"pixel_values": rows.images}
     if mask is None and prefix:
         mask = torch.ones_like(ids, dtype=torch.bool)
     if mask is not None:
@@ -116,7 +117,7 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
             # transformers takes it as it is. Of a mask (B, L) it would ask whether there is any
             # padding at all, and a GPU would be waited for.
             inputs["attention_mask"] = causal_mask(mask)
-        return body(**inputs, use_cache=False).last_hidden_state
+        return body(**inputs, **images, use_cache=False).last_hidden_state
     answers: dict[str, Any] = {
         "find_packed_sequence_indices": lambda position_ids: None,
         "fast_all": lambda mask: True,
@@ -126,7 +127,7 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
     vars(masking_utils).update(answers)
     vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
     try:
-        return body(input_ids=ids, use_cache=False).last_hidden_state
+        return body(input_ids=ids, **images, use_cache=False).last_hidden_state
     finally:
         vars(masking_utils).update(found)
         del vars(body)["warn_if_padding_and_no_attention_mask"]

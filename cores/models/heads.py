@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoModelForCausalLM,
@@ -29,6 +30,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from cores.models.folders import OLD_HEAD
 from cores.models.images import reads_images
 
+JUDGES_IMAGES = ("llava",)
+"""Model types of bases that read images, whose body is one model for a head to stand behind."""
 LAYERS = "reward_head_layers"
 """In config.json of a model with another head than the stock one."""
 
@@ -76,20 +79,24 @@ def built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
 
 @cache
 def classifier_of(family: type[PretrainedConfig]) -> Any:
-    """A sequence-classification class for `family`, a causal one without a stock class: its body
-    under its own name, and `score`. None where the body is one of several (images, sound), keeps a
-    state from token to token, which padding would enter, takes no mask or no positions, or where a
-    stock class of another family has the name."""
-    if family not in MODEL_FOR_CAUSAL_LM_MAPPING or family not in MODEL_MAPPING:
+    """A sequence-classification class for `family`, a causal one without a stock class, or one that
+    reads images: its body under its own name, and `score`. None where that is one of several, keeps
+    a state from token to token, which padding would enter, takes no mask or no positions, or where
+    a stock class of another family has the name."""
+    sees = family.model_type in JUDGES_IMAGES
+    models = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if sees else MODEL_FOR_CAUSAL_LM_MAPPING
+    if family not in models or family not in MODEL_MAPPING:
         return None
-    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[family]
+    causal: Any = models[family]
     body: Any = MODEL_MAPPING[family]
-    name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
+    task = "ForConditionalGeneration" if sees else "ForCausalLM"
+    name = causal.__name__.replace(task, "ForSequenceClassification")
     if name in (causal.__name__, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()):
         return None
     takes = inspect.signature(body.forward).parameters.keys()
-    alone = not family.sub_configs and not getattr(causal, "_is_stateful", False)
-    if not alone or not {"attention_mask", "position_ids"} <= takes:
+    parts = not sees and family.sub_configs
+    unfit = parts or getattr(causal, "_is_stateful", False)
+    if unfit or not {"attention_mask", "position_ids"} <= takes:
         return None
     parents = [kind for kind in body.__mro__ if issubclass(kind, PreTrainedModel)]
     names = {"base_model_prefix": causal.base_model_prefix, "__module__": causal.__module__}

@@ -89,6 +89,46 @@ def image_processor(
     return ImageProcessor(config.model.path, base, tokenizer)
 
 
+def later_processor(
+    config: Config,
+    base: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    stage: str,
+    processes: int,
+) -> "ImageProcessor | None":
+    """As `image_processor` in stages 2 and 3, of the policy `base` in `folder`; so many processes
+    run."""
+    if not reads_images(base):
+        return None
+    name, section = architecture(base), getattr(config, stage)
+    unfit = {
+        f"{stage}.lora.rank": section.lora.rank,
+        "model.quantization": config.model.quantization != "none",
+        "reward.base": config.reward.base,
+        "reward.path": config.reward.path,
+        "ppo.ptx_coef": stage == "ppo" and config.ppo.ptx_coef,
+        "several processes": processes > 1,
+    }
+    if keys := [key for key, chosen in unfit.items() if chosen]:
+        raise UserError(
+            f"model.path: {name} reads images, and stages 2 and 3 of such a base go without "
+            f"{', '.join(keys)}; set back what is named."
+        )
+    if find_spec("PIL") is None:
+        raise UserError(f"model.path: {name} reads images; run `pip install tristage[images]`.")
+    return ImageProcessor(str(folder), base, tokenizer)
+
+
+def hold_tower(model: Any) -> Any:
+    """`model`, whose vision tower, if it has one, stays as it is: behind stage 1 what an image is
+    has been learned, and some of its layers give nothing that is read."""
+    for name, parameter in model.named_parameters():
+        if "vision_tower" in name.split("."):
+            parameter.requires_grad_(False)
+    return model
+
+
 @dataclass(frozen=True)
 class ImageProcessor:
     """What a base makes of images: its own image processor, and the tokens that stand for one."""

@@ -28,7 +28,7 @@ from cores.models.folders import (
     place,
     reading,
 )
-from cores.models.heads import built, class_of, has_classifier, policy_class
+from cores.models.heads import JUDGES_IMAGES, built, class_of, has_classifier, policy_class
 from cores.models.images import image_ids, one_vocabulary, reads_images
 from cores.models.vocabulary import (
     architecture,
@@ -86,11 +86,11 @@ def check_length(config: PretrainedConfig, tokens: int, keys: str) -> None:
 
 def scalar_problem(config: PretrainedConfig) -> str | None:
     """What keeps this architecture from being a reward model, if anything; reads no weights."""
-    if reads_images(config):
+    if reads_images(config) and config.model_type not in JUDGES_IMAGES:
         return (
-            f"{architecture(config)} reads images, and such models are trained in stage 1 alone: "
-            "stages 2 and 3 read texts. For all three stages take a model of one of these "
-            f"families: {SCALAR_FAMILIES}."
+            f"{architecture(config)} reads images, and is trained in stage 1 alone. For all three "
+            f"stages take a LLaVA, or for texts a model of one of these families: "
+            f"{SCALAR_FAMILIES}."
         )
     if has_classifier(config):
         return None

@@ -24,6 +24,8 @@ class Rows:
     width: int
     """T, columns of the replies. 0: rows are texts, whose scores alone are asked for; their padding
     may be anywhere."""
+    images: Tensor | None = None
+    """(N, C, H, W) pixels of the rows' images, in their order; None: there is none."""
 
 
 def replies(columns: Tensor, width: int) -> Tensor:
@@ -65,7 +67,7 @@ class Policy:
         self, rows: Rows, plain: bool = False, entropy: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Of the replies' tokens, and the entropies before them: see `Actor`."""
-        return self.module(rows.ids, rows.mask, rows.width, plain, entropy)
+        return self.module(rows.ids, rows.mask, rows.width, plain, entropy, rows.images)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Value:
 
     def everywhere(self, rows: Rows) -> Tensor:
         """(B, L), in units of score."""
-        return self.module(rows.ids, rows.mask, rows.width)
+        return self.module(rows.ids, rows.mask, rows.width, rows.images)
 
     def values(self, rows: Rows) -> Tensor:
         """(B, T): of the states before the replies' tokens."""

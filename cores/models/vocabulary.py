@@ -143,14 +143,14 @@ def fit_vocabulary(
     """
     old, written = embedding(model).shape[0], max(saved_rows(model), len(tokenizer))
     config = model.config
-    # Of an encoder-decoder or beside images, which go through stage 1 alone, more rows than there
-    # must be are not worth the care that their heads would take.
+    # Encoder-decoders share tables in several ways, and image models have ids with a place: these
+    # get no more rows than they must.
     alone = config.get_text_config() is config and not config.is_encoder_decoder
     new = rounded(max(old, written), to) if alone or written > old else old
     if new > old:
         with torch.random.fork_rng(devices=[]):  # the new rows are set below
             model.resize_token_embeddings(new, mean_resizing=False)
-    model.saved_rows = written
+    vars(model)["saved_rows"] = written
     first = old if known is None else min(known, old)
     last = len(tokenizer)
     tables = [embedding(model)]
@@ -162,9 +162,7 @@ def fit_vocabulary(
     with torch.no_grad():
         for table in tables:
             mean = table[:first].mean(dim=0)
-            table[first:last] = (
-                mean  # of new tokens; in a base's rows beyond its own ids, if it can
-            )
+            table[first:last] = mean  # of new tokens; in rows that a base has to spare, if it can
             table[old:] = mean
     text = model.config.get_text_config()
     text.pad_token_id, ends = tokenizer.pad_token_id, text.eos_token_id

@@ -6,7 +6,7 @@ the value of the state before it. What lies outside `response_mask` has no meani
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from cores.rl import (
     whiten,
 )
 from cores.rl.coati import coati_advantages, coati_rewards
+from cores.rollout.pictures import flat
 from cores.runtime.launch import Launch
 
 Lengths = Sequence[tuple[int, int]]
@@ -71,11 +72,15 @@ class Scored:
     score_parts: Tensor
     """(B, S) score units: of each source of `ppo.rewards`, in its order, before the weights;
     NaN where a function says None."""
+    images: Tensor | None = field(default=None, kw_only=True)
+    """(B, M, C, H, W) and `shown` (B, M): see `Rollout`."""
+    shown: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def rows(self) -> Rows:
         """What models read."""
-        return Rows(self.ids, self.attended, self.response_mask.shape[1])
+        images = flat(self.images, self.shown)
+        return Rows(self.ids, self.attended, self.response_mask.shape[1], images)
 
     @property
     def response_ids(self) -> Tensor:
@@ -146,7 +151,7 @@ def _fitted(found: dict[str, Tensor], prompt: int, response: int) -> dict[str, T
         # A padded id is never attended; 0 is in every vocabulary.
         if name in ("ids", "mask"):
             return pad(value, (left, right))
-        by_token = value.dim() == 2 and name != "score_parts"
+        by_token = value.dim() == 2 and name not in ("score_parts", "shown")
         return pad(value, (0, right)) if right and by_token else value
 
     return {name: fit(name, value) for name, value in found.items()} if left or right else found
@@ -276,3 +281,15 @@ def read(steps: list[Unread]) -> list[Stats]:
         {name: next(numbers) if isinstance(x, Tensor) else x for name, x in step.items()}
         for step in steps
     ]
+
+
+def average(steps: list[Stats]) -> Stats:
+    """Mean over the optimizer steps of an update (the largest of `_max`).
+
+    What only the first ones measured is a mean over those.
+    """
+    merged = {}
+    for name in steps[0]:
+        values = [step[name] for step in steps if name in step]
+        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return merged

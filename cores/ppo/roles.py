@@ -18,10 +18,10 @@ from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import rescale
 from cores.models.adapters import hold_linears_in_bf16, language_task
 from cores.models.body import compile_layers
+from cores.models.images import hold_tower
 from cores.models.loading import exclude_from
 from cores.models.rows import Policy, Value
 from cores.rewards.texts import TextReward
-from cores.rl.schedule import lr_factor, warmup_steps
 from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint
 from cores.runtime.launch import Launch
@@ -59,7 +59,6 @@ class TrainedRole:
         )
         self.name = name
         self.learning_rate = learning_rate
-        self.schedule = ppo.warmup, ppo.lr_schedule
         self.steps = 0
         """Optimizer steps taken."""
         self.grad_norm = torch.tensor(0.0)
@@ -74,17 +73,14 @@ class TrainedRole:
         self.optimizer: Any = self.trained.optimizer
         """As the launch wraps it."""
 
-    def set_rate(self, step: int, total: int) -> float:
-        """Learning rate of optimizer step `step` of `total`; returns it as a factor of the peak."""
-        warmup, kind = self.schedule
-        factor = lr_factor(step, total, warmup_steps(warmup, total), kind)
+    def set_rate(self, factor: float) -> None:
+        """Learning rate of the next step, as a factor of the peak."""
         rate = self.learning_rate * factor
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        return factor
 
     def make_capturable(self) -> None:
         """From now on a step may be part of a CUDA graph: the learning rate lies on the device."""
@@ -112,10 +108,10 @@ class StartOfCritic:
 
     critic: TrainedRole
 
-    def __call__(self, ids: Tensor, mask: Tensor | None, response_length: int = 0) -> Tensor:
+    def __call__(self, *rows: Any) -> Tensor:
         """As `ScalarModel`."""
         with self.critic.unwrapped.model.disable_adapter():
-            return self.critic.module(ids, mask, response_length)
+            return self.critic.module(*rows)
 
 
 @dataclass(frozen=True)
@@ -257,6 +253,7 @@ def _reward(
 def _trainable(model: Any, config: Config, task: TaskType, name: str) -> Any:
     """With adapters and checkpointing as configured."""
     lora = config.ppo.lora
+    hold_tower(model)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if lora.rank:

@@ -12,6 +12,7 @@ from cores.config import PPOSection
 from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import ANEW, UserError
+from cores.models.images import ImageProcessor
 from cores.models.rows import Rows, Value
 from cores.ppo.experience import Scored, on_device
 from cores.ppo.passes import in_parts, response_values, shared
@@ -21,6 +22,7 @@ from cores.rewards.call import RewardFunctions
 from cores.rl import masked_mean
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
+from cores.rollout.pictures import pictures
 from cores.runtime.launch import Launch
 from cores.runtime.ranks import WATCH
 
@@ -44,6 +46,7 @@ class Scorer:
         launch: Launch,
         seed: int,
         functions: RewardFunctions | None = None,
+        images: ImageProcessor | None = None,
     ) -> None:
         self.config = config
         self.roles = roles
@@ -52,25 +55,35 @@ class Scorer:
         self.seed = seed
         self.functions = functions
         """Sources of the score beside the reward model."""
+        self.images = images
+        """What the policy makes of images, if it reads any."""
         names = [source.rpartition(":")[2] for source in config.rewards]
         self.sources = names if len(names) > 1 else []
         """Names of the score's sources, where there are several."""
         self.state = PPOState(config.kl_coef)
 
     def rollout(
-        self, prompts: list[list[int]], first: int = 0, purpose: str = "replies"
+        self,
+        prompts: list[list[int]],
+        first: int = 0,
+        purpose: str = "replies",
+        rows: Sequence[Row] = (),
     ) -> Rollout:
         """A reply to each prompt from the actor as it is now.
 
         `first`: number of this rank's first reply among those of all ranks. The numbers that decide
         a reply are drawn from (seed, purpose, update, its number), so it is the same however many
-        ranks there are; those of an evaluation whatever the update.
+        ranks there are; those of an evaluation whatever the update. `rows`: where the images of the
+        prompts are named, for a policy that reads any.
         """
         position = self.state.update if purpose == "replies" else 0
         tokens = self.config.max_new_tokens
         uniform = uniforms(len(prompts), tokens, self.seed, purpose, position, first=first)
         with self.roles.actor.trained.gathered():  # whole weights, for generation
-            return self.engine.generate(prompts, uniform)
+            if self.images is None:
+                return self.engine.generate(prompts, uniform)
+            engine: Any = self.engine  # that of Hugging Face, which alone runs such policies
+            return engine.generate(prompts, uniform, images=pictures(self.images, list(rows)))
 
     @torch.no_grad()
     def score(
@@ -100,6 +113,8 @@ class Scorer:
             values=zeros.clone(),
             scores=zeros[:, 0].clone(),
             score_parts=zeros.new_zeros(len(zeros), len(self.config.rewards)),
+            images=rollout.images,
+            shown=rollout.shown,
         )
         work = partial(self._score_all, scored, texts, last_token, reuse)
         with_room(self, lambda: self.launch.together(work))

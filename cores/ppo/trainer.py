@@ -13,11 +13,13 @@ from torch import Tensor
 from cores.config import FaultsSection, PPOSection
 from cores.draws import permutation
 from cores.errors import ANEW, UserError
+from cores.models.images import ImageProcessor
 from cores.ppo.experience import (
     Experience,
     Scored,
     Stats,
     Unread,
+    average,
     describe,
     estimate,
     gather_rows,
@@ -25,11 +27,12 @@ from cores.ppo.experience import (
 )
 from cores.ppo.passes import Minibatch, Passes, Terms, Turn, shared
 from cores.ppo.ptx import PtxRows, ptx_loss
-from cores.ppo.roles import Roles, TrainedRole
+from cores.ppo.roles import ACTOR, Roles, TrainedRole
 from cores.ppo.score import Row, Scorer, decide, looks, with_room
 from cores.ppo.state import PPOState
 from cores.rewards.call import RewardFunctions
 from cores.rl import next_kl_coef
+from cores.rl.schedule import lr_factors
 from cores.rollout import RolloutEngine
 from cores.run.checkpoint import Checkpoint, State
 from cores.runtime.launch import Launch
@@ -48,16 +51,25 @@ class PPOTrainer(Scorer):
         functions: RewardFunctions | None = None,
         ptx: PtxRows | None = None,
         faults: FaultsSection | None = None,
+        images: ImageProcessor | None = None,
     ) -> None:
-        super().__init__(config, roles, engine, launch, seed, functions)
-        self.ptx = ptx
-        """Stage-1 rows to train on beside the rollouts."""
-        self.faults = faults or FaultsSection()
+        super().__init__(config, roles, engine, launch, seed, functions, images)
+        self.ptx, self.faults = ptx, faults or FaultsSection()
+        """Stage-1 rows to train on beside the rollouts; what to do about steps that are none."""
         self.passes = Passes(config, roles, launch)
         """How a micro-batch goes through a model and back."""
         self.minibatch = 0
         """Optimizer steps of the present update so far."""
         self.minibatches = config.epochs * (config.batch_size // config.minibatch_size)
+        self.waits = {role.name: 0 for role in roles.trained} | {ACTOR: config.critic_warmup}
+        """Updates before a role's first step."""
+        self.factors = {
+            name: lr_factors(
+                (config.updates - wait) * self.minibatches, config.warmup, config.lr_schedule
+            )
+            for name, wait in self.waits.items()
+        }
+        """Of the peak learning rate, at each of a role's optimizer steps."""
 
     def state_dict(self) -> State:
         """The state with the roles', whole, on the main process; every rank calls it."""
@@ -83,13 +95,13 @@ class PPOTrainer(Scorer):
         c, state, group = self.config, self.state, self.config.samples_per_prompt
         # 1 rollout: a reply to each prompt, `group` of them
         asked = [prompt for prompt in prompts for _ in range(group)]
-        rollout = self.rollout(asked, first=self.launch.rank * len(asked))
+        told = [row for row in rows for _ in range(group)]
+        rollout = self.rollout(asked, first=self.launch.rank * len(asked), rows=told)
         # 2 score: the models and functions on this rank's rows, then the rows of all ranks
         learning = self.roles.actor in self._trained_now()
         looked = looks(c, state.update)
         # An update of the critic alone would tell no entropy.
         reused = bool(state.reused) and learning and not looked
-        told = [row for row in rows for _ in range(group)]
         scored = gather_rows(self.score(rollout, told, reuse=reused), self.launch)
         if looked:
             found, line = decide(scored, self.launch.precision)
@@ -204,14 +216,14 @@ class PPOTrainer(Scorer):
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
         that neither micro-batches nor ranks change the gradient.
         """
-        c, trained = self.config, self._trained_now()
+        trained = self._trained_now()
         sums: dict[str, Tensor] = {}
-        factors = []
+        factors: list[float] = []
         for role in trained:
             # By where the run is, not by the steps taken: an update that ends early skips some.
-            waits = c.critic_warmup if role is self.roles.actor else 0
-            now = (self.state.update - waits) * self.minibatches + self.minibatch
-            factors.append(role.set_rate(now, (c.updates - waits) * self.minibatches))
+            since = self.state.update - self.waits[role.name]
+            factors.append(self.factors[role.name][since * self.minibatches + self.minibatch])
+            role.set_rate(factors[-1])
             sums |= with_room(self, partial(self._descend, role, experience, rows.tolist()))
         self.minibatch += 1
         return {
@@ -285,15 +297,3 @@ def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
     total, largest = reduce(own, reduction="sum"), own.clone()
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return {name: (largest if name.endswith("_max") else total)[i] for i, name in enumerate(names)}
-
-
-def average(steps: list[Stats]) -> Stats:
-    """Mean over the optimizer steps of an update (the largest of `_max`).
-
-    What only the first ones measured is a mean over those.
-    """
-    merged = {}
-    for name in steps[0]:
-        values = [step[name] for step in steps if name in step]
-        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
-    return merged

@@ -34,7 +34,7 @@ function chain() {
     add(box, "p", stage.state + (stage.step ? `, step ${stage.step}` : ""), "soft");
     const rows = [["time", duration(stage.seconds)]];
     const each = stage.processes === 1 ? "1 process" : `${stage.processes} processes`;
-    rows.push(["cost", `${duration(stage.seconds * stage.processes)} of work, ${each}`]);
+    rows.push(["cost", `${duration(stage.seconds * stage.processes)} in ${each}`]);
     pairsOf(box, [...rows, ...stage.figures]);
     for (const [name, used, read, format] of stage.data) {
       add(box, "p", `${name}: ${used} of ${read} rows, ${format}`, "soft");
@@ -54,11 +54,26 @@ function findings() {
 }
 
 const colour = name => () => getComputedStyle(document.documentElement).getPropertyValue(name);
-const plots = [];
+const plots = [], waiting = new Map();
+// A plot is drawn when it comes near the window: most of a page is never looked at.
+const near = new IntersectionObserver(entries => {
+  for (const {target, isIntersecting} of entries) {
+    if (!isIntersecting || !waiting.has(target)) continue;
+    const draw = waiting.get(target);
+    near.unobserve(target);
+    waiting.delete(target);
+    draw();
+  }
+}, {rootMargin: "200px"});
 
-function plot(home, title, label, data, series, more = {}) {
+function plot(home, title, ...drawn) {
   const box = add(home, "div", null, "plot");
   add(box, "h3", title);
+  waiting.set(box, () => draw(box, ...drawn));
+  near.observe(box);
+}
+
+function draw(box, label, data, series, more = {}) {
   const axis = {stroke: colour("--soft"), grid: {stroke: colour("--line"), width: 1},
                 ticks: {stroke: colour("--line"), width: 1}, font: "11px system-ui"};
   const options = {
@@ -67,9 +82,7 @@ function plot(home, title, label, data, series, more = {}) {
             values: (u, ticks) => ticks.map(tick => number(tick))}],
     series: [{label}, ...series], cursor: {points: {size: 5}}, ...more,
   };
-  const made = new uPlot(options, data, box);
-  plots.push([made, box]);
-  return made;
+  plots.push([new uPlot(options, data, box), box]);
 }
 
 const line = (label, name, more = {}) => ({
@@ -77,7 +90,7 @@ const line = (label, name, more = {}) => ({
   value: (u, x) => number(x), points: {show: false}, ...more,
 });
 
-const edge = label => ({label, stroke: "transparent", points: {show: false}, spanGaps: true,
+const edge = label => ({label, class: "edge", stroke: "transparent", points: {show: false}, spanGaps: true,
                         value: (u, x) => number(x)});
 
 function curve(home, stage, name, title) {
@@ -256,10 +269,11 @@ function replies() {
       : "None yet.", "soft");
     return;
   }
-  const kind = told.pairs.length ? "held-out prompts, changed words marked" : "of the rollouts";
+  const kind = told.pairs.length ? `Replies to ${rows.length} held-out prompts, changed words marked`
+    : `${rows.length} replies of the rollouts, the newest first`;
   const cut = told.pairs.length && told.pairs.length < told.replies
     ? ` (the first ${told.pairs.length} of ${told.replies})` : "";
-  add(home, "p", `${rows.length} replies ${kind}${cut}.`, "soft");
+  add(home, "p", `${kind}${cut}.`, "soft");
   const tools = add(home, "div", null, "tools"), search = add(tools, "input");
   search.type = "search";
   search.placeholder = "Search prompts and replies";

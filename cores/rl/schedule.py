@@ -33,3 +33,9 @@ def lr_factor(
         # The nearest float below a beginning would be the end of the cycle before it.
         progress = round(progress * cycles, 9) % 1
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def lr_factors(total_steps: int, warmup: float, kind: str) -> list[float]:
+    """`lr_factor` of each of `total_steps` steps."""
+    rising = warmup_steps(warmup, total_steps)
+    return [lr_factor(step, total_steps, rising, kind) for step in range(total_steps)]

@@ -32,6 +32,10 @@ class Rollout:
     """(B,) bool: whether the reply stopped, by a stop token or a stop string."""
     entropy: Tensor | None = None
     """(B, T) nats: of the distribution that each token was sampled from, if the engine tells."""
+    images: Tensor | None = None
+    """(B, M, C, H, W) float32: pixels of each row's images, see `Pictures`; None: there is none."""
+    shown: Tensor | None = None
+    """(B, M) bool: which of them there are."""
 
     @property
     def response_ids(self) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: B rows, P prompt tokens, T response tokens so far.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from cores.data import left_pad
 from cores.models.attention import prompts_both_ways
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.rollout.engine import Listener, Rollout, Sampling, cut_at_stops, nucleus, sample
+from cores.rollout.pictures import Pictures, flat
 
 
 @dataclass(eq=False)
@@ -108,9 +109,14 @@ class HFEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None
+        self,
+        prompts: list[list[int]],
+        uniform: Tensor,
+        listen: Listener | None = None,
+        images: Pictures | None = None,
     ) -> Rollout:
-        """One reply for each prompt; see `Rollout` and `RolloutEngine` for shapes."""
+        """One reply for each prompt, which shows these images; see `Rollout` and `RolloutEngine`
+        for shapes."""
         s, device = self.sampling, self.model.device
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, s.pad_id))
         sampler = _Sampler(s, uniform.to(device))
@@ -120,6 +126,7 @@ class HFEngine:
         texts = None
         if s.text_matcher is not None:
             texts = TextStops(s.text_matcher, before, s.min_new_tokens)
+        seen = None if images is None else flat(images.pixels, images.shown)
         ends: list[Any] = [texts] if texts else []
         ends += [_Told(listen)] if listen else []
         theirs, training = self.model.generation_config, self.model.training
@@ -137,6 +144,7 @@ class HFEngine:
                 ids = self.model.generate(
                     input_ids=prompt_ids,
                     attention_mask=prompt_mask.long(),
+                    **({} if seen is None else {"pixel_values": seen.to(device)}),
                     generation_config=GenerationConfig(
                         do_sample=False,  # the sampler leaves one token
                         max_new_tokens=s.max_new_tokens,
@@ -154,4 +162,7 @@ class HFEngine:
         response = ids[:, before:]
         text_stops = torch.stack(texts.met, dim=1) if texts else None
         drawn = (torch.stack(each, dim=1) for each in (sampler.logprobs, sampler.entropies))
-        return cut_at_stops(s, prompt_ids, prompt_mask, response, text_stops, *drawn)
+        rollout = cut_at_stops(s, prompt_ids, prompt_mask, response, text_stops, *drawn)
+        if images is None:
+            return rollout
+        return replace(rollout, images=images.pixels.to(device), shown=images.shown.to(device))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 WORK = {
     "sft": "A language model, fine-tuned on demonstrations (stage 1 of 3)",
     "reward": "A reward model: one number for a reply to a prompt (stage 2 of 3)",
@@ -13,7 +15,8 @@ WORK = {
 }
 TASK = {"reward": "text-classification"}
 TAGS = {"sft": ["sft"], "reward": ["reward-model"], "ppo": ["rlhf", "ppo"]}
-LICENSE = re.compile(r"(?ms)\A---\n.*?^license:\s*[\"']?([^\s\"']+)")
+HEAD = re.compile(r"(?ms)\A\ufeff?---[ \t]*\n(.*?)^---[ \t]*$")
+"""The block of YAML that a card of the hub begins with."""
 FIGURES = {
     "test_loss_before": "held-out loss before, nats a token",
     "test_loss": "held-out loss, nats a token",
@@ -65,8 +68,20 @@ def license_of(path: str) -> str | None:
     file = Path(path).expanduser() / "README.md"
     if not file.is_file():
         return None
-    found = LICENSE.match(file.read_text(encoding="utf-8", errors="replace"))
-    return found[1] if found else None
+    return license_in(file.read_text(encoding="utf-8", errors="replace"))
+
+
+def license_in(text: str) -> str | None:
+    """The licence that a card's head names; None if it names none, or several."""
+    head = HEAD.match(text)
+    try:
+        told = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        return None
+    named = told.get("license") if isinstance(told, dict) else None
+    if isinstance(named, list) and len(named) == 1:
+        (named,) = named
+    return named if isinstance(named, str) else None
 
 
 def _lines(lines: Iterator[str]) -> str:

@@ -13,6 +13,7 @@ from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
 from cores.models.bases import check_base
 from cores.models.folders import CLASSIFIER, place, reading
+from cores.models.images import reads_images
 from cores.models.loading import check_scalar, load_config
 from cores.runtime.fingerprint import cache_if_unreachable, model_files, tokenizer_fingerprint
 
@@ -94,10 +95,11 @@ def _check_reward(model: PretrainedConfig, path: str) -> None:
             f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
             "score is one number. Give a sequence-classification model with num_labels 1."
         )
-    if model.is_encoder_decoder:
+    if model.is_encoder_decoder or reads_images(model):
         raise UserError(
-            f"model.path: {path} is an encoder-decoder, and judges replies of the policy that it "
-            "was trained beside alone. Give a model that reads prompt and reply as one text."
+            f"model.path: {path} reads more than one text (an encoder's, or images), and judges "
+            "replies of the policy that it was trained beside alone. Give a model that reads "
+            "prompt and reply as one text."
         )
     check_scalar(model)
 

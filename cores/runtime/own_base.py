@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.errors import UserError
 from cores.models import load_tokenizer
 from cores.models.bases import check_base
+from cores.models.images import reads_images
 from cores.models.loading import load_config
 from cores.runtime.elsewhere import fetched
 from cores.runtime.fingerprint import model_files
@@ -24,10 +25,11 @@ def own_base(
         folder = fetched(path, None, KEY)
         theirs = load_tokenizer(folder)
         check_base(folder, base := load_config(folder), tokenizer)
-        if base.is_encoder_decoder:
+        if base.is_encoder_decoder or reads_images(base):
             raise UserError(
-                f"model.path: {path} is an encoder-decoder, which cannot judge replies of a policy "
-                "that is none. Give a model that reads prompt and reply as one text."
+                f"model.path: {path} reads more than one text (an encoder's, or images), and "
+                "cannot judge replies of a policy that does not. Give a model that reads prompt "
+                "and reply as one text."
             )
     except UserError as error:  # it names the key of stage 1's base
         raise UserError(str(error).replace("model.path", KEY)) from None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from cores.draws import in_epochs, uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_policy, load_scalar
 from cores.models.actor import plain_model, rescale
+from cores.models.images import ImageProcessor
 from cores.models.loading import exclude_from, load_config, max_length
 from cores.models.rows import Rows, Value
 from cores.rewards.texts import TextReward
 from cores.rollout import RolloutEngine, build_engine
+from cores.rollout.pictures import flat, pictures
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
 
@@ -30,10 +33,13 @@ def reply_tokens(config: Config) -> int:
     return config.reward.calibration_tokens or config.ppo.max_new_tokens
 
 
-def calibration_prompts(config: Config, rows: list[dict], *models: PretrainedConfig) -> list[Row]:
-    """Prompts of the training pairs or ratings, drawn at random as `calibration_rows`."""
+def calibration_asked(
+    config: Config, rows: list[dict], *models: PretrainedConfig
+) -> list[tuple[Row, dict[str, Any]]]:
+    """Prompts of the training pairs or ratings, drawn at random as `calibration_rows`, and their
+    rows."""
     prompts = [(row.get("chosen_ids") or row["ids"])[: row["prompt_length"]] for row in rows]
-    return [prompts[i] for i in calibration_rows(config, prompts, *models)]
+    return [(prompts[i], rows[i]) for i in calibration_rows(config, prompts, *models)]
 
 
 def calibration_rows(config: Config, prompts: list[Row], *models: PretrainedConfig) -> list[int]:
@@ -69,9 +75,10 @@ def score_rows(
     batch_size: int,
     launch: Launch,
     about: Sequence[dict[str, Any]] = (),
+    images: ImageProcessor | None = None,
 ) -> list[float]:
     """Score of each row of tokens, by all ranks together; `about`: its "prompt_length", which
-    encoder-decoders need."""
+    encoder-decoders need, and its "images" for a model that reads any."""
     model.eval()
     own = []
     mine = range(launch.rank, len(rows), launch.world)
@@ -84,6 +91,9 @@ def score_rows(
         else:
             ids, mask = right_pad(own_rows, pad_id)
             read = Rows(ids.to(launch.device), mask.to(launch.device), width=0)
+            if images is not None and (found := pictures(images, [about[i] for i in indices])):
+                pixels = flat(found.pixels, found.shown)
+                read = replace(read, images=None if pixels is None else pixels.to(launch.device))
         with launch.autocast():
             scores = Value(model).score(read)
         own += list(zip(indices, scores.tolist(), strict=True))
@@ -105,11 +115,15 @@ def calibrated(
     prompts: list[Row],
     tokenizer: PreTrainedTokenizerBase,
     launch: Launch,
+    told: Sequence[dict[str, Any]] = (),
+    images: ImageProcessor | None = None,
 ) -> dict[str, float]:
     """Stage 2's calibration of `reward`, on replies of the policy in `sft`: see `calibrate`."""
     engine, size = policy_engine(config, sft, tokenizer, launch), config.reward.microbatch_size
     pad_id: Any = tokenizer.pad_token_id
-    return calibrate(config, reward, engine, prompts, pad_id, size, launch)
+    return calibrate(
+        config, reward, engine, prompts, pad_id, size, launch, told=told, images=images
+    )
 
 
 def calibrate(
@@ -122,11 +136,13 @@ def calibrate(
     launch: Launch,
     texts: TextReward | None = None,
     told: Sequence[dict[str, Any]] = (),
+    images: ImageProcessor | None = None,
 ) -> dict[str, float]:
     """Make scores of the engine's replies to `prompts` mean 0 and standard deviation 1 (`rescale`).
 
     Ziegler et al. 2019, section 2. `texts`: how the model reads replies to the rows `told`, if not
-    the engine's ids. UserError if the scores do not vary, or are not numbers.
+    the engine's ids; `images`: what is made of theirs. UserError if the scores do not vary, or are
+    not numbers.
     """
     own: list[tuple[Row, int]] = []
     drawn = uniforms(len(prompts), reply_tokens(config), config.seed, "calibration")
@@ -134,13 +150,18 @@ def calibrate(
     mine, asked = prompts[launch.rank :: launch.world], told[launch.rank :: launch.world]
     for start in range(0, len(mine), batch_size):
         part = slice(start, start + batch_size)
-        rollout = engine.generate(mine[part], drawn[part])
+        seen: dict[str, Any] = {}
+        if images is not None:
+            seen["images"] = pictures(images, list(asked[part]))
+        rollout = engine.generate(mine[part], drawn[part], **seen)
         ids = [rollout.row(i) for i in range(rollout.ids.shape[0])]
         read = ids if texts is None else texts(rollout, asked[part])
         own += zip(read, map(len, mine[part]), strict=True)
     every = gather_object(own) if launch.world > 1 else own
     rows, about = [row for row, _ in every], [{"prompt_length": length} for _, length in every]
-    scores = score_rows(model, rows, pad_id, batch_size, launch, about)
+    if images is not None:  # one process, whose rows are all there are
+        about = [row | length for row, length in zip(told, about, strict=True)]
+    scores = score_rows(model, rows, pad_id, batch_size, launch, about, images)
     raw = torch.tensor(scores, dtype=torch.float64)
     mean, std = raw.mean().item(), raw.std(correction=0).item()
     if not std > 0:

@@ -20,7 +20,7 @@ from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.models.bases import check_encoder
-from cores.models.images import reads_images
+from cores.models.images import ImageProcessor, reads_images
 from cores.models.loading import check_length, check_scalar, load_config
 from cores.ppo.experience import Experience, Stats, share
 from cores.ppo.ptx import PtxRows
@@ -115,6 +115,7 @@ def build_trainer(
     launch: Launch,
     functions: dict[str, RewardFunction] | None = None,
     mixed_in: StageData | None = None,
+    images: ImageProcessor | None = None,
 ) -> PPOTrainer:
     """The trainer with its rollout engine, which samples from the actor's own weights; `mixed_in`:
     what `ptx_data` gave."""
@@ -126,7 +127,7 @@ def build_trainer(
     if mixed_in is not None:
         size, pad_id = ppo.minibatch_size, tokenizer.pad_token_id
         ptx = PtxRows(mixed_in.train, size, pad_id, config.seed, launch.device)
-    return PPOTrainer(ppo, roles, engine, launch, config.seed, called, ptx, config.faults)
+    return PPOTrainer(ppo, roles, engine, launch, config.seed, called, ptx, config.faults, images)
 
 
 def train(
@@ -164,7 +165,8 @@ def train(
         if ppo.eval_every and update % ppo.eval_every == 0 and update < ppo.updates:
             _look(config, trainer, held_out, tokenizer, run)
         if (every := config.checkpoint.keep_weights) and update % every == 0:
-            save_role(trainer.roles.actor, tokenizer, run.path / f"weights/step-{update}", config)
+            place = run.path / f"weights/step-{update}"
+            save_role(trainer.roles.actor, tokenizer, place, config, trainer.images)
         save, stop = run.look(update, last=update == ppo.updates)
         if save:
             run.save(update, trainer.state_dict())
@@ -211,7 +213,8 @@ def _look(
     better = not state.best or summary["score"] > state.best["score"]
     if limit is not None and summary["kl"] <= limit and better:
         state.best = {"update": state.update, **summary}
-        save_role(trainer.roles.actor, tokenizer, run.path / "weights/best", config)
+        place = run.path / "weights/best"
+        save_role(trainer.roles.actor, tokenizer, place, config, trainer.images)
 
 
 def status_line(update: int, total: int, stats: Stats) -> str:
@@ -230,21 +233,31 @@ def status_line(update: int, total: int, stats: Stats) -> str:
 
 
 def save_roles(
-    config: Config, roles: Roles, tokenizer: PreTrainedTokenizerBase, folder: Path
+    config: Config,
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    images: ImageProcessor | None = None,
 ) -> None:
     """The actor in `folder`, the critic in `folder`/critic in the reward model's form."""
     for role in roles.trained:
         place = folder if role is roles.actor else folder / "critic"
-        save_role(role, tokenizer, place, config)
+        save_role(role, tokenizer, place, config, images)
 
 
 def save_role(
-    role: TrainedRole, tokenizer: PreTrainedTokenizerBase, folder: Path, config: Config
+    role: TrainedRole,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    config: Config,
+    images: ImageProcessor | None = None,
 ) -> None:
     """An ordinary folder of the role's model, written by the main process."""
     with role.trained.gathered():  # every rank takes part where weights are sharded
         if role.trained.accelerator.is_main_process:
             save_model(role.unwrapped.model, tokenizer, folder, config.ppo.lora.merge)
+            if images is not None:
+                images.save(folder)
 
 
 def _evaluate(trainer: PPOTrainer, rows: list[Row], when: str) -> Evaluation | None:

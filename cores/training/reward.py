@@ -20,7 +20,9 @@ from cores.evaluate.stats import mean, wins
 from cores.models import ScalarModel, check_saving, load_scalar
 from cores.models.adapters import add_lora
 from cores.models.heads import LAYERS, linears
+from cores.models.images import ImageProcessor, hold_tower
 from cores.rl.preferences import binned_loss, pairwise_loss, pointwise_loss
+from cores.rollout.pictures import opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.calibration import score_rows
@@ -51,7 +53,7 @@ def reward_model(config: Config, start: Path, tokenizer: PreTrainedTokenizerBase
         head = {"num_labels": section.bins, "reward_scale": 1.0}
     if section.head_layers > 1:
         head[LAYERS] = section.head_layers
-    model: Any = load_scalar(start, config.model, tokenizer, **head)
+    model: Any = hold_tower(load_scalar(start, config.model, tokenizer, **head))
     init_head(model, config.seed)
     check_saving(model, tokenizer)
     if section.freeze_base:
@@ -89,19 +91,29 @@ KINDS = {
 """Kind of reward model: what judges its logits, and the figures."""
 
 
-def collate(rows: list[Row], pad_id: int, start_id: int | None = None) -> dict[str, Tensor]:
+def collate(
+    rows: list[Row],
+    pad_id: int,
+    start_id: int | None = None,
+    images: ImageProcessor | None = None,
+) -> dict[str, Tensor]:
     """input_ids and attention_mask, (B, L) int64, right-padded; of pairs (2B, L), the chosen sides
     first. targets (B,): the pairs' margins, or the ratings.
 
     Of an encoder-decoder these are the prompts', and decoder_input_ids and decoder_attention_mask
-    (B, T + 1) are `start_id` and the replies'.
+    (B, T + 1) are `start_id` and the replies'. Of a base that reads images pixel_values
+    (N, C, H, W) are those of the rows, where there are any.
     """
     sides = ("chosen_ids", "rejected_ids") if "chosen_ids" in rows[0] else ("ids",)
     ids = [row[side] for side in sides for row in rows]
     target = "margin" if len(sides) > 1 else "score"
     targets = torch.tensor([float(row[target]) for row in rows])
     if start_id is None:
-        return _padded(ids, pad_id) | {"targets": targets}
+        found = _padded(ids, pad_id) | {"targets": targets}
+        seen = [] if images is None else [image for row in opened(rows, images) for image in row]
+        if images is not None and seen:
+            found["pixel_values"] = images.pixels(seen * len(sides))
+        return found
     both = list(zip(ids, [row["prompt_length"] for _ in sides for row in rows], strict=True))
     written = _padded([[start_id, *row[begin:]] for row, begin in both], pad_id)
     found = _padded([row[:begin] for row, begin in both], pad_id) | {"targets": targets}
@@ -148,6 +160,7 @@ def train_reward(
     rows: list[Row],
     tokenizer: PreTrainedTokenizerBase,
     run: StageRun,
+    images: ImageProcessor | None = None,
 ) -> Any:
     """`model`, trained on `rows`: see `lasting.train`."""
     pad_id: Any = tokenizer.pad_token_id
@@ -160,24 +173,31 @@ def train_reward(
             model=model,
             args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
             train_dataset=rows,
-            data_collator=partial(collate, pad_id=pad_id, start_id=decoder_start(model)),
+            data_collator=partial(
+                collate, pad_id=pad_id, start_id=decoder_start(model), images=images
+            ),
         )
 
     return train(model, run, trainer)
 
 
 def judged(
-    model: ScalarModel, rows: list[Row], pad_id: int, batch_size: int, launch: Launch
+    model: ScalarModel,
+    rows: list[Row],
+    pad_id: int,
+    batch_size: int,
+    launch: Launch,
+    images: ImageProcessor | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Figures on held-out rows, and a line that tells them."""
     if rows and "score" in rows[0]:
-        found = agreement(model, rows, pad_id, batch_size, launch)
+        found = agreement(model, rows, pad_id, batch_size, launch, images)
         related = "-" if found["correlation"] is None else f"{found['correlation']:.3f}"
         return found, (
             f"held-out mean squared error {found['mse']:.4f}, correlation {related} on "
             f"{found['rows']} ratings (their variance: {found['variance']:.4f})"
         )
-    found = accuracy(model, rows, pad_id, batch_size, launch)
+    found = accuracy(model, rows, pad_id, batch_size, launch, images)
     if not rows:
         return found, ""
     return found, (
@@ -187,12 +207,17 @@ def judged(
 
 
 def agreement(
-    model: ScalarModel, rows: list[Row], pad_id: int, batch_size: int, launch: Launch
+    model: ScalarModel,
+    rows: list[Row],
+    pad_id: int,
+    batch_size: int,
+    launch: Launch,
+    images: ImageProcessor | None = None,
 ) -> dict[str, Any]:
     """Mean squared error and correlation of scores and ratings (None where one of them does not
     vary), and the ratings' variance, which is the error of their mean."""
     ids = [row["ids"] for row in rows]
-    scores = score_rows(model, ids, pad_id, batch_size, launch, about=rows)
+    scores = score_rows(model, ids, pad_id, batch_size, launch, rows, images)
     x, y = (torch.tensor(v, dtype=torch.float64) for v in (scores, [row["score"] for row in rows]))
     spread = x.std(correction=0) * y.std(correction=0)
     together = ((x - x.mean()) * (y - y.mean())).mean()
@@ -205,7 +230,12 @@ def agreement(
 
 
 def accuracy(
-    model: ScalarModel, pairs: list[Row], pad_id: int, batch_size: int, launch: Launch
+    model: ScalarModel,
+    pairs: list[Row],
+    pad_id: int,
+    batch_size: int,
+    launch: Launch,
+    images: ImageProcessor | None = None,
 ) -> dict[str, Any]:
     """Share of pairs whose chosen side scores higher, that of "the longer reply wins", and how
     often the model scores the longer reply of a pair higher (None where no lengths differ).
@@ -216,7 +246,7 @@ def accuracy(
         return {"pairs": 0, "accuracy": None, "accuracy_longer": None, "prefers_longer": None}
     rows = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
     about = [pair for pair in pairs for _ in range(2)]
-    scores = score_rows(model, rows, pad_id, batch_size, launch, about)
+    scores = score_rows(model, rows, pad_id, batch_size, launch, about, images)
     lengths = [float(len(row)) for row in rows]
     both = zip(scores[::2], scores[1::2], lengths[::2], lengths[1::2], strict=True)
     uneven = [(a, b) if x > y else (b, a) for a, b, x, y in both if x != y]

@@ -24,7 +24,6 @@ from cores.config import Config
 from cores.config.lora import LoraSection
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
-from cores.data.image_files import read_image
 from cores.data.images import ImageTokens
 from cores.data.sides import Inputs
 from cores.draws import seeded
@@ -38,14 +37,13 @@ from cores.models.body import check_packing
 from cores.models.images import ImageProcessor
 from cores.models.loading import check_length
 from cores.models.tuning import add_prefix, freeze_others
+from cores.rollout.pictures import BLANK, opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.lasting import Lasting, common_arguments, one_gpu, train
 from cores.training.losses import PART, WeightedLosses, loss_weights
 
 IGNORED = -100
-BLANK = ""
-"""Name of the black image."""
 
 
 def inputs(base: PretrainedConfig, images: ImageProcessor | None = None) -> Inputs:
@@ -126,14 +124,6 @@ def blank_row(images: ImageProcessor) -> dict[str, Any]:
     """A black image without any text: all weights then have a gradient, though it is 0."""
     count = images.count
     return {"input_ids": [images.id] * count, "labels": [IGNORED] * count, "images": [BLANK]}
-
-
-def opened(rows: list[dict[str, Any]], images: ImageProcessor) -> list[list[Any]]:
-    """The images of each row; they lie in no memory before their batch comes."""
-    return [
-        [images.blank() if x == BLANK else read_image(x, row["where"]) for x in row["images"]]
-        for row in rows
-    ]
 
 
 def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:

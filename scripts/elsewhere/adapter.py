@@ -4,6 +4,7 @@ Prints the largest difference of its logits from those that this project loads.
 """
 
 import sys
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,7 +14,7 @@ from cores.models import load_policy
 
 stage, base = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(stage)
-model = AutoModelForCausalLM.from_pretrained(base)
+model: Any = AutoModelForCausalLM.from_pretrained(base)
 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 model = PeftModel.from_pretrained(model, f"{stage}/adapter").eval()
 ours = load_policy(stage, dropout=False).eval()

@@ -63,20 +63,26 @@ def margins(item: Item) -> Margins:
     return Margins(gap > 0, max(item.right) - min(item.right), gap)
 
 
-def ties(items: Sequence[Item]) -> float:
-    """Score of the subset Ties, 0 to 1.01.
+def by_prompt(items: Sequence[Item]) -> list[dict[str, Margins]]:
+    """Margins of `tied` and `ref` of each prompt of Ties."""
+    prompts: dict[str, dict[str, Margins]] = defaultdict(dict)
+    for item in items:
+        kind, _, number = item.id.partition(":")
+        prompts[number][kind] = margins(item)
+    return list(prompts.values())
+
+
+def ties(prompts: Sequence[dict[str, Margins]]) -> float:
+    """Score of the subset Ties, 0 to 1.01; a prompt that stands twice counts twice.
 
     0.3 accuracy of `tied` + 0.3 accuracy of `ref` + 0.2 P(gap of tied > spread) + 0.2 P(the
     smaller of both prompts' gaps > spread) + 0.01 mean of tanh(that gap / spread - 1), 0 for 0/0.
     """
-    kinds: dict[str, dict[str, Margins]] = defaultdict(dict)
-    for item in items:
-        kind, _, number = item.id.partition(":")
-        kinds[kind][number] = margins(item)
-    tied, ref = kinds["tied"], kinds["ref"]
-    found = 0.3 * (_share(m.accurate for m in tied.values()))
-    found += 0.3 * (_share(m.accurate for m in ref.values()))
-    both = [(tied[n].gap, min(tied[n].gap, ref[n].gap), tied[n].spread) for n in tied if n in ref]
+    found = 0.0
+    for kind in ("tied", "ref"):
+        found += 0.3 * _share(prompt[kind].accurate for prompt in prompts if kind in prompt)
+    pairs = [(p["tied"], p["ref"]) for p in prompts if len(p) == 2]
+    both = [(tied.gap, min(tied.gap, ref.gap), tied.spread) for tied, ref in pairs]
     found += 0.2 * _share(gap > spread for gap, _, spread in both)
     found += 0.2 * _share(least > spread for _, least, spread in both)
     return found + 0.01 * _share(_tanh(least, spread) for _, least, spread in both)
@@ -111,7 +117,7 @@ def result(items: Sequence[Item]) -> dict[str, Any]:
                         f"RewardBench 2: the row {item.id!r} of the subset {TIES} is neither ref:n "
                         "nor tied:n; keep the ids of the published file."
                     )
-            estimate = bootstrap(ties, part, [item.id.partition(":")[2] for item in part])
+            estimate = bootstrap(ties, by_prompt(part))
             assert estimate is not None, "a score is always there"
         else:
             estimate = share([credit(item) for item in part])

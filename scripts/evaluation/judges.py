@@ -127,7 +127,8 @@ class RewardModelJudge(Scores):
             each = zip(rows, sampled.texts, sampled.stopped, strict=True)
             ids = self.reader.read([self.reader.text(*one) for one in each])
         size = self.config.ppo.microbatch_size
-        return score_rows(self.model, ids, 0, size, self.judged.launch)
+        about = [{"prompt_length": len(row["input_ids"])} for row in rows]
+        return score_rows(self.model, ids, 0, size, self.judged.launch, about)
 
 
 class FunctionJudge(Scores):

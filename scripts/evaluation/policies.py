@@ -9,9 +9,9 @@ from cores.config import Config
 from cores.data import sft_data
 from cores.errors import UserError
 from cores.evaluate import evaluate
-from cores.evaluate.stats import PLACES, Estimate, average, ratio, wins
+from cores.evaluate.stats import PLACES, Estimate, average, ratio, share, wins
 from cores.models.images import image_processor, reads_images
-from cores.models.loading import load_config, scalar_problem
+from cores.models.loading import load_config
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import MODEL, RewardFunction
 from cores.rewards.texts import text_reward
@@ -113,9 +113,10 @@ class Table:
         lengths = [float(n) for n in found.lengths]
         columns = {"score": found.scores} if self.scored else {}
         columns |= {"kl": found.kl, "length": lengths}
-        columns |= {"ended": [float(end) for end in found.ended]}
-        columns |= {"repetition": [float(repeats(text)) for text in sampled.texts]}
+        shares = {"ended": [float(end) for end in found.ended]}
+        shares |= {"repetition": [float(repeats(text)) for text in sampled.texts]}
         result: dict[str, Any] = {k: average(v, prompts).to_json() for k, v in columns.items()}
+        result |= {name: share(values, prompts).to_json() for name, values in shares.items()}
         result["kl_token"] = ratio(found.kl, lengths, prompts).to_json()
         result |= {f"distinct_{n}": distinct(sampled.texts, n).to_json() for n in (1, 2)}
         for name, part in found.parts.items():
@@ -123,8 +124,7 @@ class Table:
             if said:
                 values, theirs = zip(*said, strict=True)
                 result[f"score_{name}"] = average(values, theirs).to_json()
-        kept = [name for name in ("score", "kl", "length") if name in columns]
-        result["rows"] = {name: [round(x, PLACES) for x in columns[name]] for name in kept}
+        result["rows"] = {k: [round(x, PLACES) for x in v] for k, v in columns.items()}
         return result
 
 
@@ -160,8 +160,8 @@ def judge_policies(
     `frontier`, `best_of_n`, `samples`, `kl` and `win_rate`."""
     demonstrations = Demonstrations.held_out(judged)
     reference = loaded(judged, judged.stages["sft"].folder)
-    if rows and (problem := scalar_problem(load_config(judged.stages["sft"].folder))):
-        judged.leave_out("policies", problem)
+    if rows and reads_images(load_config(judged.stages["sft"].folder)):
+        judged.leave_out("policies", "they read images, which this script hands to none")
         rows = []
     table = table_of(judged, rows, reference, functions) if rows else None
     language: dict[str, Any] = {}

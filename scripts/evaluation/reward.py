@@ -18,6 +18,8 @@ from cores.data.template import Template, leading_ids
 from cores.errors import UserError, readable
 from cores.evaluate.stats import average, share, wins
 from cores.models import ScalarModel, load_tokenizer, settle_pad_token
+from cores.models.images import reads_images
+from cores.models.loading import load_config
 from cores.training.calibration import score_rows
 from cores.training.reward import agreement
 from scripts.evaluation.baselines import length_margins, replies, tfidf_margins
@@ -42,11 +44,12 @@ class Reader:
     deviation: float
     """Of the scores that its loss was in, in units of its scores."""
 
-    def scores(self, ids: list[list[int]]) -> list[float]:
-        """Of rows of tokens."""
+    def scores(self, ids: list[list[int]], prompts: list[int]) -> list[float]:
+        """Of rows of tokens, whose first so many are the prompt's."""
         size = 4 * self.config.reward.microbatch_size  # nothing is kept for a backward pass
         pad_id = self.tokenizer.pad_token_id or 0
-        return score_rows(self.model, ids, pad_id, size, self.judged.launch)
+        about = [{"prompt_length": length} for length in prompts]
+        return score_rows(self.model, ids, pad_id, size, self.judged.launch, about)
 
 
 def reader_of(judged: Judged) -> Reader:
@@ -72,6 +75,8 @@ def judge_reward(judged: Judged, pairs: str | None) -> None:
         )
     if "reward" not in judged.stages:
         return judged.leave_out("accuracy", "no reward model: stage 2 is not finished")
+    if reads_images(load_config(judged.stages["reward"].folder)):
+        return judged.leave_out("accuracy", "it reads images, which this script hands to none")
     rows = benchmark_rows(pairs) if pairs is not None else []
     reader = reader_of(judged)
     if rows:
@@ -133,7 +138,8 @@ def _read(config: Config, tokenizer: Any, section: SourceSection, pairs: str | N
 def on_pairs(reader: Reader, train: list[Row], test: list[tuple[str, Row]]) -> dict[str, Any]:
     """Accuracy with its interval, beside both baselines, by source and length, and calibration."""
     rows = [row for _, row in test]
-    scores = reader.scores([row[side] for row in rows for side in SIDES])
+    prompts = [row["prompt_length"] for row in rows for _ in SIDES]
+    scores = reader.scores([row[side] for row in rows for side in SIDES], prompts)
     margins = [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)]
     outcomes = wins(margins)
     clusters = [tuple(row["chosen_ids"][: row["prompt_length"]]) for row in rows]
@@ -189,9 +195,11 @@ def benchmark(reader: Reader, rows: Iterable[tuple[str, Row]], path: str) -> dic
     ]
     ids = conversations(reader, [(where, row["prompt"], reply) for where, row, reply in said])
     limit = reader.config.reward.max_length
-    cut = sum(len(one) > limit for one in ids)
+    cut = sum(len(one) > limit for one, _ in ids)
     reader.judged.launch.say(f"RewardBench 2: {len(listed)} prompts, {len(ids)} replies of {path}")
-    scores = iter(reader.scores([one[:limit] for one in ids]))
+    # A prompt that fills all of it leaves one token to score.
+    prompts = [min(length, limit - 1) for _, length in ids]
+    scores = iter(reader.scores([one[:limit] for one, _ in ids], prompts))
     items = [
         Item(
             id=str(row.get("id", where)),
@@ -204,9 +212,9 @@ def benchmark(reader: Reader, rows: Iterable[tuple[str, Row]], path: str) -> dic
     return {"rows": len(items), "cut": cut, **result(items)}
 
 
-def conversations(reader: Reader, rows: list[tuple[str, str, str]]) -> list[list[int]]:
-    """Ids of (where, prompt, reply), ended as stage 2's rows are; what would be read as a control
-    token becomes a space."""
+def conversations(reader: Reader, rows: list[tuple[str, str, str]]) -> list[tuple[list[int], int]]:
+    """Ids of (where, prompt, reply), ended as stage 2's rows are, and how many are the prompt's;
+    what would be read as a control token becomes a space."""
     section, tokenizer = reader.config.template, reader.tokenizer
     template, controls = Template(section, tokenizer), control_tokens(tokenizer)
 
@@ -222,4 +230,5 @@ def conversations(reader: Reader, rows: list[tuple[str, str, str]]) -> list[list
         segments.append(template.segments(turns, where))
     bare = section.kind == "chat" or not section.bos
     leading = [] if bare else leading_ids(tokenizer)
-    return [row.ids[: row.reply_end] for row in encode_rows(segments, tokenizer, leading)]
+    encoded = encode_rows(segments, tokenizer, leading)
+    return [(row.ids[: row.reply_end], row.prompt_length) for row in encoded]

@@ -58,6 +58,8 @@ def judge(config: Config, wanted: Wanted) -> None:
     if not {"accuracy", "reward_model", "benchmark", "language", "policies"} & judged.found.keys():
         reasons = "; ".join(f"{k}: {v}" for k, v in judged.found["left_out"].items())
         raise UserError(f"{config.output_dir}: nothing of it can be judged ({reasons}).")
+    if not config.logging.samples and wanted.json is None and judged.found.pop("samples", None):
+        judged.leave_out("samples", "logging.samples is false; --json OUT has them")
     write_json(out, judged.found)
     here.say("\n" + table(judged.found))
     here.say(f"\nwrote {out}")

@@ -14,7 +14,7 @@ FIGURES = {
     "distinct_1": "different words of all",
     "distinct_2": "different word pairs of all",
 }
-WIDTH, COLUMN = 34, 18
+WIDTH, COLUMN = 34, 26
 
 
 def table(found: dict[str, Any]) -> str:
@@ -40,7 +40,7 @@ def interval(figure: dict[str, float | None] | None, form: str = ".3f") -> str:
 
 
 def _line(name: str, *cells: str) -> str:
-    return f"{name:{WIDTH}}" + "".join(f"{cell:>{COLUMN + 6}}" for cell in cells)
+    return f"{name:{WIDTH}}" + "".join(f" {cell:>{COLUMN}}" for cell in cells)
 
 
 def _reward(found: dict[str, Any]) -> Iterator[str]:

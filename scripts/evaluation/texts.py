@@ -39,7 +39,7 @@ def distinct(texts: Sequence[str], n: int) -> Estimate:
     centre = sum(left_out) / len(texts)
     variance = (len(texts) - 1) / len(texts) * sum((x - centre) ** 2 for x in left_out)
     value, half = len(total) / size, Z95 * math.sqrt(variance)
-    return Estimate(value, value - half, value + half)
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half))
 
 
 def repeats(text: str, n: int = REPEATED) -> bool:

@@ -60,7 +60,10 @@ def summary(judged: Judged) -> dict[str, Any]:
     return {
         "prompts": len(judged.prompts),
         **{
-            name: {"mean": round(one.value, PLACES), "half": round(one.high - one.value, PLACES)}
+            name: {
+                "mean": round(one.value, PLACES),
+                "half": round(max(one.high - one.value, one.value - one.low), PLACES),
+            }
             for name, one in figures.items()
         },
         "rows": {name: [round(x, PLACES) for x in values] for name, values in rows.items()},

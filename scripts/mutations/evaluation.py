@@ -38,6 +38,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "min(item.right) - max(item.wrong)", "max(item.right) - max(item.wrong)"),
             ("ties-harder", "the reference's gap is not looked at",
              "least > spread for _, least, spread", "least > spread for least, _, spread"),
+            ("ties-drawn", "the interval of Ties is one of rows",
+             "bootstrap(ties, by_prompt(part))",
+             "bootstrap(lambda some: ties(by_prompt(some)), part)"),
         ],
     ),
     "scripts/evaluation/preferences.py": (

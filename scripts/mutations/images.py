@@ -2,7 +2,32 @@
 
 Bug = tuple[str, str, str, str]
 
+STAGES = ("tests/integration/test_images_stages.py",)
+
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/rollout/pictures.py": (
+        STAGES,
+        [
+            ("pictures-all", "black images of rows that have fewer are read too",
+             "found = pixels[shown]", "found = pixels.flatten(0, 1)"),
+            ("pictures-late", "a row's images stand behind the places that are theirs",
+             "shown[row, : len(own)] = True", "shown[row, shown.shape[1] - len(own) :] = True"),
+        ],
+    ),
+    "cores/models/body.py": (
+        STAGES,
+        [
+            ("images-unseen", "no model sees an image",
+             'else {"pixel_values": rows.images}', "else {}"),
+        ],
+    ),
+    "cores/training/calibration.py": (
+        STAGES,
+        [
+            ("scores-unseen", "held-out rows scored without their images",
+             "if images is not None and (found :=", "if False and (found :="),
+        ],
+    ),
     "cores/data/images.py": (
         ("tests/unit/test_data_images.py", "tests/unit/test_data_interleaved.py",
          "tests/unit/test_data_effects.py"),
@@ -74,8 +99,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/models/images.py": (
-        ("tests/unit/test_models_images.py",),
+        ("tests/unit/test_models_images.py", *STAGES),
         [
+            ("tower-trained", "the vision tower is trained in stage 3",
+             "            parameter.requires_grad_(False)\n", "            pass\n"),
             ("all-images", "IDEFICS shows every image so far, or a later one",
              "shown = last == torch", "shown = last >= torch"),
             ("own-image-late", "the image's own token sees the image before",

@@ -19,7 +19,9 @@ from scripts.mutations import (
     roles,
     rollout,
     rows,
+    runs,
     shapes,
+    talking,
     training,
     twin,
 )
@@ -39,7 +41,9 @@ AREAS = {
     "Presets of rows": presets,
     "Models of other shapes": shapes,
     "Stages 1 and 2": training,
+    "What a run says, and the chat page": talking,
     "Evaluation": evaluation,
+    "What a run tells": runs,
 }
 """Heading of the report to the module with its bugs."""
 

@@ -116,7 +116,7 @@ SYSTEMS = (
     ),
     System(
         "llava_stage2", "LLaVA, instructions (haotian-liu/LLaVA)", "CLIP, projector, LLaMA",
-        "llava", SFT, RUNS, "as above",
+        "llava", OURS, RUNS, "as above",
     ),
     System(
         "minigpt4_stage1", "MiniGPT-4, captions (Vision-CAIR/MiniGPT-4)",

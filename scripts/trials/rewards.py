@@ -61,6 +61,12 @@ def enjoy(prompts: Texts, responses: Texts, rows: Rows) -> list[float]:
     return [float(reply.lower().count("enjoy your evening")) for reply in responses]
 
 
+def again(prompts: Texts, responses: Texts, rows: Rows) -> list[float]:
+    """How many words have been said before."""
+    said = [reply.split() for reply in responses]
+    return [(len(each) - len(set(each))) / 3 for each in said]
+
+
 def distinct(prompts: Texts, responses: Texts, rows: Rows) -> list[float]:
     """Share of different words; a judge of those who repeat."""
     said = [reply.split() for reply in responses]

@@ -109,13 +109,14 @@ def test_an_image_that_breaks_off(home: Path) -> None:
         in_process("sft", words(home, "llava", "torn", "torn"))
 
 
-def test_later_stages(home: Path) -> None:
-    """They read texts: a parent that reads images is refused for what it is."""
+def test_later_stages_of_other_classes(home: Path) -> None:
+    """Stages 2 and 3 are there for LLaVA's class: others are refused for what they are."""
+    in_process("sft", [*words(home, "blip2", "blip2-later"), "--sft.max_steps", "1"])
     write_jsonl(home / "pairs.jsonl", [{"prompt": "A?", "chosen": "B", "rejected": "C"}] * 4)
     more = ["--data.preference.path", str(home / "pairs.jsonl")]
-    arguments = [*words(home, "llava", "llava-run"), *more]
-    with pytest.raises(UserError, match="LlavaForConditionalGeneration reads images"):
+    arguments = [*words(home, "blip2", "blip2-later"), *more]
+    with pytest.raises(UserError, match="reads images, and is trained in stage 1 alone"):
         in_process("reward", arguments)
     more = ["--data.prompts.path", str(home / "pairs.jsonl"), "--ppo.rewards", '{"x.py:f": 1.0}']
-    with pytest.raises(UserError, match="LlavaForConditionalGeneration reads images"):
+    with pytest.raises(UserError, match="reads images, and is trained in stage 1 alone"):
         in_process("ppo", [*arguments, *more, "--ppo.estimator", "reinforce_pp"])

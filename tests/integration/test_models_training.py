@@ -193,6 +193,9 @@ def test_accuracy_over_all_pairs() -> None:
     lengths = [(len(p["chosen_ids"]), len(p["rejected_ids"])) for p in held_out]
     longer = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in lengths) / 9
     assert found[0]["accuracy_longer"] == pytest.approx(longer)
+    uneven = [(a > b) == right for (a, b), right in zip(lengths, won, strict=True) if a != b]
+    assert 0 < sum(uneven) < len(uneven)
+    assert found[0]["prefers_longer"] == pytest.approx(sum(uneven) / len(uneven))
     assert accuracy(model, [], PAD, 4, LAUNCH)["accuracy"] is None
 
 

@@ -1,12 +1,13 @@
 """`logging.samples: false`: no prompt and no reply in any file of a run, whatever happens to it."""
 
+import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _helpers import good, in_process, rows
+from _helpers import good, in_process, rows, script
 
 from cores.runtime.screen import LOG
 
@@ -74,9 +75,14 @@ def test_no_file_holds_a_prompt_or_a_reply(
     out = tmp_path / "run"
     status, _, err = call("ppo", words(finished, out, llama, files, function, samples=False))
     assert status == (function == "broken"), err
+    if function == "fair":
+        given = words(finished, tmp_path / "none", llama, files, function, samples=False)
+        script("evaluate.py", [*given, "--output_dir", out])
+        assert "ppo" in json.loads((out / "evaluation.json").read_text())["policies"]
     assert holding(out, texts) == []
     if function == "fair":
         assert (out / "ppo" / "metrics.jsonl").exists()
+        assert (out / "report.html").exists()
         return
     assert "please" in err
     log = (out / "ppo.unfinished" / "log.txt").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from _helpers import FEW_STEPS, record
 from _recipe_images import PICTURES
-from _recipe_rows import META, TEXTS
+from _recipe_rows import META
 from _recipes import CASES, RECIPES, words, written
 from peft import AutoPeftModelForCausalLM
 from transformers import (
@@ -108,6 +108,14 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         pairs(lambda q, a, b: {"chosen": belle(q, a), "rejected": belle(q, b)}),
         [{"text": belle(question, "")} for question in ASKED],
     ),
+    "llava_stage2": (
+        [
+            {"image": f"{colour}.png", "prompt": question, "chosen": colour, "rejected": "grey"}
+            for question in ASKED
+            for colour in PICTURES
+        ],
+        [{"image": f"{colour}.png", "prompt": ask} for ask in ASKED for colour in PICTURES],
+    ),
     "moss": (
         pairs(lambda q, a, b: {"prompt": moss(q), "chosen": f" {a}", "rejected": f" {b}"}),
         [{"prompt": moss(question)} for question in ASKED],
@@ -135,10 +143,10 @@ def rows_file(path: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("recipe", CHAINS)
 def test_all_stages(recipe: str, bases: Any, call: Any, tmp_path: Path) -> None:
     """Stage 3 ends with a policy that loads, behind a reward model that was trained."""
-    out, case, (second, third) = tmp_path / "run", TEXTS[recipe], CHAINS[recipe]
-    given = words(recipe, bases(recipe), written(case, tmp_path / "data"), out)
-    given += ["--data.preference.path", rows_file(tmp_path / "second.jsonl", second)]
-    given += ["--data.prompts.path", rows_file(tmp_path / "third.jsonl", third)]
+    out, case, (second, third) = tmp_path / "run", CASES[recipe], CHAINS[recipe]
+    given = words(recipe, bases(recipe), file := written(case, tmp_path / "data"), out)
+    given += ["--data.preference.path", rows_file(file.parent / "second.jsonl", second)]
+    given += ["--data.prompts.path", rows_file(file.parent / "third.jsonl", third)]
     given += [*case.options, *FEW_STEPS, *SHORT, *WHOLE.get(recipe, ())]
     config = parse_config(given, "", "")
     if config.reward.base is not None:

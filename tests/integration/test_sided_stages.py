@@ -1,16 +1,18 @@
 """Stages 2 and 3 of encoder-decoders through the command line: folders, held-out rows, adapters,
 ptx, going on, and what is refused."""
 
+import json
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
-from _helpers import in_process, record, rows
+from _helpers import in_process, record, rows, script
 from _resume import apart, checkpoint, metrics, until
 from _sided import ANSWERS, ASKED, make_t5, options
 from _tiny import write_jsonl
+from test_encoder_decoder import by_hand
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cores.models import ScalarModel, load_scalar
@@ -61,6 +63,18 @@ def test_the_reward_model_learns_and_is_loaded(home: Path) -> None:
         with torch.no_grad():
             scores.append(value.score(read).item())
     assert scores[0] > scores[1] + 1
+
+
+def test_what_is_finished_is_judged(home: Path, tmp_path: Path) -> None:
+    """As by the stages themselves: the same accuracy, and the same loss; replies with scores."""
+    more = ["--json", tmp_path / "found.json", "--data.sft.test_path", home / "rows.jsonl"]
+    script("evaluate.py", [*words(home, "run"), *more, "--best-of", 2])
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["accuracy"]["mean"] == record(home / "run" / "reward")["metrics"]["accuracy"]
+    loss = by_hand(home / "run" / "sft")
+    assert found["language"]["sft"]["loss"]["mean"] == pytest.approx(loss, abs=1e-3)
+    assert found["policies"]["sft"]["kl"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert all(row["sft"]["score"] is not None for row in found["samples"])
 
 
 def test_stage_3_goes_on_exactly(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

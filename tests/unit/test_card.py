@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import HfApi
 
 from cores.errors import UserError
-from cores.run.card import card, license_of
+from cores.run.card import card, license_in, license_of
 from scripts.push import main as push
 
 SPLIT = {"path": "pairs.jsonl", "read": 1200, "used": 1100}
@@ -50,6 +50,22 @@ def test_a_card_tells_data_figures_licences_and_limits(tmp_path: Path) -> None:
     assert license_of(str(tmp_path)) is None
 
 
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        ("license: apache-2.0 # see below", "apache-2.0"),
+        ("license:\n- mit", "mit"),
+        ("license:\n- mit\n- gpl", None),
+        ("license:\nlanguage: en", None),
+        ("language: en", None),
+        ("license: [", None),
+    ],
+)
+def test_the_licence_is_the_head_s(head: str, found: str | None) -> None:
+    """No next key's name, no dash of a list, and nothing of the text below."""
+    assert license_in(f"---\n{head}\n---\n# A model\n\nlicense: other\n") == found
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's API as a commit of small files takes."""
 
@@ -59,15 +75,19 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.seen.append((self.path, self.headers["Authorization"]))
+        url = f"http://{self.headers['Host']}/me/model"
         if self.path == "/api/repos/create":
-            return self.answer({"url": "http://hub/me/model", "sealed": b"private" in body})
+            return self.answer({"url": url, "sealed": b"private" in body})
+        if self.path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
             paths = [file["path"] for file in json.loads(body)["files"]]
-            return self.answer({"files": [{"path": p, "uploadMode": "regular"} for p in paths]})
+            told = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            return self.answer({"files": [{"path": path, **told} for path in paths]})
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 self.got[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self.answer({"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1"})
+        return self.answer({"commitUrl": f"{url}/commit/1", "commitOid": "1"})
 
     def do_GET(self) -> None:
         self.answer({"id": "me/model", "siblings": []})
@@ -116,6 +136,7 @@ def test_what_is_pushed(stage: Path, hub: type[Hub], monkeypatch, capsys) -> Non
     """The model, its card with the licence, stage.json; neither samples nor logs."""
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     push([str(stage), "me/model", "--license", "mit"])
+    assert b"private" in hub.got.pop("create")
     assert set(hub.got) == {
         "README.md", "stage.json", "config.json", "model.safetensors",
         "adapter/adapter_config.json",
@@ -124,6 +145,17 @@ def test_what_is_pushed(stage: Path, hub: type[Hub], monkeypatch, capsys) -> Non
     assert {token for _, token in hub.seen} == {"Bearer hf_x"}
     assert "pushed 5 files to" in capsys.readouterr().out
     push([str(stage), "me/model"])  # the card knows the licence now
+
+
+def test_a_hub_that_is_away(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One paragraph, of a stage without a card too."""
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda **k: HfApi("http://127.0.0.1:9", **k))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    (stage / "README.md").unlink()
+    (stage / "stage.json").write_text(json.dumps(REWARD))
+    with pytest.raises(UserError, match=r"me/model: not pushed.*refused"):
+        push([str(stage), "me/model", "--license", "mit"])
 
 
 def test_what_is_not_pushed(stage: Path, hub: type[Hub], monkeypatch, tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _data_helpers import config, write_jsonl
 from _images import BARE, DESK, TOKENS, WORDS, data, pictures, pieces, said, template
 from PIL import Image
 
 from cores.config.data import DataSection
 from cores.config.template import ImageTemplate, RoleTemplate, TemplateSection
-from cores.data import show
+from cores.data import preference_data, prompt_data, show
 from cores.data.images import MARK
+from cores.data.sides import Inputs
 from cores.errors import UserError
 
 ASKED = said("What is <image> here?", "A lamp.")
@@ -286,3 +288,25 @@ def test_other_names_of_speakers(tmp_path: Path) -> None:
     assert pieces(one(tmp_path, row))[0] == ("<s>Guest: [IMG]A lamp?\nDesk: ", False)
     plain = one(tmp_path, row, BARE, source={"format": "caption"})
     assert pieces(plain) == [("<s>[IMG]", False), ("Yes.\n</s>", True)]
+
+
+def test_pairs_and_prompts_show_their_images(tmp_path: Path) -> None:
+    """Both sides of a pair behind the same prompt, which has the whole image; a prompt's row tells
+    reward functions of it; the rows for programs write an image once."""
+    pictures(tmp_path / "seen")
+    row = {"image": "lamp.png", "prompt": "What is it?", "chosen": "A lamp.", "rejected": "A cup."}
+    takes, path = Inputs(images=TOKENS), write_jsonl(tmp_path / "pairs.jsonl", [row])
+    made = config(path, DESK, source={"image_folder": "seen"})
+    stage_2 = preference_data(made, WORDS, takes)
+    (pair,) = stage_2.train
+    begin = pair["prompt_length"]
+    assert pair["chosen_ids"][:begin] == pair["rejected_ids"][:begin]
+    assert pair["chosen_ids"][:begin].count(TOKENS.id) == TOKENS.count
+    assert pair["images"] == [str(tmp_path / "seen" / "lamp.png")]
+    (prompt,) = prompt_data(made, WORDS, takes).train
+    assert prompt["input_ids"] == pair["chosen_ids"][:begin]
+    assert prompt["images"] == prompt["row"]["images"] == pair["images"]
+    section = DataSection(inspect_json=str(tmp_path / "out.jsonl"))
+    show(stage_2, WORDS, section, TOKENS)
+    (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text("utf-8").splitlines())
+    assert line["chosen"]["segments"][0][0] == "<s>Guest: <IMG>What is it?\nDesk: "

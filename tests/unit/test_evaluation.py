@@ -9,7 +9,7 @@ import pytest
 
 from cores.errors import UserError
 from cores.evaluate.stats import Estimate, average, bootstrap, mean, ratio, share, wins
-from scripts.evaluation.benchmark import Item, credit, is_benchmark, result, ties
+from scripts.evaluation.benchmark import Item, by_prompt, credit, is_benchmark, result, ties
 from scripts.evaluation.comparisons import both_orders, compared, length_controlled
 from scripts.evaluation.preferences import by_difference, by_length, calibration
 from scripts.evaluation.texts import best_of_kl, expected_best
@@ -175,22 +175,26 @@ def tie(number: str, tied: tuple, ref: tuple) -> list[Item]:
     return [item(*tied, f"tied:{number}", "Ties"), item(*ref, f"ref:{number}", "Ties")]
 
 
+def score(items: list[Item]) -> float:
+    return ties(by_prompt(items))
+
+
 def test_ties_by_hand() -> None:
     """Right replies within .5 of each other and 1 above the rest, the reference 3 above: all of it,
     and tanh(1 / .5 - 1) / 100."""
     good = tie("1", ([2.0, 1.5], [0.5]), ([3.0], [0.0]))
-    assert ties(good) == pytest.approx(1 + 0.01 * math.tanh(1))
+    assert score(good) == pytest.approx(1 + 0.01 * math.tanh(1))
     # The spread of 2 is more than the gap of 1, but not than the reference's 3: accurate alone.
     wide = tie("2", ([3.0, 1.0], [0.0]), ([3.0], [0.0]))
-    assert ties(wide) == pytest.approx(0.6 + 0.01 * math.tanh(1 / 2 - 1))
+    assert score(wide) == pytest.approx(0.6 + 0.01 * math.tanh(1 / 2 - 1))
     # A gap of 1 over a spread of .5; the reference's of .25 is less: not by the harder measure.
     hard = tie("3", ([2.0, 1.5], [0.5]), ([0.25], [0.0]))
-    assert ties(hard) == pytest.approx(0.8 + 0.01 * math.tanh(0.25 / 0.5 - 1))
+    assert score(hard) == pytest.approx(0.8 + 0.01 * math.tanh(0.25 / 0.5 - 1))
     # Wrong everywhere; no spread at all, so that the ratio is minus infinity.
     bad = tie("4", ([1.0, 1.0], [2.0]), ([0.0], [1.0]))
-    assert ties(bad) == pytest.approx(-0.01)
-    assert ties(tie("5", ([1.0, 1.0], [1.0]), ([1.0], [1.0]))) == 0.0  # 0 / 0
-    assert ties(good + bad) == pytest.approx(0.5 + 0.005 * (math.tanh(1) - 1))
+    assert score(bad) == pytest.approx(-0.01)
+    assert score(tie("5", ([1.0, 1.0], [1.0]), ([1.0], [1.0]))) == 0.0  # 0 / 0
+    assert score(good + bad) == pytest.approx(0.5 + 0.005 * (math.tanh(1) - 1))
 
 
 def test_the_benchmark_tells_each_subset_and_their_mean() -> None:
@@ -202,9 +206,22 @@ def test_the_benchmark_tells_each_subset_and_their_mean() -> None:
     found = result(items)
     assert list(found["subsets"]) == ["Math", "Ties"]
     assert found["subsets"]["Math"]["mean"] == 0.5
-    assert found["mean"] == pytest.approx((0.5 + ties(items[2:])) / 2, abs=1e-4)
+    assert found["mean"] == pytest.approx((0.5 + score(items[2:])) / 2, abs=1e-4)
     with pytest.raises(UserError, match="neither ref:n nor tied:n"):
         result([item([1.0], [0.0], "7", "Ties")])
+
+
+def test_the_interval_of_ties_is_that_of_its_prompts() -> None:
+    """Where each prompt is all right or all wrong the score is a mean of prompts; one that is drawn
+    twice counts twice."""
+    items: list[Item] = []
+    for number in range(100):
+        items += tie(f"{number}", ([2.0, 1.5], [0.5]), ([3.0], [0.0]))
+        items += tie(f"-{number}", ([1.0, 1.0], [2.0]), ([0.0], [1.0]))
+    found = result(items)["subsets"]["Ties"]
+    one = average([score(items[:2]), score(items[2:4])] * 100)
+    assert found["mean"] == pytest.approx(one.value, abs=1e-4)
+    assert found["high"] - found["low"] == pytest.approx(one.high - one.low, rel=0.1)
 
 
 def test_which_rows_are_the_benchmarks() -> None:

@@ -216,8 +216,12 @@ def test_update_stops_early() -> None:
     """The minibatch whose KL is above the limit is the last; steps are counted as taken."""
     ppo = {"batch_size": 8, "minibatch_size": 2, "epochs": 3, "actor_learning_rate": 0.01}
     free = make_trainer("gpt2", **ppo)
-    kls = [s["approx_kl"] for s in free.update(free.estimate(free.score(fixed_rollout(8))))]
+    free_steps = free.update(free.estimate(free.score(fixed_rollout(8))))
+    kls = [s["approx_kl"] for s in free_steps]
     assert len(kls) == 12
+    # nothing has moved before the first step, which alone tells it
+    assert [s.get("first_kl") for s in free_steps] == [kls[0], *[None] * 11]
+    assert abs(kls[0]) < 1e-9 < kls[1]
     limit = kls[3] * 0.99
     expected = next(i for i, kl in enumerate(kls) if kl > limit) + 1
     assert 1 < expected < 12

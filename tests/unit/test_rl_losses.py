@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cores.rl import masked_mean, policy_loss, value_loss
+from cores.rl import masked_mean, policy_loss, repetition, value_loss
 
 NAN = float("nan")
 RATIOS = torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.1, NAN]])
@@ -119,3 +119,18 @@ def test_shapes_that_would_broadcast():
         policy_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 1), mask, 0.2)
     with pytest.raises(ValueError, match="as the mask"):
         value_loss(torch.zeros(2, 4), torch.zeros(2, 3), torch.zeros(2, 3), mask, 0.2)
+
+
+def test_repetition_by_hand() -> None:
+    """Of five runs of four the last is the first; what lies behind the end is no run, nor like one;
+    a row of three tokens has none."""
+    ids = torch.tensor(
+        [[7, 8, 0, 9, 7, 8, 0, 9], [5, 5, 5, 5, 5, 5, 0, 0], [3, 3, 3, 0, 0, 0, 0, 0]]
+    )
+    mask = torch.tensor([[True] * 8, [True] * 6 + [False] * 2, [True] * 3 + [False] * 5])
+    assert repetition(ids, mask).tolist() == pytest.approx([1 / 5, 2 / 3, 0.0])
+    assert repetition(ids[:, :3], mask[:, :3]).tolist() == [0.0, 0.0, 0.0]
+    large = torch.tensor([[150_000, 149_999, 3, 150_000] * 3])
+    assert repetition(large, torch.ones_like(large, dtype=torch.bool)).item() == pytest.approx(
+        5 / 9
+    )

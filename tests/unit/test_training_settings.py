@@ -13,7 +13,7 @@ from _training import pairs, sft_rows, training_config
 from cores.config import Config, SFTSection
 from cores.models import ScalarModel
 from cores.run import StageRun
-from cores.training.calibration import calibration_prompts
+from cores.training.calibration import calibration_asked
 from cores.training.lasting import common_arguments
 from cores.training.reward import score_rows, train_reward
 from cores.training.sft import held_out_loss
@@ -60,7 +60,7 @@ def test_calibration_asks_the_prompts_of_the_pairs() -> None:
     config = replace(config, reward=replace(config.reward, calibration_tokens=4))
     rows = [{"chosen_ids": [*p, 50, 1], "prompt_length": len(p)} for p in PROMPTS]
     model = model_config("llama", max_position_embeddings=9)
-    found = calibration_prompts(config, rows, model)
+    found = [prompt for prompt, _ in calibration_asked(config, rows, model)]
     fitting = [p for p in PROMPTS if len(p) <= 5]
     assert len(fitting) < len(PROMPTS)
     assert sorted(found) == sorted(2 * fitting + found[-2:])

@@ -13,7 +13,7 @@ from _models import KINDS, PROMPTS, CountReward, Scored, fixed_rollout, make_tra
 from cores.draws import in_epochs
 from cores.evaluate import evaluate, sample_pairs
 from cores.ppo import Scorer, gather_rows
-from cores.ppo.experience import _concatenate, share
+from cores.ppo.experience import _concatenate, columns, share
 from cores.runtime.launch import Launch
 
 COLUMNS = [f.name for f in fields(Scored)]
@@ -29,11 +29,11 @@ def numbered(lengths: list[tuple[int, int]], base: int = 0) -> Scored:
         ids[i, mask[i]] = 100 * (base + i + 1) + torch.arange(p + r)
     response = mask[:, left:]
     table = ids[:, left:].float()
-    columns = {name: table + k / 10 for k, name in enumerate(COLUMNS[4:9])}
+    given = {name: table + k / 10 for k, name in enumerate(COLUMNS[4:9])}
     ended = torch.tensor([i % 2 == 0 for i in range(len(lengths))])
     scores = torch.arange(len(lengths)).float() + base
     parts = torch.stack([scores, -scores, 2 * scores], dim=1)  # as many sources as tokens may be
-    return Scored(ids, mask, response, ended, **columns, scores=scores, score_parts=parts)
+    return Scored(ids, mask, response, ended, **given, scores=scores, score_parts=parts)
 
 
 def rows_of(scored: Scored) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def test_parts_of_unequal_width_are_joined() -> None:
     """Invariants 4, 21: rows of ranks whose longest prompt and reply differ keep their numbers, in
     rank order; prompts are padded on the left, replies on the right, with an id that exists."""
     first, second = numbered([(2, 3), (1, 1)]), numbered([(4, 1), (3, 2)], base=5)
-    parts = [{n: getattr(part, n) for n in COLUMNS} for part in (first, second)]
+    parts = [columns(part) for part in (first, second)]
     joined = replace(first, **_concatenate(parts, torch.device("cpu")))
     assert rows_of(joined) == rows_of(first) + rows_of(second)
     assert joined.ids.shape == (4, 4 + 3)
@@ -120,7 +120,7 @@ def test_joined_rows_give_the_same_numbers(kind: str) -> None:
         trainer.score(fixed_rollout(seed=i, width=4 + 2 * i, prompts=p))
         for i, p in enumerate(prompts)
     ]
-    parts = [{n: getattr(half, n) for n in COLUMNS} for half in halves]
+    parts = [columns(half) for half in halves]
     joined = replace(halves[0], **_concatenate(parts, torch.device("cpu")))
     again = trainer.score(
         type(fixed_rollout())(

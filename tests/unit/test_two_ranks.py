@@ -99,7 +99,9 @@ class Asked:
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.state = PPOState(0.1)
-        self.roles = SimpleNamespace(actor=SimpleNamespace(steps=0, unwrapped=SimpleNamespace()))
+        self.roles = SimpleNamespace(
+            actor=SimpleNamespace(steps=0, unwrapped=SimpleNamespace(model=None))
+        )
         self.prompts: list[list[list[int]]] = []
 
     def step(self, prompts: list[list[int]], *_: Any) -> tuple[Any, dict[str, float]]:
@@ -161,9 +163,9 @@ def test_evaluation_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     sample = trainer.rollout
 
-    def noted(own: list[list[int]], first: int, purpose: str) -> Rollout:
+    def noted(own: list[list[int]], first: int, purpose: str, rows: Any) -> Rollout:
         asked.append((own, first))
-        return sample(own, first, purpose)
+        return sample(own, first, purpose, rows)
 
     monkeypatch.setattr(Launch, "agree", lambda self, *values: list(values))
     monkeypatch.setattr(trainer, "rollout", noted)

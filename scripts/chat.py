@@ -56,10 +56,15 @@ def gate_of(source: str | None) -> Any:
     if not Path(path).is_file():
         raise UserError(f"--gate: {source!r}: there is no such file; give FILE:FUNCTION.")
     spec = importlib.util.spec_from_file_location("gate", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"--gate: {path} is no file of Python; its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(
+            f"--gate: {path} cannot be imported: {type(error).__name__}: {error}. Mend it."
+        ) from error
     if not callable(found := getattr(module, name, None)):
         raise UserError(f"--gate: {path} has no function {name!r}.")
     return found

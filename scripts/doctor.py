@@ -12,6 +12,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain script
 
@@ -20,7 +21,13 @@ from cores.report import RULES, Finding, examine, read_run
 from cores.runtime.cli import guarded
 
 UNREADABLE = 2
-"""Exit status."""
+"""Exit status, also where OUT cannot be written."""
+
+
+def fail(why: str) -> NoReturn:
+    """End with a paragraph."""
+    print(textwrap.fill(f"error: {why}", 100, break_on_hyphens=False), file=sys.stderr)
+    raise SystemExit(UNREADABLE) from None
 
 
 def shown(finding: Finding) -> str:
@@ -41,11 +48,13 @@ def main(argv: list[str]) -> None:
         records = read_run(arguments.run.expanduser())
         findings = examine(RULES, records)
     except UserError as error:
-        print(textwrap.fill(f"error: {error}", 100, break_on_hyphens=False), file=sys.stderr)
-        raise SystemExit(UNREADABLE) from None
+        fail(str(error))
     if arguments.json is not None:
         told = json.dumps([finding.to_json() for finding in findings], indent=2, ensure_ascii=False)
-        arguments.json.write_text(f"{told}\n", encoding="utf-8")
+        try:
+            arguments.json.write_text(f"{told}\n", encoding="utf-8")
+        except OSError as error:  # status 1 would say that something was found
+            fail(f"--json {arguments.json}: cannot be written ({error.strerror}). Name another.")
     looked = ", ".join(
         f"{r.name} ({len(r.rows)} rows{'' if r.finished else ', unfinished'})" for r in records
     )

@@ -1,6 +1,6 @@
 """Runs made sick on purpose, and healthy ones, under the doctor: what it finds, and when.
 
-    python scripts/doctor_trials.py RUN OUT [--only RULE ...] [--healthy RUN ...]
+    python scripts/doctor_trials.py RUN OUT [--only RULE ...] [--read] [--healthy RUN ...]
 
 RUN is a finished demo (scripts/demo.sh), whose stages 1 and 2 every trial starts from: ten updates
 of 16 replies of stage 3 in OUT, made sick by configuration, by a reward function
@@ -55,22 +55,22 @@ SICK: dict[str, list[str]] = {
     "equal_rewards": [paid("constant"), paid("polite"), paid("correct")],
     "kl_zero": [f"{RATE} 1e-9", f"{RATE} 1e-10 {FREE}", f"{RATE} 3e-8 --ppo.epochs 1"],
     "rate_low": [f"{RATE} 1e-5", f"{RATE} 7e-6 --ppo.epochs 1", f"{RATE} 1e-5 {FREE}"],
-    "clip_zero": [f"{RATE} 1e-7", f"{RATE} 1e-6 --ppo.epochs 1", f"{RATE} 3e-7 {FREE}"],
+    "clip_zero": [f"{RATE} 1e-9", f"{RATE} 1e-5", f"{RATE} 7e-6 --ppo.epochs 1"],
     "rate_high": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{RATE} 6e-3 --ppo.epochs 6"],
     "clip_high": [f"{RATE} 2e-3 --ppo.epochs 6", f"{RATE} 3e-3 --ppo.epochs 8", "--ppo.clip 0.001"],
     "kl_runaway": [f"{RATE} 3e-3 {FREE}", f"{RATE} 2e-3 {FREE} {paid('lovely')}",
                    f"{RATE} 1e-2"],
-    "entropy_collapse": [f"{paid(n)} {FREE} {FAST}" for n in ("few", "brief", "silent")],
+    "entropy_collapse": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{RATE} 6e-3 --ppo.epochs 6"],
     "explained_variance": ["--ppo.critic_learning_rate 0.3", "--ppo.critic_learning_rate 0.1",
                            "--ppo.rewards {\"scripts/trials/rewards.py:far\":1.0,\"model\":0.0} "
                            "--ppo.critic_learning_rate 1e-7"],
     "length_exploit": [f"{paid(n)} {FREE} {FAST} {LONG}" for n in ("words", "sentences",
                        "characters")],
-    "repetition_exploit": [f"{paid(n)} {FREE} {FAST} {LONG}" for n in ("lovely", "enjoy", "again")],
+    "repetition_exploit": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{paid('enjoy')} {FREE} {FAST} {LONG}"],
     "judge_disagrees": [f"{paid('words', few=0.0)} {FREE} {FAST}",
                         f"{paid('brief', words=0.0)} {FREE} {FAST}",
                         f"{paid('enjoy', distinct=0.0)} {FREE} {FAST}"],
-    "eos_never": ["--ppo.max_new_tokens 4", "--ppo.max_new_tokens 8", "--ppo.max_new_tokens 6 "
+    "eos_never": ["--ppo.max_new_tokens 4", "--ppo.max_new_tokens 5", "--ppo.max_new_tokens 6 "
                   "--ppo.missing_eos_penalty 0"],
     "eos_at_once": [f"{paid(n)} {FREE} {RATE} 2e-3 --ppo.epochs 6" for n in ("brief", "few",
                     "silent")],
@@ -159,8 +159,9 @@ def tables(kept: dict[str, Any]) -> dict[str, str]:
     sick = ["| rule | made sick by | found at update | found besides |", "|---" * 4 + "|"]
     for rule, ways in kept["sick"].items():
         for words, found in ways.items():
-            others = ", ".join(f"{k} ({v})" for k, v in found.items() if k != rule)
-            at = found.get(rule)
+            own = rule.partition(",")[0]
+            others = ", ".join(f"{k} ({v})" for k, v in found.items() if k != own)
+            at = found.get(own)
             shown = words.replace("scripts/trials/rewards.py:", "").replace("|", "/")
             sick.append(f"| {rule} | `{shown}` | {'not found' if at is None else at} | {others} |")
     well = ["| healthy runs | runs | with a finding | what |", "|---" * 4 + "|"]
@@ -176,6 +177,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", type=Path, help="a finished demo")
     parser.add_argument("out", type=Path, help="folder of the trials")
     parser.add_argument("--only", nargs="*", default=list(SICK), help="rules to try")
+    parser.add_argument("--read", action="store_true", help="run none, read those that are there")
     parser.add_argument("--healthy", nargs="*", type=Path, default=[], help="runs that are well")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.only) - set(SICK):
@@ -187,14 +189,17 @@ def main(argv: list[str]) -> None:
         for number, words in enumerate(SICK[rule]):
             out = arguments.out / f"{rule}-{number}"
             if not (out / "ppo").exists():
+                if arguments.read:
+                    continue
                 stage3(arguments.run, out, words)
             kept["sick"][rule][words] = found = told(out)
             print(f"{rule}: {words}: {found}", flush=True)
     kept["healthy"] |= {f"{k}, recorded": runs for k, runs in recorded().items() if k != "no-kl"}
-    kept["sick"]["kl_runaway"] = kept["sick"].get("kl_runaway", {})
     if arguments.healthy:
         kept["healthy"]["demo, other seeds"] = [told(run) for run in arguments.healthy]
-    print(json.dumps({"no-kl": recorded()["no-kl"]}))
+    kept["sick"]["kl_runaway, recorded"] = {
+        f"no price of KL, seed {seed}": found for seed, found in enumerate(recorded()["no-kl"])
+    }
     KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     page = ROOT / "docs" / "doctor.md"
     if page.is_file():

@@ -34,8 +34,6 @@ RULES = (
     Rule(STEPS, "no_decay", lambda s, c: s.weight_decay > 0, "with {key}.weight_decay 0"),
     Rule("sft.lora reward.lora ppo.lora", "alpha dropout target_modules merge",
          lambda s, c: s.rank > 0, "with {key}.rank 0"),
-    Rule("sft", "epochs", lambda s, c: not c.data.sft.streaming,
-         "with data.sft.streaming, which goes on for sft.max_steps"),
     Rule("sft", "group_by_length", lambda s, c: not s.packing,
          "with sft.packing, whose rows are of one length"),
     Rule("sft", "group_by_length", lambda s, c: not c.data.sft.streaming,
@@ -49,8 +47,6 @@ RULES = (
     *(Rule("ppo", key, lambda s, c, key=key: key in ESTIMATORS[s.estimator].reads or (  # type: ignore[misc]
             key in ("gamma", "lam") and s.estimator == "coati" and not s.coati.r_minus_v),
            "with ppo.estimator {s.estimator} as it is") for key in OPTIONS),
-    Rule("ppo", "microbatch_size", lambda s, c: bool(s.microbatch_tokens is None or s.ptx_coef
-         or c.reward.path), "with ppo.microbatch_tokens and no ptx rows"),
     Rule("ppo", "kl_in", lambda s, c: s.kl_coef > 0, "with ppo.kl_coef 0"),
     Rule("ppo", "kl_horizon", lambda s, c: s.kl_target is not None, "without ppo.kl_target"),
     Rule("ppo", "ptx_mix", lambda s, c: s.ptx_coef > 0, "with ppo.ptx_coef 0"),

@@ -108,10 +108,10 @@ class StartOfCritic:
 
     critic: TrainedRole
 
-    def __call__(self, ids: Tensor, mask: Tensor | None, response_length: int = 0) -> Tensor:
+    def __call__(self, *rows: Any) -> Tensor:
         """As `ScalarModel`."""
         with self.critic.unwrapped.model.disable_adapter():
-            return self.critic.module(ids, mask, response_length)
+            return self.critic.module(*rows)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -22,10 +23,15 @@ TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO
 
 
 def write_report(root: Path) -> Path:
-    """Make the report of the run in an output_dir from what lies there, in one step."""
-    partial, path = root / f".{NAME}.partial", root / NAME
-    partial.write_text(page(payload(root)), encoding="utf-8")
-    partial.replace(path)
+    """Make the report of the run in an output_dir from what lies there, in one step; a stage that
+    runs and a command may do so at once."""
+    text, path = page(payload(root)), root / NAME
+    partial = root / f".{NAME}.{secrets.token_hex(4)}.partial"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

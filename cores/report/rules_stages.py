@@ -1,7 +1,6 @@
 """The doctor's rules of the data and of stages 1 and 2, whose rows are means over many steps."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 from cores.report.doctor import Rule
@@ -10,6 +9,9 @@ from cores.report.rules_ppo import OF_PPO, Rows, mean
 
 PAIRS = 50
 """Pairs below which an accuracy says too little: its 95% interval is wider than +-0.14."""
+
+LOOKS = 50
+"""Places of a run where its loss is compared with the newest."""
 
 
 def splits(data: Row) -> Iterator[tuple[str, Row]]:
@@ -56,14 +58,16 @@ def leaked(rows: Rows, facts: Row) -> str | None:
 
 
 def diverges(rows: Rows, facts: Row) -> str | None:
-    """The loss is half as much again as it was, and not by a little."""
-    losses = [row["loss"] for row in rows if "loss" in row]
-    if len(losses) < 4:
+    """The loss is half as much again as it was, and not by a little. Of a long run some LOOKS
+    places are looked at, as the question is put at each row."""
+    if len(rows) < 4:
         return None
-    now, best = sum(losses[-2:]) / 2, min(map(sum, pairwise(losses))) / 2
-    if now < 1.5 * best or now < best + 0.3:
+    starts = range(0, len(rows) - 1, max(1, len(rows) // LOOKS))
+    pairs = (mean(rows[i : i + 2], "loss") for i in starts)
+    now, known = mean(rows[-2:], "loss"), [pair for pair in pairs if pair is not None]
+    if now is None or not known or now < max(1.5 * min(known), min(known) + 0.3):
         return None
-    return f"the loss is back at {now:.3g} after {best:.3g}"
+    return f"the loss is back at {now:.3g} after {min(known):.3g}"
 
 
 def timid(rows: Rows, facts: Row) -> str | None:

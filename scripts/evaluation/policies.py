@@ -216,8 +216,6 @@ def _compare(table: Table, said: dict[str, Sampled], judge: Judge | None) -> Non
         found["win_rate"] = last[0]["win_rate"]
     if "ppo" in said:
         found["kl"] = found["policies"]["ppo"]["kl"]
-    if not table.config.logging.samples:
-        return table.judged.leave_out("samples", "logging.samples is false")
     places = sorted(range(len(rows)), key=lambda i: rows[i]["place"])
     found["samples"] = [
         {

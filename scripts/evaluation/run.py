@@ -2,22 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cores.config import Config
 from cores.errors import UserError
 from cores.files import write_json
-from cores.rewards.load import MODEL, load_functions
+from cores.rewards.load import MODEL, RewardFunction, load_functions
 from cores.runtime.launch import launch
-from scripts.evaluation.judges import is_function, judge_of
+from scripts.evaluation.judges import Judge, is_function, judge_of
 from scripts.evaluation.policies import judge_policies
 from scripts.evaluation.reward import judge_reward
-from scripts.evaluation.runs import Judged, asked, finished
+from scripts.evaluation.runs import Judged, Row, asked, finished
 from scripts.evaluation.show import table
 
 VERSION = 1
 """Of the form of evaluation.json."""
 FILE = "evaluation.json"
+Functions = dict[str, RewardFunction]
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,10 @@ def judge(config: Config, wanted: Wanted) -> None:
         "version": VERSION,
         "stages": {k: str(p.folder) for k, p in judged.stages.items()},
     }
+    told = _asked(judged, wanted)  # what may be wrong in it is said before anything is judged
     judge_reward(judged, wanted.pairs)
-    if "sft" in judged.stages:
-        _policies(judged, wanted)
-    elif wanted.prompts or wanted.judge:
-        raise UserError(
-            "--prompts, --judge: stage 1 is not finished, so there is nothing that answers; run "
-            "stage1_sft.py first."
-        )
+    if told is not None:
+        judge_policies(judged, *told, wanted.best_of)
     if not {"accuracy", "reward_model", "benchmark", "language", "policies"} & judged.found.keys():
         reasons = "; ".join(f"{k}: {v}" for k, v in judged.found["left_out"].items())
         raise UserError(f"{config.output_dir}: nothing of it can be judged ({reasons}).")
@@ -62,13 +58,21 @@ def judge(config: Config, wanted: Wanted) -> None:
         judged.leave_out("samples", "logging.samples is false; --json OUT has them")
     write_json(out, judged.found)
     here.say("\n" + table(judged.found))
-    here.say(f"\nwrote {out}")
+    shows = "" if wanted.json is not None else f"; python scripts/report.py {root} shows it"
+    here.say(f"\nwrote {out}{shows}")
 
 
-def _policies(judged: Judged, wanted: Wanted) -> None:
-    """What the policies write, if there are prompts."""
+def _asked(judged: Judged, wanted: Wanted) -> tuple[list[Row], Functions, Judge | None] | None:
+    """The prompts, the functions that are needed, and the second judge; None without stage 1."""
+    if "sft" not in judged.stages:
+        if wanted.prompts or wanted.judge:
+            raise UserError(
+                "--prompts, --judge: stage 1 is not finished, so there is nothing that answers; "
+                "run stage1_sft.py first."
+            )
+        return None
     config, section = judged.config, judged.config.data.prompts
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     if wanted.prompts or section.path or section.sources:
         rows = asked(judged, wanted.prompts)
         if not rows:
@@ -90,7 +94,7 @@ def _policies(judged: Judged, wanted: Wanted) -> None:
         raise UserError(
             str(error).replace("ppo.rewards", "--judge" if ours else "ppo.rewards")
         ) from None
-    judge = None
+    second = None
     if wanted.judge is not None:
-        judge = judge_of(judged, wanted.judge, wanted.judge_model, functions, rows)
-    judge_policies(judged, rows, functions, judge, wanted.best_of)
+        second = judge_of(judged, wanted.judge, wanted.judge_model, functions, rows)
+    return rows, functions, second

@@ -5,6 +5,7 @@ import subprocess
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from _helpers import SCRIPTS, in_process, run
 
@@ -32,6 +33,10 @@ def run_chain(out: Path, base: Path, words: list[str], launcher: list[str] | Non
 
 def here(stage: str, words: list[str]) -> "subprocess.CompletedProcess[str]":
     """A stage in this process, which spares it the imports, and what it wrote."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+    with (
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+        patch("sys.argv", [SCRIPTS[stage], *words]),
+    ):
         in_process(stage, words)
     return subprocess.CompletedProcess(words, 0, out.getvalue(), err.getvalue())

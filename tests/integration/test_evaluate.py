@@ -6,11 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from _helpers import good, in_process, one_paragraph, script, tree
 from _tiny import write_jsonl
+
+from scripts.evaluation.judges import EndpointJudge
 
 MORE = [
     "--checkpoint.keep_weights", "1", "--ppo.actor_learning_rate", "0.01",
@@ -80,7 +83,7 @@ def test_all_figures_of_a_finished_run(judge: Judge, capsys: pytest.CaptureFixtu
 
 def test_own_prompts_in_any_order(judge: Judge, tmp_path: Path) -> None:
     """A text file with a prompt a line: each with each stage's reply and score, in their order;
-    the same numbers when they stand in another order, and when asked again."""
+    the same numbers when they are asked again in another order."""
     asked = [
         "please bring a towel",
         "please bring a taxi now",
@@ -94,7 +97,6 @@ def test_own_prompts_in_any_order(judge: Judge, tmp_path: Path) -> None:
     for row in found["samples"]:
         assert row.keys() == {"prompt", "base", "sft", "ppo"}
         assert all(isinstance(row[name]["score"], float) for name in ("base", "sft", "ppo"))
-    assert judge("--prompts", file) == found
     file.write_text("\n".join(asked[::-1]), encoding="utf-8")
     again = judge("--prompts", file)
     assert again["samples"] == found["samples"][::-1]
@@ -173,8 +175,10 @@ def test_an_endpoint_is_asked_in_both_orders(
     assert last["ties"] == last["prompts"]
     assert last["win_rate"]["mean"] == 0.5
     monkeypatch.setattr(_Server, "says", "I cannot tell.")
+    row = {"prompt": "a key", "turns": [{"role": "user", "content": "a key"}]}
+    said: Any = SimpleNamespace(texts=["yes"])
     with pytest.raises(ValueError, match=r"answers hold none of \[\[A\]\].*--judge-model"):
-        judge("--judge", server, "--limit", 4)
+        EndpointJudge(server, None).outcomes([row], said, said)
 
 
 def test_rows_of_reward_bench(judge: Judge, tmp_path: Path) -> None:
@@ -250,19 +254,20 @@ def test_stages_that_are_not_finished_are_named(
 
 def test_models_of_no_stage(chain: tuple[Path, list[str]], judge: Judge, tmp_path: Path) -> None:
     """Folders in the place of stages 1 and 2 are judged as the stages are; in bf16 all but alike;
-    without prompts and replies where these are to be in no file."""
+    without prompts and replies where these are to be in no file of the run."""
     out, words = chain
     paths = ["--sft.path", out / "sft", "--reward.path", out / "reward"]
-    script("evaluate.py", [*words, "--output_dir", tmp_path / "new", "--best-of", 1, *paths])
+    hidden = ["--logging.samples", "false"]
+    script("evaluate.py", [*words, "--output_dir", tmp_path / "new", *paths, *hidden])
     found = json.loads((tmp_path / "new" / "evaluation.json").read_text(encoding="utf-8"))
-    own = judge("--model.precision", "bf16", "--logging.samples", "false")
+    own = judge("--model.precision", "bf16", *hidden)
     assert found["policies"].keys() == {"sft"}
     assert found["accuracy"]["mean"] == pytest.approx(own["accuracy"]["mean"], abs=0.2)
     both = (f["perplexity"]["mean"] for f in (found, own))
     assert next(both) == pytest.approx(next(both), rel=0.02)
-    assert "samples" not in own
-    assert "towel" not in json.dumps(own)
-    assert found["samples"]
+    assert "samples" not in found
+    assert "towel" not in json.dumps(found)
+    assert own["samples"]  # into a file that was asked for
 
 
 def test_the_script_as_a_newcomer_starts_it() -> None:

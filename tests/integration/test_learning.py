@@ -20,7 +20,7 @@ class ShuffledReward:
 
     true: CountReward = field(default_factory=lambda: CountReward(WANTED))
 
-    def __call__(self, ids: Tensor, mask: Tensor, width: int = 0) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor, *unused: Any) -> Tensor:
         """(B, L) counts of other rows; at each row's own last token stands the other's total."""
         totals = self.true(ids, mask)[:, -1:][torch.randperm(ids.shape[0])]
         return totals.expand(ids.shape)

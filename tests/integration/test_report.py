@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ def test_curves_have_intervals_and_long_runs_are_thinned(tmp_path: Path) -> None
     assert reward["curves"]["half"]["accuracy"] == pytest.approx([half] * 20, rel=1e-3)
     assert sft["figures"] == [["held-out loss", "4.000 → 1.000 nats a token"]]
     assert [p["update"] for p in told_by(page)["frontier"]] == [0, 500, 1000]
+
+
+def test_two_may_write_at_once(tmp_path: Path) -> None:
+    """A stage that runs, and the command beside it."""
+    root = make_run(tmp_path / "run", updates=3)
+    with ThreadPoolExecutor(4) as pool:
+        pages = [told_by(page) for page in pool.map(write_report, [root] * 12)]
+    assert len({page["name"] for page in pages}) == 1
+    assert [path.name for path in root.glob(".report*")] == []
 
 
 def test_prompts_and_replies_stay_out(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ class CountReward:
 
     token: int
 
-    def __call__(self, ids: Tensor, mask: Tensor | None, width: int = 0) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor | None, *unused: Any) -> Tensor:
         """(B, L) counts up to each token; those at the last are the scores."""
         found = ids == self.token
         return (found if mask is None else found & mask).cumsum(dim=1).float()

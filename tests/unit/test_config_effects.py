@@ -23,7 +23,6 @@ EXAMPLES = {
     "sft.lora.dropout": ".5",
     "sft.lora.target_modules": "[a]",
     "sft.lora.merge": "false",
-    "sft.epochs": "1 --sft.max_steps 1 --data.sft.streaming true",
     "sft.group_by_length": "true --sft.packing true",
     "reward.bins": "7",
     "reward.center_coef": "1 --reward.kind binned",
@@ -39,7 +38,6 @@ EXAMPLES = {
     "ppo.critic_init": "zero --ppo.estimator reinforce_pp",
     "ppo.critic_warmup": "1 --ppo.estimator reinforce_pp",
     "ppo.value_clip": ".1 --ppo.estimator reinforce_pp",
-    "ppo.microbatch_size": "4 --ppo.microbatch_tokens 999",
     "ppo.kl_in": "loss --ppo.kl_kind k3 --ppo.kl_coef 0",
     "ppo.kl_horizon": "500",
     "ppo.ptx_mix": "convex",
@@ -77,7 +75,8 @@ output_dir seed overwrite resume model.path model.attention model.pad_token mode
 model.quantization model.gradient_checkpointing rollout.engine
 template.kind template.alternate template.separator template.eos_token template.tokens
 data.inspect data.inspect_json data.join
-ppo.updates ppo.batch_size ppo.samples_per_prompt ppo.minibatch_size ppo.microbatch_tokens
+ppo.updates ppo.batch_size ppo.samples_per_prompt ppo.minibatch_size ppo.microbatch_size
+ppo.microbatch_tokens
 ppo.passes ppo.epochs ppo.max_prompt_length ppo.max_new_tokens ppo.min_new_tokens ppo.temperature
 ppo.stop_token_ids ppo.stop_strings ppo.rewards ppo.estimator ppo.actor_learning_rate
 ppo.lr_schedule ppo.warmup ppo.max_grad_norm ppo.kl_coef ppo.kl_target ppo.clip ppo.clip_high

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from _helpers import script
-from test_doctor import CONFIG
+from test_doctor import CONFIG, FACTS
 
 from cores.errors import UserError
-from cores.report import RULES, examine, read_run
+from cores.report import RULES, Watch, examine, read_run
 
 Row = dict[str, Any]
 
@@ -84,6 +84,29 @@ def test_healthy_stages_and_few_pairs(tmp_path: Path) -> None:
     assert examine(RULES, read_run(tmp_path)) == []
 
 
+def test_what_a_row_costs_does_not_grow_with_the_run() -> None:
+    """The rules are asked at every row, and a report asks them of all rows anew."""
+
+    class Counted(list):
+        read = 0
+
+        def __getitem__(self, at: Any) -> Any:
+            self.read += len(range(*at.indices(len(self)))) if isinstance(at, slice) else 1
+            return super().__getitem__(at)
+
+        def __iter__(self) -> Any:
+            self.read += len(self)
+            return super().__iter__()
+
+    watch = Watch(RULES, "sft", FACTS)
+    watch.rows = rows = Counted({"step": i, "loss": 1.0} for i in range(5000))
+    rows.read = 0
+    watch.add({"step": 5000, "loss": 1.0})
+    assert rows.read < 500
+    rows += [{"step": i, "loss": 3.0} for i in range(5001, 5003)]
+    assert [one.rule for one in watch.look("row", 5002)] == ["rate_high"]
+
+
 def call(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str]:
     """Exit status and all that scripts/doctor.py says."""
     with pytest.raises(SystemExit) as left:
@@ -106,6 +129,9 @@ def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = json.loads(out.read_text())
     assert set(found) == {"rule", "stage", "step", "evidence", "cause", "change"}
     assert all(found[key] for key in ("rule", "evidence", "cause", "change"))
+    status, said = call(capsys, tmp_path / "run", "--json", tmp_path)
+    assert status == 2  # 1 would say that something was found
+    assert "cannot be written (Is a directory)" in " ".join(said.split())
     for bad, why in (
         (tmp_path, "holds no stage"),
         (tmp_path / "run" / "sft", "give the one above"),

@@ -48,7 +48,8 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
     """A trainer after updates on changing rows, and their statistics."""
     settings = {"microbatch_size": 2, "minibatch_size": 4, "batch_size": 8, "epochs": 2}
-    trainer = make_trainer("gpt2", **{**settings, "actor_learning_rate": 0.001, **ROUNDING, **ppo})
+    settings |= {"actor_learning_rate": 0.001, "updates": max(4, updates + 2), **ROUNDING}
+    trainer = make_trainer("gpt2", **{**settings, **ppo})
     found = []
     for seed in range(updates):
         trainer.state.kl_coef = 0.1 * (seed + 1)

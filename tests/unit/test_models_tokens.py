@@ -16,7 +16,7 @@ from cores.errors import UserError
 from cores.models import add_lora, save_model, settle_pad_token, settle_tokens
 from cores.models.bases import load_base
 from cores.models.saving import merge_adapter
-from cores.models.vocabulary import NEW_PAD, embedding, fit_vocabulary
+from cores.models.vocabulary import NEW_PAD, embedding, fit_vocabulary, saved_rows
 
 MARKS = ["<|问|>", "### End"]
 

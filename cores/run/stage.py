@@ -160,12 +160,12 @@ class StageRun:
         """A row of metrics.jsonl, and its figures on the screen when a line is due."""
         values = {"seconds": round(self.seconds, 3), **values}
         self.metrics.log(step, values)
-        if self.beside is not None:
-            self.beside.row({"step": step, **values})
         if self.progress is not None:
             self.progress.note(step, line)
         else:  # before there are steps
             self.launch.say(line)
+        if self.beside is not None:  # it speaks of the line above
+            self.beside.row({"step": step, **values})
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Rows of another file of JSON lines."""

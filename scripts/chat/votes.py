@@ -40,12 +40,12 @@ def rows(of: Round, pick: str) -> Iterator[dict[str, Any]]:
     about = {**asdict(of.controls), "blind": of.blind}
     about["time"] = datetime.now(UTC).isoformat(timespec="seconds")
     if pick in WITHOUT_WINNER:
-        said = {reply.stage: reply.text for reply in of.replies.values()}
+        said = {reply.stage: reply.text for _, reply in sorted(of.replies.items())}
         yield {"prompt": prompt, "chosen": None, "rejected": None, "vote": pick, "replies": said,
                **about}  # fmt: skip
         return
     won = of.replies[pick]
-    for letter, lost in of.replies.items():
+    for letter, lost in sorted(of.replies.items()):  # not as they came to an end
         if letter == pick or lost.text == won.text:
             continue
         by = {"chosen_by": won.stage, "rejected_by": lost.stage}
@@ -69,8 +69,9 @@ def record(of: Round, pick: Any, path: Path, keep: bool) -> int:
     if not lines:
         raise UserError("All answers are the same; that is a tie.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # by hand, or a kill
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
+        file.write("\n" * cut + "".join(lines))  # at once: another chat may append too
         file.flush()
         os.fsync(file.fileno())
     of.voted = True

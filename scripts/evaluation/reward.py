@@ -115,13 +115,17 @@ def held_out(reader: Reader, pairs: str | None) -> None:
 
 
 def named_sources(section: SourceSection) -> dict[str, SourceSection]:
-    """Each source of a stage as a section of its own, by its path."""
+    """Each source of a stage as a section of its own, by its path; where several have one path,
+    such as subsets of a data set, by subset, split and place too."""
     names = [field.name for field in fields(OneSource)]
     items: list[OneSource] = [*section.sources] or [section]
-    return {
-        str(one.path): SourceSection(**{name: getattr(one, name) for name in names})
-        for one in items
-    }
+    found: dict[str, SourceSection] = {}
+    for i, one in enumerate(items, 1):
+        label = str(one.path)
+        if sum(other.path == one.path for other in items) > 1:
+            label = " ".join(filter(None, (label, one.name, one.split, f"({i})")))
+        found[label] = SourceSection(**{name: getattr(one, name) for name in names})
+    return found
 
 
 def _read(config: Config, tokenizer: Any, section: SourceSection, pairs: str | None) -> Any:

@@ -16,6 +16,8 @@ from _helpers import good, in_process, rows, script
 from cores.errors import UserError
 from scripts.chat.server import Server, policy
 from scripts.chat.terminal import talk
+from scripts.chat.voices import Controls, Reply
+from scripts.chat.votes import Round, record
 
 PROMPT = "please bring a towel to room 7"
 
@@ -206,6 +208,17 @@ def test_a_gate_stops_questions_and_answers(words: list[Any]) -> None:
         events = ask(guarded, PROMPT, max_new_tokens=6)
         assert [e for e in events if "text" in e] == []
         assert sum("no answers" in e.get("error", "") for e in events) == 3
+
+
+def test_a_vote_begins_a_line_of_its_own(tmp_path: Path) -> None:
+    """Whoever wrote the file's last line left out its end."""
+    file = tmp_path / "votes.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
+    made = Round([{"role": "user", "content": PROMPT}], Controls(1.0, 1.0, 8, 0), blind=False)
+    for letter, text in (("A", "yes"), ("B", "no")):
+        made.replies[letter] = Reply(letter, text, 1, True, None, 0.0)
+    assert record(made, "A", file, keep=True) == 1
+    assert [row["chosen"] for row in rows(file)] == ["b", "yes"]
 
 
 @pytest.mark.parametrize(

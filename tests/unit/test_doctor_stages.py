@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from _helpers import script
-from test_doctor import CONFIG
+from test_doctor import CONFIG, FACTS
 
 from cores.errors import UserError
-from cores.report import RULES, examine, read_run
+from cores.report import RULES, Watch, examine, read_run
 
 Row = dict[str, Any]
 

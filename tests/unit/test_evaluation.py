@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from cores.config.data import SourceSection, WeightedSource
 from cores.errors import UserError
 from cores.evaluate.stats import Estimate, average, bootstrap, mean, ratio, share, wins
 from scripts.evaluation.benchmark import Item, by_prompt, credit, is_benchmark, result, ties
 from scripts.evaluation.comparisons import both_orders, compared, length_controlled
 from scripts.evaluation.preferences import by_difference, by_length, calibration
+from scripts.evaluation.reward import named_sources
 from scripts.evaluation.texts import best_of_kl, expected_best
 
 
@@ -157,6 +159,15 @@ def test_groups_by_length() -> None:
     assert told(by_length) == [
         ("up to 3 tokens", 2, 0.75), ("up to 5 tokens", 1, 0.0), ("longer replies", 1, 0.0),
     ]  # fmt: skip
+
+
+def test_sources_of_one_path_stay_apart() -> None:
+    """Two subsets of a data set are two sources; a path that stands once is its name."""
+    parts = [WeightedSource(path="me/pairs", name=name) for name in ("helpful", "harmless")]
+    found = named_sources(SourceSection(sources=[*parts, WeightedSource(path="own.jsonl")]))
+    assert [one.name for one in found.values()] == ["helpful", "harmless", None]
+    assert list(found)[2] == "own.jsonl"
+    assert list(named_sources(SourceSection(path="own.jsonl"))) == ["own.jsonl"]
 
 
 def item(right: list[float], wrong: list[float], name: str = "1", subset: str = "Math") -> Item:

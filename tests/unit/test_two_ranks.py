@@ -52,7 +52,7 @@ def test_whitening_covers_the_rows_of_both_ranks(monkeypatch: pytest.MonkeyPatch
     trainer, rollout = make_trainer("gpt2", batch_size=8), fixed_rollout(rows=8)
     whole = trainer.estimate(trainer.score(rollout))
     parts = [trainer.score(part_of(rollout, half)) for half in (slice(0, 4), slice(4, 8))]
-    sent = [{f.name: getattr(part, f.name) for f in fields(part)} for part in parts]
+    sent = [experience.columns(part) for part in parts]
     for launch, part in zip(RANKS, parts, strict=True):
 
         def exchange(own: list[Any], rank: int = launch.rank) -> list[Any]:
@@ -99,7 +99,7 @@ class Asked:
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.state = PPOState(0.1)
-        self.roles = SimpleNamespace(actor=SimpleNamespace(steps=0))
+        self.roles = SimpleNamespace(actor=SimpleNamespace(steps=0, unwrapped=SimpleNamespace()))
         self.prompts: list[list[list[int]]] = []
 
     def step(self, prompts: list[list[int]], *_: Any) -> tuple[Any, dict[str, float]]:

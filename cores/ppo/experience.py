@@ -79,7 +79,7 @@ class Scored:
     @property
     def rows(self) -> Rows:
         """What models read."""
-        images = flat(self.images, self.shown)
+        images = None if self.images is None else flat(self.images, self.shown)
         return Rows(self.ids, self.attended, self.response_mask.shape[1], images)
 
     @property

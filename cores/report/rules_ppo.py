@@ -147,7 +147,7 @@ def clip_zero(rows: Rows, facts: Row) -> str | None:
 def critic(rows: Rows, facts: Row) -> str | None:
     """Worse than the mean of the returns; a new critic is given some updates."""
     found = recent(rows, "explained_variance", 5)
-    if len(rows) < MANY or not found or max(found) >= 0:
+    if len(rows) < 2 * FEW or not found or max(found) >= 0:
         return None
     return f"explained variance was below 0 in the last 5 updates, {found[-1]:+.2f} in this one"
 

@@ -41,7 +41,7 @@ LIMITS = {
 def card(record: dict[str, Any]) -> str:
     """README.md of the stage that stage.json, `record`, tells."""
     stage, config = record["stage"], record["config"]
-    base = next((p for p in record["parents"].values() if "hub" in p), None)
+    base = next((p for p in record.get("parents", {}).values() if "hub" in p), None)
     head: dict[str, Any] = {"library_name": "transformers"}
     head["pipeline_tag"] = TASK.get(stage, "text-generation")
     head["tags"] = ["tristage", *TAGS[stage]]

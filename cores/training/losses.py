@@ -51,7 +51,7 @@ class WeightedLosses(Lasting):
         for sample in samples:
             counts = (sample["labels"] != IGNORED).sum(dim=-1).to(own)
             own.index_add_(0, sample[PART].to(device), counts)
-        self.part_tokens: Tensor = self.accelerator.gather(own[None]).sum(dim=0).clamp(min=1)
+        self.trained = self.accelerator.gather(own[None]).sum(dim=0).clamp(min=1)
         return samples, None
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +61,7 @@ class WeightedLosses(Lasting):
         logits, labels = model(**own, use_cache=False).logits, inputs["labels"]
         if self.shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        share = self.weights.to(logits.device) / self.part_tokens.to(logits.device)
+        share = self.weights.to(logits.device) / self.trained.to(logits.device)
         losses = row_sums(logits, labels) * share[inputs[PART]]
         return losses.sum() * (
             self.current_gradient_accumulation_steps * self.accelerator.num_processes

@@ -218,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
             if made is None:
                 raise UserError("there is no such answer any more; ask again.")
             count = votes.record(made, asked.get("pick"), server.file, server.keep)
-        named = [told(letter, reply, blind=False) for letter, reply in made.replies.items()]
+        named = [told(letter, reply, blind=False) for letter, reply in sorted(made.replies.items())]
         self._json(200, {"rows": count, "votes": votes.count(server.file), "answers": named})
 
     def _json(self, status: int, what: dict[str, Any]) -> None:

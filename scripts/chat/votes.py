@@ -40,12 +40,12 @@ def rows(of: Round, pick: str) -> Iterator[dict[str, Any]]:
     about = {**asdict(of.controls), "blind": of.blind}
     about["time"] = datetime.now(UTC).isoformat(timespec="seconds")
     if pick in WITHOUT_WINNER:
-        said = {reply.stage: reply.text for reply in of.replies.values()}
+        said = {reply.stage: reply.text for _, reply in sorted(of.replies.items())}
         yield {"prompt": prompt, "chosen": None, "rejected": None, "vote": pick, "replies": said,
                **about}  # fmt: skip
         return
     won = of.replies[pick]
-    for letter, lost in of.replies.items():
+    for letter, lost in sorted(of.replies.items()):  # not as they came to an end
         if letter == pick or lost.text == won.text:
             continue
         by = {"chosen_by": won.stage, "rejected_by": lost.stage}

@@ -17,7 +17,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("noise", "noise is a trend",
              "max(5 * error, least)", "max(0.5 * error, least)"),
             ("critic-new", "a new critic is sick at once",
-             "len(rows) < MANY or not found or max(found) >= 0",
+             "len(rows) < 2 * FEW or not found or max(found) >= 0",
              "not found or max(found) >= 0.5"),
             ("judge-weight", "sources that are learned from count as judges",
              "weight == 0 and gained", "weight != 0 and gained"),

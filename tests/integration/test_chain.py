@@ -35,6 +35,7 @@ PICKLE_NAMES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 NUMBER = r"[+-]?[\d.e+-]+"
 OUR_LINES = [
+    r"doctor: .+",
     r"old log-probs: the engine's differ from the trainer's by .*; from here on they are the .*",
     r"(train|test): \d+ of \d+ rows of .*",
     r"asked in stage 2's training pairs too: .*",

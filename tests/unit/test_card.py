@@ -78,6 +78,7 @@ class Hub(BaseHTTPRequestHandler):
         url = f"http://{self.headers['Host']}/me/model"
         if self.path == "/api/repos/create":
             self.got["create"] = body
+            self.got["create"] = body
             return self.answer({"url": url})
         if self.path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})

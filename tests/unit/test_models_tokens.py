@@ -88,9 +88,9 @@ def test_new_tokens_start_at_the_mean_in_spare_rows_too(kind: str) -> None:
     old = embedding(model).detach().clone()
     fit_vocabulary(model, tokenizer, known)
     new = embedding(model)
-    assert len(new) == known + 10
+    assert saved_rows(model) == known + 10  # in memory they are as many as multiply fast
     torch.testing.assert_close(new[known : known + 2], old[:known].mean(0).expand(2, -1))
-    assert torch.equal(new[known + 2 :], old[known + 2 :])
+    assert torch.equal(new[known + 2 : known + 10], old[known + 2 :])
     head = model.get_output_embeddings()
     torch.testing.assert_close(head.weight[known], head.weight[:known].mean(0))
     if kind == "gptj":
@@ -110,7 +110,8 @@ def test_an_adapter_merges_into_the_rows_it_was_trained_on(tmp_path: Path) -> No
     save_model(adapted, tokenizer, tmp_path / "a", merge=False)
     merge_adapter(tmp_path / "a", tmp_path / "merged")
     merged = load_base(tmp_path / "merged", tokenizer)
-    assert torch.equal(embedding(merged), rows)
+    saved = len(gpt2_like()) + 10
+    assert torch.equal(embedding(merged)[:saved], rows[:saved])
 
 
 def test_the_end_is_told_to_other_tools(tmp_path: Path) -> None:

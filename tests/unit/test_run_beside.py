@@ -23,10 +23,9 @@ def test_a_finding_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run = begun(config(tmp_path), "ppo")
     for step in (1, 2, 3):
         run.log(step, sick(step), f"update {step}")
-    said = capsys.readouterr().out.splitlines()
-    assert said[:2] == ["update 1", "update 2"]
-    assert said[2].startswith("doctor: equal_rewards: all replies of a rollout score")
-    assert said[3:] == ["update 3"]
+    said = [x for x in capsys.readouterr().out.splitlines() if not x.startswith("update")]
+    assert len(said) == 1
+    assert said[0].startswith("doctor: equal_rewards: all replies of a rollout score")
     run.save(3, state(3))
     run.__exit__(None, KeyboardInterrupt(), None)
     capsys.readouterr()

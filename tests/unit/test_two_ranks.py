@@ -52,7 +52,7 @@ def test_whitening_covers_the_rows_of_both_ranks(monkeypatch: pytest.MonkeyPatch
     trainer, rollout = make_trainer("gpt2", batch_size=8), fixed_rollout(rows=8)
     whole = trainer.estimate(trainer.score(rollout))
     parts = [trainer.score(part_of(rollout, half)) for half in (slice(0, 4), slice(4, 8))]
-    sent = [{f.name: getattr(part, f.name) for f in fields(part)} for part in parts]
+    sent = [experience.columns(part) for part in parts]
     for launch, part in zip(RANKS, parts, strict=True):
 
         def exchange(own: list[Any], rank: int = launch.rank) -> list[Any]:
@@ -99,7 +99,7 @@ class Asked:
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.state = PPOState(0.1)
-        self.roles = SimpleNamespace(actor=SimpleNamespace(steps=0))
+        self.roles = SimpleNamespace(actor=SimpleNamespace(steps=0, unwrapped=SimpleNamespace()))
         self.prompts: list[list[list[int]]] = []
 
     def step(self, prompts: list[list[int]], *_: Any) -> tuple[Any, dict[str, float]]:
@@ -188,13 +188,14 @@ def test_two_ranks_sample_the_replies_of_one() -> None:
 
 
 def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invariants 12, 31: they sample for other prompts the replies that one process would."""
+    """Invariants 12, 31: they sample for other prompts the replies that one process would, and
+    know where these begin."""
     nobody: Any = None
     engine = policy_engine(ppo_config(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     alone = engine.generate(PROMPTS, uniforms(4, 6, 0, "calibration"))
-    found: list[list[int]] = []
+    found: list[tuple[list[int], int]] = []
 
-    def sent(own: list[list[int]]) -> None:
+    def sent(own: list[tuple[list[int], int]]) -> None:
         found.extend(own)
         raise InterruptedError  # what follows is the same on all ranks
 
@@ -202,7 +203,7 @@ def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     for launch in RANKS:
         with pytest.raises(InterruptedError):
             calibration.calibrate(ppo_config(), nobody, engine, PROMPTS, PAD, 2, launch)
-    assert found == [alone.row(i) for i in (0, 2, 1, 3)]
+    assert found == [(alone.row(i), len(PROMPTS[i])) for i in (0, 2, 1, 3)]
 
 
 def test_scores_of_two_ranks_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

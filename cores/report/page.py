@@ -64,7 +64,7 @@ def evaluation(path: Path) -> Row:
     policies = found.get("policies") or {}
     for name, figures in policies.items():
         policies[name] = {key: value for key, value in figures.items() if key != "rows"}
-    return {key: value for key, value in found.items() if key != "samples"}
+    return {key: value for key, value in found.items() if key not in ("samples", "version")}
 
 
 def stage(record: Record) -> dict[str, Any]:

@@ -49,11 +49,11 @@ def onward(words: list[str], stage: str, config: Config) -> str | None:
     if stage == "sft" and (config.reward.path or "model" not in config.ppo.rewards):
         follows = NEXT["reward"]
     before = words[:at] if stage != "ppo" else ["python"]  # the page takes no launcher
-    after, left = [], iter(words[at + 1 :])
-    for word in left:
-        if word == "--resume":
-            next(left, None)
-        elif not word.startswith(("--overwrite", "--resume=")):
+    after, kept = [], True
+    for word in words[at + 1 :]:
+        if word.startswith("--"):  # what follows is its value
+            kept = word.partition("=")[0] not in ("--resume", "--overwrite")
+        if kept:
             after.append(word)
     return shlex.join([*before, words[at].removesuffix(script) + follows, *after])
 

@@ -38,7 +38,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("last-line", "the last step has no line",
              "self.said_at is None or step == self.total", "self.said_at is None"),
             ("next-overwrite", "the next command replaces what is finished",
-             'startswith(("--overwrite", "--resume="))', 'startswith("--resume=")'),
+             'not in ("--resume", "--overwrite")', 'not in ("--resume",)'),
         ],
     ),
     "cores/runtime/screen.py": (

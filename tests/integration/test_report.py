@@ -109,11 +109,14 @@ def test_two_may_write_at_once(tmp_path: Path) -> None:
 def test_prompts_and_replies_stay_out(tmp_path: Path) -> None:
     """With logging.samples false, whatever files are there."""
     root = make_run(tmp_path / "run", samples=False, updates=5)
-    (root / "evaluation.json").write_text(json.dumps({"samples": [{"prompt": "Question"}]}))
+    found = {"version": 1, "samples": [{"prompt": "Question"}]}
+    (root / "evaluation.json").write_text(json.dumps(found))
     lines(root / "ppo" / "samples.jsonl", [{"update": 1, "prompt": "Question", "reply": "A new"}])
-    text = write_report(root).read_text(encoding="utf-8")
+    page = write_report(root)
+    text = page.read_text(encoding="utf-8")
     assert "Question" not in text
     assert "A new" not in text
+    assert told_by(page)["evaluation"] == {}  # the version is no figure
 
 
 def test_an_unfinished_run_and_a_folder_that_is_none(tmp_path: Path, capsys: Any) -> None:

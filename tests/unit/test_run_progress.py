@@ -110,6 +110,8 @@ def test_times(seconds: float, text: str) -> None:
         ("python stage1_sft.py --overwrite --resume auto --a 'b c'", "sft",
          "python stage2_rm.py --a 'b c'"),
         ("python stage1_sft.py --resume=never", "sft", "python stage2_rm.py"),
+        ("python stage1_sft.py --overwrite true --seed 1 --resume auto", "sft",
+         "python stage2_rm.py --seed 1"),
         ("torchrun --nproc 2 /r/stage3_ppo.py --config a.yaml", "ppo",
          "python /r/scripts/chat.py --config a.yaml"),
         ("python -m pytest", "sft", None),

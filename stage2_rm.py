@@ -54,7 +54,6 @@ def main(argv: list[str]) -> None:
             return here.once(show, data, tokenizer, config.data, takes.images)
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
         asked = calibration_asked(config, data.train, model_config, base_config)
-
         model: Any = reward_model(config, start, tokenizer)
         run.begin({"parents": about, "data": data.report.to_json()})
         trained = train_reward(config, model, data.train, tokenizer, run, images)
@@ -64,8 +63,7 @@ def main(argv: list[str]) -> None:
         run.metrics.held_out(run.saved, result)
         if line:
             here.say(line)
-        prompts, told = zip(*asked, strict=True)
-        scale = calibrated(config, reward, sft, [*prompts], tokenizer, here, told, images)
+        scale = calibrated(config, reward, sft, asked, tokenizer, here, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),

@@ -5,7 +5,7 @@ from typing import Literal
 
 from cores.config.data import Format, OneSource
 from cores.config.schema import Config
-from cores.data.signs import column_hints
+from cores.data.signs import BESIDE, REFUSED, column_hints
 from cores.data.sources import Row
 from cores.data.transcripts import (
     FURTHER,
@@ -60,18 +60,6 @@ COLUMNS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Of which columns one must be there, for the prompt; and those of the replies, which stage 3, as
 it takes the prompt of any format, does not need. Among PROMPTS a pair may stand for the column."""
 
-BESIDE = ("system", "history")
-"""Columns that say what stood before the prompt, beside one that holds the last turn."""
-REFUSED = {
-    **dict.fromkeys(("label", "kto_tag"), "whether the reply is wanted; format kto reads it"),
-    **dict.fromkeys(BESIDE, "what stood before the prompt"),
-    "tools": "the tools that could be called",
-    "images": "images",
-    "image": "an image",
-    "parent_id": "the message that it answers; format oasst reads it",
-}
-"""Columns that change what a row teaches where nothing reads them. Stage 3 hands them to reward
-functions; a text's label is what it is about."""
 VOTED = {"tie": "voted a tie", "both bad": "voted both bad"}
 """Votes of the chat page without a winner, and why such a row is left out."""
 ECHO = 12

@@ -1,4 +1,4 @@
-"""What columns that fit no format tell of the rows: advice for errors."""
+"""What columns tell of the rows that hold them: advice for errors."""
 
 from cores.config.data import Format
 from cores.data.files import separator_hint
@@ -17,6 +17,19 @@ SIGNS: dict[tuple[str, ...], Format] = {
     ("data", "annotations"): "label_studio",
 }
 """By which columns the rows of a preset are known (cores/data/presets.py)."""
+
+BESIDE = ("system", "history")
+"""Columns that say what stood before the prompt, beside one that holds the last turn."""
+REFUSED = {
+    **dict.fromkeys(("label", "kto_tag"), "whether the reply is wanted; format kto reads it"),
+    **dict.fromkeys(BESIDE, "what stood before the prompt"),
+    "tools": "the tools that could be called",
+    "images": "images",
+    "image": "an image",
+    "parent_id": "the message that it answers; format oasst reads it",
+}
+"""Columns that change what a row teaches where nothing reads them. Stage 3 hands them to reward
+functions; a text's label is what it is about."""
 
 
 def column_hints(columns: list[str], key: str) -> str:

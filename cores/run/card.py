@@ -89,7 +89,7 @@ def _lines(lines: Iterator[str]) -> str:
 
 
 def _parents(record: dict[str, Any], license: str | None) -> Iterator[str]:
-    for name, facts in record["parents"].items():
+    for name, facts in record.get("parents", {}).items():
         yield f"{name}: `{facts.get('hub') or facts['folder']}`"
     told = license or "not told here; its own card has it"
     yield f"model of stage 1: `{record['config']['model']['path']}`, licence: {told}"

@@ -112,13 +112,14 @@ def calibrated(
     config: Config,
     reward: ScalarModel,
     sft: Path,
-    prompts: list[Row],
+    asked: Sequence[tuple[Row, dict[str, Any]]],
     tokenizer: PreTrainedTokenizerBase,
     launch: Launch,
-    told: Sequence[dict[str, Any]] = (),
     images: ImageProcessor | None = None,
 ) -> dict[str, float]:
-    """Stage 2's calibration of `reward`, on replies of the policy in `sft`: see `calibrate`."""
+    """Stage 2's calibration of `reward`, on replies of the policy in `sft`: see `calibrate`.
+    `asked`: prompts, and what there is to know of each."""
+    prompts, told = [prompt for prompt, _ in asked], [about for _, about in asked]
     engine, size = policy_engine(config, sft, tokenizer, launch), config.reward.microbatch_size
     pad_id: Any = tokenizer.pad_token_id
     return calibrate(

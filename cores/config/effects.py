@@ -72,8 +72,6 @@ RULES = (
     Rule(SOURCES, "transcripts", lambda s, c: s.format not in ("messages", "conversations"),
          "with {key}.format {s.format}, which holds turns"),
     Rule(SOURCES, "similarity", lambda s, c: s.format != "caption", "with {key}.format caption"),
-    Rule("data", "test_fraction", lambda s, c: not s.test_fraction or not _all_held_out(c),
-         "with a test_path of every source"),
     Rule("data", "join_opening", lambda s, c: s.join is not None, "without data.join"),
     Rule("data", "too_long", lambda s, c: s.join is None, "with data.join"),
     Rule("template", "marked system_in_user strip", lambda s, c: s.kind == "roles",
@@ -119,10 +117,3 @@ def _places(config: Config, default: Config, names: str) -> Iterator[tuple[str, 
         yield name, section, unset
         for i, item in enumerate(getattr(section, "sources", [])):
             yield f"{name}.sources[{i}]", item, OneSource()
-
-
-def _all_held_out(config: Config) -> bool:
-    """Whether every source that is named has held-out rows of its own."""
-    sections = (getattr(config.data, name) for name in ("sft", "preference", "prompts"))
-    given = [s for section in sections for s in (*section.sources, section) if s.path is not None]
-    return bool(given) and all(s.test_path is not None or s.test_split is not None for s in given)

@@ -107,7 +107,7 @@ def _data(record: dict[str, Any]) -> Iterator[str]:
             for inner in sources:
                 yield from splits(place, inner)
 
-    yield from splits("", record["data"])
+    yield from splits("", record.get("data", {}))
     yield "licences: those of the sources, which this program does not know"
 
 

@@ -168,11 +168,11 @@ class Lasting(Trainer):
             sampler.set_epoch(int(resumed.numbers["trainer"]["epoch"] or 0))
         return sampler
 
-    def training_step(self, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """A forward and a backward pass, whose tokens are counted."""
         read = (inputs[name] for name in ("input_ids", "decoder_input_ids") if name in inputs)
         self.tokens += sum(ids.numel() for ids in read)
-        return super().training_step(model, inputs, *more, **named)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done before the trainer was made, the same way under every launch."""

@@ -52,7 +52,6 @@ EXAMPLES = {
     "data.prompts.prompt_tokens": "4 --data.prompts.format prompt",
     "data.sft.transcripts": "true --data.sft.format messages",
     "data.sft.similarity": ".5 --data.sft.format caption",
-    "data.test_fraction": ".2 --data.sft.path a --data.sft.test_path b",
     "data.join_opening": "x",
     "data.too_long": "drop --data.join x",
     "template.marked": "true",
@@ -145,10 +144,3 @@ def test_items_of_sources() -> None:
     said = mistake("--data.prompts.sources", "[{path: a, loss_weight: 2}]")
     assert "data.prompts.sources[0].loss_weight: has no effect in this stage" in said
     parse("--data.sft.sources", "[{path: a, weight: 2}, {path: b}]", "--data.sft.weigh", "tokens")
-
-
-def test_sources_that_hold_rows_out() -> None:
-    """The share counts as long as one source has no held-out rows of its own, and may be 0."""
-    words = "--data.sft.path a --data.sft.test_path b --data.test_fraction".split()
-    parse(*words, ".2", "--data.prompts.path", "c")
-    parse(*words, "0")

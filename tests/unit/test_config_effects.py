@@ -73,7 +73,7 @@ ALWAYS = """
 output_dir seed overwrite resume model.path model.attention model.pad_token model.precision
 model.quantization model.gradient_checkpointing rollout.engine
 template.kind template.alternate template.separator template.eos_token template.tokens
-data.inspect data.inspect_json data.join
+data.inspect data.inspect_json data.join data.test_fraction
 ppo.updates ppo.batch_size ppo.samples_per_prompt ppo.minibatch_size ppo.microbatch_size
 ppo.microbatch_tokens
 ppo.passes ppo.epochs ppo.max_prompt_length ppo.max_new_tokens ppo.min_new_tokens ppo.temperature

@@ -41,7 +41,7 @@ def row(kind: str, metrics: dict[str, Any]) -> str:
 def main(out: Path, more: list[str]) -> None:
     """Train and print the table."""
     subprocess.run(
-        [sys.executable, "scripts/demo/make.py", "--out", "runs/demo"], cwd=ROOT, check=True
+        [sys.executable, "research/demo/make.py", "--out", "runs/demo"], cwd=ROOT, check=True
     )
     run("sft", ["--output_dir", str(out / "full"), *more])
     lines = [HEADER]

@@ -13,7 +13,7 @@ started=$SECONDS
 step() { printf '\n== %s\n' "$1"; }
 
 step "A made world: a hotel front desk. Data, tokenizer and a base model of random weights"
-"$python" scripts/demo/make.py --out runs/demo
+"$python" research/demo/make.py --out runs/demo
 step "Stage 1: supervised fine-tuning on good and bad replies"
 "$python" stage1_sft.py --config configs/demo.yaml --overwrite
 step "Stage 2: a reward model from pairs with noisy labels"
@@ -21,5 +21,5 @@ step "Stage 2: a reward model from pairs with noisy labels"
 step "Stage 3: PPO against the reward model"
 "$python" stage3_ppo.py --config configs/demo.yaml --overwrite
 step "Before and after, judged by the true reward on prompts never seen"
-"$python" scripts/demo/report.py --run runs/demo
+"$python" research/demo/report.py --run runs/demo
 echo "the demo took $((SECONDS - started)) s"

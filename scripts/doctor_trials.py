@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain s
 from cores.errors import UserError
 from cores.report import RULES, Watch, examine, read_run
 from cores.runtime.cli import guarded
-from scripts.pages import fill
+from research.pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "evidence" / "doctor.json"

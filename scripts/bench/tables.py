@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
+from research.pages import fill
 from scripts.bench.labels import Found, floor_of, given, label
 from scripts.bench.steady import FORMS, SETTLED, fifths, settled
-from scripts.pages import fill
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOTHING = "Not measured yet."

@@ -10,6 +10,7 @@ import torch
 
 from cores.errors import UserError
 from cores.runtime.launch import Launch
+from research.experiments.peer_trl import optimizer_steps
 from scripts.bench import logprobs, machine, ppo_step, rollout, tables
 from scripts.bench.clock import Clock, instrumented
 from scripts.bench.floors import Rates
@@ -27,7 +28,6 @@ from scripts.bench.workloads import (
     trainer_of,
     variant,
 )
-from scripts.experiments.peer_trl import optimizer_steps
 
 CPU = Launch(0, 1, torch.device("cpu"), "fp32")
 SMALL = variant(WORKLOADS["W4"], batch=4, minibatch=2, response=5)

@@ -12,13 +12,13 @@ from cores.config import parse_config
 from cores.data.splits import held_out
 from cores.errors import UserError
 from cores.evaluate.stats import average, effective_rows, share, variance_of_mean, wilson, wins
+from research.evidence.figures import accuracies, changes, collect
+from research.evidence.plan import SEEDS, SETS, WITH_PPO, half_of, jobs, lay_out
+from research.evidence.score import first_turn
+from research.evidence.seeds import over_seeds
+from research.evidence.tables import render
+from research.jobs import Job, run_all
 from scripts.evaluation.baselines import length_margins, tfidf_margins
-from scripts.evidence.figures import accuracies, changes, collect
-from scripts.evidence.plan import SEEDS, SETS, WITH_PPO, half_of, jobs, lay_out
-from scripts.evidence.score import first_turn
-from scripts.evidence.seeds import over_seeds
-from scripts.evidence.tables import render
-from scripts.jobs import Job, run_all
 
 
 def test_wilson_by_hand() -> None:
@@ -160,8 +160,8 @@ def test_jobs_wait_for_what_they_need_and_a_failure_takes_its_children_along(
         return subprocess.Popen([sys.executable, "-c", code, str(job.makes)])
 
     order: list[str] = []
-    monkeypatch.setattr("scripts.jobs._start", start)
-    monkeypatch.setattr("scripts.jobs.POLL", 0.01)
+    monkeypatch.setattr("research.jobs._start", start)
+    monkeypatch.setattr("research.jobs.POLL", 0.01)
     plan: list[Job] = []
     for run in ("bad", "good"):
         sft = _touch_job(tmp_path, run, "sft", ())
@@ -183,7 +183,7 @@ def test_no_time_left_stops_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         processes.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
         return processes[-1]
 
-    monkeypatch.setattr("scripts.jobs._start", start)
+    monkeypatch.setattr("research.jobs._start", start)
     import time
 
     plan = [_touch_job(tmp_path, "one", "sft", ()), _touch_job(tmp_path, "two", "sft", ())]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cores.config import parse_config
-from scripts.experiments.plan import BEST_OF, LOGGED, SEEDS, best_of, chain, ours, peer, variants
-from scripts.experiments.run import best, frontier, objective
+from research.experiments.plan import BEST_OF, LOGGED, SEEDS, best_of, chain, ours, peer, variants
+from research.experiments.run import best, frontier, objective
 
 
 @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)

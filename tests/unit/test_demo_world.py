@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "research" / "demo"))
 world = importlib.import_module("world")
 make = importlib.import_module("make")
 pairs = importlib.import_module("pairs")

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from cores.config import parse_config
-from scripts.experiments import objective, plan
-from scripts.experiments.figures import CURVES, over_seeds
-from scripts.experiments.frontiers import (
+from research.experiments import objective, plan
+from research.experiments.figures import CURVES, over_seeds
+from research.experiments.frontiers import (
     at_level,
     best_of_n,
     equal_kl,

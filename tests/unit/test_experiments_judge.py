@@ -14,10 +14,10 @@ from cores.errors import UserError
 from cores.evaluate.stats import Z95, Estimate
 from cores.models import save_model
 from cores.rollout import Rollout
-from scripts.demo.report import Replies, Task, kl
+from research.demo.report import Replies, Task, kl
+from research.experiments import judge as judging
+from research.experiments.judge import PLACES, Judged, main, summary
 from scripts.evaluation.texts import best_of, best_of_kl, distinct, ngrams, repeats
-from scripts.experiments import judge as judging
-from scripts.experiments.judge import PLACES, Judged, main, summary
 
 GOLD_PROMPT = "Guest:\nCould I have more towels?\nDesk:\n"
 
@@ -143,8 +143,8 @@ def test_best_of_loses_the_missing_eos_penalty(
     monkeypatch.setattr("cores.data.prompt_data", lambda *_: data)
     monkeypatch.setattr("cores.training.calibration.policy_engine", lambda *_: _Engine())
     scores = [better, 0.0, better + 1, 1.0]
-    monkeypatch.setattr("scripts.demo.report.scores", lambda *_: scores)
-    monkeypatch.setattr("scripts.demo.world.gold", lambda prompt, text: len(text))
+    monkeypatch.setattr("research.demo.report.scores", lambda *_: scores)
+    monkeypatch.setattr("research.demo.world.gold", lambda prompt, text: len(text))
     config = parse_config(["--config", "configs/demo.yaml"], "", "")
     sft, reward = sft_folder("gpt2"), reward_folder("gpt2")
     found = judging.judge(config, sft, sft, reward, 2)

@@ -9,8 +9,8 @@ from _models import reward_folder, scalar_of
 from cores.config import parse_config
 from cores.errors import UserError
 from cores.models.actor import ScalarModel
-from scripts.experiments import peer_trl
-from scripts.experiments.peer_trl import main, optimizer_steps, parse_set, settings
+from research.experiments import peer_trl
+from research.experiments.peer_trl import main, optimizer_steps, parse_set, settings
 
 DEMO = parse_config(["--config", "configs/demo.yaml", "--seed", "3"], "", "")
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cores.errors import UserError
-from scripts.experiments import figures, run, tables
-from scripts.experiments.figures import MEASURES, gather, judged, of_seeds, over_seeds
-from scripts.experiments.peer_trl import RELEASE
-from scripts.experiments.tables import NOT_RUN, against, render, versus
+from research.experiments import figures, run, tables
+from research.experiments.figures import MEASURES, gather, judged, of_seeds, over_seeds
+from research.experiments.peer_trl import RELEASE
+from research.experiments.tables import NOT_RUN, against, render, versus
 
 
 def made(seeds: list[int], gold: list[float]) -> dict[str, Any]:

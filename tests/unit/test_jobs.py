@@ -8,12 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.jobs import Job, run_all
+from research.jobs import Job, run_all
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.jobs.POLL", 0.01)
+    monkeypatch.setattr("research.jobs.POLL", 0.01)
 
 
 def test_a_job_that_nothing_can_start_is_not_waited_for(tmp_path: Path) -> None:

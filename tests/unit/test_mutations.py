@@ -2,9 +2,9 @@
 
 import pytest
 
-from scripts.mutations.plan import ROOT, Mutation, check, found, plan, planted
-from scripts.mutations.report import render
-from scripts.mutations.sessions import Outcome
+from research.mutations.plan import ROOT, Mutation, check, found, plan, planted
+from research.mutations.report import render
+from research.mutations.sessions import Outcome
 
 
 def test_every_bug_can_be_planted() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from cores.errors import UserError
-from scripts.pages import BEGIN, END, fill
+from research.pages import BEGIN, END, fill
 
 
 def test_text_goes_between_the_marks() -> None:

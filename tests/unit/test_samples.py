@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cores.config import parse_config
-from scripts.experiments.peer_trl import parse_set
-from scripts.jobs import Job
-from scripts.samples import measure, one, page, plan, run
+from research.experiments.peer_trl import parse_set
+from research.jobs import Job
+from research.samples import measure, one, page, plan, run
 
 DEMO = plan.TASKS["demo"]
 

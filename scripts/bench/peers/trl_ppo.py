@@ -5,7 +5,7 @@
 In an environment of its own, or with that release before the installed one on PYTHONPATH. The same
 random shapes, prompt lengths, excluded ids, fixed reply lengths, epochs and minibatches as ours
 (scripts/bench/workloads.py), and the same 16 optimizer steps an update:
-scripts/experiments/peer_trl.py says how, and what else its settings are. Given to TRL beyond its
+research/experiments/peer_trl.py says how, and what else its settings are. Given to TRL beyond its
 own ways: all prompts are generated at once (--forward-rows), and on a GPU everything runs under
 bf16 autocast, where TRL alone would leave rollout and scoring in fp32.
 
@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.runtime.cli import guarded
+from research.experiments.peer_trl import check_release, optimizer_steps, settings
 from scripts.bench.ppo_step import add_workload_options, json_file, workload_from, write
-from scripts.experiments.peer_trl import check_release, optimizer_steps, settings
 
 
 def peer_settings(workload: Any, updates: int, forward_rows: int | None) -> dict[str, Any]:

@@ -49,6 +49,11 @@ def main(argv: list[str]) -> None:
         findings = examine(RULES, records)
     except UserError as error:
         fail(str(error))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        fail(
+            f"{arguments.run}: cannot be read ({type(error).__name__}: {error}): a file holds what "
+            "no stage writes. If nobody has edited it, this is a mistake of the doctor's."
+        )
     if arguments.json is not None:
         told = json.dumps([finding.to_json() for finding in findings], indent=2, ensure_ascii=False)
         try:

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
             repo_id=name, folder_path=options.folder, allow_patterns=files,
             commit_message=f"tristage: {options.folder.name}",
         )  # fmt: skip
-    except (HTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError, ValueError) as error:  # a name that is a URI
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"{options.repository}: not pushed, or not all of it ({first}). Check the name, that "

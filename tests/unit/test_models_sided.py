@@ -166,7 +166,7 @@ def test_ppo_raises_a_reward() -> None:
     trainer = make_trainer(
         SIDED, CountReward(41), batch_size=32, minibatch_size=32, microbatch_size=32, epochs=2,
         kl_coef=0.0, missing_eos_penalty=0.0, actor_learning_rate=1e-2, critic_init="zero",
-        critic_learning_rate=1e-2,
+        critic_learning_rate=1e-2, updates=12,
     )  # fmt: skip
     prompts = [PROMPTS[i % 4] for i in range(32)]
     scores = [trainer.step(prompts)[1]["score"] for _ in range(12)]

@@ -55,7 +55,10 @@ def _reward(found: dict[str, Any]) -> Iterator[str]:
         return
     yield f"Reward model: accuracy on {reward['pairs']} pairs of {reward['prompts']} prompts"
     yield _line("reward model", interval(reward["accuracy"]))
-    for name, label in (("longer", "the longer reply wins"), ("tfidf", "words alone (TF-IDF)")):
+    for name, label in (
+        ("longer", "the longer reply wins (characters)"),
+        ("tfidf", "words alone (TF-IDF)"),
+    ):
         if name in reward:
             yield _line(label, interval(reward[name]))
     for key in ("by_source", "by_difference", "by_length"):

@@ -19,13 +19,13 @@ def main(argv: list[str]) -> None:
     from cores.models.adapters import check_quantization
     from cores.models.bases import check_encoder
     from cores.models.images import later_processor
-    from cores.models.loading import check_length, check_scalar, load_config
+    from cores.models.loading import load_config
     from cores.models.vocabulary import saved_rows
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.runtime.own_base import KEY, own_base
-    from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
+    from cores.runtime.own_base import first_model
+    from cores.runtime.parents import load_parents, policy_tokenizer, stale_parents
     from cores.training.calibration import calibrated, calibration_asked
     from cores.training.ppo import check_sampling
     from cores.training.reward import judged, reward_model, train_reward
@@ -42,11 +42,7 @@ def main(argv: list[str]) -> None:
         model_config = load_config(sft := parents["sft"].folder)
         check_encoder(config, model_config, "reward", stage)
         tokenizer = policy_tokenizer(config, parents["sft"])
-        start, key, about = sft, parents["sft"].key, parent_facts(parents)
-        if (base := config.reward.base) is not None:
-            key, (start, about["base"]) = KEY, own_base(base, tokenizer, here.is_main)
-        check_scalar(base_config := load_config(start), key)
-        check_length(base_config, config.reward.max_length, "reward.max_length")
+        start, base_config, about = first_model(config, parents, tokenizer, here.is_main)
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
         images = later_processor(config, model_config, tokenizer, sft, "reward", here.world)
         data = preference_data(config, tokenizer, takes := inputs(model_config, images))
@@ -58,11 +54,7 @@ def main(argv: list[str]) -> None:
         run.begin({"parents": about, "data": data.report.to_json()})
         trained = train_reward(config, model, data.train, tokenizer, run, images)
         reward = ScalarModel(trained)
-        pad_id, rows = tokenizer.pad_token_id, config.reward.microbatch_size
-        result, line = judged(reward, data.test, pad_id, rows, here, images)
-        run.metrics.held_out(run.saved, result)
-        if line:
-            here.say(line)
+        result = judged(config, reward, data.test, tokenizer.pad_token_id, run, images)
         scale = calibrated(config, reward, sft, asked, tokenizer, here, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),

@@ -13,19 +13,17 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import overlap, prompt_data, show
-    from cores.models import check_saving
     from cores.models.adapters import check_quantization
     from cores.models.images import later_processor
     from cores.models.vocabulary import saved_rows
-    from cores.ppo import build_roles
     from cores.rewards.load import load_functions
-    from cores.rewards.texts import text_reward
+    from cores.rewards.texts import notes, text_reward
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
     from cores.training import ppo
-    from cores.training.calibration import calibrate_elsewhere
+    from cores.training.calibration import calibrated_roles
     from cores.training.sft import inputs
 
     here = launch(config)
@@ -50,16 +48,11 @@ def main(argv: list[str]) -> None:
         reports = {"data": data.report, **({"ptx_data": ptx.report} if ptx else {})}
         lines = [line for report in reports.values() for line in report.lines()]
         lines += overlap(config, data, takes)
-        here.say("\n".join([*lines, *ppo.notes(config, texts), *stale_parents(parents)]))
+        here.say("\n".join([*lines, *notes(config, texts), *stale_parents(parents)]))
 
         depends = {name: report.to_json() for name, report in reports.items()}
         depends |= {"reward_files": functions.files, "parents": parent_facts(parents)}
-        scale = run.resumed.numbers["calibration"] if run.resumed else None
-        if config.reward.path is not None and scale is None:
-            scale = calibrate_elsewhere(config, parents, tokenizer, texts, data.train, here)
-        roles = build_roles(config, tokenizer, parents, here, run.resumed, texts, scale)
-        for role in roles.trained:
-            check_saving(role.unwrapped.model, tokenizer)
+        roles, scale = calibrated_roles(config, tokenizer, parents, run, texts, data.train)
         run.begin(depends)
         called = functions.functions
         trainer = ppo.build_trainer(config, roles, tokenizer, here, called, ptx, images)

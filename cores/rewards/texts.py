@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config
+from cores.config.ppo import WITH_CRITIC
 from cores.data.rendering import rendered
 from cores.data.rows import control_tokens
 from cores.data.template import Template, leading_ids
@@ -115,3 +116,14 @@ def text_reward(
     for row in rows:
         texts.text(row, "x", True)
     return texts
+
+
+def notes(config: Config, texts: TextReward | None) -> list[str]:
+    """What should be known of a reward model from elsewhere."""
+    if texts is None:
+        return []
+    critic = ", and the critic starts as the policy with a head of zeros"
+    return [
+        f"note: {config.reward.path} reads replies as text, by a tokenizer or template of its own"
+        f"{critic if config.ppo.estimator in WITH_CRITIC else ''}"
+    ]

@@ -3,17 +3,32 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from cores.config import Config
 from cores.errors import UserError
 from cores.models import load_tokenizer
 from cores.models.bases import check_base
 from cores.models.images import reads_images
-from cores.models.loading import load_config
+from cores.models.loading import check_length, check_scalar, load_config
 from cores.runtime.elsewhere import fetched
 from cores.runtime.fingerprint import model_files
+from cores.runtime.parents import Parent, parent_facts
 
 KEY = "reward.base"
+
+
+def first_model(
+    config: Config, parents: dict[str, Parent], tokenizer: PreTrainedTokenizerBase, hashed: bool
+) -> tuple[Path, PretrainedConfig, dict[str, Any]]:
+    """Folder and configuration of what stage 2 starts from, stage 1's model or `reward.base`, and
+    the parents for stage.json; UserError if it can be no reward model."""
+    folder, key, about = parents["sft"].folder, parents["sft"].key, parent_facts(parents)
+    if config.reward.base is not None:
+        key, (folder, about["base"]) = KEY, own_base(config.reward.base, tokenizer, hashed)
+    check_scalar(model := load_config(folder), key)
+    check_length(model, config.reward.max_length, "reward.max_length")
+    return folder, model, about
 
 
 def own_base(

@@ -14,14 +14,16 @@ from cores.config import Config
 from cores.data import beside, right_pad
 from cores.draws import in_epochs, uniforms
 from cores.errors import UserError
-from cores.models import ScalarModel, load_policy, load_scalar
+from cores.models import ScalarModel, check_saving, load_policy, load_scalar
 from cores.models.actor import plain_model, rescale
 from cores.models.images import ImageProcessor
 from cores.models.loading import exclude_from, load_config, max_length
 from cores.models.rows import Rows, Value
+from cores.ppo.roles import Roles, Scale, build_roles
 from cores.rewards.texts import TextReward
 from cores.rollout import RolloutEngine, build_engine
 from cores.rollout.pictures import flat, pictures
+from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
 
@@ -177,6 +179,25 @@ def calibrate(
     model.calibrate()
     launch.say(f"calibrated: mean {mean:.3f}, deviation {std:.3f} -> 0, 1")
     return {"samples": len(rows), "raw_mean": mean, "raw_std": std, "reward_mean": model.mean}
+
+
+def calibrated_roles(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    parents: dict[str, Parent],
+    run: StageRun,
+    texts: TextReward | None,
+    rows: list[dict[str, Any]],
+) -> tuple[Roles, Scale]:
+    """The roles of stage 3, and the scale that a reward model from elsewhere was given on `rows`,
+    now or before the run was stopped. UserError if what is trained could not be saved."""
+    scale = run.resumed.numbers["calibration"] if run.resumed else None
+    if config.reward.path is not None and scale is None:
+        scale = calibrate_elsewhere(config, parents, tokenizer, texts, rows, run.launch)
+    roles = build_roles(config, tokenizer, parents, run.launch, run.resumed, texts, scale)
+    for role in roles.trained:
+        check_saving(role.unwrapped.model, tokenizer)
+    return roles, scale
 
 
 def calibrate_elsewhere(

@@ -29,7 +29,6 @@ from cores.ppo.score import Row
 from cores.ppo.trainer import PPOTrainer
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import RewardFunction
-from cores.rewards.texts import TextReward
 from cores.rollout import build_engine, check_engine, text_matcher
 from cores.run import StageRun
 from cores.runtime.launch import Launch
@@ -95,17 +94,6 @@ def ptx_data(
     data = sft_data(config, tokenizer, takes)
     assert isinstance(data, StageData)  # streams are refused with the configuration
     return data
-
-
-def notes(config: Config, texts: TextReward | None) -> list[str]:
-    """What should be known of a reward model from elsewhere."""
-    if texts is None:
-        return []
-    critic = ", and the critic starts as the policy with a head of zeros"
-    return [
-        f"note: {config.reward.path} reads replies as text, by a tokenizer or template of its own"
-        f"{critic if config.ppo.estimator in WITH_CRITIC else ''}"
-    ]
 
 
 def build_trainer(
@@ -174,6 +162,18 @@ def train(
             run.leave(update, ppo.updates)
     run.stepped()
     after = run.optional("the evaluation", lambda: _evaluate(trainer, held_out, "after"))
+    return _result(trainer, held_out, after, tokenizer, run)
+
+
+def _result(
+    trainer: PPOTrainer,
+    held_out: list[Row],
+    after: Evaluation | None,
+    tokenizer: PreTrainedTokenizerBase,
+    run: StageRun,
+) -> dict[str, Any]:
+    """What stage.json keeps; the evaluations go to the trackers and samples to their file."""
+    state = trainer.state
     result: dict[str, Any] = {
         "updates": state.update,
         "optimizer_steps": trainer.roles.actor.steps,

@@ -182,28 +182,33 @@ def train_reward(
 
 
 def judged(
+    config: Config,
     model: ScalarModel,
     rows: list[Row],
     pad_id: int,
-    batch_size: int,
-    launch: Launch,
+    run: StageRun,
     images: ImageProcessor | None = None,
-) -> tuple[dict[str, Any], str]:
-    """Figures on held-out rows, and a line that tells them."""
+) -> dict[str, Any]:
+    """Figures on held-out rows, told to the screen and the trackers."""
+    size, line = config.reward.microbatch_size, ""
     if rows and "score" in rows[0]:
-        found = agreement(model, rows, pad_id, batch_size, launch, images)
+        found = agreement(model, rows, pad_id, size, run.launch, images)
         related = "-" if found["correlation"] is None else f"{found['correlation']:.3f}"
-        return found, (
+        line = (
             f"held-out mean squared error {found['mse']:.4f}, correlation {related} on "
             f"{found['rows']} ratings (their variance: {found['variance']:.4f})"
         )
-    found = accuracy(model, rows, pad_id, batch_size, launch, images)
-    if not rows:
-        return found, ""
-    return found, (
-        f"held-out accuracy {found['accuracy']:.3f} on {found['pairs']} pairs "
-        f"(the longer reply wins: {found['accuracy_longer']:.3f})"
-    )
+    else:
+        found = accuracy(model, rows, pad_id, size, run.launch, images)
+        if rows:
+            line = (
+                f"held-out accuracy {found['accuracy']:.3f} on {found['pairs']} pairs "
+                f"(the longer reply wins: {found['accuracy_longer']:.3f})"
+            )
+    run.metrics.held_out(run.saved, found)
+    if line:
+        run.launch.say(line)
+    return found
 
 
 def agreement(

@@ -8,6 +8,7 @@
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -84,12 +85,12 @@ class Judge(Protocol):
         ...
 
 
-class Scores:
+class Scores(ABC):
     """Of a judge that gives each reply a number: the larger wins."""
 
+    @abstractmethod
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> list[float]:
         """A number for each reply."""
-        raise NotImplementedError
 
     def outcomes(self, rows: Sequence[Row], first: Sampled, second: Sampled) -> list[float]:
         """See `Judge`."""

@@ -29,7 +29,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/images.py": (
-        ("tests/unit/test_data_images.py", "tests/unit/test_data_interleaved.py",
+        ("tests/unit/test_data_images.py", "tests/unit/test_data_captions.py",
+         "tests/unit/test_data_interleaved.py",
          "tests/unit/test_data_effects.py"),
         [
             ("folder-unused", "a folder of images that no row has is passed over",
@@ -88,7 +89,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/image_files.py": (
-        ("tests/unit/test_data_images.py", "tests/unit/test_data_interleaved.py"),
+        ("tests/unit/test_data_images.py", "tests/unit/test_data_captions.py",
+         "tests/unit/test_data_interleaved.py"),
         [
             ("torn", "a damaged image is no matter", "image.verify()", "pass"),
             ("bomb", "more pixels than the limit are unpacked",

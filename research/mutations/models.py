@@ -169,7 +169,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/models/loading.py": (
-        ("tests/unit/test_models_policy.py", "tests/unit/test_models_vocabulary.py"),
+        ("tests/unit/test_models_policy.py", "tests/unit/test_models_vocabulary.py",
+         "tests/unit/test_models_loading.py"),
         [
             ("dropout-kept", "dropout stays on where none is asked for",
              "if not dropout or k.endswith(LAYERDROP)", "if k.endswith(LAYERDROP)"),

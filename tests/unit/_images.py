@@ -63,3 +63,11 @@ def said(*texts: str) -> list[dict[str, str]]:
     """Turns of a guest and the desk, one after another."""
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def one(folder: Path, row: Any, section: TemplateSection = DESK, **more: Any) -> dict[str, Any]:
+    """The row that it becomes."""
+    pictures(folder / "seen")
+    rows = data(folder, [row], section, **more).train
+    assert len(rows) == 1
+    return rows[0]

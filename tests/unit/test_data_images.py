@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from _data_helpers import config, write_jsonl
-from _images import BARE, DESK, TOKENS, WORDS, data, pictures, pieces, said, template
+from _images import BARE, DESK, TOKENS, WORDS, data, one, pictures, pieces, said, template
 from PIL import Image
 
 from cores.config.data import DataSection
@@ -18,14 +18,6 @@ from cores.data.sides import Inputs
 from cores.errors import UserError
 
 ASKED = said("What is <image> here?", "A lamp.")
-
-
-def one(folder: Path, row: Any, section: TemplateSection = DESK, **more: Any) -> dict[str, Any]:
-    """The row that it becomes."""
-    pictures(folder / "seen")
-    rows = data(folder, [row], section, **more).train
-    assert len(rows) == 1
-    return rows[0]
 
 
 def test_an_image_stands_where_the_turn_says(tmp_path: Path) -> None:
@@ -142,36 +134,6 @@ def test_an_image_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
     with pytest.raises(UserError, match=r"rows.jsonl:1: .*600 pixels. exceeds limit of 599"):
         one(tmp_path, {"image": "lamp.png", "messages": ASKED})
-
-
-def test_captions(tmp_path: Path) -> None:
-    """The image alone, or one of the requests by the seed, then the caption."""
-    row = {"image": "key.png", "caption": "a brass key"}
-    assert pieces(one(tmp_path, row, BARE)) == [("<s>[IMG]", False), ("a brass key\n</s>", True)]
-    turns = [*said("What is it? <image>", "A key.")]
-    row = {"image": "key.png", "conversations": turns}
-    shown = pieces(one(tmp_path, row, BARE, source={"format": "caption"}))
-    assert shown == [("<s>[IMG]", False), ("A key.\n</s>", True)]
-    requests = ["What do you see?", "Tell me of it.", "Well?"]
-    asked = template(after=" ", requests=requests)
-    rows = [{"image": "key.png", "caption": "a key"}] * 40
-    drawn = [pieces(row)[0][0] for row in data(tmp_path, rows, asked).train]
-    assert set(drawn) == {f"<s>Guest: [IMG] {request}\nDesk: " for request in requests}
-    assert drawn == [pieces(row)[0][0] for row in data(tmp_path, rows, asked).train]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"image": "key.png", "messages": said("Q", "A", "Q", "A")},
-        {"caption": "a key"},
-        {"image": "key.png", "caption": None},
-    ],
-)
-def test_rows_that_are_no_captions(tmp_path: Path, row: dict[str, Any]) -> None:
-    """Several replies, no image, no caption."""
-    with pytest.raises(UserError, match=r"rows.jsonl:1: format caption reads an image and"):
-        one(tmp_path, row, source={"format": "caption"})
 
 
 def test_no_label_on_an_image(tmp_path: Path) -> None:

@@ -42,10 +42,14 @@ def rises(rows: Rows, key: str, sign: int = 1, least: float = 0.0) -> float | No
     return change if change > max(5 * error, least) else None
 
 
+def _exact(facts: Row) -> bool:
+    """Whether rounding is that of fp32."""
+    return facts["config"].get("model", {}).get("precision") == "fp32"
+
+
 def first_minibatch(rows: Rows, facts: Row) -> str | None:
     """0 but for rounding: nothing has moved yet. Rounding in bf16 reaches some 1e-4."""
-    exact = facts["config"].get("model", {}).get("precision") == "fp32"
-    found, limit = rows[-1].get("first_kl"), 1e-5 if exact else 2e-3
+    found, limit = rows[-1].get("first_kl"), 1e-5 if _exact(facts) else 2e-3
     if found is None or found <= limit:
         return None
     return (
@@ -56,8 +60,7 @@ def first_minibatch(rows: Rows, facts: Row) -> str | None:
 
 def mismatch(rows: Rows, facts: Row) -> str | None:
     """Of the same weights, by the engine and by the trainer."""
-    exact = facts["config"].get("model", {}).get("precision") == "fp32"
-    found, limit = rows[-1].get("rollout_kl"), 1e-4 if exact else 1e-2
+    found, limit = rows[-1].get("rollout_kl"), 1e-4 if _exact(facts) else 1e-2
     if found is None or found <= limit:
         return None
     return (

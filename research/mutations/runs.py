@@ -8,7 +8,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         DOCTOR,
         [
             ("ratio-once", "a first minibatch that is off is passed over",
-             'found, limit = rows[-1].get("first_kl"), 1e-5 if exact else 2e-3',
+             'found, limit = rows[-1].get("first_kl"), 1e-5 if _exact(facts) else 2e-3',
              'found, limit = rows[-1].get("first_kl"), 1e5'),
             ("kl-bound", "KL may be the entropy of the whole reply times ten",
              "max(2 * entropy, 0.5) * length", "max(2 * entropy, 0.5) * 10 * length"),

@@ -1,6 +1,8 @@
 """Runs that are stopped on purpose, and what two of them have in common."""
 
+from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -50,3 +52,23 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[
     """Names of tensors that are not the same bit for bit."""
     assert set(one) == set(other)
     return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def goes_on_exactly(
+    monkeypatch: pytest.MonkeyPatch, home: Path, words: Callable[[str], list[str]]
+) -> None:
+    """Two updates of stage 3 from the parents in home/run, once through (home/straight) and once
+    stopped behind the first (home/stopped): the same tensors and figures. `words`: of a folder."""
+    for out in ("straight", "stopped"):
+        copytree(home / "run", home / out)
+    straight, stopped = (
+        [*words(out), "--checkpoint.every_steps", "1"] for out in ("straight", "stopped")
+    )
+    until(monkeypatch, "ppo", straight, 2)
+    until(monkeypatch, "ppo", stopped, 1)
+    until(monkeypatch, "ppo", stopped, 2)
+    ends = [checkpoint(home / out, "ppo", 2) for out in ("straight", "stopped")]
+    assert apart(*ends) == []
+    in_process("ppo", straight)
+    in_process("ppo", stopped)
+    assert metrics(home / "straight" / "ppo") == metrics(home / "stopped" / "ppo")

@@ -4,14 +4,13 @@ rows with an image, two or none, held against forward passes of stock LLaVA."""
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
 from _documented import lines
 from _helpers import in_process, record, rows
-from _resume import apart, checkpoint, metrics, until
+from _resume import goes_on_exactly
 from _tiny import write_jsonl
 from PIL import Image
 from test_images import COLOURS, ROLES
@@ -157,18 +156,7 @@ def test_the_reward_model_learns_and_is_loaded(home: Path) -> None:
 def test_stage_3_goes_on_exactly(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Micro-batches of two take their rows' images with them; a run that was stopped has the
     tensors and figures of one that was not; towers stay, the projector moves."""
-    for out in ("straight", "stopped"):
-        copytree(home / "run", home / out)
-    more = ["--checkpoint.every_steps", "1"]
-    straight, stopped = ([*words(home, out), *more] for out in ("straight", "stopped"))
-    until(monkeypatch, "ppo", straight, 2)
-    until(monkeypatch, "ppo", stopped, 1)
-    until(monkeypatch, "ppo", stopped, 2)
-    ends = [checkpoint(home / out, "ppo", 2) for out in ("straight", "stopped")]
-    assert apart(*ends) == []
-    in_process("ppo", straight)
-    in_process("ppo", stopped)
-    assert metrics(home / "straight" / "ppo") == metrics(home / "stopped" / "ppo")
+    goes_on_exactly(monkeypatch, home, lambda out: words(home, out))
     found = record(home / "straight" / "ppo")["metrics"]
     assert found["before"]["prompts"] == found["after"]["prompts"] == 10
     assert rows(home / "straight" / "ppo" / "metrics.jsonl")[0]["rollout_logprob_gap"] < 1e-4

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from _helpers import in_process, record, rows, script
-from _resume import apart, checkpoint, metrics, until
+from _resume import goes_on_exactly
 from _sided import ANSWERS, ASKED, make_t5, options
 from _tiny import write_jsonl
 from test_encoder_decoder import by_hand
@@ -80,18 +80,7 @@ def test_what_is_finished_is_judged(home: Path, tmp_path: Path) -> None:
 def test_stage_3_goes_on_exactly(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ptx rows and evaluations: tensors and figures are those of a run that was not stopped;
     the policy is an ordinary T5 that has moved."""
-    more = ["--checkpoint.every_steps", "1", "--ppo.ptx_coef", "0.5"]
-    for out in ("straight", "stopped"):
-        copytree(home / "run", home / out)
-    straight, stopped = ([*words(home, out), *more] for out in ("straight", "stopped"))
-    until(monkeypatch, "ppo", straight, 2)
-    until(monkeypatch, "ppo", stopped, 1)
-    until(monkeypatch, "ppo", stopped, 2)
-    ends = [checkpoint(home / out, "ppo", 2) for out in ("straight", "stopped")]
-    assert apart(*ends) == []
-    in_process("ppo", straight)
-    in_process("ppo", stopped)
-    assert metrics(home / "straight" / "ppo") == metrics(home / "stopped" / "ppo")
+    goes_on_exactly(monkeypatch, home, lambda out: [*words(home, out), "--ppo.ptx_coef", "0.5"])
     result = record(home / "straight" / "ppo")["metrics"]
     assert result["before"]["prompts"] == result["after"]["prompts"] == 16
     assert rows(home / "straight" / "ppo" / "metrics.jsonl")[0]["rollout_logprob_gap"] < 1e-4

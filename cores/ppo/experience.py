@@ -242,7 +242,6 @@ def describe(
     """
     e, mask = experience, experience.response_mask
     kl = kl_estimate(e.logprobs, e.ref_logprobs, "k1", mask)
-    replies = e.ids[:, -mask.shape[1] :]
     stats: Unread = {
         "score": e.scores.mean(),
         "score_std": e.scores.std(correction=0),
@@ -250,7 +249,7 @@ def describe(
         "kl_std": kl.sum(dim=1).std(correction=0),
         "response_length": mask.sum(dim=1).float().mean(),
         "ended": e.ended.float().mean(),
-        "repetition": repetition(replies, mask).mean(),
+        "repetition": repetition(e.response_ids, mask).mean(),
         "reward": e.rewards.sum(dim=1).mean(),
     }
     if e.entropy is not None:

@@ -196,7 +196,7 @@ class StageRun:
         Every rank returns when the folder is in place: a launch may go on to the stage that needs
         it. The older stage is there until the new one is.
         """
-        STOP.stepping = False
+        self.stepped()
         save(self.path)
         self.metrics.close()
         if self.beside is not None:

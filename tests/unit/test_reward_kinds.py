@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from _training import gradient_descent, random_rows, training_config
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from cores.config import Config
 from cores.data import right_pad
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.models.actor import rescale
@@ -162,7 +164,7 @@ def test_calibrated_heads_survive_saving(layers: int, bins: int, tmp_path: Path)
     assert (scale * values - config.reward_mean).tolist() == pytest.approx(found, abs=1e-4)
 
 
-def test_figures_on_held_out_ratings() -> None:
+def test_figures_on_held_out_ratings(capsys: pytest.CaptureFixture[str]) -> None:
     """Mean squared error, correlation and the ratings' variance, by hand."""
     model, rows = ScalarModel(classifier("gpt2")), rated(8)
     scores = torch.tensor(score_rows(model, [r["ids"] for r in rows], PAD, 8, LAUNCH)).double()
@@ -173,11 +175,18 @@ def test_figures_on_held_out_ratings() -> None:
     expected = torch.corrcoef(torch.stack([scores, ratings]))[0, 1].item()
     assert found["correlation"] == pytest.approx(expected, rel=1e-4)
     assert found["variance"] == pytest.approx(ratings.var(correction=0).item())
-    _, line = judged(model, rows, PAD, 8, LAUNCH)
-    assert f"correlation {expected:.3f} on 8 ratings" in line
+    told: list[Any] = []
+    run: Any = SimpleNamespace(
+        saved=3, launch=LAUNCH, metrics=SimpleNamespace(held_out=lambda *given: told.append(given))
+    )
+    figures = judged(Config(), model, rows, PAD, run)
+    assert told == [(3, figures)]
+    assert figures == pytest.approx(found, rel=1e-4)
+    assert f"correlation {expected:.3f} on 8 ratings" in capsys.readouterr().out
     same = [{**row, "score": 2.0} for row in rows]
     assert agreement(model, same, PAD, 8, LAUNCH)["correlation"] is None
-    assert "correlation -" in judged(model, same, PAD, 8, LAUNCH)[1]
+    judged(Config(), model, same, PAD, run)
+    assert "correlation -" in capsys.readouterr().out
 
 
 def test_one_layer_is_stock() -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,16 @@ def names(folder: Path) -> set[str]:
 
 def record(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_finish_waits_for_a_checkpoint_under_way(tmp_path: Path) -> None:
+    """Whoever calls it: what is still being written would be moved away from under it."""
+    run, waited = begun(config(tmp_path)), []
+    with run:
+        writing: Any = SimpleNamespace(result=lambda: waited.append(run.final.exists()))
+        run.writing = writing
+        run.finish(save_weights(), facts())
+    assert waited == [False]
 
 
 def test_a_stage_is_moved_to_its_place_when_it_is_complete(tmp_path: Path) -> None:

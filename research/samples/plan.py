@@ -74,7 +74,7 @@ DEMO = Task(
         "ppo.samples_per_prompt": ("4",),
         "ppo.max_grad_norm": ("1000",),
         "ppo.lr_schedule": ("linear",),
-        "ppo.minibatch_size": ("32",),
+        "ppo.minibatch_size": ("64",),
     },
     theirs={},
     levels=(1.0, 2.0, 3.0),

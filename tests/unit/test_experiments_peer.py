@@ -18,7 +18,7 @@ DEMO = parse_config(["--config", "configs/demo.yaml", "--seed", "3"], "", "")
 def test_settings_are_the_configurations() -> None:
     found = settings(DEMO, Path("out"), {})
     assert found["total_episodes"] == 2048
-    assert (found["num_ppo_epochs"], found["num_mini_batches"]) == (2, 2)
+    assert (found["num_ppo_epochs"], found["num_mini_batches"]) == (2, 4)
     assert (found["kl_coef"], found["learning_rate"]) == (0.1, 3e-4)
     assert (found["response_length"], found["temperature"]) == (48, 1.0)
     assert found["missing_eos_penalty"] == 2.0
@@ -32,7 +32,7 @@ def test_a_minibatch_is_an_optimizer_step_as_in_ours() -> None:
     assert found["gradient_accumulation_steps"] == 1
     assert found["per_device_train_batch_size"] == DEMO.ppo.batch_size
     ours = DEMO.ppo.updates * DEMO.ppo.epochs * (DEMO.ppo.batch_size // DEMO.ppo.minibatch_size)
-    assert optimizer_steps(found) == ours == 64
+    assert optimizer_steps(found) == ours == 128
 
 
 def test_the_peer_reads_the_calibrated_score() -> None:

@@ -110,6 +110,8 @@ def test_names_in_a_table() -> None:
     assert page.shown(f"{start},lam=1", "first polite") == f"`{start},lam=1`"
     slower = "actor_learning_rate=1e-5,critic_learning_rate=2e-5"
     assert page.shown(slower, "fourth polite") == f"`{slower}`"
+    assert page.shown("as it is", "fourth demo") == "as it was"
+    assert page.shown("minibatch_size=32", "fourth demo") == "as it is"
     runs = [made([(0, 0.0, 0.0), (n, 1.0, 1.0)]) for n in (16, 12, 9)]
     assert page.cut_off(runs, 16) == ", 2 stopped at 9, 12"
     assert page.cut_off(runs[:1], 16) == ""

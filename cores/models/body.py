@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PretrainedConfig, masking_utils
 from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cores.errors import UserError
+from cores.models.packed import PACKED
 from cores.models.rows import Rows, from_decoder, prompts, replies
 from cores.models.vocabulary import architecture, embedding
 
@@ -89,7 +91,8 @@ def decoder_states(body: Any, rows: Rows) -> Tensor:
 
 
 def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
-    """Last hidden states (B, L, d) of rows (B, L), by column as told there.
+    """Last hidden states (B, L, d) of rows (B, L), by column as told there; (1, N, d) of packed
+    rows, whose attention has to be plain: see `packs`.
 
     `prefix`: the tokens of a prompt see each other both ways (prefix attention).
 
@@ -102,11 +105,11 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
     """
     if body.config.is_encoder_decoder:
         return decoder_states(body, rows)
-    ids, mask = rows.ids, rows.mask
+    ids, mask, packing = rows.ids, rows.mask, rows.packing
     images = {} if rows.images is None else {"pixel_values": rows.images}
     if mask is None and prefix:
         mask = torch.ones_like(ids, dtype=torch.bool)
-    if mask is not None:
+    if mask is not None and packing is None:
         inputs = {"input_ids": ids, "attention_mask": mask.long()}
         if "position_ids" in inspect.signature(body.forward).parameters:  # ALiBi takes none
             inputs["position_ids"] = position_ids(mask)
@@ -126,11 +129,25 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
     found = {name: getattr(masking_utils, name) for name in answers}
     vars(masking_utils).update(answers)
     vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
+    own = body.config._attn_implementation
     try:
-        return body(input_ids=ids, **images, use_cache=False).last_hidden_state
+        if packing is None:
+            return body(input_ids=ids, **images, use_cache=False).last_hidden_state
+        body.config._attn_implementation = PACKED
+        side_by_side = pad(ids.flatten(), (0, 1)).index_select(0, packing.tokens)[None]
+        where = {"position_ids": packing.positions[None], "packing": packing}
+        return body(input_ids=side_by_side, **where, use_cache=False).last_hidden_state
     finally:
+        body.config._attn_implementation = own
         vars(masking_utils).update(found)
         del vars(body)["warn_if_padding_and_no_attention_mask"]
+
+
+def packs(model: Any) -> bool:
+    """Whether the layers of a plain model can read packed rows, each token those of its own row
+    alone: transformers hands `packed_attention` what that takes."""
+    plain = attention_problem(model.config) is None
+    return plain and model.config._attn_implementation == "sdpa"
 
 
 def attention_problem(config: PretrainedConfig) -> str | None:

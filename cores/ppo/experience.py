@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from cores.config import PPOSection
 from cores.config.ppo import ESTIMATORS
-from cores.models.rows import Rows, prompts, replies
+from cores.models.rows import Packing, Rows, pack, prompts, replies, rounded
 from cores.rl import (
     adjust_scores,
     explained_variance,
@@ -75,12 +75,15 @@ class Scored:
     images: Tensor | None = field(default=None, kw_only=True)
     """(B, M, C, H, W) and `shown` (B, M): see `Rollout`."""
     shown: Tensor | None = field(default=None, kw_only=True)
+    packing: Packing | None = field(default=None, kw_only=True)
+    """Of rows that were selected to be read without their padding."""
 
     @property
     def rows(self) -> Rows:
         """What models read."""
         images = None if self.images is None else flat(self.images, self.shown)
-        return Rows(self.ids, self.attended, self.response_mask.shape[1], images)
+        width = self.response_mask.shape[1]
+        return Rows(self.ids, self.attended, width, images, self.packing)
 
     @property
     def response_ids(self) -> Tensor:
@@ -112,13 +115,32 @@ class Scored:
             return lengths
         return [(-(-p // widths) * widths, -(-r // widths) * widths) for p, r in lengths]
 
-    def select(self: S, rows: Sequence[int], widths: int = 1) -> S:
-        """The given rows, as wide as the longest prompt and response `as_selected`."""
-        index = on_device(rows, self.ids.device)
-        taken = {name: column[index] for name, column in columns(self).items()}
+    def select(self: S, rows: Sequence[int], widths: int = 1, packed: bool = False) -> S:
+        """The given rows, as wide as the longest prompt and response `as_selected`.
+
+        `packed`: models will read them without the padding, if there is any. Then with `widths`
+        there may be rows of nothing behind them, and all are as wide as the widest of `self`, so
+        that shapes come again: it costs nothing.
+        """
         lengths = [self.lengths[i] for i in rows]
-        asked, responses = zip(*self.as_selected(lengths, widths), strict=True)
-        result = replace(self, **_fitted(taken, max(1, *asked), max(1, *responses)))
+        wide, taken = lengths, list(rows)
+        coarse = packed and widths > 1 and self.attended is not None
+        if coarse:
+            taken += taken[:1] * (rounded(len(rows)) - len(rows))
+            wide = self.lengths
+        index = on_device(taken, self.ids.device)
+        found = {name: column[index] for name, column in columns(self).items()}
+        for name in ("mask", "response_mask"):
+            found[name][len(rows) :] = False
+        lengths = [*lengths, *[(0, 0)] * (len(taken) - len(rows))]
+        asked, responses = zip(*self.as_selected(wide, widths), strict=True)
+        prompt, response = max(1, *asked), max(1, *responses)
+        packing = None
+        if packed and any(each != (prompt, response) for each in lengths):
+            places = pack(lengths, prompt, response, coarse)
+            there = [on_device(x, index.device) for x in places[:-1]]
+            packing = Packing(*there, places.longest)
+        result = replace(self, **_fitted(found, prompt, response), packing=packing)
         vars(result)["lengths"] = lengths
         return result
 
@@ -138,7 +160,7 @@ class Experience(Scored):
 def columns(scored: Scored) -> dict[str, Tensor]:
     """The columns that there are, by name."""
     found = {f.name: getattr(scored, f.name) for f in fields(scored)}
-    return {name: column for name, column in found.items() if column is not None}
+    return {name: column for name, column in found.items() if isinstance(column, Tensor)}
 
 
 def _fitted(found: dict[str, Tensor], prompt: int, response: int) -> dict[str, Tensor]:
@@ -182,9 +204,9 @@ def share(batch: list[Any], rank: int, world: int) -> list[Any]:
     return batch[rank * size : (rank + 1) * size]
 
 
-def on_device(rows: Sequence[int], device: torch.device) -> Tensor:
-    """Row numbers (N,) on `device`, without waiting for what it is computing."""
-    index = torch.tensor(rows, dtype=torch.int64)
+def on_device(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """int64 numbers (N,) on `device`, without waiting for what it is computing."""
+    index = torch.as_tensor(numbers, dtype=torch.int64)
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 

@@ -249,7 +249,7 @@ class PPOTrainer(Scorer):
             measured=acts and experience.entropy is None and first,
         )
         for micro, turn in self._micro_batches(experience, rows):
-            batch = experience.select(micro, self.passes.widths)
+            batch = experience.select(micro, self.passes.widths, self.roles.packs)
             accumulate(sums, self.passes.run(role, batch, minibatch, turn))
         return sums
 
@@ -272,10 +272,10 @@ class PPOTrainer(Scorer):
         return self.roles.trained
 
     def _micro_batches(self, scored: Scored, rows: list[int]) -> Iterator[tuple[list[int], Turn]]:
-        c, lengths = self.config, scored.lengths
-        if c.microbatch_tokens is not None:  # as wide as they will be
+        c, lengths, packed = self.config, scored.lengths, self.roles.packs
+        if c.microbatch_tokens is not None and not packed:  # as wide as they will be
             lengths = scored.as_selected(lengths, self.passes.widths)
-        ranks = shared(rows, lengths, c, self.state.halved, self.launch.world)
+        ranks = shared(rows, lengths, c, self.state.halved, self.launch.world, packed=packed)
         mine = ranks[self.launch.rank]
         for i, part in enumerate(mine):
             yield part, Turn(first=i == 0, last=i == len(mine) - 1)

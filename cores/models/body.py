@@ -17,7 +17,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cores.errors import UserError
-from cores.models.packed import PACKED
+from cores.models.packed import SDPA
 from cores.models.rows import Rows, from_decoder, prompts, replies
 from cores.models.vocabulary import architecture, embedding
 
@@ -129,25 +129,22 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
     found = {name: getattr(masking_utils, name) for name in answers}
     vars(masking_utils).update(answers)
     vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
-    own = body.config._attn_implementation
-    try:
-        if packing is None:
-            return body(input_ids=ids, **images, use_cache=False).last_hidden_state
-        body.config._attn_implementation = PACKED
-        side_by_side = pad(ids.flatten(), (0, 1)).index_select(0, packing.tokens)[None]
+    where: dict[str, Any] = {}
+    if packing is not None:
+        ids = pad(ids.flatten(), (0, 1)).index_select(0, packing.tokens)[None]
         where = {"position_ids": packing.positions[None], "packing": packing}
-        return body(input_ids=side_by_side, **where, use_cache=False).last_hidden_state
+    try:
+        return body(input_ids=ids, **where, **images, use_cache=False).last_hidden_state
     finally:
-        body.config._attn_implementation = own
         vars(masking_utils).update(found)
         del vars(body)["warn_if_padding_and_no_attention_mask"]
 
 
 def packs(model: Any) -> bool:
     """Whether the layers of a plain model can read packed rows, each token those of its own row
-    alone: transformers hands `packed_attention` what that takes."""
+    alone: transformers hands what that takes to `packed.attention`."""
     plain = attention_problem(model.config) is None
-    return plain and model.config._attn_implementation == "sdpa"
+    return plain and model.config._attn_implementation == SDPA
 
 
 def attention_problem(config: PretrainedConfig) -> str | None:

@@ -37,6 +37,11 @@ class Packing(NamedTuple):
     longest: int
     """No row has more tokens."""
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All but `longest`, by name."""
+        return {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
+
     def spread(self, values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
         """`shape` (B, ..) of values (N,) or (M,) that stand at `places`; 0 in the padding."""
         flat = values.new_zeros(shape.numel() + 1).index_copy(0, places, values)
@@ -91,8 +96,8 @@ class Rows:
 
 
 def step_of(count: int) -> int:
-    """What counts like this are rounded up to a multiple of, an eighth of it at most."""
-    return max(1, 2 ** count.bit_length() // 16)
+    """What counts like this are rounded up to a multiple of: an eighth of it at most, or 16."""
+    return max(16, 2 ** count.bit_length() // 16)
 
 
 def rounded(count: int) -> int:

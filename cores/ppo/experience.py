@@ -106,7 +106,8 @@ class Scored:
 
     def to(self: S, device: torch.device | str) -> S:
         """The same on another device."""
-        return replace(self, **{name: x.to(device) for name, x in columns(self).items()})
+        there: Any = {name: x.to(device) for name, x in columns(self).items()}
+        return replace(self, **there)
 
     def as_selected(self, lengths: Lengths, widths: int) -> Lengths:
         """`lengths` of some of the rows as `select` makes them: where there is any padding, they
@@ -122,7 +123,7 @@ class Scored:
         there may be rows of nothing behind them, and all are as wide as the widest of `self`, so
         that shapes come again: it costs nothing.
         """
-        lengths = [self.lengths[i] for i in rows]
+        lengths: Lengths = [self.lengths[i] for i in rows]
         wide, taken = lengths, list(rows)
         coarse = packed and widths > 1 and self.attended is not None
         if coarse:
@@ -138,9 +139,10 @@ class Scored:
         packing = None
         if packed and any(each != (prompt, response) for each in lengths):
             places = pack(lengths, prompt, response, coarse)
-            there = [on_device(x, index.device) for x in places[:-1]]
-            packing = Packing(*there, places.longest)
-        result = replace(self, **_fitted(found, prompt, response), packing=packing)
+            there: Any = {name: on_device(x, index.device) for name, x in places.tensors.items()}
+            packing = places._replace(**there)
+        wanted: Any = _fitted(found, prompt, response)
+        result = replace(self, **wanted, packing=packing)
         vars(result)["lengths"] = lengths
         return result
 
@@ -188,7 +190,8 @@ def gather_rows(scored: Scored, launch: Launch) -> Scored:
     if launch.world == 1:
         return scored
     rows = {name: column.cpu() for name, column in columns(scored).items()}
-    return replace(scored, **_concatenate(gather_object([rows]), launch.device))
+    whole: Any = _concatenate(gather_object([rows]), launch.device)
+    return replace(scored, **whole)
 
 
 def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:

@@ -127,14 +127,15 @@ class Passes:
         """The same as a CUDA graph, where the shape has come before."""
         gradients = self.kept[role.name]
         lengths, whole = batch.lengths, batch.attended is None
-        places: dict[str, Any] = batch.packing._asdict() if batch.packing is not None else {}
-        longest = places.pop("longest", None)
+        places = batch.packing.tensors if batch.packing else {}
+        longest = batch.packing.longest if batch.packing else None
 
         def work(inputs: Tensors) -> Tensors:
-            own = replace(batch, **{name: inputs[name] for name in columns(batch)})
-            if batch.packing is not None:
-                there = {name: inputs[f"packed_{name}"] for name in places}
-                own = replace(own, packing=batch.packing._replace(**there))
+            packing: Any = {name: inputs[f"packed_{name}"] for name in places}
+            held: Any = {name: inputs[name] for name in columns(batch)}
+            own = replace(
+                batch, **held, packing=batch.packing and batch.packing._replace(**packing)
+            )
             vars(own)["lengths"] = lengths  # read for padding alone, which `whole` tells
             shares = replace(minibatch, tokens=inputs["tokens"], kl_coef=inputs["kl_coef"])
             gradients.begin(turn.first, turn.last)

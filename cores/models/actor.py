@@ -83,12 +83,10 @@ class Actor(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropy (B, T) of the last `response_length` of ids (B, L), mask (B, L).
 
-        mask: None where no row has padding. images, packing: see `Rows`.
-
-        Responses begin at the same column in every row (prompts are padded on the left), so column
-        t is response token t. `plain`: the language model's own distribution, for texts that were
-        not sampled: temperature 1, stop ids anywhere, entropy without a gradient. `entropy`: else
-        None stands in its place, which saves a pass or two over the logits.
+        mask: None where no row has padding. images, packing: see `Rows`. Column t
+        is response token t in every row. `plain`: the language model's own distribution, for texts
+        that were not sampled: temperature 1, stop ids anywhere, entropy without a gradient.
+        `entropy`: else None stands in its place, which saves a pass or two over the logits.
         """
         rows = Rows(ids, mask, response_length, images, packing)
         states = hidden_states(plain_model(self.model).base_model, rows, self.prefix)
@@ -110,9 +108,8 @@ class Actor(nn.Module):
         each = (each.tensor_split(parts) for each in (states, chosen, early))
         found = [part_of(*part, plain, entropy) for part in zip(*each, strict=True)]
         logprobs, nats = zip(*found, strict=True)
-        return rows.by_reply(torch.cat(logprobs)), (
-            rows.by_reply(torch.cat(nats)) if entropy else None
-        )
+        told = rows.by_reply(torch.cat(nats)) if entropy else None
+        return rows.by_reply(torch.cat(logprobs)), told
 
     def _chunk(
         self, states: Tensor, ids: Tensor, early: Tensor, plain: bool, entropy: bool
@@ -280,8 +277,8 @@ class ScalarModel(nn.Module):
         # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = inner.score(hidden.float())
-            one = logits.shape[-1] == 1
-            values = logits.squeeze(-1) if one else self.scale * expected_rating(logits)
+            several = logits.shape[-1] > 1
+            values = self.scale * expected_rating(logits) if several else logits.squeeze(-1)
             return rows.by_column(values - self.mean)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, rms_norm
 from transformers import PretrainedConfig, masking_utils
 from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -233,16 +233,36 @@ class TanhGELU(nn.GELU):
         return x * torch.sigmoid(x * (slope + slope * 0.044715 * x * x))
 
 
-def fuse_activations(model: Any) -> Any:
-    """`model` with torch's GELU (tanh approximation) in place of transformers' `gelu_new`.
+class FusedRMSNorm(nn.Module):
+    """A stock norm, which writes its formula out as seven operations, by torch's one kernel."""
 
-    The same function (Hendrycks & Gimpel 2016, as GPT-2 approximates it), which transformers
-    writes out as eight operations, each a pass over the widest tensor of a layer.
-    """
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = norm.weight
+        self.variance_epsilon: float = norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) of x (..., d): weight * x / sqrt(mean(x^2) + epsilon), in fp32 within."""
+        weight, epsilon = self.weight, self.variance_epsilon
+        if weight.dtype == x.dtype:
+            return rms_norm(x, weight.shape, weight, epsilon)
+        return weight * rms_norm(x.float(), weight.shape, None, epsilon).to(x.dtype)
+
+
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+"""Classes of transformers with this formula. (Gemma's weights are counted from 1.)"""
+
+
+def fuse_layers(model: Any) -> Any:
+    """`model` with functions of torch in place of ones that transformers writes out, each of whose
+    operations is a pass over the layer's widest tensor, and on a GPU a launch: `gelu_new`
+    (Hendrycks & Gimpel 2016, as GPT-2 approximates it), and norms (Zhang & Sennrich 2019)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, TanhGELU())
+            elif type(child).__name__ in NORMS:
+                setattr(module, name, FusedRMSNorm(child))
     return model
 
 

@@ -52,7 +52,7 @@ def packed_attention(
     if shared > 1:
         k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
-        starts, longest = packing.starts.int(), packing.longest
+        starts, longest = packing.starts, packing.longest
         given: Any = {"scale": scaling, "window_size": (-1, 0)}
         found: Any = varlen_attn(q, k, v, starts, starts, longest, longest, **given)
         return found.unsqueeze(0)

@@ -15,11 +15,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
+def on_device(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Whole numbers (N,) on `device`, without waiting for what it is computing."""
+    index = torch.as_tensor(numbers)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
+
+
 class Packing(NamedTuple):
     """Where the tokens of rows stand when a model reads them side by side, without the padding.
 
-    All but `longest` are tensors of int64. Filler, which makes N and M come again, stands behind
-    the last row as a row of its own, and belongs to the place behind the last: B * L, B * T.
+    All but `longest` are tensors of int64, `starts` of int32. Filler, which makes N and M come
+    again, stands behind the last row as a row of its own, and belongs to the place behind the last:
+    B * L, B * T.
     """
 
     tokens: Tensor
@@ -41,6 +48,15 @@ class Packing(NamedTuple):
     def tensors(self) -> dict[str, Tensor]:
         """All but `longest`, by name."""
         return {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
+
+    def on(self, device: torch.device) -> "Packing":
+        """The same there, by two transfers."""
+        tensors = self.tensors
+        starts = on_device(tensors.pop("starts"), device)
+        sizes = [len(x) for x in tensors.values()]
+        parts = on_device(torch.cat(list(tensors.values())), device).split(sizes)
+        there: Any = dict(zip(tensors, parts, strict=True))
+        return self._replace(**there, starts=starts)
 
     def spread(self, values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
         """`shape` (B, ..) of values (N,) or (M,) that stand at `places`; 0 in the padding."""
@@ -109,7 +125,7 @@ def pack(
     lengths: Sequence[tuple[int, int]], prompt: int, width: int, coarse: bool = False
 ) -> Packing:
     """Rows with so many tokens of prompts, at least one, and of replies, in so many columns of
-    each; on the CPU. `coarse`: N and M are `rounded`."""
+    each; on the CPU. `coarse`: N and M are multiples of N's step."""
     asked, said = torch.tensor(lengths).unbind(dim=1)
     each, columns = asked + said, prompt + width
     row = torch.arange(len(lengths)).repeat_interleave(each)
@@ -120,16 +136,15 @@ def pack(
     number = torch.arange(len(reply)) - (said.cumsum(dim=0) - said)[reply]
     before = starts[reply] + asked[reply] + number - 1
     places = reply * width + number
-    extra, more = 0, 0
-    if coarse:
-        extra, more = rounded(len(tokens)) - len(tokens), rounded(len(places)) - len(places)
-    longest = max(columns, step_of(len(tokens))) if coarse else int(each.max())
+    step = step_of(len(tokens)) if coarse else 1
+    extra, more = -len(tokens) % step, -len(places) % step
+    longest = max(columns, step) if coarse else int(each.max())
     behind = len(lengths) * longest + torch.arange(extra)
     return Packing(
         tokens=pad(tokens, (0, extra), value=len(lengths) * columns),
         positions=pad(positions, (0, extra)),
         grid=torch.cat([row * longest + positions, behind]),
-        starts=torch.cat([starts, starts[-1:] + extra]),
+        starts=torch.cat([starts, starts[-1:] + extra]).int(),
         before=pad(before, (0, more)),
         replies=pad(places, (0, more), value=len(lengths) * width),
         longest=longest,

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from cores.config import PPOSection
 from cores.config.ppo import ESTIMATORS
-from cores.models.rows import Packing, Rows, pack, prompts, replies, rounded
+from cores.models.rows import Packing, Rows, on_device, pack, prompts, replies, rounded
 from cores.rl import (
     adjust_scores,
     explained_variance,
@@ -139,8 +139,7 @@ class Scored:
         packing = None
         if packed and any(each != (prompt, response) for each in lengths):
             places = pack(lengths, prompt, response, coarse)
-            there: Any = {name: on_device(x, index.device) for name, x in places.tensors.items()}
-            packing = places._replace(**there)
+            packing = places.on(index.device)
         wanted: Any = _fitted(found, prompt, response)
         result = replace(self, **wanted, packing=packing)
         vars(result)["lengths"] = lengths
@@ -201,18 +200,6 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[s
     return {name: torch.cat([part[name] for part in fitted]).to(device) for name in fitted[0]}
 
 
-def share(batch: list[Any], rank: int, world: int) -> list[Any]:
-    """Rank `rank`'s consecutive part of `batch`, whose length `world` divides."""
-    size = len(batch) // world
-    return batch[rank * size : (rank + 1) * size]
-
-
-def on_device(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """int64 numbers (N,) on `device`, without waiting for what it is computing."""
-    index = torch.as_tensor(numbers, dtype=torch.int64)
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
-
-
 def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
     """Rewards a token, advantages and returns, over the rows of all ranks."""
     mask, group = scored.response_mask, ppo.samples_per_prompt
@@ -237,25 +224,16 @@ def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
     elif ppo.estimator == "reinforce_pp":
         advantages = reinforce_pp(rewards, mask, ppo.gamma)
     else:
-        rewards, advantages, returns = _coati(scored, scores, ppo, kl_coef)
+        told, switches = (scored.logprobs, scored.ref_logprobs, mask), ppo.coati
+        total = coati_rewards(scores, *told, kl_coef, switches.reversed_kl)
+        rewards = shape_rewards(total, torch.zeros_like(scored.logprobs), mask, kl_coef=0.0)
+        seen, pace = (scored.values, mask, switches.r_minus_v), (ppo.gamma, ppo.lam)
+        advantages, returns = coati_advantages(total, *seen, *pace)
     wanted = ppo.whiten_advantages
     if wanted or (wanted is None and ESTIMATORS[ppo.estimator].whitens):
         advantages = whiten(advantages, mask)
     known = {f.name: getattr(scored, f.name) for f in fields(Scored)}
     return Experience(**known, rewards=rewards, advantages=advantages, returns=returns)
-
-
-def _coati(
-    scored: Scored, scores: Tensor, ppo: PPOSection, kl_coef: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards, advantages and returns: (B, T) each."""
-    switches, mask = ppo.coati, scored.response_mask
-    total = coati_rewards(
-        scores, scored.logprobs, scored.ref_logprobs, mask, kl_coef, switches.reversed_kl
-    )
-    rewards = shape_rewards(total, torch.zeros_like(scored.logprobs), mask, kl_coef=0.0)
-    learnt = coati_advantages(total, scored.values, mask, switches.r_minus_v, ppo.gamma, ppo.lam)
-    return rewards, *learnt
 
 
 def describe(

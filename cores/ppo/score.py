@@ -13,8 +13,8 @@ from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import ANEW, UserError
 from cores.models.images import ImageProcessor
-from cores.models.rows import Rows, Value
-from cores.ppo.experience import Scored, on_device
+from cores.models.rows import Rows, Value, on_device
+from cores.ppo.experience import Scored
 from cores.ppo.passes import in_parts, response_values, shared
 from cores.ppo.roles import Roles
 from cores.ppo.state import PPOState

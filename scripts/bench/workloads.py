@@ -29,7 +29,7 @@ from transformers import (
 from cores.config import Config, ModelSection, parse_config
 from cores.errors import UserError
 from cores.models.adapters import quantize
-from cores.models.body import fuse_activations
+from cores.models.body import fuse_layers
 from cores.models.folders import DROPOUTS
 from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
@@ -269,7 +269,7 @@ def as_loaded(model: Any, frozen: ModelSection | None = None) -> Any:
     """What the product makes of a model: stage 1 rounds the vocabulary up, loaders fuse."""
     rows = rounded(model.config.vocab_size)
     model.resize_token_embeddings(rows, mean_resizing=False)
-    return fuse_activations(quantize(model, frozen or ModelSection()))
+    return fuse_layers(quantize(model, frozen or ModelSection()))
 
 
 @contextmanager

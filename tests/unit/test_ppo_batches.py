@@ -112,10 +112,9 @@ def test_a_budget_holds_for_rows_made_wider(monkeypatch: pytest.MonkeyPatch) -> 
     for widths in (1, 4, 8):
         monkeypatch.setattr(trainer.passes, "widths", widths)
         sizes = []
-        for micro, _ in trainer._micro_batches(experience, range(8)):
-            batch = experience.select(micro, widths=widths)
-            sizes.append(len(micro))
-            assert batch.ids.numel() <= 24 or len(micro) == 1
+        for batch, _ in trainer._micro_batches(experience, range(8)):
+            sizes.append(len(batch.ids))
+            assert batch.ids.numel() <= 24 or len(batch.ids) == 1
         assert sum(sizes) == 8
     assert max(sizes) < 8
 

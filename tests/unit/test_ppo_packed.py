@@ -71,6 +71,13 @@ def test_the_same_numbers_and_gradients(kind: str, widths: int) -> None:
             assert apart <= 1e-5 * max(1.0, padded.abs().max().item())
 
 
+def test_shapes_come_again() -> None:
+    """Whatever rows are taken, those that a graph reads have one shape."""
+    experience = experience_of(make_trainer("gpt2"))
+    shapes = {experience.select(rows, 4, True).ids.shape for rows in ([0], [1, 2], [7, 3, 5])}
+    assert len(shapes) == 1
+
+
 def said_of(role: Any, batch: Any) -> Tensor:
     """(B, T) log-probs of an actor, values of a critic."""
     says = role.says

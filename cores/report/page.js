@@ -198,15 +198,42 @@ function table(home, head, rows) {
   }
 }
 
+const HEAD = "mean, 95% interval";
+
+function groups(home, name, found, rows) {
+  if (rows.length) table(home, [name, found, HEAD], rows);
+}
+
 function evaluation(home, found) {
-  const named = Object.entries({...found.policies, "reward model": found.reward_model});
+  const language = found.language || {}, bench = found.benchmark, model = found.reward_model || {};
+  const named = Object.entries({...found.policies, "reward model": model});
+  const told = Object.entries(language).filter(([, one]) => one.perplexity);
+  if (told.length) {
+    table(home, [`perplexity, ${language.rows} rows`, HEAD],
+      told.map(([name, one]) => [name, estimate(one.perplexity)]));
+  }
   for (const one of found.comparisons || []) {
     named.push([`${one.of} over ${one.over}, by the ${one.by}`, one]);
   }
   for (const [name, figures] of [["evaluation", found], ...named]) {
     const rows = Object.entries(figures || {}).map(([key, x]) => [key, estimate(x)]);
     const told = rows.filter(row => row[1] !== null);
-    if (told.length) table(home, [name, "mean, 95% interval"], told);
+    if (told.length) table(home, [name, HEAD], told);
+  }
+  for (const key of ["by_source", "by_difference", "by_length"]) {
+    groups(home, `reward model, ${key.replace("_", " ")}`, "pairs",
+      (model[key] || []).map(one => [one.name, one.pairs, estimate(one.accuracy)]));
+  }
+  groups(home, "calibration: probability", "pairs", ((model.calibration || {}).bins || [])
+    .map(one => [`${number(one.from)} to ${number(one.to)}`, one.pairs, `right: ${number(one.right)}`]));
+  if (bench) {
+    const cut = bench.cut ? [["cut, without their end", bench.cut, ""]] : [];
+    groups(home, "RewardBench 2", "rows", [...Object.entries(bench.subsets)
+      .map(([name, one]) => [name, one.rows, estimate(one)]),
+      ["mean of the subsets", bench.rows, number(bench.mean)], ...cut]);
+  }
+  for (const [name, why] of Object.entries(found.left_out || {})) {
+    add(home, "p", `Left out: ${name}: ${why}`, "soft");
   }
 }
 

@@ -65,6 +65,7 @@ SICK: dict[str, list[Any]] = {
     "explained_variance": [
         lambda t: {"explained_variance": -0.5}, lambda t: {"explained_variance": -20.0},
         lambda t: {"explained_variance": -0.05 * (t + 1)},
+        lambda t: {"explained_variance": 0.0}, lambda t: {"explained_variance": (-1) ** t * 2e-3},
     ],
     "length_exploit": [
         lambda t: {"response_length": 21 + 8 * t, "score": 1.5 + t / 5},
@@ -91,6 +92,10 @@ SICK: dict[str, list[Any]] = {
         lambda t: {"score_std": 0.0}, lambda t: {"score_std": 1e-6}, 
         lambda t: {"score_std": 10.0**-t},
     ],
+    "score_drowned": [
+        lambda t: {"reward": -300.0}, lambda t: {"reward": -8.0 - t},
+        lambda t: {"reward": 12.0},
+    ],
     "gpu_waits": [
         lambda t: {"device_wait": 0.0}, lambda t: {"device_wait": 0.01},
         lambda t: {"device_wait": 0.04},
@@ -98,6 +103,9 @@ SICK: dict[str, list[Any]] = {
 }  # fmt: skip
 """By rule: what changes in row t of the sickness."""
 FROM_THE_START: dict[str, list[Any]] = {
+    "entropy_collapse": [
+        lambda t: {"entropy": 0.0}, lambda t: {"entropy": 0.005}, lambda t: {"entropy": 1e-6},
+    ],
     "kl_zero": [
         lambda t: {"kl": 0.0, "approx_kl": 0.0}, lambda t: {"kl": (-1) ** t * 5e-4},
         lambda t: {"kl": 1e-7, "approx_kl": 1e-12},
@@ -138,7 +146,8 @@ def test_a_sickness_is_told_within_ten_updates(rule: str, way: int, start: int) 
     later_only.add("judge_disagrees")
     if start == 0 and rule in later_only:
         start = 3
-    found = watched({**SICK, **FROM_THE_START}[rule][way], start)
+    ways = FROM_THE_START if rule in FROM_THE_START and start == 0 else SICK
+    found = watched(ways[rule][way], start)
     assert start < found[rule] <= start + 10
 
 
@@ -148,6 +157,16 @@ def test_recorded_runs() -> None:
     found = recorded()
     assert [rules for name in HEALTHY for rules in found[name] if rules] == []
     assert all("kl_runaway" in rules for rules in found["no-kl"])
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_the_scale_of_a_reward_is_no_sickness(size: float) -> None:
+    """Scores of a function may be in any units: what is far is told by their deviation."""
+    watch, draw = Watch(RULES, "ppo", FACTS), random.Random(0)
+    for i in range(UPDATES):
+        row = healthy(i, draw)
+        scaled = {k: size * (row[k] - 0.4 * (i < 3)) for k in ("score", "score_std", "reward")}
+        assert watch.add(row | scaled | {"kl": 6.0, "entropy": 0.5}) == []
 
 
 def test_a_fixed_length_and_one_step_an_update_are_no_sickness() -> None:

@@ -159,7 +159,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         assert b.run("document.querySelectorAll('.plot').length") == 11
         assert b.run("document.querySelectorAll('.reply').length") == 20
         said = " ".join(b.run("document.getElementById('worth').innerText").split())
-        for words in ("perplexity, 15 rows", "sft 1.71 (1.6 to 1.8)", "Ties 4 0.61 (0.5 to 0.7)",
+        for words in ("of 15 rows", "perplexity – 1.71 (1.6 to 1.8) –", "Ties 4 0.61 (0.5 to 0.7)",
                       "mean of the subsets 9 0.523", "cut, without their end 3",
                       "7 0.7 (0.6 to 0.8)", "Left out: base: </script>"):  # fmt: skip
             assert words in said

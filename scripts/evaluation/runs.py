@@ -108,7 +108,8 @@ def asked(judged: Judged, path: str | None) -> list[Row]:
             data = prompt_data(replace(config, data=only), tokenizer)
         except UserError as error:
             text = str(error).replace(str(file), path).replace("data.prompts.path", "--prompts")
-            raise UserError(text.replace("--data.prompts", "--prompts")) from None
+            text = text.replace("--data.prompts", "--prompts")
+            raise UserError(text.replace("data.prompts:", "--prompts:")) from None
     report = data.report.lines()[0].replace(str(file), path)
     launch.say(f"prompts{report.removeprefix('train')}")
     return in_order(data.train)

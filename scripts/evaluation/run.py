@@ -1,5 +1,6 @@
 """An evaluation from the command line's words to the table and the file."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,12 @@ def judge(config: Config, wanted: Wanted) -> None:
     out = root / FILE if wanted.json is None else wanted.json
     if wanted.json is None:
         root.mkdir(parents=True, exist_ok=True)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--json {out}: there is no folder {out.absolute().parent}; make it first.")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"--json {out}: there is no folder {folder}; make it first.")
+    if out.is_dir() or not os.access(folder, os.W_OK):
+        why = "is a folder" if out.is_dir() else f"nothing can be written in {folder}"
+        raise UserError(f"--json {out}: {why}; name a file that can be written.")
     judged.found |= {
         "version": VERSION,
         "stages": {k: str(p.folder) for k, p in judged.stages.items()},

@@ -209,6 +209,8 @@ def test_what_cannot_be_judged(judge: Judge, tmp_path: Path) -> None:
         ("--judge", tmp_path / "none"): r"--judge: .*none",
         ("--judge", "http://127.0.0.1:9/v1"): r"--judge http.*cannot be asked.*refused",
         ("--json", tmp_path / "no" / "out.json"): r"--json .*there is no folder",
+        ("--json", tmp_path): r"--json .* is a folder; name a file",
+        ("--gate", "none.py:f"): r"--gate: 'none.py:f': there is no such folder and no such file",
         ("--limit", "0"): r"--limit 0: must be 2 or more",
         ("--template.system_prompt", "Be rude."): r"template\.system_prompt: .*was trained with",
     }

@@ -39,8 +39,10 @@ SHORT = (
     "--ppo.updates 10 --ppo.batch_size 16 --ppo.minibatch_size 8 --ppo.microbatch_size 16 "
     "--ppo.eval_prompts 0 --ppo.warmup 0 --overwrite --resume never"
 )
+REAL = ("polite", "hh_harmless")
 HEALTHY = ("ours", "gold", "grpo", "rloo", "reinforce-pp", "ptx", "zero-critic", "no-whitening")
-"""Recorded runs of docs/experiments.md that learn as they should; `no-kl` does not."""
+"""Recorded runs of docs/experiments.md that learn as they should; `no-kl` does not. REAL: sets of
+docs/defaults.md that people wrote."""
 FREE = "--ppo.kl_coef 0 --ppo.missing_eos_penalty 0"
 RATE = "--ppo.actor_learning_rate"
 ZERO = "--ppo.critic_init zero"
@@ -162,19 +164,27 @@ def sick_stages(run: Path, out: Path, read: bool) -> dict[str, Any]:
     return found
 
 
+def watched(columns: dict[str, list[float]]) -> dict[str, int | None]:
+    """What is found in recorded curves of stage 3, by rule, and at which update."""
+    watch = Watch(RULES, "ppo", {"config": {"ppo": {}}, "data": {}, "metrics": {}})
+    rows = [dict(zip(columns, at, strict=True)) for at in zip(*columns.values(), strict=True)]
+    found = [f for i, row in enumerate(rows) for f in watch.add({"step": i + 1, **row})]
+    return {f.rule: f.step for f in found}
+
+
 def recorded() -> dict[str, list[dict[str, Any]]]:
-    """Findings in each recorded run of docs/experiments.md, one a seed, by name."""
+    """Findings in each recorded run of docs/experiments.md, one a seed, by name; and in ours of
+    docs/defaults.md on real sets, whose rows are score and KL alone."""
     runs = json.loads((ROOT / "docs" / "evidence" / "experiments.json").read_text("utf-8"))["runs"]
     result: dict[str, list[dict[str, Any]]] = {}
     for name in (*HEALTHY, "no-kl"):
         for curves in runs[name]["curves"].values():
-            watch = Watch(RULES, "ppo", {"config": {"ppo": {}}, "data": {}, "metrics": {}})
             columns = {k: v for k, v in curves.items() if k != "score_gold"}
-            rows = [
-                dict(zip(columns, at, strict=True)) for at in zip(*columns.values(), strict=True)
-            ]
-            found = [f for i, row in enumerate(rows) for f in watch.add({"step": i + 1, **row})]
-            result.setdefault(name, []).append({f.rule: f.step for f in found})
+            result.setdefault(name, []).append(watched(columns))
+    for part in json.loads((ROOT / "docs/evidence/samples.json").read_text("utf-8")).values():
+        for task in REAL:
+            for own in part.get(task, {}).get("ours", {}).values():
+                result.setdefault(task, []).extend(watched(run["training"]) for run in own)
     return result
 
 

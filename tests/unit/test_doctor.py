@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cores.report import RULES, Watch
-from scripts.doctor_trials import HEALTHY, recorded
+from scripts.doctor_trials import HEALTHY, REAL, recorded
 
 Row = dict[str, Any]
 CONFIG: Row = {
@@ -152,10 +152,11 @@ def test_a_sickness_is_told_within_ten_updates(rule: str, way: int, start: int) 
 
 
 def test_recorded_runs() -> None:
-    """Those of docs/experiments.md that learn as they should are well; without a price of KL none
+    """Those of docs/experiments.md that learn as they should, and of real sets, are well; without
+    a price of KL none
     is."""
     found = recorded()
-    assert [rules for name in HEALTHY for rules in found[name] if rules] == []
+    assert [rules for name in (*HEALTHY, *REAL) for rules in found[name] if rules] == []
     assert all("kl_runaway" in rules for rules in found["no-kl"])
 
 

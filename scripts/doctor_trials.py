@@ -155,7 +155,9 @@ def sick_stages(run: Path, out: Path, read: bool) -> dict[str, Any]:
     found = {}
     for number, (name, (rule, own, *_)) in enumerate(stages.SICK.items()):
         place = out / f"stages-{number}"
-        if not place.exists() and not read:
+        if not place.exists():
+            if read:
+                continue
             short = SHORT.replace("--overwrite --resume never", "")
             with contextlib.redirect_stdout(io.StringIO()):
                 stages.tried(name, run, place, f"--config {ROOT}/configs/demo.yaml {short}")

@@ -3,7 +3,7 @@
 Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
-    "cores/evaluate/moderation.py": (
+    "scripts/evaluation/moderation.py": (
         ("tests/integration/test_moderation.py",),
         [
             ("gate-shift", "the token before each of a label is scored",

@@ -42,9 +42,9 @@ def gate_of(source: str | None) -> Gate | None:
 
 
 def moderation(folder: Path) -> Gate:
-    """Refuses what a moderation model (cores/evaluate/moderation.py) finds to need intervention."""
-    from cores.evaluate.moderation import load_gate
+    """Refuses what a moderation model (moderation.py here) finds to need intervention."""
     from cores.interop import config_of
+    from scripts.evaluation.moderation import load_gate
 
     record = read_json(folder / "stage.json", "Give <output_dir>/sft of a moderation model.")
     if record.get("stage") != "sft":

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cores.config import Config, parse_config
 from cores.errors import UserError
-from cores.evaluate.moderation import Gate, labels_of, load_gate
 from scripts.evaluation.gates import gate_of
+from scripts.evaluation.moderation import Gate, labels_of, load_gate
 from scripts.recipes.bases import make
 
 RECIPE = "configs/recipes/openchatkit_moderation.yaml"

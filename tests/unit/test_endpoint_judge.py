@@ -53,6 +53,10 @@ def test_a_request_that_fails_costs_its_prompt_at_most(
     with pytest.raises(JudgeError, match=r"400 of 400 questions.*the prompt 'a lamp to \d+'.*401"):
         EndpointJudge(server, None).outcomes(many, replies(*["a"] * 200), replies(*["b"] * 200))
     assert Server.asked.total() < 50
+    lost.clear()
+    lost |= {f"a lamp to {i}\n": lambda times: 401 for i in range(0, 200, 4)}
+    found = EndpointJudge(server, None).outcomes(many, replies(*["a"] * 200), replies(*["b"] * 200))
+    assert [i for i, outcome in enumerate(found) if outcome is None] == list(range(0, 200, 4))
 
 
 def test_a_judge_without_verdicts_has_failed(server: str, monkeypatch: pytest.MonkeyPatch) -> None:

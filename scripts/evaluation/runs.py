@@ -218,6 +218,7 @@ def scorer_of(
         reference=lambda: nullcontext(Policy(initial)),
         texts=texts,
         trained=[],
+        packs=False,
     )
     engine = build_engine(config, policy, tokenizer, ppo.max_new_tokens, launch)
     return Scorer(ppo, roles, engine, launch, config.seed, functions)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import GenerationConfig
 
 from cores.config.parse import parse_config, renamed
 from cores.config.schema import Config
@@ -66,9 +67,10 @@ class TRLReward:
             )
         self.folder, self.batch_size = folder, batch_size
         self.__name__ = f"{folder.absolute().parent.name}/{folder.name}"  # in TRL's metrics
-        self.config = _config_of(record)
+        self.config = config_of(record)
         self.tokenizer = load_tokenizer(folder)
         self.policy = load_tokenizer(policy) if policy is not None else None
+        self.ends = ends_of(policy, self.policy)
         self.template = Template(self.config.template, self.tokenizer)
         self.controls = control_tokens(self.tokenizer)
         self.positions = max_length(model)
@@ -91,7 +93,7 @@ class TRLReward:
         """The ids of a prompt with its reply, as a row of stage 2 would have them."""
         own = self.tokenizer
         if ids is None or self.policy is not None:
-            ended = ids is None or self.policy is None or ids[-1:] == [self.policy.eos_token_id]
+            ended = ids is None or self.policy is None or (bool(ids) and ids[-1] in self.ends)
             text = self.controls.sub(" ", reply) if self.controls else reply
             if ended:
                 suffix = self.config.template.assistant.suffix
@@ -150,6 +152,19 @@ class TRLReward:
         return first + ids[len(ids) - self.positions + len(first) :]
 
 
+def ends_of(policy: str | Path | None, tokenizer: Any) -> set[int]:
+    """The ids at which a policy ends a reply: its tokenizer's, and those of its
+    generation_config.json, of which there may be several."""
+    if policy is None:
+        return set()
+    try:
+        named = GenerationConfig.from_pretrained(policy).eos_token_id
+    except OSError:  # the folder has none
+        named = None
+    told = named if isinstance(named, list) else [named]
+    return {end for end in (*told, tokenizer.eos_token_id) if end is not None}
+
+
 def _reply(completion: Any) -> str:
     """The text of a completion, which is a text or one message."""
     if isinstance(completion, str):
@@ -172,7 +187,7 @@ def _text(content: Any) -> str:
     return content
 
 
-def _config_of(record: dict[str, Any]) -> Config:
+def config_of(record: dict[str, Any]) -> Config:
     """The configuration that a stage ran with."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         json.dump(renamed(record["config"]), file)  # JSON is YAML

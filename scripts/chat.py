@@ -11,14 +11,13 @@ machine alone; from elsewhere go through `ssh -L 7860:localhost:7860 HOST`. A ch
   --blind              answers without names and scores, in any order, until there is a vote.
   --temperature X --top_p X --max_new_tokens N --seed N
                        how replies are sampled at first: as in stage 3 where not given.
-  --gate FILE:FUNCTION function(text) of each question and answer: None, or why it may not pass.
+  --gate FOLDER        a moderation model (docs/chat.md) that questions and answers must pass, or
+                       FILE.py:FUNCTION, function(text): None, or why it may not pass.
 """
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain script
 
@@ -48,28 +47,6 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return found, rest
 
 
-def gate_of(source: str | None) -> Any:
-    """The function of --gate; UserError if there is none."""
-    if source is None:
-        return None
-    path, _, name = source.rpartition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--gate: {source!r}: there is no such file; give FILE:FUNCTION.")
-    spec = importlib.util.spec_from_file_location("gate", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--gate: {path} is no file of Python; its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(
-            f"--gate: {path} cannot be imported: {type(error).__name__}: {error}. Mend it."
-        ) from error
-    if not callable(found := getattr(module, name, None)):
-        raise UserError(f"--gate: {path} has no function {name!r}.")
-    return found
-
-
 def main(argv: list[str]) -> None:
     """Load what is finished, and answer until Ctrl-C."""
     given, rest = options(argv)
@@ -80,6 +57,7 @@ def main(argv: list[str]) -> None:
     from scripts.chat.terminal import talk
     from scripts.chat.voices import Voices
     from scripts.chat.votes import FILE
+    from scripts.evaluation.gates import gate_of
 
     here = launch(config)
     if here.world > 1:

@@ -1,11 +1,13 @@
 """Runs made sick on purpose, and healthy ones, under the doctor: what it finds, and when.
 
-    python scripts/doctor_trials.py RUN OUT [--only RULE ...] [--read] [--healthy RUN ...]
+    python scripts/doctor_trials.py RUN OUT [--only RULE ...] [--stages] [--read]
+        [--healthy RUN ...]
 
 RUN is a finished demo (scripts/demo.sh), whose stages 1 and 2 every trial starts from: ten updates
 of 16 replies of stage 3 in OUT, made sick by configuration, by a reward function
-(scripts/trials/rewards.py) or by a fault planted in the engine. `--healthy`: runs in which nothing
-should be found. Also counted: the recorded curves of docs/evidence/experiments.json. Writes
+(scripts/trials/rewards.py) or by a fault planted in the engine. `--stages`: data and stages 1 and
+2 made sick instead (scripts/trials/stages.py). `--healthy`: runs in which nothing should be found.
+Also counted: the recorded curves of docs/evidence/experiments.json. Writes
 docs/evidence/doctor.json and the tables of docs/doctor.md. A minute a trial on two cores of a
 shared server; not run by the tests.
 """
@@ -26,8 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.report import RULES, Watch, examine, read_run
+from cores.report.record import STAGES
 from cores.runtime.cli import guarded
 from research.pages import fill
+from scripts.trials import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "evidence" / "doctor.json"
@@ -35,8 +39,10 @@ SHORT = (
     "--ppo.updates 10 --ppo.batch_size 16 --ppo.minibatch_size 8 --ppo.microbatch_size 16 "
     "--ppo.eval_prompts 0 --ppo.warmup 0 --overwrite --resume never"
 )
+REAL = ("polite", "hh_harmless")
 HEALTHY = ("ours", "gold", "grpo", "rloo", "reinforce-pp", "ptx", "zero-critic", "no-whitening")
-"""Recorded runs of docs/experiments.md that learn as they should; `no-kl` does not."""
+"""Recorded runs of docs/experiments.md that learn as they should; `no-kl` does not. REAL: sets of
+docs/defaults.md that people wrote."""
 FREE = "--ppo.kl_coef 0 --ppo.missing_eos_penalty 0"
 RATE = "--ppo.actor_learning_rate"
 ZERO = "--ppo.critic_init zero"
@@ -52,18 +58,24 @@ def paid(*names: str, **weights: float) -> str:
 
 
 SICK: dict[str, list[str]] = {
-    "equal_rewards": [paid("constant"), paid("polite"), paid("correct")],
+    "equal_rewards": [paid("constant"), paid("polite"), paid("correct"), paid("abyss")],
     "kl_zero": [f"{RATE} 1e-9", f"{RATE} 1e-10 {FREE}", f"{RATE} 3e-8 --ppo.epochs 1"],
     "rate_low": [f"{RATE} 1e-5", f"{RATE} 7e-6 --ppo.epochs 1", f"{RATE} 1e-5 {FREE}"],
     "clip_zero": [f"{RATE} 1e-9", f"{RATE} 1e-5", f"{RATE} 7e-6 --ppo.epochs 1"],
-    "rate_high": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{RATE} 6e-3 --ppo.epochs 6"],
-    "clip_high": [f"{RATE} 2e-3 --ppo.epochs 6", f"{RATE} 3e-3 --ppo.epochs 8", "--ppo.clip 0.001"],
+    "rate_high": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{RATE} 6e-3 --ppo.epochs 6",
+                  f"{RATE} 9e-3 {FREE}", f"{paid('noise')} {FREE} {FAST}"],
+    "clip_high": [f"{RATE} 2e-3 --ppo.epochs 6", f"{RATE} 3e-3 --ppo.epochs 8", "--ppo.clip 0.001",
+                  "--ppo.clip 1e-6"],
     "kl_runaway": [f"{RATE} 3e-3 {FREE}", f"{RATE} 2e-3 {FREE} {paid('lovely')}",
-                   f"{RATE} 1e-2"],
-    "entropy_collapse": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{RATE} 6e-3 --ppo.epochs 6"],
+                   f"{RATE} 1e-2", "--ppo.entropy_coef 5"],
+    "entropy_collapse": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{RATE} 6e-3 --ppo.epochs 6",
+                         "--ppo.temperature 0.05"],
+    "score_drowned": ["--ppo.kl_coef 1000", "--ppo.kl_coef 200",
+                      "--ppo.max_new_tokens 16 --ppo.missing_eos_penalty 1000"],
     "explained_variance": ["--ppo.critic_learning_rate 0.3", "--ppo.critic_learning_rate 0.1",
                            "--ppo.rewards {\"scripts/trials/rewards.py:far\":1.0,\"model\":0.0} "
-                           "--ppo.critic_learning_rate 1e-7"],
+                           "--ppo.critic_learning_rate 1e-7",
+                           f"{ZERO} --ppo.critic_learning_rate 1e-12", paid("noise")],
     "length_exploit": [f"{paid(n)} {FREE} {FAST} {LONG}" for n in ("words", "sentences",
                        "characters")],
     "repetition_exploit": [f"{RATE} 3e-2", f"{RATE} 1e-2", f"{paid('enjoy')} {FREE} {FAST} {LONG}"],
@@ -71,7 +83,7 @@ SICK: dict[str, list[str]] = {
                         f"{paid('brief', words=0.0)} {FREE} {FAST}",
                         f"{paid('enjoy', distinct=0.0)} {FREE} {FAST}"],
     "eos_never": ["--ppo.max_new_tokens 4", "--ppo.max_new_tokens 5", "--ppo.max_new_tokens 6 "
-                  "--ppo.missing_eos_penalty 0"],
+                  "--ppo.missing_eos_penalty 0", "--ppo.temperature 4"],
     "eos_at_once": [f"{paid(n)} {FREE} {RATE} 2e-3 --ppo.epochs 6" for n in ("brief", "few",
                     "silent")],
     "rollout_mismatch": ["planted:warm", "planted:noisy", "planted:stale"],
@@ -132,25 +144,49 @@ def stage3(run: Path, out: Path, words: str) -> None:
         stage3_ppo.main([*line.split(), *options.split()])
 
 
-def told(run: Path) -> dict[str, int | None]:
-    """What is found in a run's stage 3, and at which update."""
-    records = [record for record in read_run(run) if record.name == "ppo"]
+def told(run: Path, stages: tuple[str, ...] = ("ppo",)) -> dict[str, int | None]:
+    """What is found in a run's stages, and at which step."""
+    records = [record for record in read_run(run) if record.name in stages]
     return {finding.rule: finding.step for finding in examine(RULES, records)}
 
 
+def sick_stages(run: Path, out: Path, read: bool) -> dict[str, Any]:
+    """What is found in each of scripts/trials/stages.py, by name."""
+    found = {}
+    for number, (name, (rule, own, *_)) in enumerate(stages.SICK.items()):
+        place = out / f"stages-{number}"
+        if not place.exists():
+            if read:
+                continue
+            short = SHORT.replace("--overwrite --resume never", "")
+            with contextlib.redirect_stdout(io.StringIO()):
+                stages.tried(name, run, place, f"--config {ROOT}/configs/demo.yaml {short}")
+        found[name] = {"rule": rule, "found": told(place, own)}
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
+def watched(columns: dict[str, list[float]]) -> dict[str, int | None]:
+    """What is found in recorded curves of stage 3, by rule, and at which update."""
+    watch = Watch(RULES, "ppo", {"config": {"ppo": {}}, "data": {}, "metrics": {}})
+    rows = [dict(zip(columns, at, strict=True)) for at in zip(*columns.values(), strict=True)]
+    found = [f for i, row in enumerate(rows) for f in watch.add({"step": i + 1, **row})]
+    return {f.rule: f.step for f in found}
+
+
 def recorded() -> dict[str, list[dict[str, Any]]]:
-    """Findings in each recorded run of docs/experiments.md, one a seed, by name."""
+    """Findings in each recorded run of docs/experiments.md, one a seed, by name; and in ours of
+    docs/defaults.md on real sets, whose rows are score and KL alone."""
     runs = json.loads((ROOT / "docs" / "evidence" / "experiments.json").read_text("utf-8"))["runs"]
     result: dict[str, list[dict[str, Any]]] = {}
     for name in (*HEALTHY, "no-kl"):
         for curves in runs[name]["curves"].values():
-            watch = Watch(RULES, "ppo", {"config": {"ppo": {}}, "data": {}, "metrics": {}})
             columns = {k: v for k, v in curves.items() if k != "score_gold"}
-            rows = [
-                dict(zip(columns, at, strict=True)) for at in zip(*columns.values(), strict=True)
-            ]
-            found = [f for i, row in enumerate(rows) for f in watch.add({"step": i + 1, **row})]
-            result.setdefault(name, []).append({f.rule: f.step for f in found})
+            result.setdefault(name, []).append(watched(columns))
+    for part in json.loads((ROOT / "docs/evidence/samples.json").read_text("utf-8")).values():
+        for task in REAL:
+            for own in part.get(task, {}).get("ours", {}).values():
+                result.setdefault(task, []).extend(watched(run["training"]) for run in own)
     return result
 
 
@@ -168,7 +204,14 @@ def tables(kept: dict[str, Any]) -> dict[str, str]:
     for name, runs in kept["healthy"].items():
         hit = [f"{k} ({v})" for found in runs for k, v in found.items()]
         well.append(f"| {name} | {len(runs)} | {sum(map(bool, runs))} | {', '.join(hit)} |")
-    return {"sick": "\n".join(sick), "healthy": "\n".join(well)}
+    early = ["| made sick | rule | found at step | found besides |", "|---" * 4 + "|"]
+    for name, one in kept["stages"].items():
+        rule, found = one["rule"], dict(one["found"])
+        at = "not found" if rule not in found else found.pop(rule) or "before or behind the steps"
+        others = ", ".join(k if v is None else f"{k} ({v})" for k, v in found.items())
+        early.append(f"| {name} | {rule} | {at} | {others} |")
+    parts = {"sick": sick, "healthy": well, "stages": early}
+    return {name: "\n".join(lines) for name, lines in parts.items()}
 
 
 def main(argv: list[str]) -> None:
@@ -177,14 +220,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", type=Path, help="a finished demo")
     parser.add_argument("out", type=Path, help="folder of the trials")
     parser.add_argument("--only", nargs="*", default=list(SICK), help="rules to try")
+    parser.add_argument("--stages", action="store_true", help="data and stages 1 and 2 instead")
     parser.add_argument("--read", action="store_true", help="run none, read those that are there")
     parser.add_argument("--healthy", nargs="*", type=Path, default=[], help="runs that are well")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.only) - set(SICK):
         raise UserError(f"--only {' '.join(unknown)}: rules are {', '.join(SICK)}.")
     kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
-    kept = {"sick": {}, "healthy": {}} | kept
-    for rule in arguments.only:
+    kept = {"sick": {}, "healthy": {}, "stages": {}} | kept
+    if arguments.stages:
+        kept["stages"] = sick_stages(arguments.run, arguments.out, arguments.read)
+    for rule in () if arguments.stages else arguments.only:
         kept["sick"][rule] = {}
         for number, words in enumerate(SICK[rule]):
             out = arguments.out / f"{rule}-{number}"
@@ -196,7 +242,8 @@ def main(argv: list[str]) -> None:
             print(f"{rule}: {words}: {found}", flush=True)
     kept["healthy"] |= {f"{k}, recorded": runs for k, runs in recorded().items() if k != "no-kl"}
     if arguments.healthy:
-        kept["healthy"]["demo, other seeds"] = [told(run) for run in arguments.healthy]
+        whole = [told(run, STAGES) for run in arguments.healthy]
+        kept["healthy"]["demo, all stages of other seeds"] = whole
     kept["sick"]["kl_runaway, recorded"] = {
         f"no price of KL, seed {seed}": found for seed, found in enumerate(recorded()["no-kl"])
     }

@@ -23,6 +23,8 @@ PAIRS = """pairs: what data.preference.path takes, or rows of RewardBench 2; by 
 out"""
 JUDGE = """a second judge: a reward model's folder, FILE.py:FUNCTION, or http://.../v1, an
 OpenAI-compatible server"""
+GATE = """a filter whose refusals are counted: the folder of a moderation model, or
+FILE.py:FUNCTION, as for chat.py"""
 BEST_OF = "replies a prompt for the curve of the best of n (8; 1: no curve)"
 
 
@@ -40,6 +42,7 @@ def main(argv: list[str]) -> None:
     add("--json", metavar="OUT", type=Path, help="file to write in place of evaluation.json")
     add("--judge", metavar="JUDGE", help=JUDGE)
     add("--judge-model", metavar="NAME", help="which model of an http judge; its first by default")
+    add("--gate", metavar="GATE", help=GATE)
     add("--limit", type=int, default=500, help="held-out prompts at most (500)")
     add("--best-of", type=int, default=8, metavar="N", help=BEST_OF)
     args, more = parser.parse_known_args(argv)

@@ -67,8 +67,8 @@ def main(argv: list[str]) -> None:
             "it, or give a finished moderation model (--model.path FOLDER)."
         )
 
-    from cores.evaluate.moderation import REFUSED, load_gate
     from cores.runtime.launch import quiet
+    from scripts.evaluation.moderation import REFUSED, load_gate
 
     quiet()
     texts = texts_of(file)

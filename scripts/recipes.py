@@ -39,8 +39,8 @@ with a tokenizer of its habits, to try this in seconds; those that read images n
 `openchatkit_moderation` makes a gate: `python scripts/moderate.py --config
 configs/recipes/openchatkit_moderation.yaml FILE` says of each text its likeliest label, the share
 of that among the labels, and whether it passes; `--refuse` names the labels that do not, and
-`--model.path` a model that is there already. From Python: `load_gate(config,
-folder).judge(texts)` of `cores/evaluate/moderation.py`. A text cannot end its row (white space is
+`--model.path` a model that is there already. `--gate` of `scripts/chat.py` and
+`scripts/evaluate.py` takes its folder (docs/chat.md). A text cannot end its row (white space is
 one space, control tokens are left out); one longer than the model reads does not pass. What the
 labels are worth is the model's: nobody has measured ours.
 

@@ -215,6 +215,7 @@ def _one(
                 f"share data.test_fraction {fraction}; give more rows, or lower it (0: none)."
             )
     train, report = made(source, reader, sides[0], counts)
+    report.repeated = len(sides[0]) - len({example.key for example in sides[0]})
     if other is None:
         test, test_report = made(source, reader, sides[1])
     else:

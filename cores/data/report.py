@@ -43,6 +43,8 @@ class SplitReport:
     prompts are read as a whole."""
     unread: list[str] = field(default_factory=list)
     """Columns that the stage does not read; reward functions of stage 3 get them."""
+    repeated: int = 0
+    """Rows that begin with a user turn of a row before them."""
     trained_on: int = 0
     """Held-out rows of a file of their own whose first user turn is among the training rows too."""
     preset: Counter[str] | None = None

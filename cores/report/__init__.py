@@ -3,4 +3,4 @@
 from cores.report.doctor import Finding, Watch, examine
 from cores.report.page import write_report
 from cores.report.record import Record, json_lines, read_run
-from cores.report.rules_stages import RULES
+from cores.report.rules import RULES

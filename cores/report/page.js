@@ -196,17 +196,54 @@ function table(home, head, rows) {
     const line = add(made, "tr");
     for (const cell of row) add(line, "td", cell);
   }
+  return made;
+}
+
+const HEAD = "mean, 95% interval";
+
+function policies(home, found) {
+  // A column each, the figures below one another.
+  const names = ["base", "sft", "ppo"], language = found.language || {};
+  const each = names.map(name => ({...(language[name] && {perplexity: language[name].perplexity}),
+                                   ...(found.policies || {})[name]}));
+  const keys = [...new Set(each.flatMap(Object.keys))];
+  const rows = keys.map(key => [key, ...each.map(one => estimate(one[key]) ?? "–")]);
+  if (rows.length) {
+    const rest = language.rows ? ` (perplexity: of ${language.rows} rows)` : "";
+    table(home, [HEAD + rest, ...names], rows).className = "wide";
+  }
 }
 
 function evaluation(home, found) {
-  const named = Object.entries({...found.policies, "reward model": found.reward_model});
+  const bench = found.benchmark, model = found.reward_model || {};
+  home.className = "tables";
+  policies(home, found);
+  const named = [["evaluation", found], ["reward model", model]];
   for (const one of found.comparisons || []) {
     named.push([`${one.of} over ${one.over}, by the ${one.by}`, one]);
   }
-  for (const [name, figures] of [["evaluation", found], ...named]) {
-    const rows = Object.entries(figures || {}).map(([key, x]) => [key, estimate(x)]);
+  for (const [name, figures] of named) {
+    const rows = Object.entries(figures).map(([key, x]) => [key, estimate(x)]);
     const told = rows.filter(row => row[1] !== null);
-    if (told.length) table(home, [name, "mean, 95% interval"], told);
+    if (told.length) table(home, [name, HEAD], told);
+  }
+  for (const key of ["by_source", "by_difference", "by_length"]) {
+    const rows = (model[key] || []).map(one => [one.name, one.pairs, estimate(one.accuracy)]);
+    if (rows.length) table(home, [`accuracy ${key.replace("_", " ")}`, "pairs", HEAD], rows);
+  }
+  if (model.calibration) {
+    table(home, ["probability of the preferred reply", "pairs", "right"], [
+      ...model.calibration.bins.map(one => [number(one.probability), one.pairs, number(one.right)]),
+      ["expected calibration error", "", number(model.calibration.expected_error)]]);
+  }
+  if (bench) {
+    table(home, ["RewardBench 2", "rows", HEAD], [
+      ...Object.entries(bench.subsets).map(([name, one]) => [name, one.rows, estimate(one)]),
+      ["mean of the subsets", bench.rows, number(bench.mean)],
+      ...bench.cut ? [["replies that are cut, without their end", bench.cut, ""]] : []]);
+  }
+  for (const [name, why] of Object.entries(found.left_out || {})) {
+    add(place("worth"), "p", `Left out: ${name}: ${why}`, "soft");
   }
 }
 

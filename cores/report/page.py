@@ -16,7 +16,7 @@ from cores.report.curves import curves, histogram
 from cores.report.doctor import examine
 from cores.report.record import Record, Row, read_run
 from cores.report.replies import pairs, rollouts
-from cores.report.rules_stages import RULES, splits
+from cores.report.rules import RULES, splits
 
 NAME = "report.html"
 TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}

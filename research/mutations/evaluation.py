@@ -29,6 +29,42 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "a != -b", "a != b and a != -b"),
         ],
     ),
+    "scripts/evaluation/judges.py": (
+        ("tests/unit/test_endpoint_judge.py",),
+        [
+            ("judge-again", "a refusal is asked again",
+             "passes = error.code in PASSING or error.code >= 500", "passes = True"),
+            ("judge-once", "what passes is not asked again", "(*WAITS, None)", "(None,)"),
+            ("judge-gone", "a server that is gone is asked to the end",
+             "len(self.lost) >= LOST", "len(self.lost) >= 100 * LOST"),
+            ("judge-recovers", "failures that others part add up", "self.lost.clear()", "pass"),
+        ],
+    ),
+    "scripts/evaluation/reward.py": (
+        ("tests/unit/test_endpoint_judge.py",),
+        [
+            ("words-first", "words are learned from the first pairs",
+             "sorted(order[:TRAIN_PAIRS])", "range(min(len(train), TRAIN_PAIRS))"),
+        ],
+    ),
+    "scripts/evaluation/runs.py": (
+        ("tests/integration/test_chat.py",),
+        [
+            ("units-raw", "a reward model from elsewhere is never scaled",
+             "if scale is None:", "if True:"),
+        ],
+    ),
+    "scripts/push.py": (
+        ("tests/unit/test_card.py",),
+        [
+            ("push-command", "commands are pushed as they were given",
+             'key in ("command", "resume")', "False"),
+            ("push-hash", "hashes are those of other files than are pushed",
+             "hashlib.sha256(data)", "hashlib.sha256(b'')"),
+            ("push-template", "texts of a template are taken for places",
+             'v if k == "template" else', "v if False else"),
+        ],
+    ),
     "scripts/evaluation/benchmark.py": (
         TESTS,
         [

@@ -3,7 +3,7 @@
 Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
-    "cores/evaluate/moderation.py": (
+    "scripts/evaluation/moderation.py": (
         ("tests/integration/test_moderation.py",),
         [
             ("gate-shift", "the token before each of a label is scored",
@@ -146,7 +146,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("ends-lost", "texts are read before the end token",
              "text.removesuffix(suffix) + suffix + self.template.eos", "text"),
             ("always-ended", "replies that ran out are ended too",
-             "ids[-1:] == [self.policy.eos_token_id]", "True"),
+             "bool(ids) and ids[-1] in self.ends", "True"),
+            ("one-end", "a policy has one end token",
+             "*told, tokenizer.eos_token_id", "tokenizer.eos_token_id"),
             ("any-tokenizer", "another tokenizer's ids are taken",
              "if read.strip() != reply", "if False and read.strip() != reply"),
         ],

@@ -6,7 +6,7 @@ from research.mutations.ppo import Bug
 LISTENING = ("tests/unit/test_rollout_listening.py",)
 PROGRESS = ("tests/unit/test_run_progress.py",)
 PRIVACY = ("tests/integration/test_privacy.py",)
-CHAT = ("tests/integration/test_chat.py",)
+CHAT = ("tests/integration/test_chat.py", "tests/unit/test_chat_parts.py")
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/rollout/engine.py": (
@@ -86,6 +86,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if own and origin in", "if origin in"),
             ("chat-origin", "any Origin is served",
              'if own and origin in (None, f"http://{host}")', "if own"),
+            ("chat-left", "a browser that left is answered to the end",
+             "if not self.connection.recv(1, MSG_PEEK):", "if False:"),
             ("chat-blind", "names and scores before the vote",
              "seen = {} if blind else", "seen ="),
         ],

@@ -15,6 +15,8 @@ import sys
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from select import select
+from socket import MSG_PEEK, socket
 from threading import Event, Lock
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,8 +48,27 @@ def policy(page: str) -> str:
     )
 
 
+class Listener(Event):
+    """Set once nobody listens any more: also while nothing is sent, as behind a gate."""
+
+    def __init__(self, connection: socket) -> None:
+        super().__init__()
+        self.connection = connection
+
+    def is_set(self) -> bool:
+        """Whether the browser has closed the connection, or it was set."""
+        if not super().is_set() and select([self.connection], [], [], 0)[0]:
+            try:
+                if not self.connection.recv(1, MSG_PEEK):
+                    self.set()
+            except ConnectionError:
+                self.set()
+        return super().is_set()
+
+
 class Server(ThreadingHTTPServer):
-    """Holds the models, and the answers that may be voted on. One answer is made at a time."""
+    """Holds the models, and the answers that may be voted on. One answer is made at a time: whoever
+    asks meanwhile, in another tab, waits for it."""
 
     daemon_threads = True
 
@@ -65,7 +86,7 @@ class Server(ThreadingHTTPServer):
         self.voices, self.controls, self.file, self.keep = voices, controls, file, keep
         self.blind = blind
         self.rounds: dict[str, votes.Round] = {}
-        self.speaking, self.voting, self.stop = Lock(), Lock(), Event()
+        self.speaking, self.voting = Lock(), Lock()
         self.draw = random.SystemRandom()
         super().__init__(("127.0.0.1", port), Handler)
 
@@ -127,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
             controls = dict(vars(s.controls))
             counted = votes.count(s.file) if s.keep else None
             given = {"stages": list(s.voices.engines), "controls": controls, "votes": counted}
-            given |= {"blind": s.blind, "most": s.voices.positions}
+            given |= {"blind": s.blind, "most": s.voices.positions, "raw": s.voices.raw}
             self._json(200, given)
         else:
             self._json(404, {"error": "there is nothing at this address"})
@@ -182,9 +203,8 @@ class Handler(BaseHTTPRequestHandler):
         name, made, stages = server.begun(asked)
         letters = dict(zip(stages, string.ascii_uppercase, strict=False))
         server.voices.row(made.turns, made.controls)  # refused before anything is sent
-        server.stop.set()  # whoever asked before and has not heard all
+        stop = Listener(self.connection)
         with server.speaking:
-            server.stop = stop = Event()
             self.send_response(200)
             self._headers("text/event-stream; charset=utf-8")
             self.end_headers()

@@ -1,7 +1,7 @@
 """The finished models of a run, and what they say to a conversation, token by token."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,7 +20,7 @@ from cores.data.sources import Row
 from cores.data.values import Turn
 from cores.draws import uniforms
 from cores.errors import UserError
-from cores.models import ScalarModel, load_policy, load_scalar
+from cores.models import ScalarModel, load_policy
 from cores.models.bases import load_base
 from cores.models.loading import exclude_from, load_config, max_length
 from cores.rewards.texts import text_reward
@@ -28,6 +28,8 @@ from cores.rollout import Rollout, RolloutEngine, build_engine
 from cores.runtime.elsewhere import pinned
 from cores.runtime.launch import Launch
 from cores.runtime.parents import SCRIPTS, elsewhere, load_parents, policy_tokenizer
+from scripts.evaluation.gates import Gate
+from scripts.evaluation.runs import RAW, in_units
 
 COLDEST = 1e-6
 """Stands in for temperature 0: the likeliest token is drawn."""
@@ -35,8 +37,6 @@ EVERY = 0.03
 """Seconds between two looks at a growing reply."""
 UNBOUNDED = 2**17
 """Positions of a model that does not say how many it has."""
-Gate = Callable[[str], str | None]
-"""Of a text: why it may not pass, None if it may."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,9 @@ class _Asked:
 class Voices:
     """The policies of a run that are finished, with the reward model if it is."""
 
+    raw = False
+    """Whether scores are in other units than stage 3's."""
+
     def __init__(self, config: Config, launch: Launch, gate: Gate | None = None) -> None:
         """UserError where no stage is finished, or one does not fit."""
         self.launch, self.gate = launch, gate
@@ -132,8 +135,10 @@ class Voices:
         if "reward" in parents:
             self.texts = text_reward(config, self.tokenizer, parents, [])
             reads = self.texts.tokenizer if self.texts else self.tokenizer
-            judge: Any = load_scalar(parents["reward"].folder, tokenizer=reads)
+            judge, self.raw = in_units(parents, reads)
             self.reward = ScalarModel(judge).eval().to(launch.device)
+            if self.raw:
+                launch.say(f"note: {RAW}")
         source = OneSource()
         reader = Reader(config, source, ["prompt"], "the conversation", "ppo", "data.prompts")
         self.maker = RowMaker(config, self.tokenizer, source, reader)

@@ -49,23 +49,33 @@ def length_controlled(rows: Sequence[Outcome]) -> float | None:
     return sum(n * value for n, value in parts) / sum(n for n, _ in parts)
 
 
-def both_orders(first: Sequence[int], swapped: Sequence[int]) -> list[float]:
+def both_orders(first: Sequence[int | None], swapped: Sequence[int | None]) -> list[float | None]:
     """Outcomes of a judge that was asked twice, the second time with the replies exchanged.
 
-    Answers: 1 the reply shown first, -1 the one shown second, 0 neither. Where the two answers
-    do not name the same reply, it is a tie: the judge went by the place.
+    Answers: 1 the reply shown first, -1 the one shown second, 0 neither, None: there is none. Where
+    the two answers do not name the same reply, it is a tie: the judge went by the place.
     """
-    return [0.5 if a != -b or a == 0 else float(a > 0) for a, b in zip(first, swapped, strict=True)]
+    found: list[float | None] = []
+    for a, b in zip(first, swapped, strict=True):
+        if a is None or b is None:
+            found.append(None)
+        else:
+            found.append(0.5 if a != -b or a == 0 else float(a > 0))
+    return found
 
 
 def compared(
-    outcomes: Sequence[float], lengths: Sequence[tuple[int, int]], prompts: Sequence[str]
+    told: Sequence[float | None], lengths: Sequence[tuple[int, int]], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """Win rate with its interval, the length-controlled one, and how often the reply is longer.
 
+    told: outcomes, None where there is none: such prompts are counted, and in no other figure;
     lengths: characters of both replies. Intervals by a bootstrap of the prompts; where all
     outcomes are alike, of which a bootstrap makes a point, by Wilson's formula.
     """
+    judged = [i for i, outcome in enumerate(told) if outcome is not None]
+    outcomes = [outcome for outcome in told if outcome is not None]
+    lengths, prompts = [lengths[i] for i in judged], [prompts[i] for i in judged]
     rows = [(o, a - b) for o, (a, b) in zip(outcomes, lengths, strict=True)]
     rate = share(outcomes, prompts)
     if len(set(outcomes)) > 1:
@@ -80,4 +90,5 @@ def compared(
         "longer": longer.to_json(),
         "ties": sum(outcome == 0.5 for outcome in outcomes),
         "prompts": len(outcomes),
+        "not_judged": len(told) - len(outcomes),
     }

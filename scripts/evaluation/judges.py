@@ -8,12 +8,14 @@
 import json
 import os
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from typing import Any, Protocol
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from cores.errors import UserError
@@ -29,6 +31,8 @@ from cores.training.calibration import score_rows
 from scripts.evaluation.comparisons import both_orders
 from scripts.evaluation.runs import Judged, Row, held
 
+Outcomes = list[float | None]
+
 FUNCTION = re.compile(r".*\.py:\w+")
 ANSWER = re.compile(r"\[\[([ABC])\]\]")
 SIDES = {"A": 1, "B": -1, "C": 0}
@@ -37,7 +41,13 @@ WORKERS = 8
 TIMEOUT = 120.0
 """Seconds for one of them."""
 UNREAD = 0.5
-"""Share of answers without a verdict from which on the judge has failed."""
+"""Share of answers without a verdict, or that did not come, above which the judge has failed."""
+WAITS = (1.0, 4.0, 16.0)
+"""Seconds before a question is asked again that a server could not answer just then."""
+PASSING = (408, 409, 425, 429)
+"""Status codes, with those from 500 on, that pass."""
+LOST = 3 * WORKERS
+"""Questions without an answer, with none between them, behind which no more are asked."""
 QUESTION = """\
 Below are a conversation and two replies to its last message, A and B. Which reply is better: more \
 helpful, more correct, more polite? Neither the order in which they stand nor their length is a \
@@ -80,9 +90,14 @@ class Judge(Protocol):
         """A number for each reply; None for judges that only compare."""
         ...
 
-    def outcomes(self, rows: Sequence[Row], first: Sampled, second: Sampled) -> list[float]:
-        """Of each prompt 1 where the first reply wins, 0.5 for a tie, 0 else."""
+    def outcomes(self, rows: Sequence[Row], first: Sampled, second: Sampled) -> Outcomes:
+        """Of each prompt 1 where the first reply wins, 0.5 for a tie, 0 else; None where it was not
+        judged."""
         ...
+
+
+class JudgeError(UserError):
+    """A judge that has failed, while what else was found of the run stands."""
 
 
 class Scores(ABC):
@@ -92,9 +107,9 @@ class Scores(ABC):
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> list[float]:
         """A number for each reply."""
 
-    def outcomes(self, rows: Sequence[Row], first: Sampled, second: Sampled) -> list[float]:
+    def outcomes(self, rows: Sequence[Row], first: Sampled, second: Sampled) -> Outcomes:
         """See `Judge`."""
-        return wins(self.scores(rows, first), self.scores(rows, second))
+        return list(wins(self.scores(rows, first), self.scores(rows, second)))
 
 
 class RewardModelJudge(Scores):
@@ -148,37 +163,74 @@ class FunctionJudge(Scores):
             raise UserError(str(error).replace("ppo.rewards", "--judge")) from None
 
 
+class PassingError(UserError):
+    """What a server says that may answer a little later."""
+
+
 class EndpointJudge:
     """A language model behind an OpenAI-compatible server, at temperature 0."""
 
     def __init__(self, url: str, model: str | None) -> None:
         self.url = url.rstrip("/")
+        self.lost: list[str] = []
+        """Why each question got no answer: those since the last one that did."""
         self.model = model or self._first_model()
 
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> None:
         """None: it only compares."""
 
-    def outcomes(self, rows: Sequence[Row], first: Sampled, second: Sampled) -> list[float]:
+    def outcomes(self, rows: Sequence[Row], first: Sampled, second: Sampled) -> Outcomes:
         """See `Judge`: asked twice, with the replies exchanged, and a tie where the answers differ.
 
-        An answer without a verdict is one for neither. UserError if that is most of them.
+        An answer without a verdict is one for neither. A prompt is not judged where one of the two
+        did not come. JudgeError if either is so of most.
         """
         print(f"--judge {self.url}: {2 * len(rows)} questions to {self.model}", flush=True)
         pairs = list(zip(map(conversation, rows), first.texts, second.texts, strict=True))
         questions = pairs + [(prompt, b, a) for prompt, a, b in pairs]
         with ThreadPoolExecutor(WORKERS) as pool:
-            answers = list(pool.map(lambda q: self._asked(*q), questions))
+            said = list(pool.map(lambda q: self._asked(*q), questions))
+        answers = [answer for answer in said if isinstance(answer, str)]
+        lost = [why for why in said if isinstance(why, JudgeError)]
+        if len(lost) > UNREAD * len(said):
+            raise JudgeError(
+                f"{len(lost)} of {len(said)} questions got no answer. The first: {lost[0]}"
+            )
         unread = [answer for answer in answers if not ANSWER.search(answer)]
         if len(unread) > UNREAD * len(answers):
-            raise UserError(
+            raise JudgeError(
                 f"--judge {self.url}: {len(unread)} of {len(answers)} answers hold none of [[A]], "
                 f"[[B]], [[C]], such as {unread[0][:200]!r}; give a model that follows "
                 "instructions (--judge-model)."
             )
-        read = [SIDES[(ANSWER.findall(answer) or ["C"])[-1]] for answer in answers]
+        if lost:
+            print(f"{len(lost)} of {len(said)} questions got no answer. The first: {lost[0]}")
+        read = [
+            SIDES[(ANSWER.findall(answer) or ["C"])[-1]] if isinstance(answer, str) else None
+            for answer in said
+        ]
         return both_orders(read[: len(pairs)], read[len(pairs) :])
 
-    def _asked(self, prompt: str, first: str, second: str) -> str:
+    def _asked(self, prompt: str, first: str, second: str) -> str | JudgeError:
+        """The answer, or why there is none; asked again a few times where that may pass."""
+        for wait in (*WAITS, None):
+            if len(self.lost) >= LOST:
+                return JudgeError(self.lost[0])
+            try:
+                answer = self._answer(prompt, first, second)
+                self.lost.clear()
+                return answer
+            except PassingError as error:
+                why = str(error)
+            except UserError as error:
+                why, wait = str(error), None
+            if wait is None:
+                break
+            time.sleep(wait)
+        self.lost.append(f"the prompt {prompt[:200]!r}: {why}")
+        return JudgeError(self.lost[-1])
+
+    def _answer(self, prompt: str, first: str, second: str) -> str:
         said = {
             "role": "user",
             "content": QUESTION.format(prompt=prompt, first=first, second=second),
@@ -207,12 +259,14 @@ class EndpointJudge:
                 return json.load(answer)
         except HTTPError as error:
             said = error.read(300).decode(errors="replace")
-            raise self._failed(f"answers {error.code} ({said})") from None
-        except (URLError, OSError, ValueError) as error:
-            raise self._failed(f"cannot be asked ({getattr(error, 'reason', error)})") from None
+            passes = error.code in PASSING or error.code >= 500
+            raise self._failed(f"answers {error.code} ({said})", passes) from None
+        except (HTTPException, OSError, ValueError) as error:
+            why = f"cannot be asked ({getattr(error, 'reason', error)})"
+            raise self._failed(why, passes=True) from None
 
-    def _failed(self, why: str) -> UserError:
-        return UserError(
+    def _failed(self, why: str, passes: bool = False) -> UserError:
+        return (PassingError if passes else UserError)(
             f"--judge {self.url}: {why}. Give the address up to /v1 of an OpenAI-compatible server "
             "that runs, its key in OPENAI_API_KEY if it wants one, or another judge."
         )

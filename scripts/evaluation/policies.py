@@ -17,7 +17,8 @@ from cores.rewards.load import MODEL, RewardFunction
 from cores.rewards.texts import text_reward
 from cores.training.sft import IGNORED, inputs, row_losses
 from scripts.evaluation.comparisons import compared
-from scripts.evaluation.judges import Judge, Sampled
+from scripts.evaluation.gates import Gate
+from scripts.evaluation.judges import Judge, JudgeError, Outcomes, Sampled
 from scripts.evaluation.runs import Judged, Row, as_trained, loaded, reward_model, scorer_of
 from scripts.evaluation.texts import best_of_kl, distinct, expected_best, repeats
 
@@ -154,10 +155,11 @@ def judge_policies(
     rows: list[Row],
     functions: dict[str, RewardFunction],
     judge: Judge | None,
+    gate: Gate | None,
     best_of: int,
 ) -> None:
     """Adds `language` and `perplexity`; and where there are prompts `policies`, `comparisons`,
-    `frontier`, `best_of_n`, `samples`, `kl` and `win_rate`."""
+    `frontier`, `best_of_n`, `samples`, `kl` and `win_rate`; with a gate `refused_prompts`."""
     demonstrations = Demonstrations.held_out(judged)
     reference = loaded(judged, judged.stages["sft"].folder)
     if rows and reads_images(load_config(judged.stages["sft"].folder)):
@@ -186,6 +188,8 @@ def judge_policies(
         judged.found["perplexity"] = language["sft"]["perplexity"]
     if table is not None:
         _compare(table, said, judge)
+        if gate is not None:
+            _pass(table, said, gate)
         _frontier(table, said, best_of)
 
 
@@ -201,19 +205,23 @@ def _compare(table: Table, said: dict[str, Sampled], judge: Judge | None) -> Non
     found["comparisons"] = []
     for before, after in pairwise(said):
         first, second = said[after], said[before]
-        by = {}
+        by: dict[str, Outcomes] = {}
         if table.scored:
-            by["score"] = wins(first.evaluation.scores, second.evaluation.scores)
+            by["score"] = list(wins(first.evaluation.scores, second.evaluation.scores))
         if judge is not None:
-            by["judge"] = judge.outcomes(rows, first, second)
+            try:
+                by["judge"] = judge.outcomes(rows, first, second)
+            except JudgeError as error:
+                table.judged.leave_out(f"judge of {after} over {before}", str(error))
         lengths = [(len(a), len(b)) for a, b in zip(first.texts, second.texts, strict=True)]
         for name, outcomes in by.items():
             about = {"of": after, "over": before, "by": name}
             found["comparisons"].append(about | compared(outcomes, lengths, prompts))
     if found["comparisons"]:
         of, by_name = found["comparisons"][-1]["of"], "score" if table.scored else "judge"
-        last = [c for c in found["comparisons"] if c["of"] == of and c["by"] == by_name]
-        found["win_rate"] = last[0]["win_rate"]
+        for row in found["comparisons"]:
+            if row["of"] == of and row["by"] == by_name:
+                found["win_rate"] = row["win_rate"]
     if "ppo" in said:
         found["kl"] = found["policies"]["ppo"]["kl"]
     places = sorted(range(len(rows)), key=lambda i: rows[i]["place"])
@@ -224,6 +232,21 @@ def _compare(table: Table, said: dict[str, Sampled], judge: Judge | None) -> Non
         }
         for i in places
     ]
+
+
+def _pass(table: Table, said: dict[str, Sampled], gate: Gate) -> None:
+    """Share of the prompts, and of each policy's replies, that the gate refuses; why, by sample."""
+    found, prompts = table.judged.found, [row["prompt"] for row in table.rows]
+    places = {row["place"]: i for i, row in enumerate(table.rows)}
+    stopped = [float(gate(_asked(row)) is not None) for row in table.rows]
+    found["refused_prompts"] = share(stopped, prompts).to_json()
+    for name, sampled in said.items():
+        table.judged.launch.say(f"{name}: replies through the gate")
+        reasons = [gate(text) for text in sampled.texts]
+        refused = share([float(why is not None) for why in reasons], prompts)
+        found["policies"][name]["refused"] = refused.to_json()
+        for place, sample in zip(sorted(places), found["samples"], strict=True):
+            sample[name]["refused"] = reasons[places[place]]
 
 
 def _asked(row: Row) -> str:

@@ -15,6 +15,7 @@ from cores.data.encode import encode_rows
 from cores.data.files import READERS, kind_of
 from cores.data.rows import control_tokens
 from cores.data.template import Template, leading_ids
+from cores.draws import permutation
 from cores.errors import UserError, readable
 from cores.evaluate.stats import average, share, wins
 from cores.models import ScalarModel, load_tokenizer, settle_pad_token
@@ -28,7 +29,7 @@ from scripts.evaluation.preferences import by_difference, by_length, calibration
 from scripts.evaluation.runs import Judged, Row, reward_model
 
 TRAIN_PAIRS = 20_000
-"""That TF-IDF learns from at most; more take minutes and give it little."""
+"""That TF-IDF learns from at most, drawn at random; more take minutes and give it little."""
 SIDES = ("chosen_ids", "rejected_ids")
 
 
@@ -152,7 +153,7 @@ def on_pairs(reader: Reader, train: list[Row], test: list[tuple[str, Row]]) -> d
     if find_spec("sklearn") is None:
         reader.judged.leave_out("tfidf", "scikit-learn is not installed (pip install scikit-learn)")
     elif len(train) > 1:
-        learnt = replies(train[:TRAIN_PAIRS], reader.tokenizer)
+        learnt = replies(drawn(train, reader.config.seed), reader.tokenizer)
         own["tfidf"] = wins(tfidf_margins(learnt, texts))
     gains = {k: [a - b for a, b in zip(outcomes, v, strict=True)] for k, v in own.items()}
     tokens = [tuple(float(len(r[s]) - r["prompt_length"]) for s in SIDES) for r in rows]
@@ -169,6 +170,12 @@ def on_pairs(reader: Reader, train: list[Row], test: list[tuple[str, Row]]) -> d
         "by_length": by_length(outcomes, lengths, clusters),
         "calibration": calibration(raw),
     }
+
+
+def drawn(train: list[Row], seed: int) -> list[Row]:
+    """At most TRAIN_PAIRS, at random over all sources, in their order."""
+    order = permutation(len(train), seed, "pairs of TF-IDF")
+    return [train[i] for i in sorted(order[:TRAIN_PAIRS])]
 
 
 def benchmark_rows(path: str) -> list[tuple[str, Row]]:
@@ -192,7 +199,7 @@ def benchmark_rows(path: str) -> list[tuple[str, Row]]:
 
 def benchmark(reader: Reader, rows: Iterable[tuple[str, Row]], path: str) -> dict[str, Any]:
     """Scores of RewardBench 2 (scripts/evaluation/benchmark.py); rows are cut to the model's
-    `reward.max_length`, and counted."""
+    `reward.max_length` and lose their end token, as those of stage 2; they are counted."""
     listed = list(rows)
     said = [
         (where, row, reply) for where, row in listed for reply in row["chosen"] + row["rejected"]

@@ -1,5 +1,6 @@
 """An evaluation from the command line's words to the table and the file."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from cores.errors import UserError
 from cores.files import write_json
 from cores.rewards.load import MODEL, RewardFunction, load_functions
 from cores.runtime.launch import launch
+from scripts.evaluation.gates import gate_of
 from scripts.evaluation.judges import Judge, is_function, judge_of
 from scripts.evaluation.policies import judge_policies
 from scripts.evaluation.reward import judge_reward
@@ -29,6 +31,7 @@ class Wanted:
     json: Path | None
     judge: str | None
     judge_model: str | None
+    gate: str | None
     limit: int
     best_of: int
 
@@ -41,16 +44,21 @@ def judge(config: Config, wanted: Wanted) -> None:
     out = root / FILE if wanted.json is None else wanted.json
     if wanted.json is None:
         root.mkdir(parents=True, exist_ok=True)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--json {out}: there is no folder {out.absolute().parent}; make it first.")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"--json {out}: there is no folder {folder}; make it first.")
+    if out.is_dir() or not os.access(folder, os.W_OK):
+        why = "is a folder" if out.is_dir() else f"nothing can be written in {folder}"
+        raise UserError(f"--json {out}: {why}; name a file that can be written.")
     judged.found |= {
         "version": VERSION,
         "stages": {k: str(p.folder) for k, p in judged.stages.items()},
     }
     told = _asked(judged, wanted)  # what may be wrong in it is said before anything is judged
+    gate = gate_of(wanted.gate)
     judge_reward(judged, wanted.pairs)
     if told is not None:
-        judge_policies(judged, *told, wanted.best_of)
+        judge_policies(judged, *told, gate, wanted.best_of)
     if not {"accuracy", "reward_model", "benchmark", "language", "policies"} & judged.found.keys():
         reasons = "; ".join(f"{k}: {v}" for k, v in judged.found["left_out"].items())
         raise UserError(f"{config.output_dir}: nothing of it can be judged ({reasons}).")
@@ -65,10 +73,10 @@ def judge(config: Config, wanted: Wanted) -> None:
 def _asked(judged: Judged, wanted: Wanted) -> tuple[list[Row], Functions, Judge | None] | None:
     """The prompts, the functions that are needed, and the second judge; None without stage 1."""
     if "sft" not in judged.stages:
-        if wanted.prompts or wanted.judge:
+        if wanted.prompts or wanted.judge or wanted.gate:
             raise UserError(
-                "--prompts, --judge: stage 1 is not finished, so there is nothing that answers; "
-                "run stage1_sft.py first."
+                "--prompts, --judge, --gate: stage 1 is not finished, so there is nothing that "
+                "answers; run stage1_sft.py first."
             )
         return None
     config, section = judged.config, judged.config.data.prompts

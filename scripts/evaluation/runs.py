@@ -33,6 +33,10 @@ from cores.runtime.launch import Launch
 from cores.runtime.parents import SCRIPTS, Parent, elsewhere, load_parents, policy_tokenizer
 
 LEFT_OUT = "left_out"
+RAW = (
+    "scores are the reward model's own: one of reward.path is scaled by stage 3, and no finished "
+    "stage 3 had this one"
+)
 Row = dict[str, Any]
 
 
@@ -53,8 +57,10 @@ class Judged:
 
     def leave_out(self, name: str, why: str) -> None:
         """Say once why a figure is not there."""
-        self.found.setdefault(LEFT_OUT, {})[name] = why
-        self.launch.say(f"left out: {name}: {why}")
+        left = self.found.setdefault(LEFT_OUT, {})
+        if left.get(name) != why:
+            left[name] = why
+            self.launch.say(f"left out: {name}: {why}")
 
     @property
     def policies(self) -> dict[str, Path | None]:
@@ -102,7 +108,8 @@ def asked(judged: Judged, path: str | None) -> list[Row]:
             data = prompt_data(replace(config, data=only), tokenizer)
         except UserError as error:
             text = str(error).replace(str(file), path).replace("data.prompts.path", "--prompts")
-            raise UserError(text.replace("--data.prompts", "--prompts")) from None
+            text = text.replace("--data.prompts", "--prompts")
+            raise UserError(text.replace("data.prompts:", "--prompts:")) from None
     report = data.report.lines()[0].replace(str(file), path)
     launch.say(f"prompts{report.removeprefix('train')}")
     return in_order(data.train)
@@ -160,14 +167,28 @@ def as_trained(model: Any, attention: str) -> Iterator[Any]:
 
 
 def reward_model(judged: Judged, tokenizer: PreTrainedTokenizerBase) -> ScalarModel:
-    """The reward model; one from elsewhere in units of stage 3's calibration, if there was one."""
-    parent = judged.stages["reward"]
-    model: Any = load_scalar(parent.folder, tokenizer=tokenizer)
-    ppo = judged.stages.get("ppo")
-    scale = ppo.record["metrics"].get("calibration") if ppo is not None else None
-    if parent.elsewhere and scale is not None:
-        rescale(model, scale["raw_mean"], scale["raw_std"])
+    """The reward model in the units of stage 3."""
+    model, raw = in_units(judged.stages, tokenizer)
+    if raw:
+        judged.leave_out("units of the score", RAW)
     return ScalarModel(held(model, judged.launch))
+
+
+def in_units(stages: dict[str, Parent], tokenizer: PreTrainedTokenizerBase) -> tuple[Any, bool]:
+    """The stock reward model in the units of stage 3's metrics, and whether its scores are raw: one
+    from elsewhere is scaled by stage 3 alone, and here as there, if a finished one had it."""
+    reward, ppo = stages["reward"], stages.get("ppo")
+    model: Any = load_scalar(reward.folder, tokenizer=tokenizer)
+    if not reward.elsewhere:
+        return model, False
+    then = ppo.record["parents"].get("reward", {}) if ppo is not None else {}
+    source = reward.record["source"]
+    same = all(then.get(key) == source[key] for key in ("files", "commit") if key in source)
+    scale = ppo.record["metrics"].get("calibration") if ppo is not None and same else None
+    if scale is None:
+        return model, True
+    rescale(model, scale["raw_mean"], scale["raw_std"])
+    return model, False
 
 
 def scorer_of(
@@ -197,6 +218,7 @@ def scorer_of(
         reference=lambda: nullcontext(Policy(initial)),
         texts=texts,
         trained=[],
+        packs=False,
     )
     engine = build_engine(config, policy, tokenizer, ppo.max_new_tokens, launch)
     return Scorer(ppo, roles, engine, launch, config.seed, functions)

@@ -11,6 +11,7 @@ FIGURES = {
     "length": "tokens a reply",
     "ended": "replies that end by themselves",
     "repetition": "replies that say 4 words twice",
+    "refused": "replies that the gate refuses",
     "distinct_1": "different words of all",
     "distinct_2": "different word pairs of all",
 }
@@ -75,6 +76,11 @@ def _benchmark(found: dict[str, Any]) -> Iterator[str]:
     if benchmark is None:
         return
     yield f"RewardBench 2: {benchmark['rows']} prompts of {benchmark['file']}"
+    if benchmark["cut"]:
+        yield (
+            f"{benchmark['cut']} replies are longer than reward.max_length: they are cut and "
+            "scored without their end token, as rows of stage 2 are"
+        )
     for name, figure in benchmark["subsets"].items():
         yield _line(f"{name} ({figure['rows']})", interval(figure))
     yield _line("mean of the subsets", f"{benchmark['mean']:.3f}")

@@ -1,5 +1,6 @@
 """Reward functions that make a run sick, for scripts/doctor_trials.py."""
 
+import random
 from typing import Any
 
 Texts = list[str]
@@ -76,3 +77,13 @@ def distinct(prompts: Texts, responses: Texts, rows: Rows) -> list[float]:
 def far(prompts: Texts, responses: Texts, rows: Rows) -> list[float]:
     """Far from what a critic from the reward model expects, and hardly varying."""
     return [8.0 + 0.01 * (len(reply) % 3) for reply in responses]
+
+
+def abyss(prompts: Texts, responses: Texts, rows: Rows) -> list[float]:
+    """The same for every reply, far below 0."""
+    return [-1e6 for _ in responses]
+
+
+def noise(prompts: Texts, responses: Texts, rows: Rows) -> list[float]:
+    """A number that nothing in the reply foresees, though the same for the same reply."""
+    return [random.Random(reply).gauss(0, 1) for reply in responses]

@@ -10,14 +10,13 @@ from threading import Event
 from typing import Any
 
 import pytest
+import torch
 from _chat import ask, final, request, serving, vote
-from _helpers import good, in_process, rows, script
+from _helpers import good, in_process, rows
 
 from cores.errors import UserError
 from scripts.chat.server import Server, policy
 from scripts.chat.terminal import talk
-from scripts.chat.voices import Controls, Reply
-from scripts.chat.votes import Round, record
 
 PROMPT = "please bring a towel to room 7"
 
@@ -210,33 +209,45 @@ def test_a_gate_stops_questions_and_answers(words: list[Any]) -> None:
         assert sum("no answers" in e.get("error", "") for e in events) == 3
 
 
-def test_a_vote_begins_a_line_of_its_own(tmp_path: Path) -> None:
-    """Whoever wrote the file's last line left out its end."""
-    file = tmp_path / "votes.jsonl"
-    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
-    made = Round([{"role": "user", "content": PROMPT}], Controls(1.0, 1.0, 8, 0), blind=False)
-    for letter, text in (("A", "yes"), ("B", "no")):
-        made.replies[letter] = Reply(letter, text, 1, True, None, 0.0)
-    assert record(made, "A", file, keep=True) == 1
-    assert [row["chosen"] for row in rows(file)] == ["b", "yes"]
+def test_two_tabs_are_answered_one_after_the_other(server: Server) -> None:
+    """A question from another tab cuts no answer: both are what they are alone."""
+    long = {"max_new_tokens": 100, "seed": 3}
+    alone = final(ask(server, PROMPT, **long))
+    first = request(
+        server, "POST", "/ask", {"turns": [{"role": "user", "content": PROMPT}], **long}
+    )
+    begun = first.readline()  # it is being answered
+    second = ask(server, f"{PROMPT} 2", max_new_tokens=4)
+    told = (begun + first.read()).decode().split("\n\n")
+    found = final([json.loads(part.removeprefix("data: ")) for part in told if part])
+    assert {k: v["text"] for k, v in found.items()} == {k: v["text"] for k, v in alone.items()}
+    assert len(final(second)) == 3
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "why"),
-    [
-        ("gate.txt", "def f(text): ...", "its name must end in .py"),
-        ("gate.py", "import no_such_module", "cannot be imported: ModuleNotFoundError"),
-        ("gate.py", "f = 1", "has no function 'f'"),
-    ],
-)
-def test_a_gate_that_is_none(name: str, text: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=why):
-        script("chat.py", ["--gate", f"{tmp_path / name}:f", "--output_dir", tmp_path])
+def test_a_reward_model_from_elsewhere_has_the_units_of_stage_3(
+    words: list[Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is scaled there; without a stage 3 that had it scores are raw, and that is said."""
+    (tmp_path / "sft").symlink_to(finished / "sft")
+    given = [*words, "--output_dir", tmp_path, "--reward.path", tmp_path / "other"]
+    shutil.copytree(finished / "reward", tmp_path / "other")
+    told = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(told | {"reward_mean": 3.0}))
+    with serving(given) as raw:
+        assert json.loads(request(raw, "GET", "/state").read())["raw"] is True
+    assert "note: scores are the reward model's own" in capsys.readouterr().out
+    in_process("ppo", [str(word) for word in given])
+    with serving(given) as scaled:
+        assert scaled.voices.raw is False
+        reward: Any = scaled.voices.reward
+        for row in rows(tmp_path / "ppo" / "held_out_samples.jsonl"):
+            ids = torch.tensor([row["after"]["ids"]])
+            score = reward.scores(ids, torch.ones_like(ids).bool()).item()
+            assert score == pytest.approx(row["after"]["score"], abs=1e-3)
 
 
-def test_the_next_question_ends_the_one_before(server: Server) -> None:
-    """A browser that left holds nobody up: stages stop at their next token."""
+def test_stages_stop_at_their_next_token(server: Server) -> None:
+    """A browser that left holds nobody up."""
     voices, stop = server.voices, Event()
     controls = replace(voices.default, max_new_tokens=400, seed=3)
     heard = []

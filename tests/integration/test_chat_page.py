@@ -23,6 +23,7 @@ class Voices:
     engines = dict.fromkeys(("sft", "ppo"))
     positions = 512
     reward = None
+    raw = False
     default = Controls(1.0, 1.0, 8, 0)
 
     def row(self, turns: Any, controls: Controls) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from _endpoint import Server, endpoint
 from _helpers import good, in_process, one_paragraph, script, tree
 from _tiny import write_jsonl
-
-from scripts.evaluation.judges import EndpointJudge
 
 MORE = [
     "--checkpoint.keep_weights", "1", "--ppo.actor_learning_rate", "0.01",
@@ -92,7 +88,16 @@ def test_own_prompts_in_any_order(judge: Judge, tmp_path: Path) -> None:
     ]
     file = tmp_path / "mine.txt"
     file.write_text("\n".join([asked[0], "", *asked[1:]]) + "\n", encoding="utf-8")
-    found = judge("--prompts", file)
+    gate = tmp_path / "gate.py"
+    gate.write_text("def taxi(text):\n    return 'no taxi' if 'taxi' in text else None\n")
+    found = judge("--prompts", file, "--gate", f"{gate}:taxi")
+    assert found["refused_prompts"]["mean"] == 0.25
+    for name in ("base", "sft", "ppo"):
+        stopped = [("taxi" in row[name]["reply"]) for row in found["samples"]]
+        assert found["policies"][name]["refused"]["mean"] == sum(stopped) / 4
+        assert [row[name].pop("refused") is not None for row in found["samples"]] == stopped
+        del found["policies"][name]["refused"]
+    del found["refused_prompts"]
     assert [row["prompt"] for row in found["samples"]] == asked
     for row in found["samples"]:
         assert row.keys() == {"prompt", "base", "sft", "ppo"}
@@ -136,52 +141,25 @@ def test_another_reward_model_judges(judge: Judge, chain: tuple[Path, list[str]]
     assert found["policies"]["ppo"]["judge"] == found["policies"]["ppo"]["score"]
 
 
-class _Server(BaseHTTPRequestHandler):
-    """An OpenAI-compatible one that prefers what stands first, or says what it was told to say."""
-
-    says = "Both are fine. [[A]]"
-
-    def do_GET(self) -> None:
-        self._send({"data": [{"id": "tiny"}]})
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert asked["model"] == "tiny"
-        self._send({"choices": [{"message": {"content": self.says}}]})
-
-    def _send(self, value: Any) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(value).encode())
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), _Server) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}/v1"
-        listening.shutdown()
-
-
-def test_an_endpoint_is_asked_in_both_orders(
-    judge: Judge, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that always takes the first reply says nothing; one without verdicts has failed."""
-    found = judge("--judge", server, "--limit", 4)
+def test_an_endpoint_is_asked_in_both_orders(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that always takes the first reply says nothing. Of one that fails the rest of what was
+    judged is written, and prompts that were not are counted."""
+    with endpoint() as server:
+        found = judge("--judge", server, "--limit", 4)
+        monkeypatch.setattr(Server, "fails", lambda text, times: 401)
+        failed = judge("--judge", server, "--limit", 4)
     (last,) = (row for row in found["comparisons"] if row["by"] == "judge" and row["of"] == "ppo")
     assert last["ties"] == last["prompts"]
     assert last["win_rate"]["mean"] == 0.5
-    monkeypatch.setattr(_Server, "says", "I cannot tell.")
-    row = {"prompt": "a key", "turns": [{"role": "user", "content": "a key"}]}
-    said: Any = SimpleNamespace(texts=["yes"])
-    with pytest.raises(ValueError, match=r"answers hold none of \[\[A\]\].*--judge-model"):
-        EndpointJudge(server, None).outcomes([row], said, said)
+    assert last["not_judged"] == 0
+    assert "questions got no answer" in failed["left_out"]["judge of ppo over sft"]
+    assert failed["comparisons"] == [row for row in found["comparisons"] if row["by"] == "score"]
 
 
-def test_rows_of_reward_bench(judge: Judge, tmp_path: Path) -> None:
+def test_rows_of_reward_bench(
+    judge: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A score a subset; rows that are cut are counted and told."""
     rows = [
         {"id": str(i), "prompt": f"please bring a lamp to room {i}", "subset": "Focus",
          "chosen": ["yes of course"], "rejected": ["no", "never", "sorry no"]}
@@ -189,7 +167,14 @@ def test_rows_of_reward_bench(judge: Judge, tmp_path: Path) -> None:
     ]  # fmt: skip
     same = {"prompt": "a key", "subset": "Ties", "chosen": ["yes", "yes now"], "rejected": ["no"]}
     rows += [{**same, "id": "tied:1"}, {**same, "id": "ref:1", "chosen": ["yes"]}]
-    found = judge("--pairs", write_jsonl(tmp_path / "bench.jsonl", rows), "--limit", 4)
+    file = write_jsonl(tmp_path / "bench.jsonl", rows)
+    cut = judge("--pairs", file, "--limit", 4, "--reward.max_length", 12)["benchmark"]["cut"]
+    assert cut > 3
+    assert (
+        f"{cut} replies are longer than reward.max_length: they are cut" in capsys.readouterr().out
+    )
+    found = judge("--pairs", file, "--limit", 4)
+    assert found["benchmark"]["cut"] == 0
     assert found["benchmark"]["rows"] == 5
     assert found["benchmark"]["subsets"]["Focus"]["rows"] == 3
     assert found["benchmark"]["subsets"].keys() == {"Focus", "Ties"}
@@ -224,6 +209,8 @@ def test_what_cannot_be_judged(judge: Judge, tmp_path: Path) -> None:
         ("--judge", tmp_path / "none"): r"--judge: .*none",
         ("--judge", "http://127.0.0.1:9/v1"): r"--judge http.*cannot be asked.*refused",
         ("--json", tmp_path / "no" / "out.json"): r"--json .*there is no folder",
+        ("--json", tmp_path): r"--json .* is a folder; name a file",
+        ("--gate", "none.py:f"): r"--gate: 'none.py:f': there is no such folder and no such file",
         ("--limit", "0"): r"--limit 0: must be 2 or more",
         ("--template.system_prompt", "Be rude."): r"template\.system_prompt: .*was trained with",
     }
@@ -265,6 +252,7 @@ def test_models_of_no_stage(chain: tuple[Path, list[str]], judge: Judge, tmp_pat
     assert found["accuracy"]["mean"] == pytest.approx(own["accuracy"]["mean"], abs=0.2)
     both = (f["perplexity"]["mean"] for f in (found, own))
     assert next(both) == pytest.approx(next(both), rel=0.02)
+    assert "scores are the reward model's own" in found["left_out"]["units of the score"]
     assert "samples" not in found
     assert "towel" not in json.dumps(found)
     assert own["samples"]  # into a file that was asked for

@@ -9,7 +9,7 @@ import torch
 from _helpers import good, in_process, rows
 from _tokenizers import chat_like
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from cores.errors import UserError
@@ -92,6 +92,22 @@ def test_a_policy_with_another_tokenizer(run: Path, tmp_path: Path) -> None:
     for end, rest in (([other.eos_token_id], []), ([], [reward.tokenizer.eos_token_id])):
         row = reward.row(prompt, "yes of course", [*ids, *end])
         assert row + rest == reward.row(prompt, "yes of course")
+
+
+def test_every_end_of_the_policy_ends_a_reply(run: Path, tmp_path: Path) -> None:
+    """Its tokenizer has one, its generation_config.json names more; an empty reply has none."""
+    other = chat_like()
+    other.save_pretrained(tmp_path)
+    ends = [other.eos_token_id, other.convert_tokens_to_ids("a")]
+    GenerationConfig(eos_token_id=ends).save_pretrained(tmp_path)
+    reward = trl_reward(run / "reward", policy=tmp_path)
+    prompt, ids = asked(samples(run)[0][0]), other("yes of course")["input_ids"]
+    for end in ends:
+        assert reward.row(prompt, "yes", [*ids, end])[-1] == reward.tokenizer.eos_token_id
+    for said in (ids, []):
+        assert reward.row(prompt, "yes", said)[-1] != reward.tokenizer.eos_token_id
+    (tmp_path / "generation_config.json").unlink()
+    assert trl_reward(run / "reward", policy=tmp_path).ends == {other.eos_token_id}
 
 
 def test_what_is_refused(run: Path, llama: Path) -> None:

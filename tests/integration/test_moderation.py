@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cores.config import Config, parse_config
 from cores.errors import UserError
-from cores.evaluate.moderation import Gate, labels_of, load_gate
+from scripts.evaluation.gates import gate_of
+from scripts.evaluation.moderation import Gate, labels_of, load_gate
 from scripts.recipes.bases import make
 
 RECIPE = "configs/recipes/openchatkit_moderation.yaml"
@@ -95,6 +96,19 @@ def test_a_text_stays_in_its_row(folder: Path, config: Config) -> None:
     assert gate.reason("word " * 5000) == "longer than the model reads"
     assert gate.reason("I will hurt him") == "needs intervention"
     assert gate.reason("The tea is good") is None
+
+
+def test_the_folder_is_a_gate_of_chat_and_evaluation(folder: Path, tmp_path: Path) -> None:
+    """By its own configuration, which stage.json has; another model's folder is none."""
+    gate = gate_of(str(folder / "sft"))
+    assert gate is not None
+    assert gate("I will hurt him") == "needs intervention"
+    assert gate("The tea is good") is None
+    record = json.loads((folder / "sft" / "stage.json").read_text(encoding="utf-8"))
+    record["config"]["data"]["join_opening"] = ""
+    (tmp_path / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=r"--gate: .* is no moderation model: data\.join_opening"):
+        gate_of(str(tmp_path))
 
 
 def test_what_is_refused(folder: Path, config: Config, tmp_path: Path) -> None:

@@ -142,7 +142,13 @@ def test_in_a_browser(tmp_path: Path) -> None:
     search finds; what is folded opens."""
     root = make_run(tmp_path / "run")
     found = {"accuracy": {"mean": 0.9, "low": 0.8, "high": 0.95}, "best_of_n": [
-        {"n": 2, "kl": 0.2, "score": {"mean": 0.5, "low": 0.4, "high": 0.6}}]}  # fmt: skip
+        {"n": 2, "kl": 0.2, "score": {"mean": 0.5, "low": 0.4, "high": 0.6}}],
+        "language": {"rows": 15, "sft": {"perplexity": {"mean": 1.71, "low": 1.6, "high": 1.8}}},
+        "reward_model": {"by_length": [
+            {"name": HOSTILE, "pairs": 7, "accuracy": {"mean": 0.7, "low": 0.6, "high": 0.8}}]},
+        "benchmark": {"rows": 9, "cut": 3, "mean": 0.523, "subsets": {
+            "Ties": {"rows": 4, "mean": 0.61, "low": 0.5, "high": 0.7}}},
+        "left_out": {"base": HOSTILE}}  # fmt: skip
     (root / "evaluation.json").write_text(json.dumps(found))
     page = write_report(root)
     with browser() as b:
@@ -152,6 +158,11 @@ def test_in_a_browser(tmp_path: Path) -> None:
         assert time.monotonic() - started < 20  # under a second on a machine of one's own
         assert b.run("document.querySelectorAll('.plot').length") == 11
         assert b.run("document.querySelectorAll('.reply').length") == 20
+        said = " ".join(b.run("document.getElementById('worth').innerText").split())
+        for words in ("of 15 rows", "perplexity – 1.71 (1.6 to 1.8) –", "Ties 4 0.61 (0.5 to 0.7)",
+                      "mean of the subsets 9 0.523", "cut, without their end 3",
+                      "7 0.7 (0.6 to 0.8)", "Left out: base: </script>"):  # fmt: skip
+            assert words in said
         assert b.run("document.querySelector('#replies .gone').textContent") == "An old "
         b.run("document.querySelectorAll('details').forEach(d => d.open = true)")
         b.until("document.querySelectorAll('.plot').length >= 30")

@@ -1,7 +1,9 @@
 """Model cards, and pushing a stage to a stand-in of the hub."""
 
 import base64
+import hashlib
 import json
+import shlex
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -146,6 +148,42 @@ def test_what_is_pushed(stage: Path, hub: type[Hub], monkeypatch, capsys) -> Non
     assert {token for _, token in hub.seen} == {"Bearer hf_x"}
     assert "pushed 5 files to" in capsys.readouterr().out
     push([str(stage), "me/model"])  # the card knows the licence now
+
+
+def test_no_place_of_this_machine_is_pushed(stage: Path, hub: type[Hub], monkeypatch) -> None:
+    """stage.json, card and configurations name files alone; what is here stays as it is, texts that
+    look like places too, and hashes are those of what is pushed."""
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    record = json.loads(json.dumps(REWARD)) | {
+        "command": "python stage2_rm.py --output_dir /home/me/run --model.path=/home/me/base "
+        """--ppo.rewards '{"/home/me/rules.py:polite":1.0}' --template.user.suffix ' /no_think'""",
+        "files": {"adapter/adapter_config.json": "0"},
+        "reward_files": {"/home/me/rules.py": "1"},
+    }
+    record["config"] |= {
+        "output_dir": "/home/me/my run", "model": {"path": "~/models/base"},
+        "template": {"kind": "roles", "user": {"suffix": "/no_think"}},
+        "data": {"sft": {"path": "../me/rows.jsonl", "sources": [{"path": "owner/rows"}]}},
+    }  # fmt: skip
+    (stage / "stage.json").write_text(json.dumps(record))
+    (stage / "README.md").write_text(card(record))
+    (stage / "adapter/adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "/home/me/base"})
+    )
+    push([str(stage), "me/model", "--license", "mit"])
+    told = b"".join(hub.got.values()).decode()
+    assert not any(place in told for place in ("/home", "/me/", "~/", "..", str(stage.parent)))
+    found = json.loads(hub.got["stage.json"])
+    assert found["config"]["template"] == record["config"]["template"]
+    assert found["config"]["data"]["sft"]["sources"] == [{"path": "owner/rows"}]
+    assert found["config"]["output_dir"] == "my run"
+    assert shlex.split(found["command"])[3:] == [
+        "run", "--model.path=base", "--ppo.rewards", '{"rules.py:polite":1.0}',
+        "--template.user.suffix", " /no_think",
+    ]  # fmt: skip
+    pushed = hashlib.sha256(hub.got["adapter/adapter_config.json"]).hexdigest()
+    assert found["files"]["adapter/adapter_config.json"] == pushed
+    assert json.loads((stage / "stage.json").read_text()) == record
 
 
 def test_a_hub_that_is_away(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:

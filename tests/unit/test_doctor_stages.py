@@ -31,6 +31,7 @@ STAGES: list[tuple[str, str, Row]] = [
     ("data_dropped", "ppo", {"data": {"sources": [GOOD, {"train": split(dropped={"bad": 500})}]}}),
     ("data_truncated", "sft", {"data": {"train": split(truncated=200)}}),
     ("data_leaked", "reward", {"data": {"train": split(), "test": split(trained_on=30)}}),
+    ("data_repeated", "ppo", {"data": {"train": split(repeated=990)}}),
     ("rate_high", "sft", {"rows": [4.0, 2.0, 1.0, 0.9, 0.9, 3.0, 5.0]}),
     ("rate_high", "reward", {"rows": [0.69, 0.6, 0.5, 0.5, 1.5, 2.0]}),
     ("rate_low", "sft", {"rows": [4.0], "metrics": {"test_loss_before": 4.0, "test_loss": 3.97}}),
@@ -42,6 +43,7 @@ STAGES: list[tuple[str, str, Row]] = [
          "metrics": {"test_loss_before": 3.0, "test_loss": 1.4}},
     ),
     ("reward_chance", "reward", {"metrics": judged(0.53, 0.5, 0.5)}),
+    ("reward_chance", "reward", {"metrics": judged(0.54, 0.5, 0.5, 9000)}),
     ("reward_chance", "reward", {"metrics": {"rows": 400, "correlation": None}}),
     ("reward_chance", "reward", {"rows": [0.7, 0.69, 0.695] * 4}),
     (
@@ -79,7 +81,7 @@ def test_sick_data_and_stages(rule: str, stage: str, sick: Row, tmp_path: Path) 
 
 def test_healthy_stages_and_few_pairs(tmp_path: Path) -> None:
     """An accuracy of a few pairs says nothing."""
-    write(tmp_path, "sft", {})
+    write(tmp_path, "sft", {"data": {"train": split(read=60, used=60, repeated=59)}})
     write(tmp_path, "reward", {"metrics": judged(0.5, 1.0, 1.0, 10)})
     assert examine(RULES, read_run(tmp_path)) == []
 

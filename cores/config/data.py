@@ -47,6 +47,8 @@ class OneSource:
     similarity: float = number(0.24)
     """Of interleaved rows (MMC4's form): how like an image and its sentence must be, 0 to 1, for
     the image to stand before it; OpenFlamingo's value."""
+    most_images: int = number(6, above=0)
+    """Of interleaved rows: images of a row at most, the first; OpenFlamingo's value."""
     ignore: list[str] = field(default_factory=list)
     """Columns, and keys of a turn, that mean something and are left out knowingly: docs/data.md has
     those that are refused otherwise."""

@@ -163,14 +163,17 @@ def _encode(
 
 def windows(
     rows: Iterable[dict[str, Any]], width: int, opening: list[int]
-) -> Iterator[dict[str, Any]]:
-    """The ids of `rows` as one endless row, cut into rows of `width` tokens that each begin with
-    `opening`; all is learned. A last one of a single token is left out: nothing predicts it."""
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The ids of `rows` as one endless row, cut into rows of `width` tokens; all is learned. Where
+    each begins with `opening` the one behind goes on with the next of `rows`, as the rest of one
+    that is cut is no text that an opening has before it; beside a row whether it lost that. A last
+    one of a single token is left out: nothing predicts it."""
     buffer = list(opening)
     for row in rows:
         buffer += row["input_ids"]
         while len(buffer) >= width:
-            yield {"input_ids": buffer[:width], "labels": buffer[:width]}
-            buffer = opening + buffer[width:]
+            lost = bool(opening) and len(buffer) > width
+            yield {"input_ids": buffer[:width], "labels": buffer[:width]}, lost
+            buffer = list(opening) if opening else buffer[width:]
     if len(buffer) > len(opening) + (not opening):
-        yield {"input_ids": buffer, "labels": list(buffer)}
+        yield {"input_ids": buffer, "labels": list(buffer)}, False

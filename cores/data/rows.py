@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows, windows
-from cores.data.formats import Example, Reader
+from cores.data.formats import LISTS, Example, Reader
 from cores.data.images import finished, with_images
 from cores.data.ratings import RatingReader
 from cores.data.report import SplitReport
@@ -84,17 +84,25 @@ class RowMaker:
         report.over = own and self.config.template.kind == "roles"
         rows = self._rows(examples, report)
         if self.joined:
-            text, width = self.config.data.join_opening, self.config.sft.max_length
-            opening = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            if len(opening) > width // 2:
-                raise UserError(
-                    f"data.join_opening has {len(opening)} tokens, more than half of "
-                    f"sft.max_length {width}; shorten it, or raise that."
-                )
-            rows = windows(rows, width, opening)
+            rows = self._windows(rows, report)
         if self.demonstrates and self.config.model.attention == "prefix":
             return ({"prompt_length": 0} | row for row in rows)  # of texts, and parts of them
         return rows
+
+    def _windows(
+        self, rows: Iterator[dict[str, Any]], report: SplitReport
+    ) -> Iterator[dict[str, Any]]:
+        """Texts as one, cut; UserError for an opening that leaves them little room."""
+        text, width = self.config.data.join_opening, self.config.sft.max_length
+        opening = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(opening) > width // 2:
+            raise UserError(
+                f"data.join_opening has {len(opening)} tokens, more than half of "
+                f"sft.max_length {width}; shorten it, or raise that."
+            )
+        for row, lost in windows(rows, width, opening):
+            report.truncated += lost
+            yield row
 
     def _check_texts_alone(self, reader: Reader) -> None:
         """UserError for what would have no effect on conversations."""
@@ -110,7 +118,7 @@ class RowMaker:
         while chunk := [self._checked(example) for example in islice(left, CHUNK)]:
             report.read += len(chunk)
             report.begun += sum(example.begun for example in chunk)
-            if self.config.template.kind != "none":
+            if self.config.template.kind != "none" and report.format not in LISTS:
                 report.alike += sum(holds_turns(example.conversations[0]) for example in chunk)
             report.dropped.update(e.dropped for e in chunk if e.dropped is not None)
             usable = [example for example in chunk if example.dropped is None]

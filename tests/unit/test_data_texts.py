@@ -55,11 +55,20 @@ def test_pairs_that_are_too_long_are_dropped_where_rows_are(tmp_path: Path) -> N
 
 def test_each_joined_row_has_the_opening(tmp_path: Path) -> None:
     made = with_data(texts(tmp_path, max_length=20), join="\n\n", join_opening="Labels: a, b")
-    rows = [gpt2_like().decode(row["input_ids"]) for row in sft_data(made, gpt2_like()).train]
+    data, opening = sft_data(made, gpt2_like()), "Labels: a, b"
+    rows = [gpt2_like().decode(row["input_ids"]) for row in data.train]
     assert len(rows) > 1
-    assert all(row.startswith("Labels: a, b") for row in rows)
-    whole = "".join(row.removeprefix("Labels: a, b") for row in rows)
-    assert whole == "".join(f"\n\n{text}" for text in TEXTS)
+    left = [f"\n\n{text}" for text in TEXTS]
+    for row in rows:  # each begins with a text, never with what the row before had no room for
+        assert row.startswith(opening)
+        rest = row.removeprefix(opening).rstrip("\ufffd")
+        while rest:
+            text = left.pop(0)
+            assert rest.startswith(text) or text.startswith(rest)
+            rest = rest[len(text) :]
+    assert not left
+    lost = sum(len(row["input_ids"]) == 20 for row in data.train)
+    assert data.report.train.truncated == lost
     with pytest.raises(UserError, match=r"data.join_opening has .* sft.max_length"):
         sft_data(with_data(made, join_opening="many words " * 20), gpt2_like())
 

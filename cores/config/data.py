@@ -108,6 +108,9 @@ class DataSection:
     sft.max_length tokens, without stop tokens. None: a row a text."""
     join_opening: str = ""
     """With join: text at the beginning of each of these rows."""
+    overlap: int = number(0, least=0)
+    """Stage 1: tokens that a row of a text that is cut (join, or too_long split) repeats from the
+    end of the one before, as context that is not learned again. 0: rows lie side by side."""
     inspect: int = 0
     """Print this many rows of the stage's data, trained tokens coloured, and stop. 0: train."""
     inspect_json: Optional[str] = None

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,23 @@ def test_what_becomes_of_rows_that_are_too_long(tmp_path: Path) -> None:
     assert max(len(row["input_ids"]) for row in split.train) == 4
 
 
+@pytest.mark.parametrize("fields", [{"join": "\n\n"}, {"too_long": "split"}])
+def test_windows_overlap(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """A row begins with the last tokens of the one before, and each token is learned once."""
+    apart, lapped = (
+        sft_data(with_data(texts(tmp_path, max_length=7), **fields, overlap=n), gpt2_like()).train
+        for n in (0, 3)
+    )
+    assert max(len(row["input_ids"]) for row in lapped) == 7
+    repeats = [a["input_ids"][-3:] == b["input_ids"][:3] for a, b in pairwise(lapped)]
+    assert sum(repeats) >= len(lapped) - (len(TEXTS) if "too_long" in fields else 1)
+    learned = [
+        [label for row in rows for label in row["labels"] if label >= 0] for rows in (apart, lapped)
+    ]
+    assert learned[0] == learned[1]
+    assert len(lapped) > len(apart)
+
+
 @pytest.mark.parametrize("fields", [{"join": "\n"}, {"too_long": "split"}])
 def test_texts_alone_are_joined_or_split(tmp_path: Path, fields: dict[str, Any]) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "two", "completion": "four"}])
@@ -97,6 +115,8 @@ def test_texts_alone_are_joined_or_split(tmp_path: Path, fields: dict[str, Any])
     ("words", "said"),
     [
         (["--data.join_opening", "x"], "join_opening: has no effect without data.join"),
+        (["--data.join", "x", "--data.join_opening", "y", "--data.overlap", "3"],
+         "data.overlap: has no effect with data.join_opening"),
         (["--data.join", "x", "--data.too_long", "drop"],
          "data.too_long: has no effect with data.join"),
         (["--data.join", "x", "--sft.packing", "true"], "sft.packing: data.join fills"),

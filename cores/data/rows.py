@@ -1,7 +1,6 @@
 """Rows of a stage: examples become segments, then ids, then what the stage reads, or are dropped
 with their reason."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -26,7 +25,7 @@ from cores.data.sides import (
     sided_row,
     two_sides,
 )  # fmt: skip
-from cores.data.template import Template, leading_ids
+from cores.data.template import Template, control_tokens, leading_ids
 from cores.data.transcripts import from_the_first_user, holds_turns, in_turn
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
@@ -293,13 +292,3 @@ class RowMaker:
         verbatim = self.config.template.kind == "none" and last["role"] == "assistant"
         own = last["role"] == "text" or verbatim
         return [*before, {**last, "content": rest}] if own and rest.strip() else turns
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Finds the tokenizer's special tokens in a text, longest first; pad has a rule of its own."""
-    added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
-    tokens = {*tokenizer.all_special_tokens, *(token.content for token in added), ""} - {""}
-    if tokenizer.pad_token != tokenizer.eos_token:
-        tokens.discard(tokenizer.pad_token)
-    found = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-    return re.compile(found) if found else None

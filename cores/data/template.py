@@ -243,6 +243,16 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return []
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Finds the tokenizer's special tokens in a text, longest first; pad has a rule of its own."""
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = {*tokenizer.all_special_tokens, *(token.content for token in added), ""} - {""}
+    if tokenizer.pad_token != tokenizer.eos_token:
+        tokens.discard(tokenizer.pad_token)
+    found = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    return re.compile(found) if found else None
+
+
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

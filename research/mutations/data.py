@@ -158,7 +158,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("drop-cut", "a row that is too long is cut where it should be dropped",
              'if too_long == "drop" and made[1] else made', "if False else made"),
             ("bos-under-chat", "BOS before the chat template's own",
-             "self.leading = [] if bare or self.joined else leading_ids(tokenizer)",
+             "self.leading = [] if bare else leading_ids(tokenizer)",
              "self.leading = leading_ids(tokenizer)"),
             ("pad-inside", "rows with the pad token inside are kept",
              "any(pad in row.ids for", "any(pad in row.ids[:0] for"),

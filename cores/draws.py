@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,3 +72,9 @@ def seeded(seed: int, purpose: str, *position: int) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def share(batch: list[Any], rank: int, world: int) -> list[Any]:
+    """Rank `rank`'s consecutive part of `batch`, whose length `world` divides."""
+    size = len(batch) // world
+    return batch[rank * size : (rank + 1) * size]

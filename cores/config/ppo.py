@@ -57,10 +57,11 @@ class PPOSection:
     microbatch_size: int = number(8, above=0)
     """Replies a forward pass on one process; changes memory, not results."""
     microbatch_tokens: Optional[int] = number(None, above=0)
-    """In place of microbatch_size: tokens of a forward pass of the update, padding included. Short
-    replies then go many at a time; ptx rows still by microbatch_size. None: microbatch_size
-    replies. Scoring, which keeps nothing for a backward pass, takes four times as much of
-    either. Where passes are captured, padded prompts and replies count as multiples of 32."""
+    """In place of microbatch_size: tokens of a forward pass of the update. Short replies then go
+    many at a time; ptx rows still by microbatch_size. None: microbatch_size replies. Scoring,
+    which keeps nothing for a backward pass, takes four times as much of either. Padding counts
+    where a role's architecture reads it (docs/models.md says which do not), in captured passes as
+    multiples of 32."""
     passes: Literal["auto", "eager", "captured", "compiled"] = "auto"
     """How micro-batches go forward and back; no number changes beyond rounding. auto: as CUDA
     graphs, one launch in place of thousands, for models of up to 500 million parameters in one

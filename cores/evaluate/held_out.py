@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cores.data import readable
+from cores.draws import share
 from cores.evaluate.stats import Z95
-from cores.ppo.experience import Scored, gather_rows, share
+from cores.ppo.experience import Scored, gather_rows
 from cores.ppo.score import Row, Scorer
 from cores.rl import kl_estimate
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from cores.errors import UserError
 from cores.models.body import body_of, hidden_states
 from cores.models.heads import expected_rating, scale_head
-from cores.models.rows import Rows, before_replies, last_attended, replies
+from cores.models.rows import Packing, Rows, last_attended
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
 CHUNK_LOGITS = 2**26
@@ -79,22 +79,20 @@ class Actor(nn.Module):
         plain: bool = False,
         entropy: bool = True,
         images: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropy (B, T) of the last `response_length` of ids (B, L), mask (B, L).
 
-        mask: None where no row has padding. images: see `Rows`.
-
-        Responses begin at the same column in every row (prompts are padded on the left), so column
-        t is response token t. `plain`: the language model's own distribution, for texts that were
-        not sampled: temperature 1, stop ids anywhere, entropy without a gradient. `entropy`: else
-        None stands in its place, which saves a pass or two over the logits.
+        mask: None where no row has padding. images, packing: see `Rows`. Column t
+        is response token t in every row. `plain`: the language model's own distribution, for texts
+        that were not sampled: temperature 1, stop ids anywhere, entropy without a gradient.
+        `entropy`: else None stands in its place, which saves a pass or two over the logits.
         """
-        rows = Rows(ids, mask, response_length, images)
+        rows = Rows(ids, mask, response_length, images, packing)
         states = hidden_states(plain_model(self.model).base_model, rows, self.prefix)
-        states = before_replies(states, response_length).flatten(0, 1)
-        chosen = replies(ids, response_length)
-        columns = torch.arange(response_length, device=ids.device)
-        early = (columns < self.min_new_tokens).expand_as(chosen).flatten()
+        states = rows.before_replies(states)
+        chosen, numbers = rows.reply_tokens()
+        early = numbers < self.min_new_tokens
         tokens = len(states)
         if hasattr(next(self.model.parameters()), "ds_id"):
             # Shards (ZeRO-3) are put together for each part by all ranks or never, so the parts are
@@ -107,12 +105,11 @@ class Actor(nn.Module):
         again = partial(checkpoint, self._chunk, use_reentrant=False, preserve_rng_state=False)
         # Few are kept for the backward pass: they take little memory, and time to make again.
         part_of: Any = self._chunk if logits <= CHUNK_LOGITS // 8 else again
-        each = (each.tensor_split(parts) for each in (states, chosen.flatten(), early))
+        each = (each.tensor_split(parts) for each in (states, chosen, early))
         found = [part_of(*part, plain, entropy) for part in zip(*each, strict=True)]
         logprobs, nats = zip(*found, strict=True)
-        return torch.cat(logprobs).view_as(chosen), (
-            torch.cat(nats).view_as(chosen) if entropy else None
-        )
+        told = rows.by_reply(torch.cat(nats)) if entropy else None
+        return rows.by_reply(torch.cat(logprobs)), told
 
     def _chunk(
         self, states: Tensor, ids: Tensor, early: Tensor, plain: bool, entropy: bool
@@ -271,16 +268,18 @@ class ScalarModel(nn.Module):
         mask: Tensor | None,
         response_length: int = 0,
         images: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Values (B, L) in float32 of rows whose fields these are: see `Rows`."""
         inner: Any = plain_model(self.model)
-        hidden = hidden_states(inner.base_model, Rows(ids, mask, response_length, images))
+        rows = Rows(ids, mask, response_length, images, packing)
+        hidden = hidden_states(inner.base_model, rows)
         # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = inner.score(hidden.float())
-            if logits.shape[-1] == 1:
-                return logits.squeeze(-1) - self.mean
-            return self.scale * expected_rating(logits) - self.mean
+            several = logits.shape[-1] > 1
+            values = self.scale * expected_rating(logits) if several else logits.squeeze(-1)
+            return rows.by_column(values - self.mean)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Values at the last attended token of each row, (B,)."""

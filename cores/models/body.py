@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad, rms_norm
 from transformers import PretrainedConfig, masking_utils
 from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cores.errors import UserError
+from cores.models.packed import SDPA
 from cores.models.rows import Rows, from_decoder, prompts, replies
 from cores.models.vocabulary import architecture, embedding
 
@@ -89,7 +91,8 @@ def decoder_states(body: Any, rows: Rows) -> Tensor:
 
 
 def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
-    """Last hidden states (B, L, d) of rows (B, L), by column as told there.
+    """Last hidden states (B, L, d) of rows (B, L), by column as told there; (1, N, d) of packed
+    rows, whose attention has to be plain: see `packs`.
 
     `prefix`: the tokens of a prompt see each other both ways (prefix attention).
 
@@ -102,11 +105,11 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
     """
     if body.config.is_encoder_decoder:
         return decoder_states(body, rows)
-    ids, mask = rows.ids, rows.mask
+    ids, mask, packing = rows.ids, rows.mask, rows.packing
     images = {} if rows.images is None else {"pixel_values": rows.images}
     if mask is None and prefix:
         mask = torch.ones_like(ids, dtype=torch.bool)
-    if mask is not None:
+    if mask is not None and packing is None:
         inputs = {"input_ids": ids, "attention_mask": mask.long()}
         if "position_ids" in inspect.signature(body.forward).parameters:  # ALiBi takes none
             inputs["position_ids"] = position_ids(mask)
@@ -126,11 +129,22 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
     found = {name: getattr(masking_utils, name) for name in answers}
     vars(masking_utils).update(answers)
     vars(body)["warn_if_padding_and_no_attention_mask"] = lambda *args: None
+    where: dict[str, Any] = {}
+    if packing is not None:
+        ids = pad(ids.flatten(), (0, 1)).index_select(0, packing.tokens)[None]
+        where = {"position_ids": packing.positions[None], "packing": packing}
     try:
-        return body(input_ids=ids, **images, use_cache=False).last_hidden_state
+        return body(input_ids=ids, **where, **images, use_cache=False).last_hidden_state
     finally:
         vars(masking_utils).update(found)
         del vars(body)["warn_if_padding_and_no_attention_mask"]
+
+
+def packs(model: Any) -> bool:
+    """Whether the layers of a plain model can read packed rows, each token those of its own row
+    alone: transformers hands what that takes to `packed.attention`."""
+    plain = attention_problem(model.config) is None
+    return plain and model.config._attn_implementation == SDPA
 
 
 def attention_problem(config: PretrainedConfig) -> str | None:
@@ -219,16 +233,36 @@ class TanhGELU(nn.GELU):
         return x * torch.sigmoid(x * (slope + slope * 0.044715 * x * x))
 
 
-def fuse_activations(model: Any) -> Any:
-    """`model` with torch's GELU (tanh approximation) in place of transformers' `gelu_new`.
+class FusedRMSNorm(nn.Module):
+    """A stock norm, which writes its formula out as seven operations, by torch's one kernel."""
 
-    The same function (Hendrycks & Gimpel 2016, as GPT-2 approximates it), which transformers
-    writes out as eight operations, each a pass over the widest tensor of a layer.
-    """
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = norm.weight
+        self.variance_epsilon: float = norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) of x (..., d): weight * x / sqrt(mean(x^2) + epsilon), in fp32 within."""
+        weight, epsilon = self.weight, self.variance_epsilon
+        if weight.dtype == x.dtype:
+            return rms_norm(x, weight.shape, weight, epsilon)
+        return weight * rms_norm(x.float(), weight.shape, None, epsilon).to(x.dtype)
+
+
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+"""Classes of transformers with this formula. (Gemma's weights are counted from 1.)"""
+
+
+def fuse_layers(model: Any) -> Any:
+    """`model` with functions of torch in place of ones that transformers writes out, each of whose
+    operations is a pass over the layer's widest tensor, and on a GPU a launch: `gelu_new`
+    (Hendrycks & Gimpel 2016, as GPT-2 approximates it), and norms (Zhang & Sennrich 2019)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, TanhGELU())
+            elif type(child).__name__ in NORMS:
+                setattr(module, name, FusedRMSNorm(child))
     return model
 
 

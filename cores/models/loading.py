@@ -17,7 +17,7 @@ from cores.config import ModelSection
 from cores.draws import seeded
 from cores.errors import UserError
 from cores.models.adapters import base_of, check_widths, lone_adapter, merged, quantize
-from cores.models.body import fuse_activations
+from cores.models.body import fuse_layers
 from cores.models.folders import (
     DROPOUTS,
     LAYERDROP,
@@ -181,7 +181,7 @@ def load_as(
         fit_vocabulary(model, tokenizer, known)
     if frozen is not None:
         model = quantize(model, frozen)  # a new one in few bits
-    model = fuse_activations(model)
+    model = fuse_layers(model)
     model.config.get_text_config().update(kept)
     where = place(path)
     model.name_or_path = str(Path(where).resolve()) if Path(where).is_dir() else where

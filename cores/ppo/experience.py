@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from cores.config import PPOSection
 from cores.config.ppo import ESTIMATORS
-from cores.models.rows import Rows, prompts, replies
+from cores.models.rows import Packing, Rows, on_device, pack, prompts, replies, rounded
 from cores.rl import (
     adjust_scores,
     explained_variance,
@@ -75,12 +75,15 @@ class Scored:
     images: Tensor | None = field(default=None, kw_only=True)
     """(B, M, C, H, W) and `shown` (B, M): see `Rollout`."""
     shown: Tensor | None = field(default=None, kw_only=True)
+    packing: Packing | None = field(default=None, kw_only=True)
+    """Of rows that were selected to be read without their padding."""
 
     @property
     def rows(self) -> Rows:
         """What models read."""
         images = None if self.images is None else flat(self.images, self.shown)
-        return Rows(self.ids, self.attended, self.response_mask.shape[1], images)
+        width = self.response_mask.shape[1]
+        return Rows(self.ids, self.attended, width, images, self.packing)
 
     @property
     def response_ids(self) -> Tensor:
@@ -103,7 +106,8 @@ class Scored:
 
     def to(self: S, device: torch.device | str) -> S:
         """The same on another device."""
-        return replace(self, **{name: x.to(device) for name, x in columns(self).items()})
+        there: Any = {name: x.to(device) for name, x in columns(self).items()}
+        return replace(self, **there)
 
     def as_selected(self, lengths: Lengths, widths: int) -> Lengths:
         """`lengths` of some of the rows as `select` makes them: where there is any padding, they
@@ -112,13 +116,32 @@ class Scored:
             return lengths
         return [(-(-p // widths) * widths, -(-r // widths) * widths) for p, r in lengths]
 
-    def select(self: S, rows: Sequence[int], widths: int = 1) -> S:
-        """The given rows, as wide as the longest prompt and response `as_selected`."""
-        index = on_device(rows, self.ids.device)
-        taken = {name: column[index] for name, column in columns(self).items()}
-        lengths = [self.lengths[i] for i in rows]
-        asked, responses = zip(*self.as_selected(lengths, widths), strict=True)
-        result = replace(self, **_fitted(taken, max(1, *asked), max(1, *responses)))
+    def select(self: S, rows: Sequence[int], widths: int = 1, packed: bool = False) -> S:
+        """The given rows, as wide as the longest prompt and response `as_selected`.
+
+        `packed`: models will read them without the padding, if there is any. Then with `widths`
+        there may be rows of nothing behind them, and all are as wide as the widest of `self`, so
+        that shapes come again: it costs nothing.
+        """
+        lengths: Lengths = [self.lengths[i] for i in rows]
+        wide, taken = lengths, list(rows)
+        coarse = packed and widths > 1 and self.attended is not None
+        if coarse:
+            taken += taken[:1] * (rounded(len(rows)) - len(rows))
+            wide = self.lengths
+        index = on_device(taken, self.ids.device)
+        found = {name: column[index] for name, column in columns(self).items()}
+        for name in ("mask", "response_mask"):
+            found[name][len(rows) :] = False
+        lengths = [*lengths, *[(0, 0)] * (len(taken) - len(rows))]
+        asked, responses = zip(*self.as_selected(wide, widths), strict=True)
+        prompt, response = max(1, *asked), max(1, *responses)
+        packing = None
+        if packed and any(each != (prompt, response) for each in lengths):
+            places = pack(lengths, prompt, response, coarse)
+            packing = places.on(index.device)
+        wanted: Any = _fitted(found, prompt, response)
+        result = replace(self, **wanted, packing=packing)
         vars(result)["lengths"] = lengths
         return result
 
@@ -138,7 +161,7 @@ class Experience(Scored):
 def columns(scored: Scored) -> dict[str, Tensor]:
     """The columns that there are, by name."""
     found = {f.name: getattr(scored, f.name) for f in fields(scored)}
-    return {name: column for name, column in found.items() if column is not None}
+    return {name: column for name, column in found.items() if isinstance(column, Tensor)}
 
 
 def _fitted(found: dict[str, Tensor], prompt: int, response: int) -> dict[str, Tensor]:
@@ -166,7 +189,8 @@ def gather_rows(scored: Scored, launch: Launch) -> Scored:
     if launch.world == 1:
         return scored
     rows = {name: column.cpu() for name, column in columns(scored).items()}
-    return replace(scored, **_concatenate(gather_object([rows]), launch.device))
+    whole: Any = _concatenate(gather_object([rows]), launch.device)
+    return replace(scored, **whole)
 
 
 def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
@@ -174,18 +198,6 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[s
     prompt = max(p["mask"].shape[1] - width for p, width in zip(parts, widths, strict=True))
     fitted = [_fitted(part, prompt, max(widths)) for part in parts]
     return {name: torch.cat([part[name] for part in fitted]).to(device) for name in fitted[0]}
-
-
-def share(batch: list[Any], rank: int, world: int) -> list[Any]:
-    """Rank `rank`'s consecutive part of `batch`, whose length `world` divides."""
-    size = len(batch) // world
-    return batch[rank * size : (rank + 1) * size]
-
-
-def on_device(rows: Sequence[int], device: torch.device) -> Tensor:
-    """Row numbers (N,) on `device`, without waiting for what it is computing."""
-    index = torch.tensor(rows, dtype=torch.int64)
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 
 def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
@@ -212,25 +224,16 @@ def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
     elif ppo.estimator == "reinforce_pp":
         advantages = reinforce_pp(rewards, mask, ppo.gamma)
     else:
-        rewards, advantages, returns = _coati(scored, scores, ppo, kl_coef)
+        told, switches = (scored.logprobs, scored.ref_logprobs, mask), ppo.coati
+        total = coati_rewards(scores, *told, kl_coef, switches.reversed_kl)
+        rewards = shape_rewards(total, torch.zeros_like(scored.logprobs), mask, kl_coef=0.0)
+        seen, pace = (scored.values, mask, switches.r_minus_v), (ppo.gamma, ppo.lam)
+        advantages, returns = coati_advantages(total, *seen, *pace)
     wanted = ppo.whiten_advantages
     if wanted or (wanted is None and ESTIMATORS[ppo.estimator].whitens):
         advantages = whiten(advantages, mask)
     known = {f.name: getattr(scored, f.name) for f in fields(Scored)}
     return Experience(**known, rewards=rewards, advantages=advantages, returns=returns)
-
-
-def _coati(
-    scored: Scored, scores: Tensor, ppo: PPOSection, kl_coef: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards, advantages and returns: (B, T) each."""
-    switches, mask = ppo.coati, scored.response_mask
-    total = coati_rewards(
-        scores, scored.logprobs, scored.ref_logprobs, mask, kl_coef, switches.reversed_kl
-    )
-    rewards = shape_rewards(total, torch.zeros_like(scored.logprobs), mask, kl_coef=0.0)
-    learnt = coati_advantages(total, scored.values, mask, switches.r_minus_v, ppo.gamma, ppo.lam)
-    return rewards, *learnt
 
 
 def describe(

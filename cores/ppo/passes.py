@@ -127,9 +127,15 @@ class Passes:
         """The same as a CUDA graph, where the shape has come before."""
         gradients = self.kept[role.name]
         lengths, whole = batch.lengths, batch.attended is None
+        places = batch.packing.tensors if batch.packing else {}
+        longest = batch.packing.longest if batch.packing else None
 
         def work(inputs: Tensors) -> Tensors:
-            own = replace(batch, **{name: inputs[name] for name in columns(batch)})
+            packing: Any = {name: inputs[f"packed_{name}"] for name in places}
+            held: Any = {name: inputs[name] for name in columns(batch)}
+            own = replace(
+                batch, **held, packing=batch.packing and batch.packing._replace(**packing)
+            )
             vars(own)["lengths"] = lengths  # read for padding alone, which `whole` tells
             shares = replace(minibatch, tokens=inputs["tokens"], kl_coef=inputs["kl_coef"])
             gradients.begin(turn.first, turn.last)
@@ -143,7 +149,8 @@ class Passes:
 
         price = torch.full((), minibatch.kl_coef, device=self.launch.device)
         inputs = columns(batch) | {"tokens": minibatch.tokens, "kl_coef": price}
-        key = (role.name, whole, minibatch.measured, minibatch.replies, turn)
+        inputs |= {f"packed_{name}": place for name, place in places.items()}
+        key = (role.name, whole, minibatch.measured, minibatch.replies, turn, longest)
         return self.captured.run(key, inputs, work)
 
     def _policy_loss(self, batch: Experience, minibatch: Minibatch) -> tuple[Tensor, Terms]:
@@ -221,23 +228,27 @@ def response_values(critic: Value, batch: Scored, ppo: PPOSection) -> Tensor:
     return read_values(values, means, ppo.coati.r_minus_v)
 
 
-def cut(rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None) -> list[list[int]]:
+def cut(
+    rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None, packed: bool = False
+) -> list[list[int]]:
     """`rows` in parts of `size` rows, or of at most `tokens` tokens if that is not None.
 
-    Tokens are those of the forward pass, padding included; a row that has more goes alone.
+    Tokens are those of the forward pass, which reads padding too unless rows are packed; a row that
+    has more goes alone.
     """
     parts: list[list[int]] = []
-    prompt = response = 0  # longest of the part being filled
+    prompt = response = held = 0  # longest of the part being filled; tokens in it
     for row in rows:
         longer = max(prompt, lengths[row][0]), max(response, lengths[row][1])
         count = len(parts[-1]) + 1 if parts else 1
-        fits = count <= size if tokens is None else count * sum(longer) <= tokens
+        read = held + sum(lengths[row]) if packed else count * sum(longer)
+        fits = count <= size if tokens is None else read <= tokens
         if parts and fits:
             parts[-1].append(row)
-            prompt, response = longer
+            (prompt, response), held = longer, read
         else:
             parts.append([row])
-            prompt, response = lengths[row]
+            (prompt, response), held = lengths[row], sum(lengths[row])
     return parts
 
 
@@ -263,6 +274,7 @@ def shared(
     halved: bool,
     world: int = 1,
     factor: int = 1,
+    packed: bool = False,
 ) -> list[list[list[int]]]:
     """The micro-batches of each of `world` ranks: as many on each, since they meet at every one.
 
@@ -274,6 +286,6 @@ def shared(
     size = max(1, factor * ppo.microbatch_size // half)
     tokens = ppo.microbatch_tokens and factor * ppo.microbatch_tokens // half
     ordered = sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
-    ranks = [cut(ordered[rank::world], lengths, size, tokens) for rank in range(world)]
+    ranks = [cut(ordered[rank::world], lengths, size, tokens, packed) for rank in range(world)]
     most = max(map(len, ranks))
     return [in_parts(parts, most) for parts in ranks]

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from cores.data import beside, right_pad
 from cores.data.encode import IGNORED
-from cores.draws import in_epochs
+from cores.draws import in_epochs, share
 from cores.models.rows import Rows
-from cores.ppo.experience import share
 from cores.rl import masked_mean
 
 

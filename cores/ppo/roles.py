@@ -15,9 +15,9 @@ from cores.config import AdamSection, Config, ModelSection, PPOSection
 from cores.config.ppo import WITH_CRITIC
 from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
-from cores.models.actor import rescale
+from cores.models.actor import plain_model, rescale
 from cores.models.adapters import hold_linears_in_bf16, language_task
-from cores.models.body import compile_layers
+from cores.models.body import compile_layers, packs
 from cores.models.images import hold_tower
 from cores.models.loading import exclude_from
 from cores.models.rows import Policy, Value
@@ -131,6 +131,8 @@ class Roles:
     """How all of them lie on the processes."""
     texts: TextReward | None = None
     """How a reward model reads replies that does not read the policy's ids."""
+    packs: bool = False
+    """Whether all of them read rows without their padding."""
 
     @property
     def trained(self) -> list[TrainedRole]:
@@ -178,6 +180,7 @@ def build_roles(
         if resumed is not None:
             load_weights(model, resumed.tensors(f"{name}.weights"))
         roles[name] = TrainedRole(name, model, sharding, ppo)
+    read = [*models.values(), frozen, reward]
     critic_role = roles.get(CRITIC)
     shared = StartOfCritic(critic_role) if critic_role and _shared(config, texts) else None
     return Roles(
@@ -187,6 +190,8 @@ def build_roles(
         reward=shared if reward is None else freeze(reward, launch, sharding),
         sharding=sharding,
         texts=texts,
+        packs=all(packs(plain_model(model.model)) for model in read if model is not None)
+        and not models[ACTOR].prefix,
     )
 
 

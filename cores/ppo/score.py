@@ -13,8 +13,8 @@ from cores.data import right_pad
 from cores.draws import uniforms
 from cores.errors import ANEW, UserError
 from cores.models.images import ImageProcessor
-from cores.models.rows import Rows, Value
-from cores.ppo.experience import Scored, on_device
+from cores.models.rows import Rows, Value, on_device
+from cores.ppo.experience import Scored
 from cores.ppo.passes import in_parts, response_values, shared
 from cores.ppo.roles import Roles
 from cores.ppo.state import PPOState
@@ -141,8 +141,8 @@ class Scorer:
     def _score_all(self, scored: Scored, texts: Texts, last_token: bool, reuse: bool) -> None:
         """This rank's rows, in as many parts on every rank."""
         c, lengths = self.config, scored.lengths
-        rows, halved = range(len(lengths)), self.state.halved
-        (parts,) = shared(rows, lengths, c, halved, factor=FORWARD_FACTOR)
+        rows, halved, packed = range(len(lengths)), self.state.halved, self.roles.packs
+        (parts,) = shared(rows, lengths, c, halved, factor=FORWARD_FACTOR, packed=packed)
         (count,) = self.launch.agree(len(parts))
         for part in in_parts(parts, count):
             self._score_rows(scored, texts, part, last_token, reuse)
@@ -156,7 +156,7 @@ class Scorer:
         self, scored: Scored, texts: Texts, part: list[int], last_token: bool, reuse: bool
     ) -> None:
         """Fill in the model-made columns of the rows `part` of `scored`."""
-        c, batch = self.config, scored.select(part)
+        c, batch = self.config, scored.select(part, packed=self.roles.packs)
         rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
         with self.launch.autocast():
             if not reuse:

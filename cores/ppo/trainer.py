@@ -7,7 +7,6 @@ from dataclasses import fields
 from functools import partial
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 
 from cores.config import FaultsSection, PPOSection
@@ -35,7 +34,10 @@ from cores.rl import next_kl_coef
 from cores.rl.schedule import lr_factors
 from cores.rollout import RolloutEngine
 from cores.run.checkpoint import Checkpoint, State
-from cores.runtime.launch import Launch
+from cores.runtime.launch import Launch, over_ranks
+
+Parts = dict[bool, list[tuple[Experience, Turn]]]
+"""Micro-batches of an optimizer step, by whether they are `halved`."""
 
 
 class PPOTrainer(Scorer):
@@ -219,12 +221,13 @@ class PPOTrainer(Scorer):
         trained = self._trained_now()
         sums: dict[str, Tensor] = {}
         factors: list[float] = []
+        parts: Parts = {}
         for role in trained:
             # By where the run is, not by the steps taken: an update that ends early skips some.
             since = self.state.update - self.waits[role.name]
             factors.append(self.factors[role.name][since * self.minibatches + self.minibatch])
             role.set_rate(factors[-1])
-            sums |= with_room(self, partial(self._descend, role, experience, rows.tolist()))
+            sums |= with_room(self, partial(self._descend, role, experience, rows.tolist(), parts))
         self.minibatch += 1
         return {
             **over_ranks(sums, self.launch.world),
@@ -233,9 +236,10 @@ class PPOTrainer(Scorer):
         }
 
     def _descend(
-        self, role: TrainedRole, experience: Experience, rows: list[int]
+        self, role: TrainedRole, experience: Experience, rows: list[int], parts: Parts
     ) -> dict[str, Tensor]:
-        """The role's part of the step: its micro-batches, the step behind the last of them."""
+        """The role's part of the step: its micro-batches, the step behind the last of them. `parts`
+        holds those of the role before it."""
         sums: dict[str, Tensor] = {}
         acts = role is self.roles.actor
         if self.ptx is not None and acts:
@@ -248,8 +252,9 @@ class PPOTrainer(Scorer):
             kl_coef=self.state.kl_coef,
             measured=acts and experience.entropy is None and first,
         )
-        for micro, turn in self._micro_batches(experience, rows):
-            batch = experience.select(micro, self.passes.widths)
+        if (halved := self.state.halved) not in parts:
+            parts[halved] = list(self._micro_batches(experience, rows))
+        for batch, turn in parts[halved]:
             accumulate(sums, self.passes.run(role, batch, minibatch, turn))
         return sums
 
@@ -271,14 +276,17 @@ class PPOTrainer(Scorer):
             return [self.roles.critic]
         return self.roles.trained
 
-    def _micro_batches(self, scored: Scored, rows: list[int]) -> Iterator[tuple[list[int], Turn]]:
-        c, lengths = self.config, scored.lengths
-        if c.microbatch_tokens is not None:  # as wide as they will be
+    def _micro_batches(
+        self, scored: Experience, rows: list[int]
+    ) -> Iterator[tuple[Experience, Turn]]:
+        c, lengths, packed = self.config, scored.lengths, self.roles.packs
+        if c.microbatch_tokens is not None and not packed:  # as wide as they will be
             lengths = scored.as_selected(lengths, self.passes.widths)
-        ranks = shared(rows, lengths, c, self.state.halved, self.launch.world)
+        ranks = shared(rows, lengths, c, self.state.halved, self.launch.world, packed=packed)
         mine = ranks[self.launch.rank]
         for i, part in enumerate(mine):
-            yield part, Turn(first=i == 0, last=i == len(mine) - 1)
+            batch = scored.select(part, self.passes.widths, packed)
+            yield batch, Turn(first=i == 0, last=i == len(mine) - 1)
 
 
 def accumulate(sums: Terms, terms: Terms) -> None:
@@ -286,14 +294,3 @@ def accumulate(sums: Terms, terms: Terms) -> None:
     for name, value in terms.items():
         join = torch.maximum if name.endswith("_max") else torch.add
         sums[name] = join(sums[name], value) if name in sums else value
-
-
-def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
-    """Sums over ranks (largest of `_max`), on the device."""
-    names = sorted(sums)
-    if world == 1:
-        return {name: sums[name] for name in names}
-    own = torch.stack([sums[name] for name in names])
-    total, largest = reduce(own, reduction="sum"), own.clone()
-    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
-    return {name: (largest if name.endswith("_max") else total)[i] for i, name in enumerate(names)}

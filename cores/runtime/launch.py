@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import reduce, set_seed
 from huggingface_hub import constants
+from torch import Tensor
 
 from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import ElsewhereError, UserError
@@ -205,3 +206,14 @@ def _join() -> PartialState:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return PartialState(cpu=True, backend="gloo")
     return PartialState(cpu=True)
+
+
+def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
+    """Sums over ranks (largest of `_max`), on the device."""
+    names = sorted(sums)
+    if world == 1:
+        return {name: sums[name] for name in names}
+    own = torch.stack([sums[name] for name in names])
+    total, largest = reduce(own, reduction="sum"), own.clone()
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return {name: (largest if name.endswith("_max") else total)[i] for i, name in enumerate(names)}

@@ -14,7 +14,7 @@ from cores.config import Config
 from cores.config.ppo import WITH_CRITIC
 from cores.data import StageData, readable, sft_data
 from cores.data.sides import TEXT, Inputs
-from cores.draws import in_epochs
+from cores.draws import in_epochs, share
 from cores.errors import UserError
 from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
@@ -22,7 +22,7 @@ from cores.models.actor import plain_model
 from cores.models.bases import check_encoder
 from cores.models.images import ImageProcessor, reads_images
 from cores.models.loading import check_length, check_scalar, load_config
-from cores.ppo.experience import Experience, Stats, share
+from cores.ppo.experience import Experience, Stats
 from cores.ppo.ptx import PtxRows
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.score import Row

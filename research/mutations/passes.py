@@ -2,6 +2,8 @@
 
 from research.mutations.ppo import PPO, Bug
 
+PACKED = ("tests/unit/test_ppo_packed.py", "tests/unit/test_ppo_captured.py")
+
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/runtime/captured.py": (
         ("tests/unit/test_ppo_captured.py",),
@@ -32,7 +34,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'if turn.last:\n                terms["grad_norm"]',
              'if True:\n                terms["grad_norm"]'),
             ("pass-turn", "one graph for the first and the last pass of a step",
-             "minibatch.replies, turn)", "minibatch.replies)"),
+             "minibatch.replies, turn, longest)", "minibatch.replies, longest)"),
             ("pass-count", "captured steps are not counted",
              'norm = terms.pop("grad_norm", None)', 'norm = terms.pop("grad_norm", None) and None'),
             ("step-count", "optimizer steps counted twice", "role.steps += 1", "role.steps += 2"),
@@ -82,16 +84,54 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("length-term", "loss_mean ignored",
              'self.config.loss_mean == "tokens" and', "True or"),
             ("budget-unpadded", "the budget counts tokens without their padding",
-             "count * sum(longer) <= tokens",
-             "sum(sum(lengths[i]) for p in parts[-1:] for i in [*p, row]) <= tokens"),
+             "if packed else count * sum(longer)", "if True else count"),
             ("budget-off", "a row too many for the budget",
-             "count * sum(longer) <= tokens", "(count - 1) * sum(longer) <= tokens"),
+             "if packed else count * sum(longer)", "if packed else (count - 1) * sum(longer)"),
             ("longest-kept", "the longest row of the part before is carried over",
-             "prompt, response = lengths[row]", "prompt, response = longer"),
+             "(prompt, response), held = lengths[row]", "(prompt, response), held = longer"),
             ("ranks-differ", "ranks take different numbers of micro-batches",
              "return [in_parts(parts, most) for parts in ranks]", "return ranks"),
             ("deal", "a rank has all the long rows",
              "ordered[rank::world]", "ordered[rank * len(ordered) // world :]"),
+        ],
+    ),
+    "cores/models/rows.py": (
+        PACKED,
+        [
+            ("pack-before", "a packed token of a reply judged by its own state",
+             "asked[reply] + number - 1", "asked[reply] + number"),
+            ("pack-positions", "packed rows count on from the row before",
+             "torch.arange(len(row)) - starts[row]", "torch.arange(len(row))"),
+            ("pack-columns", "packed prompts read from the first column",
+             "row * columns + (prompt - asked)[row]", "row * columns"),
+            ("pack-replies", "packed numbers spread over replies of the longest",
+             "places = reply * width", "places = reply * columns"),
+            ("pack-filler", "filler overwrites the first row's numbers",
+             "value=len(lengths) * width", "value=0"),
+            ("pack-starts", "filler belongs to the last row",
+             "starts[-1:] + extra", "starts[-1:] + 0 * extra"),
+            ("pack-grid", "the grid's rows overlap",
+             "row * longest + positions", "row * (longest - 1) + positions"),
+        ],
+    ),
+    "cores/models/packed.py": (
+        PACKED,
+        [
+            ("pack-both-ways", "packed rows attend to what is behind",
+             "is_causal=True", "is_causal=False"),
+            ("pack-scale", "packed attention forgets the model's scale",
+             "scale=scaling)", "scale=0.5 * (scaling or 1))"),
+            ("pack-groups", "queries share the wrong keys",
+             "x.repeat_interleave(shared, dim=1)", "x.repeat(1, shared, 1)"),
+        ],
+    ),
+    "cores/ppo/experience.py": (
+        PACKED,
+        [
+            ("pack-nothing", "rows of nothing are the first one again",
+             "found[name][len(rows) :] = False", "pass"),
+            ("pack-own-width", "packed micro-batches as wide as their own rows",
+             "            wide = self.lengths\n", ""),
         ],
     ),
 }  # fmt: skip

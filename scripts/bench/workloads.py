@@ -23,12 +23,13 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
     PretrainedConfig,
+    Qwen2Config,
 )
 
 from cores.config import Config, ModelSection, parse_config
 from cores.errors import UserError
 from cores.models.adapters import quantize
-from cores.models.body import fuse_activations
+from cores.models.body import fuse_layers
 from cores.models.folders import DROPOUTS
 from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
@@ -63,9 +64,27 @@ SHAPES: Shapes = {
         word_embed_proj_dim=2048,
     ),
     "llama-7b": LlamaConfig(max_position_embeddings=4096),
+    "qwen2.5-0.5b": Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+    "smollm2-135m": LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
 }
-"""GPT2Config and LlamaConfig are GPT-2 124M and Llama 7B by default; OPT's numbers are those of
-facebook/opt-350m and facebook/opt-1.3b."""
+"""GPT2Config and LlamaConfig are GPT-2 124M and Llama 7B by default; the other numbers are those of
+facebook/opt-350m, facebook/opt-1.3b, Qwen/Qwen2.5-0.5B and HuggingFaceTB/SmolLM2-135M."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +134,12 @@ WORKLOADS = {
         Workload("W2", "opt-1.3b", "opt-350m", 64, 256, 256, epochs=1, minibatch=16, micro=4),
         Workload("W3", "llama-7b", "llama-7b", 16, 512, 256, 1, minibatch=4, micro=4, lora=16),
         Workload("W4", "tiny", "tiny", 64, 16, 32, 4, minibatch=16, micro=16, precision="fp32"),
+        Workload(
+            "W5", "qwen2.5-0.5b", "qwen2.5-0.5b", 256, 104, 512, 1, 64, micro=16, mean_length=277.0
+        ),
+        Workload(
+            "W6", "smollm2-135m", "smollm2-135m", 128, 32, 48, 2, 32, micro=32, mean_length=24.0
+        ),
     )
 }
 
@@ -244,7 +269,7 @@ def as_loaded(model: Any, frozen: ModelSection | None = None) -> Any:
     """What the product makes of a model: stage 1 rounds the vocabulary up, loaders fuse."""
     rows = rounded(model.config.vocab_size)
     model.resize_token_embeddings(rows, mean_resizing=False)
-    return fuse_activations(quantize(model, frozen or ModelSection()))
+    return fuse_layers(quantize(model, frozen or ModelSection()))
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from cores.config import AdamSection, Config, LoraSection, PPOSection
+from cores.draws import share
 from cores.models import load_tokenizer
 from cores.ppo import PPOTrainer, Roles, build_roles, gather_rows
-from cores.ppo.experience import share
 from cores.rollout.engine import Rollout, response_mask
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent

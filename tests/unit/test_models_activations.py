@@ -1,4 +1,4 @@
-"""`gelu_new` in one kernel: the same function, and not in what is saved."""
+"""`gelu_new` and norms in one kernel: the same functions, and not in what is saved."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers.activations import NewGELUActivation
 
 from cores.config import ModelSection
 from cores.models import load_policy, save_model
-from cores.models.body import TanhGELU, fuse_activations
+from cores.models.body import NORMS, FusedRMSNorm, TanhGELU, fuse_layers
 
 
 def kinds_of(model: Any) -> set[type]:
@@ -29,7 +29,7 @@ def test_the_same_function(
     """Values and gradients but for rounding, from -8 to 8 and at the ends of its range, in the form
     for the compiler too."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    fused = fuse_activations(nn.Sequential(NewGELUActivation()))
+    fused = fuse_layers(nn.Sequential(NewGELUActivation()))
     assert kinds_of(fused) == {nn.Sequential, TanhGELU}
     found, gradients = [], []
     for function in (NewGELUActivation(), fused):
@@ -65,8 +65,33 @@ def test_frozen_bases_have_it(how: Any, tmp_path: Path) -> None:
 def test_other_activations_stay() -> None:
     """OPT's ReLU, Llama's SiLU and NeoX's exact GELU are what they were."""
     for kind in ("opt", "llama", "gpt_neox"):
-        before = kinds_of(causal(kind))
-        assert kinds_of(fuse_activations(causal(kind))) == before
+        before = {type(m) for m in causal(kind).modules() if type(m).__name__ not in NORMS}
+        assert kinds_of(fuse_layers(causal(kind))) - {FusedRMSNorm} == before
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("half", [False, True])
+def test_norms_are_the_stock_ones(kind: str, half: bool) -> None:
+    """Values and gradients, for inputs of the weight's type and of a smaller one; names stay."""
+    stock, ours = causal(kind), fuse_layers(causal(kind))
+    names = [name for name, m in stock.named_modules() if type(m).__name__ in NORMS]
+    assert names == [name for name, m in ours.named_modules() if isinstance(m, FusedRMSNorm)]
+    assert stock.state_dict().keys() == ours.state_dict().keys()
+    torch.manual_seed(0)
+    for name in names[:2] + names[-1:]:
+        found = []
+        for model in (stock, ours):
+            norm = model.get_submodule(name)
+            with torch.no_grad():
+                norm.weight.copy_(torch.linspace(0.5, 2, len(norm.weight)))
+            x = torch.linspace(-3, 4, 5 * len(norm.weight)).view(5, -1)
+            x = (x.bfloat16() if half else x).requires_grad_()
+            out = norm(x)
+            out.square().sum().backward()
+            found.append((out, x.grad, norm.weight.grad))
+        gap = 2e-2 if half else 1e-5
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, atol=gap, rtol=gap)
 
 
 def test_saved_models_say_gelu_new(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cores.models import (
     load_tokenizer,
     save_model,
 )
-from cores.models.body import fuse_activations
+from cores.models.body import fuse_layers
 from cores.models.loading import check_length, max_length
 
 
@@ -84,5 +84,5 @@ def test_a_scalar_model_of_a_policy_has_a_new_head(tmp_path: Path) -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     assert stock.config.num_labels == 1
     ids = torch.tensor([[5, 9, 13]])
-    theirs = fuse_activations(stock)(ids).logits
+    theirs = fuse_layers(stock)(ids).logits
     torch.testing.assert_close(theirs, model(ids).logits, atol=0, rtol=0)

@@ -26,7 +26,7 @@ from cores.models import (
     save_model,
     settle_pad_token,
 )
-from cores.models.body import fuse_activations
+from cores.models.body import fuse_layers
 from cores.models.loading import exclude_from
 from cores.models.vocabulary import (
     NEW_PAD,
@@ -190,7 +190,7 @@ def test_save_then_load_gives_the_same_logits(kind: str, tied: bool, tmp_path: P
     bare = model(ids).logits.clone()
     exclude_from(model, tokenizer)
     save_model(model, tokenizer, tmp_path)
-    expected = fuse_activations(model)(ids).logits  # bit for bit, as ours is
+    expected = fuse_layers(model)(ids).logits  # bit for bit, as ours is
     stock = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert stock.config.vocab_size == embedding(stock).shape[0] == len(tokenizer)
     bare, expected = bare[..., : len(tokenizer)], expected[..., : len(tokenizer)]

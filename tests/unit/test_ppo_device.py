@@ -13,7 +13,7 @@ from transformers import masking_utils
 from cores.draws import permutation
 from cores.errors import UserError
 from cores.ppo.experience import read
-from cores.ppo.trainer import over_ranks
+from cores.runtime.launch import over_ranks
 
 
 def test_a_step_that_is_no_number_is_named_and_left_out() -> None:
@@ -83,7 +83,7 @@ def test_statistics_are_read_at_once() -> None:
 def test_sums_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariants 21, 24: of 1, 5 here and 3, 2 on the other rank: sums, and the largest of _max."""
     other = torch.tensor([3.0, 2.0])
-    monkeypatch.setattr("cores.ppo.trainer.reduce", lambda own, reduction: own + other)
+    monkeypatch.setattr("cores.runtime.launch.reduce", lambda own, reduction: own + other)
 
     def largest(own: torch.Tensor, op: Any) -> None:
         own.copy_(torch.maximum(own, other))

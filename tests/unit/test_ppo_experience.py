@@ -10,10 +10,10 @@ import torch
 from _engines import STOPS
 from _models import KINDS, PROMPTS, CountReward, Scored, fixed_rollout, make_trainer
 
-from cores.draws import in_epochs
+from cores.draws import in_epochs, share
 from cores.evaluate import evaluate, sample_pairs
 from cores.ppo import Scorer, gather_rows
-from cores.ppo.experience import _concatenate, columns, share
+from cores.ppo.experience import _concatenate, columns
 from cores.runtime.launch import Launch
 
 COLUMNS = [f.name for f in fields(Scored)]

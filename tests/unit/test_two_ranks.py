@@ -73,8 +73,8 @@ def test_a_minibatch_is_shared_by_the_ranks() -> None:
         trainer.launch = launch
         parts = list(trainer._micro_batches(experience, rows.tolist()))
         assert [tuple(turn) for _, turn in parts] == [(True, False), (False, False), (False, True)]
-        seen += [row for part, _ in parts for row in part]
-    assert sorted(seen) == sorted(rows.tolist())
+        seen += [score for part, _ in parts for score in part.scores.tolist()]
+    assert sorted(seen) == sorted(experience.scores[rows].tolist())
 
 
 def test_a_rank_s_sum_outlives_the_average() -> None:

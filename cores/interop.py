@@ -20,8 +20,7 @@ from cores.config.schema import Config
 from cores.data import readable, right_pad
 from cores.data.encode import encode_rows
 from cores.data.roles import Segment
-from cores.data.rows import control_tokens
-from cores.data.template import Template, leading_ids
+from cores.data.template import Template, control_tokens, leading_ids
 from cores.errors import UserError
 from cores.files import read_json
 from cores.models import ScalarModel, load_scalar, load_tokenizer

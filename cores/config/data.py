@@ -47,6 +47,8 @@ class OneSource:
     similarity: float = number(0.24)
     """Of interleaved rows (MMC4's form): how like an image and its sentence must be, 0 to 1, for
     the image to stand before it; OpenFlamingo's value."""
+    most_images: int = number(6, above=0)
+    """Of interleaved rows: images of a row at most, the first; OpenFlamingo's value."""
     ignore: list[str] = field(default_factory=list)
     """Columns, and keys of a turn, that mean something and are left out knowingly: docs/data.md has
     those that are refused otherwise."""
@@ -106,6 +108,9 @@ class DataSection:
     sft.max_length tokens, without stop tokens. None: a row a text."""
     join_opening: str = ""
     """With join: text at the beginning of each of these rows."""
+    overlap: int = number(0, least=0)
+    """Stage 1: tokens that a row of a text that is cut (join, or too_long split) repeats from the
+    end of the one before, as context that is not learned again. 0: rows lie side by side."""
     inspect: int = 0
     """Print this many rows of the stage's data, trained tokens coloured, and stop. 0: train."""
     inspect_json: Optional[str] = None

@@ -42,6 +42,8 @@ class ImageTemplate:
     requests: list[str] = field(default_factory=list)
     """With format caption, what is asked of the image; one is drawn for each row. Empty: nothing,
     the caption follows the image."""
+    clean: bool = False
+    """With format caption: captions in lower case, without .!"()*#:;~, 50 words at most."""
     end_of_chunk: str = ""
     """Text behind what belongs to an image in interleaved rows (MMC4's form)."""
 

@@ -242,10 +242,15 @@ def _texts(config: Config) -> Iterator[str]:
     data = config.data
     if data.join is not None and config.sft.packing:
         yield "sft.packing: data.join fills the rows already; set sft.packing to false."
+    if data.overlap >= config.sft.max_length:
+        yield (
+            f"data.overlap: {data.overlap} tokens of each row would be of the one before, which is "
+            f"all of sft.max_length {config.sft.max_length}; lower it."
+        )
 
 
 def _streaming(config: Config) -> Iterator[str]:
-    """It is for texts of stage 1, one source, and a fixed number of steps."""
+    """It is for texts of stage 1, and a fixed number of steps."""
     for name in ("preference", "prompts"):
         if getattr(config.data, name).streaming:
             yield f"data.{name}.streaming: is for stage 1 (data.sft) only; turn it off."
@@ -254,7 +259,6 @@ def _streaming(config: Config) -> Iterator[str]:
         return
     if config.sft.max_steps is None:
         yield f"{key}: needs sft.max_steps, as the number of rows is not known; set it."
-    if section.sources:
-        yield f"{key}: reads one source: give it as data.sft.path, or turn streaming off."
-    if section.transcripts or section.format not in (None, "text"):
+    items: list[OneSource] = [*section.sources] or [section]
+    if any(one.transcripts or one.format not in (None, "text") for one in items):
         yield f"{key}: reads rows of format text only, without transcripts; turn it off for others."

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
-from cores.data.formats import Example, Reader, Stage
+from cores.data.formats import LISTS, Example, Reader, Stage
 from cores.data.images import by_images, shown
 from cores.data.mixture import interleave, mix, tokens_in
 from cores.data.presets import converted
@@ -139,7 +139,7 @@ def _read(
 
 def check_options(section: OneSource, stage: Stage, reader: Reader, key: str, path: str) -> None:
     """UserError for options that do nothing on rows of the format that was found."""
-    turns = reader.column in ("messages", "conversations") and reader.format != "preference"
+    turns = reader.column in LISTS and reader.format != "preference"
     for name, nothing in (
         ("transcripts", turns),
         ("prompt_tokens", stage == "ppo" and not reader.plain),

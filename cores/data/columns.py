@@ -1,13 +1,15 @@
 """Columns under the names that formats know, and rows of other shapes as turns.
 
-`columns` of a source says what its file calls them; two shapes are known without it: lists of
-questions and of their replies (Chinese-Vicuna's chats), and a dict of turns (MOSS's).
+`columns` of a source says what its file calls them; three shapes are known without it: lists of
+questions and of their replies (Chinese-Vicuna's chats), a list of what is said in turn (LIMA's),
+and a dict of turns (MOSS's).
 """
 
 import difflib
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 from cores.data.sources import Row
@@ -94,6 +96,10 @@ def standard(row: Row, names: dict[str, str]) -> Row:
     above."""
     columns = {names.get(name, name): value for name, value in row.columns.items()}
     row = replace(row, columns=columns)
+    if (spoken := columns.get("conversations")) and _texts(spoken):  # LIMA's rows
+        roles = cycle(("user", "assistant"))
+        turns = [{"role": role, "content": text} for role, text in zip(roles, spoken, strict=False)]
+        return replace(row, columns={**columns, "conversations": turns})
     if "messages" in columns or "conversations" in columns:
         return row
     turns, read = _parallel(row) or _rounds(row) or ([], ())
@@ -122,7 +128,7 @@ def _parallel(row: Row) -> tuple[list[Turn], tuple[str, ...]] | None:
 
 
 def _texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def _rounds(row: Row) -> tuple[list[Turn], tuple[str, ...]] | None:

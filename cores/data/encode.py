@@ -162,15 +162,35 @@ def _encode(
 
 
 def windows(
-    rows: Iterable[dict[str, Any]], width: int, opening: list[int]
-) -> Iterator[dict[str, Any]]:
-    """The ids of `rows` as one endless row, cut into rows of `width` tokens that each begin with
-    `opening`; all is learned. A last one of a single token is left out: nothing predicts it."""
-    buffer = list(opening)
+    rows: Iterable[dict[str, Any]], width: int, opening: list[int], overlap: int = 0
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The ids of `rows` as one endless row, cut into rows of `width` tokens that each repeat
+    `overlap` tokens of the one before; all is learned once. Where each begins with `opening`, the
+    one behind goes on with the next of `rows` instead, as no opening stands before the rest of one;
+    beside a row whether it lost that. Of the last one a single token is left out: nothing predicts
+    it."""
+    buffer, seen = list(opening), 0
     for row in rows:
         buffer += row["input_ids"]
         while len(buffer) >= width:
-            yield {"input_ids": buffer[:width], "labels": buffer[:width]}
-            buffer = opening + buffer[width:]
-    if len(buffer) > len(opening) + (not opening):
-        yield {"input_ids": buffer, "labels": list(buffer)}
+            lost = bool(opening) and len(buffer) > width
+            row = {"input_ids": buffer[:width], "labels": buffer[:width]}
+            yield behind(seen, row), lost
+            buffer = list(opening) if opening else buffer[width - overlap :]
+            seen = overlap
+    if len(buffer) > (seen or len(opening) or 1):
+        yield behind(seen, {"input_ids": buffer, "labels": buffer}), False
+
+
+def pieces(row: dict[str, list[int]], width: int, overlap: int) -> Iterator[dict[str, list[int]]]:
+    """`row` as rows of `width` tokens that each repeat `overlap` tokens of the one before."""
+    for start in range(0, len(row["input_ids"]), width - overlap):
+        piece = {name: ids[start : start + width] for name, ids in row.items()}
+        if start and len(piece["input_ids"]) <= max(overlap, 1):
+            return  # nothing is left to learn, or nothing predicts its one token
+        yield behind(overlap, piece) if start else piece
+
+
+def behind(seen: int, row: dict[str, list[int]]) -> dict[str, list[int]]:
+    """A row whose first `seen` tokens are context."""
+    return {**row, "labels": [IGNORED] * seen + row["labels"][seen:]}

@@ -46,6 +46,9 @@ ORDER: dict[Stage, tuple[Format, ...]] = {
 PROMPTS = ("prompt", "instruction", "messages", "conversations")
 """Columns that hold a prompt, in order of preference."""
 
+LISTS: tuple[Format, ...] = ("messages", "conversations")
+"""Formats, and their columns, of turns in a list."""
+
 PAIR = ("chosen", "rejected")
 
 COLUMNS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -100,7 +103,7 @@ def choose_format(
                 f"{', '.join(takes)}."
             )
         # turns beside a pair are its prompt, so they demonstrate nothing by themselves
-        paired = candidate in ("messages", "conversations") and set(PAIR) <= set(columns)
+        paired = candidate in LISTS and set(PAIR) <= set(columns)
         if wanted is None and stage == "sft" and paired:
             continue
         if any(set(group) <= set(columns) for group in groups):
@@ -149,7 +152,13 @@ class Reader:
         """Rows are texts without turns, which no template touches."""
         self.sides = {"sft": 1, "reward": 2, "ppo": 0}[stage]
         """Replies of a row that the stage reads."""
-        self.ignore = Ignored(source.ignore, key)
+        listed = stage == "sft" and self.format in LISTS
+        self.ignore = Ignored(
+            source.ignore,
+            key,
+            obeyed=listed and config.sft.loss_on != "all",
+            learned=stage == "sft",
+        )
         if unknown := sorted(set(source.ignore) - set(columns) - MEANING.keys()):
             raise UserError(
                 f"{key}.ignore: {', '.join(unknown)} is no column of {path!r} (it has "
@@ -174,7 +183,7 @@ class Reader:
             text = text_of(row, "text")
             dropped = None if text.strip() else "empty text"
             return Example(row, text, ([{"role": "text", "content": text}],), dropped)
-        if self.stage == "sft" and self.format in ("messages", "conversations", "text"):
+        if self.stage == "sft" and self.format in (*LISTS, "text"):
             return self._demonstration(row)
         prompt, replies, dropped = self._asked(row)
         dropped = dropped or problem_of(prompt)
@@ -213,8 +222,9 @@ class Reader:
             prompt, problem = behind(self._before(row), found)
             return prompt, replies, dropped or problem
         prompt, dropped = self._turns(row, self.column)
+        begun = ""
         while prompt and prompt[-1]["role"] == "assistant":
-            prompt.pop()
+            begun = prompt.pop()["content"].strip() or begun
         lists = [row.columns[side] for side in PAIR if isinstance(row.columns.get(side), list)]
         whole = len(lists) == len(PAIR) and any(len(side) > 1 for side in lists)
         if whole and self.format in ("preference", "prompt"):
@@ -227,6 +237,8 @@ class Reader:
         last = prompt[-1]["content"] if prompt else ""
         if len(last) >= ECHO and replies and all(reply.startswith(last) for reply in replies):
             dropped = dropped or "reply repeats the prompt"
+        if begun and replies and self.column in ("prompt", "instruction"):
+            dropped = dropped or "prompt ends within a reply"
         if self.transcripts:
             replies = [reply.removeprefix(" ") for reply in replies]
         return prompt, replies, dropped
@@ -253,14 +265,18 @@ class Reader:
     def _turns(self, row: Row, column: str) -> tuple[list[Turn], str | None]:
         """A column's turns: its own, those of its transcript, or its text as a user's turn."""
         before = [] if column in PAIR else self._before(row)
-        if column in ("messages", "conversations") or isinstance(value_of(row, column), list):
+        if column in LISTS or isinstance(value_of(row, column), list):
             turns = turns_of(row, column, self.ignore)
         else:
             text = words_of(row, column)
             if column == "instruction" and row.columns.get("input"):
                 text = text + self.template.separator + text_of(row, "input")
                 before = with_system(before, self.template.system_prompt_input)
-            turns = parse(text) if self.transcripts else [{"role": "user", "content": text}]
+            turns = (
+                parse(text, self.template)
+                if self.transcripts
+                else [{"role": "user", "content": text}]
+            )
             if self.transcripts and text.strip() and not turns:
                 return turns, NO_TURN
         return behind(before, turns)

@@ -26,6 +26,8 @@ WRITTEN = "<image>"
 """How rows say where an image stands."""
 MARK, CHUNK = "\ufdd0", "\ufdd1"
 """An image, and the end of the text that belongs to one: characters that are for such inner use."""
+SIGNS, WORDS = r"[.!\"()*#:;~]", 50
+"""Signs that are no part of a clean caption, and its longest (BLIP's rule, Li et al. 2022)."""
 COLUMNS = ("image", "images")
 INTERLEAVED = ("text_list", "image_info")
 """Columns of MMC4 (Zhu et al. 2023)."""
@@ -58,10 +60,12 @@ def shown(
     broken, elsewhere, or stands nowhere; and for options of images that nothing would read.
     """
     if not reads:
+        usual = OneSource()
         options = {
             f"{key}.format caption": source.format == "caption",
             f"{key}.image_folder": source.image_folder is not None,
-            f"{key}.similarity": source.similarity != OneSource().similarity,
+            f"{key}.similarity": source.similarity != usual.similarity,
+            f"{key}.most_images": source.most_images != usual.most_images,
             "template.image": config.template.image != ImageTemplate(),
         }
         for name in (name for name, given in options.items() if given):
@@ -89,9 +93,18 @@ def _check_options(
     asked = any(_captioned(source, row) for row, _ in rows)
     for name, given, used, what in (
         (f"{key}.image_folder", source.image_folder is not None, shown, "has an image"),
-        (f"{key}.similarity", source.similarity != OneSource().similarity, mixed, "is interleaved"),
+        *(
+            (
+                f"{key}.{name}",
+                getattr(source, name) != getattr(OneSource(), name),
+                mixed,
+                "is interleaved",
+            )
+            for name in ("similarity", "most_images")
+        ),
         ("template.image", alone and image != usual, shown, "has an image"),
         ("template.image.requests", alone and bool(image.requests), asked, "is of format caption"),
+        ("template.image.clean", alone and image.clean, asked, "is of format caption"),
     ):
         if given and not used:
             raise UserError(
@@ -144,27 +157,31 @@ class Shown:
                 f"with one reply; found are {images} images and the columns "
                 f"{', '.join(row.columns)}. Correct the row, or choose another format."
             )
+        if self.config.template.image.clean:
+            caption = " ".join(re.sub(SIGNS, " ", caption.lower()).split()[:WORDS])
         asked = self.config.template.image.requests
         request = asked[key(self.config.seed, "requests", number) % len(asked)] if asked else ""
         ask = {"role": "user", "content": MARK * images + request}
         return {**columns, "messages": [ask, {"role": "assistant", "content": caption}]}
 
     def _interleaved(self, row: Row, columns: dict[str, Any]) -> Row:
-        """MMC4: each image before the sentence that it is most like, where that is enough."""
+        """MMC4: each image before the sentence that it is most like, where that is enough; of
+        several at one sentence the first, so that none stands before nothing."""
         texts = [str(text) for text in columns.pop("text_list")]
-        found: dict[int, list[str]] = {}
+        found: dict[int, str] = {}
         for info in columns.pop("image_info"):
             try:
                 at, like, name = (info[k] for k in MATCHED)
-                if like >= self.source.similarity:
+                full = len(found) == self.source.most_images
+                if like >= self.source.similarity and at not in found and not full:
                     texts[at] = CHUNK + MARK + texts[at]
-                    found.setdefault(at, []).insert(0, str(name))
+                    found[at] = str(name)
             except (KeyError, TypeError, IndexError):
                 raise UserError(
                     f"{row.where}: an item of 'image_info' needs {', '.join(MATCHED)} (the first a "
                     f"number below {len(texts)}), but is {str(info)[:100]}; correct the row."
                 ) from None
-        names = [name for at in sorted(found) for name in found[at]]
+        names = [found[at] for at in sorted(found)]
         text = " ".join(texts).replace(CHUNK, "", 1)  # nothing ends before the first image
         text = re.sub(f" ?({MARK}|{CHUNK}) ?", r"\1", text) + CHUNK
         return replace(row, columns={**columns, "text": text}, images=self._found(names, row.where))

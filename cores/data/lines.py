@@ -27,9 +27,10 @@ def lines(path: Path, newline: str) -> Iterator[str]:
                 yield line
     except UnicodeDecodeError as error:
         number, byte = _undecodable(path)
+        other = "utf-16" if number == 1 and byte in (0xFE, 0xFF) else "latin1"
         raise UserError(
             f"{path}:{number}: not UTF-8 (byte 0x{byte:02x}); convert the file, e.g. with iconv -f "
-            "latin1 -t utf-8; unpack it if it is compressed, or name it "
+            f"{other} -t utf-8; unpack it if it is compressed, or name it "
             "by its packing (.gz, .bz2, .zst), and name a Parquet file .parquet."
         ) from error
     except OSError as error:

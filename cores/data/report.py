@@ -132,7 +132,7 @@ class MixtureReport:
     weights: list[float]
     """As configured."""
     counts: list[int]
-    """Training rows of each in the mixture, repetitions included."""
+    """Training rows of each in the mixture, repetitions included; of a stream those read."""
     tokens: list[int] | None = None
     """Their tokens, where weights are shares of tokens."""
 
@@ -151,12 +151,13 @@ class MixtureReport:
         for source, weight, amounts, share in self._entries():
             first, *rest = source.lines()
             told = ", ".join(f"{count} {name}" for name, count in amounts.items())
-            lines += [f"{first}; weight {weight:g}: {told}, {share:.2%} of all", *rest]
+            told = f": {told}, {share:.2%} of all" if any(self.counts) else ""
+            lines += [f"{first}; weight {weight:g}{told}", *rest]
         return lines
 
     def _entries(self) -> Iterator[tuple[DataReport, float, dict[str, int], float]]:
         weighed = self.tokens or self.counts
-        shares = [amount / sum(weighed) for amount in weighed]
+        shares = [amount / (sum(weighed) or 1) for amount in weighed]
         amounts = [{"rows": count} for count in self.counts]
         for each, tokens in zip(amounts, self.tokens or [], strict=False):
             each["tokens"] = tokens

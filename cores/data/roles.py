@@ -45,7 +45,8 @@ def written(turns: list[Turn], section: TemplateSection, eos: str) -> list[Segme
             content, after = around.opening + content, after + (around.stop or "")
         if role == "assistant" and around.stop is None and eos not in content + after:
             after += eos
-        _add(segments, role, (before, content, after), _trained(section, role, last), eos)
+        trained = "none" if "untrained" in turn else _trained(section, role, last)
+        _add(segments, role, (before, content, after), trained, eos)
     _push(segments, inside, False)
     if turns[-1]["role"] != "assistant" and not section.marked:
         prefix = _around(section, "assistant", True).prefix

@@ -1,7 +1,6 @@
 """Rows of a stage: examples become segments, then ids, then what the stage reads, or are dropped
 with their reason."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -11,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cores.config.data import OneSource
 from cores.config.schema import Config
-from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows, windows
-from cores.data.formats import Example, Reader
+from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows, pieces, windows
+from cores.data.formats import LISTS, Example, Reader
 from cores.data.images import finished, with_images
 from cores.data.ratings import RatingReader
 from cores.data.report import SplitReport
@@ -25,8 +24,8 @@ from cores.data.sides import (
     reply_rows,
     sided_row,
     two_sides,
-)
-from cores.data.template import Template, leading_ids
+)  # fmt: skip
+from cores.data.template import Template, control_tokens, leading_ids
 from cores.data.transcripts import from_the_first_user, holds_turns, in_turn
 from cores.data.values import Turn, with_system
 from cores.errors import UserError
@@ -63,9 +62,9 @@ class RowMaker:
         self.by_template = config.template.kind == "chat" and not reader.plain
         # Turns that bring their markers hold such tokens by right.
         self.controls = None if config.template.marked else control_tokens(tokenizer)
-        bare = self.by_template or not config.template.bos
         self.joined = reader.plain and self.demonstrates and config.data.join is not None
-        self.leading = [] if bare or self.joined else leading_ids(tokenizer)
+        bare = self.by_template or not config.template.bos or self.joined
+        self.leading = [] if bare else leading_ids(tokenizer)
         if self.demonstrates and not reader.plain:
             self._check_texts_alone(reader)
         self.encoder = inputs.encoder
@@ -84,17 +83,25 @@ class RowMaker:
         report.over = own and self.config.template.kind == "roles"
         rows = self._rows(examples, report)
         if self.joined:
-            text, width = self.config.data.join_opening, self.config.sft.max_length
-            opening = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            if len(opening) > width // 2:
-                raise UserError(
-                    f"data.join_opening has {len(opening)} tokens, more than half of "
-                    f"sft.max_length {width}; shorten it, or raise that."
-                )
-            rows = windows(rows, width, opening)
+            rows = self._windows(rows, report)
         if self.demonstrates and self.config.model.attention == "prefix":
             return ({"prompt_length": 0} | row for row in rows)  # of texts, and parts of them
         return rows
+
+    def _windows(
+        self, rows: Iterator[dict[str, Any]], report: SplitReport
+    ) -> Iterator[dict[str, Any]]:
+        """Texts as one, cut; UserError for an opening that leaves them little room."""
+        data, width = self.config.data, self.config.sft.max_length
+        opening = list(self.tokenizer(data.join_opening, add_special_tokens=False)["input_ids"])
+        if len(opening) > width // 2:
+            raise UserError(
+                f"data.join_opening has {len(opening)} tokens, more than half of "
+                f"sft.max_length {width}; shorten it, or raise that."
+            )
+        for row, lost in windows(rows, width, opening, data.overlap):
+            report.truncated += lost
+            yield row
 
     def _check_texts_alone(self, reader: Reader) -> None:
         """UserError for what would have no effect on conversations."""
@@ -110,7 +117,7 @@ class RowMaker:
         while chunk := [self._checked(example) for example in islice(left, CHUNK)]:
             report.read += len(chunk)
             report.begun += sum(example.begun for example in chunk)
-            if self.config.template.kind != "none":
+            if self.config.template.kind != "none" and report.format not in LISTS:
                 report.alike += sum(holds_turns(example.conversations[0]) for example in chunk)
             report.dropped.update(e.dropped for e in chunk if e.dropped is not None)
             usable = [example for example in chunk if example.dropped is None]
@@ -134,15 +141,9 @@ class RowMaker:
 
     def _parts(self, row: dict[str, Any], report: SplitReport) -> Iterator[dict[str, Any]]:
         """The row, or where texts are split those that it becomes."""
-        limit = self.config.sft.max_length
         if not self.demonstrates or self.config.data.too_long != "split" or self.joined:
-            yield row
-            return
-        for start in range(0, len(row["input_ids"]), limit):
-            part = {name: ids[start : start + limit] for name, ids in row.items()}
-            if start and len(part["input_ids"]) < 2:
-                return  # nothing predicts its token
-            yield part
+            return iter([row])
+        return pieces(row, self.config.sft.max_length, self.config.data.overlap)
 
     def _texts(self, example: Example) -> list[Texts]:
         """Of each row that an example becomes, the segments of its conversations."""
@@ -178,8 +179,7 @@ class RowMaker:
         # The stock classification head reads the last id that is not pad, so none may be inside. A
         # pad that is also the stop token is in every row, and stage 1 replaces it.
         pad = self.tokenizer.pad_token_id
-        inside = pad is not None and any(pad in row.ids for row in rows)
-        if inside and pad != self.tokenizer.eos_token_id:
+        if pad != self.tokenizer.eos_token_id and any(pad in row.ids for row in rows):
             return "contains the pad token", False
         return self.made(example, rows, texts)
 
@@ -244,8 +244,12 @@ class RowMaker:
         if len(ids) > self.config.ppo.max_prompt_length:
             return "prompt longer than ppo.max_prompt_length", False
         turns = with_system(example.conversations[0], self.config.template.system_prompt)
-        columns = example.row.columns
-        return {"input_ids": ids, "prompt": prompt, "turns": turns, "row": columns}, False
+        return {
+            "input_ids": ids,
+            "prompt": prompt,
+            "turns": turns,
+            "row": example.row.columns,
+        }, False
 
     def _beginning(self, ids: list[int]) -> int:
         """Length of the beginning of `ids` that holds `prompt_tokens` tokens after the leading
@@ -288,13 +292,3 @@ class RowMaker:
         verbatim = self.config.template.kind == "none" and last["role"] == "assistant"
         own = last["role"] == "text" or verbatim
         return [*before, {**last, "content": rest}] if own and rest.strip() else turns
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Finds the tokenizer's special tokens in a text, longest first; pad has a rule of its own."""
-    added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
-    tokens = {*tokenizer.all_special_tokens, *(token.content for token in added), ""} - {""}
-    if tokenizer.pad_token != tokenizer.eos_token:
-        tokens.discard(tokenizer.pad_token)
-    found = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-    return re.compile(found) if found else None

@@ -23,6 +23,7 @@ BESIDE = ("system", "history")
 REFUSED = {
     **dict.fromkeys(("label", "kto_tag"), "whether the reply is wanted; format kto reads it"),
     **dict.fromkeys(BESIDE, "what stood before the prompt"),
+    "system_prompt": "what stood before the prompt; columns {system: system_prompt} reads it",
     "tools": "the tools that could be called",
     "images": "images",
     "image": "an image",

@@ -97,6 +97,12 @@ class Template:
         self._placed(turns, where)
         chat = self.section.kind == "chat" and turns[0]["role"] != "text"
         if chat and (found := marked(self._ready(), turns, where)):
+            if any("untrained" in turn for turn in turns):
+                raise UserError(
+                    f"{where}: a turn says that it is not to be learned (weight, train or loss), "
+                    "but the chat template says by {% generation %} what is; take those marks out "
+                    "of it, set template.kind to roles, or leave the row out."
+                )
             return [self._spans(*found, where)]
         segments = self.segments(turns, where)
         shown = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
@@ -196,7 +202,7 @@ class Template:
             )
         return [
             Segment("prompt", prompt, False),
-            Segment("assistant", reply[:end] + self.eos, True),
+            Segment("assistant", reply[:end] + self.eos, "untrained" not in turn),
             Segment("prompt", "" if self.eos in rest else rest, False),
         ]
 
@@ -235,6 +241,16 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if full[start : start + len(bare)] == bare:
             return full[:start]
     return []
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Finds the tokenizer's special tokens in a text, longest first; pad has a rule of its own."""
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = {*tokenizer.all_special_tokens, *(token.content for token in added), ""} - {""}
+    if tokenizer.pad_token != tokenizer.eos_token:
+        tokens.discard(tokenizer.pad_token)
+    found = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    return re.compile(found) if found else None
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from itertools import pairwise
 
+from cores.config.template import TemplateSection
 from cores.data.values import Turn
 
 FIRST = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?: (?:\n(?!\n))?)?")
@@ -22,11 +23,12 @@ UNSPACED = (
 """Beginnings of the Unicode names of letters that are written without spaces between words."""
 
 
-def parse(text: str) -> list[Turn]:
+def parse(text: str, section: TemplateSection | None = None) -> list[Turn]:
     """The turns of a transcript; none if nobody speaks in it.
 
     Text before the first turn is a system turn. One space after a colon, and a line break behind
-    that space (BELLE's form), are not part of the turn.
+    that space (BELLE's form), are not part of the turn; nor is what `section` puts before it, which
+    would stand there twice.
     Turns of one speaker in a row are one turn with a blank line between them, as chat templates
     want speakers to alternate. A transcript that ends with "Assistant:" ends with an empty turn.
     """
@@ -38,7 +40,9 @@ def parse(text: str) -> list[Turn]:
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     for mark, end in zip(marks, ends, strict=True):
         role = SPEAKERS[mark[1]]
-        content = text[mark.end() : end]
+        before = (getattr(section, role).prefix if section else "").lstrip()
+        begin = mark.start(1) + len(before) if text.startswith(before, mark.start(1)) else 0
+        content = text[max(begin, mark.end()) : end]
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += "\n\n" + content
         else:

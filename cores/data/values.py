@@ -12,13 +12,16 @@ from cores.data.sources import Row
 from cores.errors import UserError
 
 Turn = dict[str, str]
-"""`role` and `content`. Roles are system, user, assistant, tool (the result of one), thoughts and
-commands (of the assistant, before its reply), and `text` for a text without turns."""
+"""`role` and `content`, and `untrained` where it is not to be learned. Roles are system, user,
+assistant, tool (the result of one), thoughts and commands (of the assistant, before its reply), and
+`text` for a text without turns."""
 
 SPEAKERS = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bard", "bing"), "assistant"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bot", "model", "ai", "bard", "bing"), "assistant"
+    ),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
     "thoughts": "thoughts",
     **dict.fromkeys(("commands", "function_call"), "commands"),
@@ -39,7 +42,9 @@ MEANING = {
     "train": "whether it is trained on",
     "loss": "whether it is trained on",
 }
-"""Keys of a turn that change what it says or whether it is learned, and that nothing here reads."""
+"""Keys of a turn that change what it says or whether it is learned."""
+SWITCHES = ("weight", "train", "loss")
+"""Those of them that say by 0 or false that it is not, in the lists of turns of stage 1."""
 READ = {"role", "content", "from", "value"}
 """Keys of a turn that are read."""
 NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1, 1.0, True)
@@ -54,6 +59,10 @@ class Ignored:
     """Its `ignore`."""
     key: str = "data.SOURCE"
     """The dotted key of its section."""
+    obeyed: bool = False
+    """Turns may say that they are not to be learned."""
+    learned: bool = True
+    """What turns say is learned somewhere."""
     unread: set[str] = field(default_factory=set)
     """Keys of turns that say something and are not read."""
 
@@ -61,6 +70,10 @@ class Ignored:
         """How `name` is added to it."""
         listed = f"{self.key}.ignore: [{name}]"  # items of a list have no option of their own
         return listed if "]" in self.key else f"--{self.key}.ignore '[\"{name}\"]'"
+
+    def free(self, role: str) -> bool:
+        """Whether a turn of `role` may say that it is not learned."""
+        return self.obeyed or (role in ("system", "user", "tool") and not self.learned)
 
 
 NOTHING = Ignored()
@@ -225,17 +238,21 @@ def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:
         raise UserError(
             f"{row.where}: {what} has the role {short(role)}; known are {', '.join(SPEAKERS)}."
         )
+    free, read = ignore.free(SPEAKERS[role.lower()]), {*READ}
     for key in [key for key in MEANING if key in turn and key not in ignore.names]:
-        if said(turn[key]):
+        if key in SWITCHES and turn[key] in (0, False) and free:
+            read.add(key)
+        elif said(turn[key]):
             raise UserError(
                 f"{row.where}: {what} has {key} ({MEANING[key]}: {short(turn[key])}), which is not "
                 "read; write it into the content, leave the row out, or name it in the source's "
                 f"`ignore` to train as if it were not there ({ignore.advice(key)})."
             )
-    ignore.unread.update(key for key in turn.keys() - READ if said(turn[key]))
+    ignore.unread.update(key for key in turn.keys() - read if said(turn[key]))
     return {
         "role": SPEAKERS[role.lower()],
         "content": _content(content, row, f"the content of {what}"),
+        **({"untrained": "yes"} if ignore.obeyed and read > READ else {}),
     }
 
 

@@ -8,8 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config import Config
 from cores.config.ppo import WITH_CRITIC
 from cores.data.rendering import rendered
-from cores.data.rows import control_tokens
-from cores.data.template import Template, leading_ids
+from cores.data.template import Template, control_tokens, leading_ids
 from cores.errors import UserError
 from cores.models import load_tokenizer
 from cores.models.loading import load_config, max_length

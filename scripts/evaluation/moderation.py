@@ -18,7 +18,7 @@ from cores.config import Config
 from cores.data import right_pad
 from cores.data.encode import encode_rows
 from cores.data.roles import Segment
-from cores.data.rows import control_tokens
+from cores.data.template import control_tokens
 from cores.errors import UserError
 from cores.models import load_policy, load_tokenizer
 from cores.models.loading import max_length

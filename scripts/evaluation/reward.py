@@ -13,8 +13,7 @@ from cores.config.data import OneSource, SourceSection
 from cores.data import preference_data
 from cores.data.encode import encode_rows
 from cores.data.files import READERS, kind_of
-from cores.data.rows import control_tokens
-from cores.data.template import Template, leading_ids
+from cores.data.template import Template, control_tokens, leading_ids
 from cores.draws import permutation
 from cores.errors import UserError, readable
 from cores.evaluate.stats import average, share, wins

@@ -119,6 +119,10 @@ SYSTEMS = (
         "llava", OURS, RUNS, "as above",
     ),
     System(
+        "llava_v0", "LLaVA, instructions, April 2023 (haotian-liu/LLaVA)",
+        "CLIP, projector, LLaMA", "llava", SFT, RUNS, "as above",
+    ),
+    System(
         "minigpt4_stage1", "MiniGPT-4, captions (Vision-CAIR/MiniGPT-4)",
         "ViT, Q-Former, one linear layer, Vicuna", "blip2", SFT, f"{NEAREST}: BLIP-2 over LLaMA",
         "-",

@@ -47,8 +47,32 @@ IMAGES: dict[str, Case] = {
         ],
         "instruct.json", images="images/{}.png",
     ),
+    "llava_v0": Case(
+        [
+            {
+                "image": f"{colour}.png",
+                "conversations": [
+                    {"from": "human", "value": "Look.\n<image>"},
+                    {"from": "gpt", "value": f"A {colour} door."},
+                    {"from": "human", "value": "关着吗？"},
+                    {"from": "gpt", "value": "关着。"},
+                ],
+            }
+            for colour in PICTURES
+        ],
+        [
+            [
+                (f"<s>{VICUNA.format('human').strip()}\n\n", False), ("### Human", True),
+                (": Look.\n<im_start><IMG><im_end>\n", False),
+                (f"### Assistant: A {colour} door.\n### Human", True), (": 关着吗？\n", False),
+                ("### Assistant: 关着。\n### ", True),
+            ]
+            for colour in PICTURES
+        ],
+        "instruct.json", images="images/{}.png",
+    ),
     "minigpt4_stage1": Case(
-        [{"image": f"image/{colour}.png", "caption": f"a {colour} door"} for colour in PICTURES],
+        [{"image": f"image/{colour}.png", "caption": f"A {colour} door! "} for colour in PICTURES],
         [[("<s><IMG>", False), (f"a {colour} door\n", True)] for colour in PICTURES],
         images="image/{}.png",
     ),

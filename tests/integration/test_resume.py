@@ -4,11 +4,13 @@ Weights, optimizer states and metrics, in every stage; of stage 3 with every est
 has a state.
 """
 
+import json
 from pathlib import Path
 
 import pytest
 from _helpers import good, in_process, record, tree
 from _resume import apart, checkpoint, metrics, until
+from _tiny import write_jsonl
 
 ADAPTERS = ["--{}.lora.rank", "4", "--{}.lora.alpha", "8"]
 PPO = "--ppo.updates 4 --ppo.actor_learning_rate 1e-3".split()
@@ -28,6 +30,13 @@ CASES: dict[str, tuple[str, int, list[int], list[str]]] = {
         [2, 7],
         "--sft.optimizer adafactor --sft.group_by_length true --sft.lr_schedule restarts "
         "--sft.lr_floor .1 --sft.warmup 2 --sft.max_steps 8".split(),
+    ),
+    "sft-streams": (
+        "sft",
+        6,
+        [2, 5],
+        "--data.sft.path null --data.sft.streaming true --data.sft.weigh tokens "
+        "--data.overlap 4 --sft.max_length 16".split(),
     ),
     "sft-lion": ("sft", 6, [1, 3], ["--sft.optimizer", "lion", "--sft.weight_decay", "0.1"]),
     "sft-8bit": ("sft", 6, [3], ["--sft.optimizer", "paged_adamw_8bit"]),
@@ -66,6 +75,14 @@ def workplace(root: Path, parents: Path) -> Path:
     return root
 
 
+def streams(root: Path) -> list[str]:
+    """Two sources of texts, with losses of their own."""
+    texts = [[{"text": f"{word} {i} " * 9} for i in range(5)] for word in ("room", "bring a")]
+    paths = [str(write_jsonl(root / f"{n}.jsonl", texts[n])) for n in (0, 1)]
+    items = [{"path": path, "weight": n, "loss_weight": n} for n, path in enumerate(paths, 1)]
+    return ["--data.join", " ", "--data.sft.sources", json.dumps(items)]
+
+
 @pytest.mark.parametrize("case", list(CASES))
 def test_stopped_and_resumed_is_uninterrupted(
     case: str, tmp_path: Path, parents: Path, llama: Path, files: dict[str, Path], monkeypatch
@@ -79,6 +96,7 @@ def test_stopped_and_resumed_is_uninterrupted(
             (out / stage).unlink()
         if stage == "sft":
             (out / "reward").unlink()
+    more = [*more, *streams(tmp_path)] if case == "sft-streams" else more
     words = [[*good(llama, files, out), *more] for out in outs]
     until(monkeypatch, stage, words[0], steps)
     for stop in [*stops, steps]:

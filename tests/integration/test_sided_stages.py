@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from _helpers import in_process, record, rows, script
+from _chain import run_chain
+from _helpers import ACCELERATE, in_process, record, rows, script
+from _models import largest_difference
 from _resume import goes_on_exactly
 from _sided import ANSWERS, ASKED, make_t5, options
 from _tiny import write_jsonl
+from safetensors.torch import load_file
 from test_encoder_decoder import by_hand
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -113,6 +116,7 @@ def test_adapters(home: Path) -> None:
     ("stage", "more", "says"),
     [
         ("reward", ["--reward.base", "base"], "goes without reward.base"),
+        ("ppo", ["--reward.path", "{}/run/reward"], "reads more than one text"),
         ("ppo", ["--ppo.estimator", "coati"], "goes without ppo.coati.mean_over_positions"),
         ("ppo", ["--rollout.engine", "graph"], "graph cannot run here: T5ForConditionalGeneration"),
     ],
@@ -120,7 +124,26 @@ def test_adapters(home: Path) -> None:
 def test_what_they_do_not_have(
     stage: str, more: list[str], says: str, home: Path, refused: Any
 ) -> None:
-    if stage == "reward" and not (home / "bare").exists():
+    out = "bare" if more[0].startswith("--reward") else "run"
+    if out == "bare" and not (home / "bare").exists():
         copytree(home / "run" / "sft", home / "bare" / "sft")
-    out = "bare" if stage == "reward" else "run"
+    more = [word.format(home) for word in more]
     assert says in refused(stage, [*words(home, out), *more], home / out)
+
+
+@pytest.mark.long
+def test_two_processes_do_what_one_does(home: Path) -> None:
+    """All stages by accelerate launch; without dropout, whose masks are each process's own."""
+    base, given = make_t5(home / "dry", dropout_rate=0.0), words(home, "none")
+    for key in ("--model.path", "--output_dir"):  # the chain's own
+        del given[given.index(key) : given.index(key) + 2]
+    launcher = [*ACCELERATE[:-1], ACCELERATE[-1].replace("cpu.yaml", "cpu2.yaml")]
+    one, two = (
+        run_chain(home / name, base, given, by) for name, by in (("one", None), ("two", launcher))
+    )
+    for stage, most in (("sft", 1e-4), ("reward", 1e-3), ("ppo", 1e-4)):
+        a, b = (load_file(chain.out / stage / "model.safetensors") for chain in (one, two))
+        assert largest_difference(a, b) < most, stage
+    told = [rows(chain.out / "ppo" / "metrics.jsonl") for chain in (one, two)]
+    for a, b in zip(*told, strict=True):
+        assert a["score"] == pytest.approx(b["score"], abs=1e-2)

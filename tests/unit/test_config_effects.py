@@ -53,6 +53,7 @@ EXAMPLES = {
     "data.sft.transcripts": "true --data.sft.format messages",
     "data.sft.similarity": ".5 --data.sft.format caption",
     "data.join_opening": "x",
+    "data.overlap": "3",
     "data.too_long": "drop --data.join x",
     "template.marked": "true",
     "template.system_in_user": "true",

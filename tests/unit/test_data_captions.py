@@ -25,6 +25,16 @@ def test_captions(tmp_path: Path) -> None:
     assert drawn == [pieces(row)[0][0] for row in data(tmp_path, rows, asked).train]
 
 
+def test_clean_captions(tmp_path: Path) -> None:
+    """BLIP's rule."""
+    row = {"image": "key.png", "caption": ' A Brass "key"; (old)!  ' + "x " * 60}
+    clean = template(BARE, clean=True)
+    assert pieces(one(tmp_path, row, clean))[1] == ("a brass key old" + " x" * 46 + "\n</s>", True)
+    asked = {"image": "key.png", "messages": said("Q", "A Key.")}
+    with pytest.raises(UserError, match=r"template.image.clean: has no effect"):
+        one(tmp_path, asked, clean)
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -76,6 +76,15 @@ def test_questions_and_replies_as_lists() -> None:
         assert shaped(row) == {"messages": turns, "system": "S"}
     with pytest.raises(UserError, match=r"^rows.jsonl:1: 'input' holds 2 texts and 'output' 1"):
         shaped({"input": ["a", "b"], "output": ["c"]})
+    assert shaped({"input": [], "output": []}) == {"messages": []}, "dropped and counted, later"
+
+
+def test_what_is_said_in_turn() -> None:
+    """LIMA's rows; a last question without a reply is seen later."""
+    turns = [said("user", "几点"), said("assistant", "三点"), said("user", "谢")]
+    assert shaped({"conversations": ["几点", "三点", "谢"], "source": "s"}) == {
+        "conversations": turns, "source": "s",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -83,7 +92,6 @@ def test_questions_and_replies_as_lists() -> None:
     [
         {"input": "a", "output": ["b"]},
         {"input": ["a"], "output": "b"},
-        {"input": [], "output": []},
         {"input": ["a"], "output": ["b"], "instruction": "c"},
         {"input": ["a"], "output": ["b"], "messages": [said("user", "a")]},
         {"prompt": [said("user", "a")], "completion": [said("assistant", "b")]},

@@ -34,6 +34,16 @@ def test_interleaved_rows(tmp_path: Path) -> None:
     assert [Path(file).stem for file in made["images"]] == ["lamp", "key"]
     less = one(tmp_path, row, CHUNKS, source={"similarity": 0.2})
     assert [Path(file).stem for file in less["images"]] == ["lamp", "key", "towel"]
+    first = one(tmp_path, row, CHUNKS, source={"similarity": 0.2, "most_images": 2})
+    assert [Path(file).stem for file in first["images"]] == ["lamp", "key"]
+
+
+def test_an_image_a_sentence(tmp_path: Path) -> None:
+    """Behind a second one nothing but the end of its chunk would be left to learn."""
+    row = interleaved(("key.png", 2, 0.5), ("lamp.png", 2, 0.6))
+    made = one(tmp_path, row, CHUNKS)
+    assert [Path(file).stem for file in made["images"]] == ["key"]
+    assert pieces(made)[1] == ("And a key. The end.<end>", True)
 
 
 def test_an_interleaved_row_without_an_image_teaches_nothing(tmp_path: Path) -> None:

@@ -22,9 +22,8 @@ BEFORE = [SYSTEM, said("user", "Q0"), said("assistant", "A0"), USER]
     [
         ("tool_calls", [{"type": "function"}]),
         ("reasoning_content", "two plus two"),
-        ("weight", 0),
         ("weight", 0.5),
-        ("train", False),
+        ("weight", "0"),
         ("images", ["a.png"]),
     ],
 )
@@ -189,6 +188,17 @@ def test_a_reply_that_repeats_the_prompt() -> None:
     assert read({"prompt": "Hi", "completion": "Hi there"}, "sft").dropped is None
 
 
+@pytest.mark.parametrize("reply", ["So ", "\n\n"])
+def test_a_prompt_that_begins_the_reply(reply: str) -> None:
+    """What the prompt has of it would be lost; nothing is, where that is white space."""
+    prompt = [USER, said("assistant", reply)]
+    for stage, more in (("sft", {"completion": "A"}), ("reward", {"chosen": "A", "rejected": "B"})):
+        found = read({"prompt": prompt, **more}, stage)  # type: ignore[arg-type]
+        assert found.dropped == ("prompt ends within a reply" if reply.strip() else None)
+    pair = {"messages": [USER, said("assistant", "A")], "chosen": "A", "rejected": "B"}
+    assert read(pair, "reward").dropped is None, "there the prompt is what stands before the reply"
+
+
 def test_columns_not_read_are_named(tmp_path: Path) -> None:
     """Before training, in every stage."""
     row = {"prompt": "Q", "chosen": "A", "rejected": "B", "id": 7, "source": "x"}
@@ -245,7 +255,7 @@ def test_keys_of_turns_that_are_not_read_are_named(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns, "id": 1}])
     data = sft_data(config(path, CHAT), chat_like())
     assert data.report.train.unread == ["id", "date (of turns)", "name (of turns)"]
-    turns[1]["loss"] = False  # type: ignore[assignment]
+    turns[1]["loss"] = 0.5  # type: ignore[assignment]
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}])
     with pytest.raises(UserError, match="turn 2 of 'messages' has loss"):
         sft_data(config(path, CHAT), chat_like())

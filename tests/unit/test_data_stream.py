@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from _data_helpers import NONE, config, write_jsonl
 from _tokenizers import gpt2_like
 from accelerate.data_loader import IterableDatasetShard
 
-from cores.config.data import DataSection
+from cores.config.data import DataSection, SourceSection, WeightedSource
 from cores.config.schema import Config
 from cores.data import StreamedData, sft_data, show, stream
 from cores.data.splits import held_out
@@ -178,3 +179,61 @@ def test_columns_of_later_rows(tmp_path: Path) -> None:
     for read in (streamed, lambda path: sft_data(config(path, NONE), gpt2_like())):
         with pytest.raises(UserError, match=r"a\.jsonl:11: column 'tools' .* is not read"):
             read(path)
+
+
+def mixed(
+    tmp_path: Path, words: int, weigh: str, *more: dict[str, Any], **data_: Any
+) -> StreamedData:
+    """Two streams: texts of one word each, weight 1, and of so many words, weight 3."""
+    rows = [{"text": f"a{i}"} for i in range(40)], [{"text": f"b{i} " * words} for i in range(40)]
+    one, other = (write_jsonl(tmp_path / f"{n}.jsonl", rows[n]) for n in (0, 1))
+    items = [
+        WeightedSource(path=path, weight=weight, **extra)
+        for path, weight, extra in zip((one, other), (1, 3), more or ({}, {}), strict=True)
+    ]
+    section = SourceSection(sources=items, streaming=True, weigh=weigh)  # type: ignore[arg-type]
+    data = sft_data(
+        replace(
+            config(None, NONE), data=DataSection(sft=section, **{"test_fraction": 0.0} | data_)
+        ),
+        gpt2_like(),
+    )
+    assert isinstance(data, StreamedData)
+    return data
+
+
+def test_several_streams_in_exact_shares(tmp_path: Path) -> None:
+    """At any time as near as rows allow; each source is shuffled, and goes round by itself."""
+    data = mixed(tmp_path, 1, "rows")
+    assert "weight 3" in data.report.lines()[1]
+    rows = list(islice(data.train, 200))
+    texts = [str(gpt2_like().decode(row["input_ids"])) for row in rows]
+    for n in range(1, 200):
+        assert abs(sum(text.startswith("b") for text in texts[:n]) - 0.75 * n) <= 1
+    assert set(Counter(texts).values()) == {1, 2, 3, 4}, "50 rows of 40, 150 of 40"
+    assert list(islice(data.train, 50)) == rows[:50], "a run that goes on sees the same"
+    assert "38 rows, 76.00% of all" in data.report.lines()[1]
+    assert data.report.to_json()["sources"][0]["rows"] == 12
+
+
+def test_several_streams_in_shares_of_tokens(tmp_path: Path) -> None:
+    data = mixed(tmp_path, 20, "tokens")
+    rows = list(islice(data.train, 200))
+    tokens = [len(row["input_ids"]) for row in rows]
+    texts = [str(gpt2_like().decode(row["input_ids"])) for row in rows]
+    long = sum(n for n, text in zip(tokens, texts, strict=True) if text.startswith("b"))
+    assert abs(long - 0.75 * sum(tokens)) <= max(tokens)
+    assert data.report.to_json()["sources"][1]["tokens"] == long
+
+
+def test_several_streams_keep_what_one_has(tmp_path: Path) -> None:
+    """Held-out rows in turn, losses of their own, joined texts, mistakes with the source's key."""
+    data = mixed(tmp_path, 1, "rows", {"loss_weight": 1.0}, {"loss_weight": 0.2}, test_fraction=0.3)
+    parts = [row["part"] for row in islice(data.train, 40)]
+    assert parts.count(1) == 30
+    texts = [str(gpt2_like().decode(row["input_ids"]))[:1] for row in data.test]
+    assert texts[:4] == ["a", "b", "a", "b"]
+    joined = mixed(tmp_path, 1, "tokens", join="\n")
+    assert all(row["labels"] == row["input_ids"] for row in islice(joined.train, 3))
+    with pytest.raises(UserError, match=r"^data.sft.sources\[1\].columns.text: .* no column 'no'"):
+        mixed(tmp_path, 1, "rows", {}, {"columns": {"text": "no"}})

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,20 @@ def test_pairs_that_are_too_long_are_dropped_where_rows_are(tmp_path: Path) -> N
 
 def test_each_joined_row_has_the_opening(tmp_path: Path) -> None:
     made = with_data(texts(tmp_path, max_length=20), join="\n\n", join_opening="Labels: a, b")
-    rows = [gpt2_like().decode(row["input_ids"]) for row in sft_data(made, gpt2_like()).train]
+    data, opening = sft_data(made, gpt2_like()), "Labels: a, b"
+    rows = [gpt2_like().decode(row["input_ids"]) for row in data.train]
     assert len(rows) > 1
-    assert all(row.startswith("Labels: a, b") for row in rows)
-    whole = "".join(row.removeprefix("Labels: a, b") for row in rows)
-    assert whole == "".join(f"\n\n{text}" for text in TEXTS)
+    left = [f"\n\n{text}" for text in TEXTS]
+    for row in rows:  # each begins with a text, never with what the row before had no room for
+        assert row.startswith(opening)
+        rest = row.removeprefix(opening).rstrip("\ufffd")
+        while rest:
+            text = left.pop(0)
+            assert rest.startswith(text) or text.startswith(rest)
+            rest = rest[len(text) :]
+    assert not left
+    lost = sum(len(row["input_ids"]) == 20 for row in data.train)
+    assert data.report.train.truncated == lost
     with pytest.raises(UserError, match=r"data.join_opening has .* sft.max_length"):
         sft_data(with_data(made, join_opening="many words " * 20), gpt2_like())
 
@@ -77,6 +87,23 @@ def test_what_becomes_of_rows_that_are_too_long(tmp_path: Path) -> None:
     assert max(len(row["input_ids"]) for row in split.train) == 4
 
 
+@pytest.mark.parametrize("fields", [{"join": "\n\n"}, {"too_long": "split"}])
+def test_windows_overlap(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """A row begins with the last tokens of the one before, and each token is learned once."""
+    apart, lapped = (
+        sft_data(with_data(texts(tmp_path, max_length=7), **fields, overlap=n), gpt2_like()).train
+        for n in (0, 3)
+    )
+    assert max(len(row["input_ids"]) for row in lapped) == 7
+    repeats = [a["input_ids"][-3:] == b["input_ids"][:3] for a, b in pairwise(lapped)]
+    assert sum(repeats) >= len(lapped) - (len(TEXTS) if "too_long" in fields else 1)
+    learned = [
+        [label for row in rows for label in row["labels"] if label >= 0] for rows in (apart, lapped)
+    ]
+    assert learned[0] == learned[1]
+    assert len(lapped) > len(apart)
+
+
 @pytest.mark.parametrize("fields", [{"join": "\n"}, {"too_long": "split"}])
 def test_texts_alone_are_joined_or_split(tmp_path: Path, fields: dict[str, Any]) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "two", "completion": "four"}])
@@ -88,6 +115,8 @@ def test_texts_alone_are_joined_or_split(tmp_path: Path, fields: dict[str, Any])
     ("words", "said"),
     [
         (["--data.join_opening", "x"], "join_opening: has no effect without data.join"),
+        (["--data.join", "x", "--data.join_opening", "y", "--data.overlap", "3"],
+         "data.overlap: has no effect with data.join_opening"),
         (["--data.join", "x", "--data.too_long", "drop"],
          "data.too_long: has no effect with data.join"),
         (["--data.join", "x", "--sft.packing", "true"], "sft.packing: data.join fills"),

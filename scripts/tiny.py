@@ -49,6 +49,7 @@ def write_base(
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=positions,
+        n_ctx=positions,  # the name that llama.cpp's converter reads
         n_embd=128,
         n_layer=3,
         n_head=4,

@@ -7,9 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-PROMPT = re.compile(
-    r"^(bash|python|accelerate|torchrun|pip|source|git|docker|hf|lm_eval|vllm|llama)\b"
-)
+PROGRAMS = """
+accelerate apt apt-get bash cd conda curl deepspeed docker export git hf lm_eval make mypy npm npx
+ollama pip pre-commit pytest python python3 ray rsync ruff sbatch scp sh source sphinx srun ssh sudo
+tensorboard text-generation-launcher torchrun trackio uv vllm wandb wget
+""".split()
+"""What a command begins with. Programs that no page calls yet are among them: they are in no table
+of tests, so the first line that calls one is noticed."""
+PROMPT = re.compile(rf"^(\./|(llama[\w-]*|{'|'.join(map(re.escape, PROGRAMS))})(?=\s|$))")
 VARIABLE = re.compile(r"^[A-Z_]+=\S* ")
 
 

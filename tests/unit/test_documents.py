@@ -75,10 +75,13 @@ def test_commands_are_read() -> None:
         "text python a.py\n\n    A=1 python a.py --x 1  # why\n    out: 3\n\nb\n    python no.py\n"
     )
     page += "```bash\npip install x && bash b.sh \\\n  --y\n```\n\n    error: no\n"
+    page += "    ollama run x\n"
     assert len(list(blocks(page))) == 3
     assert [" ".join(words) for words in commands(page)] == [
         "python a.py --x 1", "pip install x", "bash b.sh --y",
+        "ollama run x",
     ]  # fmt: skip
+    assert called(["ollama", "run", "x"]) not in RUN  # so a page with it fails below
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -25,7 +25,7 @@ from cores.ppo.experience import (
     gather_rows,
     read,
 )
-from cores.ppo.passes import Minibatch, Passes, Terms, Turn, shared
+from cores.ppo.passes import Minibatch, Passes, Turn, accumulate, shared
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.roles import ACTOR, Roles, TrainedRole
 from cores.ppo.score import Row, Scorer, decide, looks, with_room
@@ -238,8 +238,6 @@ class PPOTrainer(Scorer):
         """The role's part of the step: its micro-batches, the step behind the last of them."""
         sums: dict[str, Tensor] = {}
         acts = role is self.roles.actor
-        if self.ptx is not None and acts:
-            self._train_ptx(self.ptx, sums)
         tokens = max(1, sum(experience.lengths[i][1] for i in rows))
         first = self.minibatch < self.minibatches // self.config.epochs  # pass over the rows
         minibatch = Minibatch(
@@ -248,9 +246,20 @@ class PPOTrainer(Scorer):
             kl_coef=self.state.kl_coef,
             measured=acts and experience.entropy is None and first,
         )
-        for micro, turn in self._micro_batches(experience, rows):
+        *turns, last = self._micro_batches(experience, rows)
+
+        def run(micro: list[int], turn: Turn) -> None:
             batch = experience.select(micro, self.passes.widths)
             accumulate(sums, self.passes.run(role, batch, minibatch, turn))
+
+        def before_last() -> None:
+            if self.ptx is not None and acts:
+                self._train_ptx(self.ptx, sums)
+            for micro, turn in turns:
+                run(micro, turn)
+
+        self.launch.together(before_last, memory=self.roles.sharding.apart)  # ranks meet behind it
+        run(*last)
         return sums
 
     def _train_ptx(self, ptx: PtxRows, sums: dict[str, Tensor]) -> None:
@@ -275,17 +284,9 @@ class PPOTrainer(Scorer):
         c, lengths = self.config, scored.lengths
         if c.microbatch_tokens is not None:  # as wide as they will be
             lengths = scored.as_selected(lengths, self.passes.widths)
-        ranks = shared(rows, lengths, c, self.state.halved, self.launch.world)
-        mine = ranks[self.launch.rank]
+        mine = shared(rows, lengths, c, self.state.halved, self.launch.world)[self.launch.rank]
         for i, part in enumerate(mine):
             yield part, Turn(first=i == 0, last=i == len(mine) - 1)
-
-
-def accumulate(sums: Terms, terms: Terms) -> None:
-    """Add the statistics of a micro-batch to its minibatch's (the largest of `_max`)."""
-    for name, value in terms.items():
-        join = torch.maximum if name.endswith("_max") else torch.add
-        sums[name] = join(sums[name], value) if name in sums else value
 
 
 def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:

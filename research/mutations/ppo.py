@@ -111,10 +111,15 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "self.state.halved)\n        mine = ranks[0]"),
             ("step-early", "a step after every micro-batch",
              "last=i == len(mine) - 1", "last=True"),
-            ("max-summed", "largest values summed over micro-batches",
-             'torch.maximum if name.endswith("_max") else torch.add', "torch.add"),
             ("ranks-max", "largest values summed over ranks",
              'largest if name.endswith("_max") else total', "total"),
+        ],
+    ),
+    "cores/ppo/passes.py": (
+        PPO,
+        [
+            ("max-summed", "largest values summed over micro-batches",
+             'torch.maximum if name.endswith("_max") else torch.add', "torch.add"),
         ],
     ),
     "cores/ppo/score.py": (

@@ -31,6 +31,15 @@ class ElsewhereError(UserError):
     everywhere = True
 
 
+class NoRoomError(RuntimeError):
+    """Memory ran out, here or on another rank, and every rank knows (`Launch.together`)."""
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that a device has no memory left; torch has no class for it on the CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def readable(what: str) -> Iterator[None]:
     """Within it the operating system's refusals become a UserError that begins with `what`."""

@@ -49,7 +49,6 @@ def write_base(
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=positions,
-        n_ctx=positions,  # the name that llama.cpp's converter reads
         n_embd=128,
         n_layer=3,
         n_head=4,
@@ -57,6 +56,7 @@ def write_base(
         bos_token_id=end,
         eos_token_id=end,
     )
+    config.update({"n_ctx": positions})  # the name that llama.cpp's converter reads
     GPT2LMHeadModel(config).save_pretrained(folder)
     weights = folder / "model.safetensors"  # the library writes it for its owner alone
     weights.chmod((folder / "config.json").stat().st_mode)

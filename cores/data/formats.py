@@ -152,13 +152,9 @@ class Reader:
         """Rows are texts without turns, which no template touches."""
         self.sides = {"sft": 1, "reward": 2, "ppo": 0}[stage]
         """Replies of a row that the stage reads."""
-        listed = stage == "sft" and self.format in LISTS
-        self.ignore = Ignored(
-            source.ignore,
-            key,
-            obeyed=listed and config.sft.loss_on != "all",
-            learned=stage == "sft",
-        )
+        learned = stage == "sft"
+        obeyed = learned and self.format in LISTS and config.sft.loss_on != "all"
+        self.ignore = Ignored(source.ignore, key, obeyed, learned)
         if unknown := sorted(set(source.ignore) - set(columns) - MEANING.keys()):
             raise UserError(
                 f"{key}.ignore: {', '.join(unknown)} is no column of {path!r} (it has "
@@ -272,11 +268,8 @@ class Reader:
             if column == "instruction" and row.columns.get("input"):
                 text = text + self.template.separator + text_of(row, "input")
                 before = with_system(before, self.template.system_prompt_input)
-            turns = (
-                parse(text, self.template)
-                if self.transcripts
-                else [{"role": "user", "content": text}]
-            )
+            said: list[Turn] = [{"role": "user", "content": text}]
+            turns = parse(text, self.template) if self.transcripts else said
             if self.transcripts and text.strip() and not turns:
                 return turns, NO_TURN
         return behind(before, turns)

@@ -16,6 +16,7 @@ from cores.config.template import ImageTemplate
 from cores.data.encode import IGNORED
 from cores.data.formats import Example
 from cores.data.image_files import found_image, image_names
+from cores.data.image_options import INTERLEAVED, captioned, check_options
 from cores.data.roles import Segment
 from cores.data.sources import Row
 from cores.data.values import SPEAKERS, Turn
@@ -29,8 +30,6 @@ MARK, CHUNK = "\ufdd0", "\ufdd1"
 SIGNS, WORDS = r"[.!\"()*#:;~]", 50
 """Signs that are no part of a clean caption, and its longest (BLIP's rule, Li et al. 2022)."""
 COLUMNS = ("image", "images")
-INTERLEAVED = ("text_list", "image_info")
-"""Columns of MMC4 (Zhu et al. 2023)."""
 MATCHED = ("matched_text_index", "matched_sim", "image_name")
 """Of one of its images."""
 SIDES = ("chosen_ids", "rejected_ids", "ids", "input_ids")
@@ -77,45 +76,8 @@ def shown(
     maker = Shown(config, source, path)
     read = [maker.row(row, number) for number, row in enumerate(rows)]
     if path.startswith(source.path or ""):  # held-out rows of their own have what they have
-        _check_options(config, source, path, [*zip(rows, read, strict=True)], key)
+        check_options(config, source, path, [*zip(rows, read, strict=True)], key)
     return read, replace(source, format=None) if source.format == "caption" else source
-
-
-def _check_options(
-    config: Config, source: OneSource, path: str, rows: list[tuple[Row, Row]], key: str
-) -> None:
-    """UserError for options of images that none of the rows, as they were and as they are read,
-    gives anything to do."""
-    image, usual = config.template.image, ImageTemplate()
-    alone = not key.endswith("]")  # other sources may have rows for the template
-    shown = any(read.images for _, read in rows)
-    mixed = any(set(INTERLEAVED) <= row.columns.keys() for row, _ in rows)
-    asked = any(_captioned(source, row) for row, _ in rows)
-    for name, given, used, what in (
-        (f"{key}.image_folder", source.image_folder is not None, shown, "has an image"),
-        *(
-            (
-                f"{key}.{name}",
-                getattr(source, name) != getattr(OneSource(), name),
-                mixed,
-                "is interleaved",
-            )
-            for name in ("similarity", "most_images")
-        ),
-        ("template.image", alone and image != usual, shown, "has an image"),
-        ("template.image.requests", alone and bool(image.requests), asked, "is of format caption"),
-        ("template.image.clean", alone and image.clean, asked, "is of format caption"),
-    ):
-        if given and not used:
-            raise UserError(
-                f"{name}: has no effect, as no row of {path!r} {what}; remove it, or give rows "
-                "that need it (docs/data.md)."
-            )
-
-
-def _captioned(source: OneSource, row: Row) -> bool:
-    """Whether a row is an image and what is said of it."""
-    return source.format == "caption" or (source.format is None and "caption" in row.columns)
 
 
 @dataclass(frozen=True)
@@ -133,7 +95,7 @@ class Shown:
         if all(isinstance(columns.get(name), list) for name in INTERLEAVED):
             return self._interleaved(row, columns)
         names = [name for column in shown for name in image_names(row, column)]
-        if _captioned(self.source, row):
+        if captioned(self.source, row):
             columns = self._caption(row, columns, len(names), number)
         elif names:
             _place(columns, len(names), row.where, self.config.template.image)

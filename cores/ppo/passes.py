@@ -267,6 +267,13 @@ def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
     return parts
 
 
+def accumulate(sums: Terms, terms: Terms) -> None:
+    """Add the statistics of a micro-batch to its minibatch's (the largest of `_max`)."""
+    for name, value in terms.items():
+        join = torch.maximum if name.endswith("_max") else torch.add
+        sums[name] = join(sums[name], value) if name in sums else value
+
+
 def shared(
     rows: Sequence[int],
     lengths: Lengths,

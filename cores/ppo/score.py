@@ -11,7 +11,7 @@ from torch import Tensor
 from cores.config import PPOSection
 from cores.data import right_pad
 from cores.draws import uniforms
-from cores.errors import ANEW, UserError
+from cores.errors import ANEW, NoRoomError, UserError, out_of_memory
 from cores.models.images import ImageProcessor
 from cores.models.rows import Rows, Value, on_device
 from cores.ppo.experience import Scored
@@ -117,7 +117,8 @@ class Scorer:
             shown=rollout.shown,
         )
         work = partial(self._score_all, scored, texts, last_token, reuse)
-        with_room(self, lambda: self.launch.together(work))
+        apart = self.roles.sharding.apart
+        with_room(self, lambda: self.launch.together(work, memory=apart))
         if said is not None:
             columns = [i for i, name in enumerate(self.config.rewards) if name != "model"]
             scored.score_parts[:, columns] = said.to(zeros)
@@ -186,7 +187,8 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
     """What `work` returns. If memory runs out for the first time in a run, again with micro-batches
     of half as many rows or tokens: the same numbers, within rounding.
 
-    Of one process alone: others would wait where this one turned back.
+    On several processes where `work` told all of them (NoRoomError). Elsewhere the others wait
+    inside a pass, for this rank's part of a sum, and cannot turn back.
     """
     while True:
         try:
@@ -205,14 +207,17 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
 def _check_room(scorer: Scorer, error: RuntimeError) -> None:
     """UserError where less cannot go through a model together, the error itself where it is
     another."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    known = isinstance(error, NoRoomError)  # by all ranks
+    if not known and not out_of_memory(error):
         raise error
-    if scorer.state.halved or scorer.launch.world > 1:
-        raise UserError(
+    if scorer.state.halved or (scorer.launch.world > 1 and not known):
+        ending = UserError(
             f"ppo: memory ran out ({str(error).splitlines()[0]}). Lower ppo.microbatch_size or "
             "ppo.microbatch_tokens (the result is the same), or set model.gradient_checkpointing, "
             f"{ANEW}; or go on with shards (docs/launching.md)."
-        ) from None
+        )
+        ending.everywhere = known
+        raise ending from None
 
 
 def weighted_sum(parts: Tensor, weights: list[float]) -> Tensor:

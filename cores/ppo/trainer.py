@@ -24,7 +24,7 @@ from cores.ppo.experience import (
     gather_rows,
     read,
 )
-from cores.ppo.passes import Minibatch, Passes, Terms, Turn, shared
+from cores.ppo.passes import Minibatch, Passes, Turn, accumulate, shared
 from cores.ppo.ptx import PtxRows, ptx_loss
 from cores.ppo.roles import ACTOR, Roles, TrainedRole
 from cores.ppo.score import Row, Scorer, decide, looks, with_room
@@ -242,8 +242,6 @@ class PPOTrainer(Scorer):
         holds those of the role before it."""
         sums: dict[str, Tensor] = {}
         acts = role is self.roles.actor
-        if self.ptx is not None and acts:
-            self._train_ptx(self.ptx, sums)
         tokens = max(1, sum(experience.lengths[i][1] for i in rows))
         first = self.minibatch < self.minibatches // self.config.epochs  # pass over the rows
         minibatch = Minibatch(
@@ -254,8 +252,19 @@ class PPOTrainer(Scorer):
         )
         if (halved := self.state.halved) not in parts:
             parts[halved] = list(self._micro_batches(experience, rows))
-        for batch, turn in parts[halved]:
+        *turns, last = parts[halved]
+
+        def run(batch: Experience, turn: Turn) -> None:
             accumulate(sums, self.passes.run(role, batch, minibatch, turn))
+
+        def before_last() -> None:
+            if self.ptx is not None and acts:
+                self._train_ptx(self.ptx, sums)
+            for batch, turn in turns:
+                run(batch, turn)
+
+        self.launch.together(before_last, memory=self.roles.sharding.apart)  # ranks meet behind it
+        run(*last)
         return sums
 
     def _train_ptx(self, ptx: PtxRows, sums: dict[str, Tensor]) -> None:
@@ -287,10 +296,3 @@ class PPOTrainer(Scorer):
         for i, part in enumerate(mine):
             batch = scored.select(part, self.passes.widths, packed)
             yield batch, Turn(first=i == 0, last=i == len(mine) - 1)
-
-
-def accumulate(sums: Terms, terms: Terms) -> None:
-    """Add the statistics of a micro-batch to its minibatch's (the largest of `_max`)."""
-    for name, value in terms.items():
-        join = torch.maximum if name.endswith("_max") else torch.add
-        sums[name] = join(sums[name], value) if name in sums else value

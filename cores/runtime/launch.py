@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from cores.config import Config, PPOSection, RewardSection, SFTSection
-from cores.errors import ElsewhereError, UserError
+from cores.errors import ElsewhereError, NoRoomError, UserError, out_of_memory
 from cores.runtime.checks import ASKED, check_clipping, check_launch, check_optimizer, option
 from cores.runtime.ranks import WAITING, WATCH
 from cores.sharding import Whole, deepspeed_asked, sharding
@@ -87,16 +87,26 @@ class Launch:
         torch.distributed.broadcast_object_list(box, src=0, group=group)
         return box[0]
 
-    def together(self, action: Callable[[], T]) -> T:
+    def together(self, action: Callable[[], T], memory: bool = False) -> T:
         """What `action` returns here. If it raises UserError on any rank, every rank ends, rather
-        than wait for the one that did."""
+        than wait for the one that did. `memory`: no rank waits for another within it, and all raise
+        NoRoomError where memory runs out on any.
+        """
+        short = ""
         try:
             result = action()
         except UserError as error:
             self.agree(self.rank + 1)
             error.everywhere = True
             raise
-        (failed,) = self.agree(0)
+        except RuntimeError as error:
+            if not (memory and out_of_memory(error)):
+                raise
+            short = str(error).splitlines()[0]
+        # Behind it: the error holds the tensors of the pass that failed.
+        (failed,) = self.agree(self.world + self.rank + 1 if short else 0)
+        if failed > self.world:
+            raise NoRoomError(short or f"rank {failed - self.world - 1} has none left")
         if failed:
             raise ElsewhereError(f"rank {failed - 1} failed.")
         return result

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from cores.errors import UserError
@@ -129,12 +130,16 @@ class Whole:
     """ZeRO stage: 1 optimizer, 2 and gradients, 3 and weights are shards."""
     name = "DDP"
     """For the screen."""
+    apart = True
+    """Whether ranks meet nowhere in a pass but where the last micro-batch's gradients are added."""
     fused = True
     """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
 
     @cached_property
     def _accelerator(self) -> Accelerator:
-        return Accelerator(cpu=self.cpu, mixed_precision="no")
+        # Models' buffers are tables that never change; sent around, ranks would meet in a forward.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        return Accelerator(cpu=self.cpu, mixed_precision="no", kwargs_handlers=[ddp])
 
     def prepare(self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float) -> Trained:
         """`model` and its optimizer as this launch trains them; `name` tells them from others."""

@@ -120,6 +120,7 @@ class Zero(Whole):
     """DeepSpeed as the accelerate file asks for it."""
 
     fused = False
+    apart = False  # shards are sent around, and gradients added, at every micro-batch
 
     @property
     def stage(self) -> int:  # type: ignore[override]

@@ -28,7 +28,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if images is not None and (found :=", "if False and (found :="),
         ],
     ),
-    "cores/data/images.py": (
+    "cores/data/image_options.py": (
         ("tests/unit/test_data_images.py", "tests/unit/test_data_captions.py",
          "tests/unit/test_data_interleaved.py",
          "tests/unit/test_data_effects.py"),
@@ -37,6 +37,13 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if given and not used:", "if given and not used and False:"),
             ("template-shared", "a template that another source needs is refused",
              'alone = not key.endswith("]")', "alone = True"),
+        ],
+    ),
+    "cores/data/images.py": (
+        ("tests/unit/test_data_images.py", "tests/unit/test_data_captions.py",
+         "tests/unit/test_data_interleaved.py",
+         "tests/unit/test_data_effects.py"),
+        [
             ("image-trained", "image tokens have labels",
              "[IGNORED if ids[i] == tokens.id else labels[i] for i in range(end)]",
              "labels[:end]"),

@@ -109,8 +109,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "packed=packed)\n        mine = ranks[0]"),
             ("step-early", "a step after every micro-batch",
              "last=i == len(mine) - 1", "last=True"),
-            ("max-summed", "largest values summed over micro-batches",
-             'torch.maximum if name.endswith("_max") else torch.add', "torch.add"),
         ],
     ),
     "cores/draws.py": (
@@ -125,6 +123,13 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("ranks-max", "largest values summed over ranks",
              'largest if name.endswith("_max") else total', "total"),
+        ],
+    ),
+    "cores/ppo/passes.py": (
+        PPO,
+        [
+            ("max-summed", "largest values summed over micro-batches",
+             'torch.maximum if name.endswith("_max") else torch.add', "torch.add"),
         ],
     ),
     "cores/ppo/score.py": (

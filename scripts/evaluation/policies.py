@@ -1,78 +1,29 @@
 """What base, SFT and PPO write to the same prompts, and how likely they find held-out rows."""
 
-import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from cores.config import Config
-from cores.data import sft_data
 from cores.errors import UserError
 from cores.evaluate import evaluate
-from cores.evaluate.stats import PLACES, Estimate, average, ratio, share, wins
-from cores.models.images import image_processor, reads_images
+from cores.evaluate.stats import PLACES, average, ratio, share, wins
+from cores.models.images import reads_images
 from cores.models.loading import load_config
 from cores.rewards.call import RewardFunctions
 from cores.rewards.load import MODEL, RewardFunction
 from cores.rewards.texts import text_reward
-from cores.training.sft import IGNORED, inputs, row_losses
 from scripts.evaluation.comparisons import compared
+from scripts.evaluation.demonstrations import Demonstrations
 from scripts.evaluation.gates import Gate
 from scripts.evaluation.judges import Judge, JudgeError, Outcomes, Sampled
-from scripts.evaluation.runs import Judged, Row, as_trained, loaded, reward_model, scorer_of
+from scripts.evaluation.runs import Judged, Row, loaded, reward_model, scorer_of
 from scripts.evaluation.texts import best_of_kl, distinct, expected_best, repeats
 
 STEP = "step-"
 """Begins the names of kept weights."""
 MOST_PROMPTS = 128
 """That replies are drawn to for the best of n: most of what an evaluation costs."""
-LARGEST = 700.0
-"""Nats whose exponential a float holds."""
-
-
-@dataclass(frozen=True)
-class Demonstrations:
-    """Held-out rows of stage 1."""
-
-    rows: list[Row]
-    images: Any
-    """The reader of images, where the base has one."""
-
-    @classmethod
-    def held_out(cls, judged: Judged) -> "Demonstrations | None":
-        """Those of the configuration; None, and a word why, where there are none."""
-        config, tokenizer, section = judged.config, judged.tokenizer, judged.config.data.sft
-        assert tokenizer is not None, "there is no policy without stage 1"
-        if section.path is None and not section.sources:
-            judged.leave_out("perplexity", "data.sft.path is not set")
-            return None
-        base, images = load_config(judged.stages["sft"].folder), None
-        if reads_images(base):
-            images = image_processor(config, base, tokenizer, judged.launch.sharding.stage)
-        rows = sft_data(config, tokenizer, inputs(base, images)).test
-        if not rows:
-            judged.leave_out("perplexity", "no rows are held out (data.test_fraction is 0)")
-            return None
-        return cls(rows, images)
-
-    def losses(self, judged: Judged, model: Any) -> dict[str, Any]:
-        """Nats a trained token, and their exponential: the perplexity; intervals by prompt."""
-        pad_id: Any = judged.tokenizer and judged.tokenizer.pad_token_id
-        size = judged.config.sft.microbatch_size
-        with as_trained(model, judged.config.model.attention):
-            found = row_losses(model, self.rows, pad_id, size, judged.launch, self.images)
-        nats, tokens = zip(*found, strict=True)
-        loss = ratio(nats, tokens, [_prompt(row) for row in self.rows])
-        limits = (math.exp(min(x, LARGEST)) for x in (loss.value, loss.low, loss.high))
-        return {"perplexity": Estimate(*limits).to_json(), "loss": loss.to_json()}
-
-
-def _prompt(row: Row) -> tuple[int, ...]:
-    """What stands before the first trained token: rows hang together by it."""
-    if "encoder_ids" in row:
-        return tuple(row["encoder_ids"])
-    first = next((i for i, label in enumerate(row["labels"]) if label != IGNORED), 0)
-    return tuple(row["input_ids"][:first]) or tuple(row["input_ids"])
 
 
 @dataclass

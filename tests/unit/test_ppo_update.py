@@ -19,7 +19,8 @@ from _ppo import SGD, experience_of, gradients, gradients_of, optimized
 
 from cores.config import AdamSection, LoraSection
 from cores.errors import UserError
-from cores.ppo.trainer import accumulate, average
+from cores.ppo.experience import average
+from cores.ppo.passes import accumulate
 
 
 def both(trainer: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -125,6 +125,7 @@ class Scored:
         """
         lengths: Lengths = [self.lengths[i] for i in rows]
         wide, taken = lengths, list(rows)
+        packed = packed and all(prompt for prompt, _ in self.lengths)  # a state to begin from
         coarse = packed and widths > 1 and self.attended is not None
         if coarse:
             taken += taken[:1] * (rounded(len(rows)) - len(rows))

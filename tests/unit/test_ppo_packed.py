@@ -78,6 +78,13 @@ def test_shapes_come_again() -> None:
     assert len(shapes) == 1
 
 
+def test_a_prompt_of_nothing_is_not_packed() -> None:
+    """There is no token that the first one of its reply could come from."""
+    experience = experience_of(make_trainer("gpt2"))
+    vars(experience)["lengths"] = [(0, 3), *experience.lengths[1:]]
+    assert experience.select([1, 2], packed=True).packing is None
+
+
 def said_of(role: Any, batch: Any) -> Tensor:
     """(B, T) log-probs of an actor, values of a critic."""
     says = role.says

@@ -31,8 +31,9 @@ TOLD = ["README.md", "stage.json"]
 """What is pushed beside the files of the model."""
 PLACE = re.compile(r"(?:~|\.{1,2})?/")
 """Begins what is no hub id and nothing below the folder of the run."""
-WITHIN = re.compile(r"(?<![\w.:/-])(?:~|\.{1,2})?/(?:[^\s\"'{},:/]+/)+([^\s\"'{},/]+)/?")
-"""A place within a word of a command, of two names or more: one alone may be a text."""
+NAMES = r"(?:[^\"'{},:/]+/)"
+WITHIN = re.compile(rf"(?<![\w.:/-])(?:(?:~|\.{{1,2}})/{NAMES}*|/{NAMES}+)([^\"'{{}},/]+)/?")
+"""A place within a word of a command; one name alone behind a `/` may be a text."""
 NAMES_A_BASE = ("adapter_config.json", "config.json")
 
 

@@ -31,8 +31,9 @@ class CoatiSection:
     """The penalty's log-ratio is log reference - log policy with the two exchanged (ColossalAI
     issue 3696)."""
     mean_over_positions: bool = True
-    """Score and value are means over all positions of a row, prompt and padding included (issue
-    3950). Off: the score of the last token, the value before the first."""
+    """Score and value are means over the tokens of a row but its last, the prompt's included (issue
+    3950; the original's took in padding). Off: the score of the last token, the value before the
+    first."""
     r_minus_v: bool = True
     """Every token's advantage is reward - value, one number a reply (issue 4491). Off: GAE."""
     same_prompts: bool = True
@@ -61,7 +62,7 @@ class PPOSection:
     many at a time; ptx rows still by microbatch_size. None: microbatch_size replies. Scoring,
     which keeps nothing for a backward pass, takes four times as much of either. Padding counts
     where a role's architecture reads it (docs/models.md says which do not), in captured passes as
-    multiples of 32."""
+    multiples of 32; where none does, they may have an eighth more, so that shapes come again."""
     passes: Literal["auto", "eager", "captured", "compiled"] = "auto"
     """How micro-batches go forward and back; no number changes beyond rounding. auto: as CUDA
     graphs, one launch in place of thousands, for models of up to 500 million parameters in one

@@ -32,6 +32,8 @@ TOLERANCE, TOLERANCE_QUANTIZED = 1e-3, 0.1
 """Largest difference allowed, in median deviations of the logits. fp32 rounds to 1e-6 of them; a
 leak changes large weights by 1 and more, and fresh small ones (0.02) by 0.05. 8 and 4 bits round
 coarsely, and only trained models are held in them."""
+FLASH_FROM, FLASH_HEAD = (8, 0), 256
+"""Compute capability from which on torch has flash attention; the largest head of it."""
 VARIANTS = 64
 """Compiled forms of one layer's code at most: with and without gradient, padding and adapters, of
 actor and critic. Beyond it torch silently runs the layer uncompiled."""
@@ -140,11 +142,16 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
         del vars(body)["warn_if_padding_and_no_attention_mask"]
 
 
-def packs(model: Any) -> bool:
+def packs(model: Any, device: torch.device) -> bool:
     """Whether the layers of a plain model can read packed rows, each token those of its own row
-    alone: transformers hands what that takes to `packed.attention`."""
-    plain = attention_problem(model.config) is None
-    return plain and model.config._attn_implementation == SDPA
+    alone: transformers hands what that takes to `packed.attention`, and a GPU has flash attention
+    for heads of this size."""
+    config = model.config
+    if attention_problem(config) is not None or config._attn_implementation != SDPA:
+        return False
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    fits = head % 8 == 0 and head <= FLASH_HEAD
+    return device.type == "cpu" or (fits and torch.cuda.get_device_capability(device) >= FLASH_FROM)
 
 
 def attention_problem(config: PretrainedConfig) -> str | None:

@@ -124,8 +124,8 @@ def rounded(count: int) -> int:
 def pack(
     lengths: Sequence[tuple[int, int]], prompt: int, width: int, coarse: bool = False
 ) -> Packing:
-    """Rows with so many tokens of prompts, at least one, and of replies, in so many columns of
-    each; on the CPU. `coarse`: N and M are multiples of N's step."""
+    """Rows with so many tokens of prompts, one at least before a reply, and of replies, in so many
+    columns of each; on the CPU. `coarse`: N and M are multiples of N's step."""
     asked, said = torch.tensor(lengths).unbind(dim=1)
     each, columns = asked + said, prompt + width
     row = torch.arange(len(lengths)).repeat_interleave(each)

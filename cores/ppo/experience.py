@@ -97,6 +97,11 @@ class Scored:
         both = torch.stack([asked, self.response_mask.sum(dim=1)], dim=1)
         return [(prompt, response) for prompt, response in both.tolist()]
 
+    @property
+    def packable(self) -> bool:
+        """Whether each prompt has a token, which the first one of its reply comes from."""
+        return all(prompt for prompt, _ in self.lengths)
+
     @cached_property
     def attended(self) -> Tensor | None:
         """The mask for a model, or None where no row has padding: models attend to all then."""
@@ -121,11 +126,11 @@ class Scored:
 
         `packed`: models will read them without the padding, if there is any. Then with `widths`
         there may be rows of nothing behind them, and all are as wide as the widest of `self`, so
-        that shapes come again: it costs nothing.
+        that shapes come again: to flash attention it is nothing.
         """
         lengths: Lengths = [self.lengths[i] for i in rows]
         wide, taken = lengths, list(rows)
-        packed = packed and all(prompt for prompt, _ in self.lengths)  # a state to begin from
+        packed = packed and self.packable
         coarse = packed and widths > 1 and self.attended is not None
         if coarse:
             taken += taken[:1] * (rounded(len(rows)) - len(rows))
@@ -139,10 +144,8 @@ class Scored:
         prompt, response = max(1, *asked), max(1, *responses)
         packing = None
         if packed and any(each != (prompt, response) for each in lengths):
-            places = pack(lengths, prompt, response, coarse)
-            packing = places.on(index.device)
-        wanted: Any = _fitted(found, prompt, response)
-        result = replace(self, **wanted, packing=packing)
+            packing = pack(lengths, prompt, response, coarse).on(index.device)
+        result = replace(self, **_fitted(found, prompt, response), packing=packing)
         vars(result)["lengths"] = lengths
         return result
 
@@ -165,7 +168,7 @@ def columns(scored: Scored) -> dict[str, Tensor]:
     return {name: column for name, column in found.items() if isinstance(column, Tensor)}
 
 
-def _fitted(found: dict[str, Tensor], prompt: int, response: int) -> dict[str, Tensor]:
+def _fitted(found: dict[str, Tensor], prompt: int, response: int) -> dict[str, Any]:
     """Columns with so many prompt and response positions: prompts end, replies begin where they
     did."""
     right = response - found["response_mask"].shape[1]
@@ -190,11 +193,10 @@ def gather_rows(scored: Scored, launch: Launch) -> Scored:
     if launch.world == 1:
         return scored
     rows = {name: column.cpu() for name, column in columns(scored).items()}
-    whole: Any = _concatenate(gather_object([rows]), launch.device)
-    return replace(scored, **whole)
+    return replace(scored, **_concatenate(gather_object([rows]), launch.device))
 
 
-def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[str, Any]:
     widths = [part["response_mask"].shape[1] for part in parts]
     prompt = max(p["mask"].shape[1] - width for p, width in zip(parts, widths, strict=True))
     fitted = [_fitted(part, prompt, max(widths)) for part in parts]

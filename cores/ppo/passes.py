@@ -1,5 +1,5 @@
-"""Which rows go through a model together: so many, or so many tokens with their padding, decided on
-the host. Then forward and backward of one such micro-batch, and the step behind the last."""
+"""Which rows go through a model together: so many, or so many of the tokens that it reads, decided
+on the host. Then forward and backward of one such micro-batch, and the step behind the last."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -76,6 +76,8 @@ class Passes:
                 self.kept[role.name] = KeptGradients(role.trained.parameters)
         self.widths = WIDTHS if self.kept else 1
         """What the widths of padded micro-batches are multiples of."""
+        self.packed = roles.packs and (not self.kept or launch.precision != "fp32")
+        """Whether rows are read without padding; captured ones in fp32 would get more back."""
 
     def _captures(self, role: TrainedRole) -> bool:
         """Whether the role's passes are captured; UserError if they must be and cannot."""

@@ -126,7 +126,7 @@ class Roles:
     actor without them."""
     reward: nn.Module | StartOfCritic | None
     """The reward model, a `ScalarModel`, the engine of its shards, or the critic as it began:
-    values (B, L) of ids, mask. None where functions alone give the score."""
+    values (B, L) of the fields of `Rows`. None where functions alone give the score."""
     sharding: Whole
     """How all of them lie on the processes."""
     texts: TextReward | None = None
@@ -180,7 +180,7 @@ def build_roles(
         if resumed is not None:
             load_weights(model, resumed.tensors(f"{name}.weights"))
         roles[name] = TrainedRole(name, model, sharding, ppo)
-    read = [*models.values(), frozen, reward]
+    read = [*models.values(), frozen, None if texts else reward]
     critic_role = roles.get(CRITIC)
     shared = StartOfCritic(critic_role) if critic_role and _shared(config, texts) else None
     return Roles(
@@ -190,8 +190,8 @@ def build_roles(
         reward=shared if reward is None else freeze(reward, launch, sharding),
         sharding=sharding,
         texts=texts,
-        packs=all(packs(plain_model(model.model)) for model in read if model is not None)
-        and not models[ACTOR].prefix,
+        packs=not models[ACTOR].prefix
+        and all(packs(plain_model(m.model), launch.device) for m in read if m is not None),
     )
 
 

@@ -142,7 +142,8 @@ class Scorer:
     def _score_all(self, scored: Scored, texts: Texts, last_token: bool, reuse: bool) -> None:
         """This rank's rows, in as many parts on every rank."""
         c, lengths = self.config, scored.lengths
-        rows, halved, packed = range(len(lengths)), self.state.halved, self.roles.packs
+        rows, halved = range(len(lengths)), self.state.halved
+        packed = self.roles.packs and scored.packable
         (parts,) = shared(rows, lengths, c, halved, factor=FORWARD_FACTOR, packed=packed)
         (count,) = self.launch.agree(len(parts))
         for part in in_parts(parts, count):

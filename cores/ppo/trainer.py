@@ -251,6 +251,7 @@ class PPOTrainer(Scorer):
             measured=acts and experience.entropy is None and first,
         )
         if (halved := self.state.halved) not in parts:
+            parts.clear()
             parts[halved] = list(self._micro_batches(experience, rows))
         *turns, last = parts[halved]
 
@@ -263,7 +264,8 @@ class PPOTrainer(Scorer):
             for batch, turn in turns:
                 run(batch, turn)
 
-        self.launch.together(before_last, memory=self.roles.sharding.apart)  # ranks meet behind it
+        meet = bool(turns) and self.roles.sharding.apart  # where memory runs out it is mostly here
+        self.launch.together(before_last, memory=True) if meet else before_last()
         run(*last)
         return sums
 
@@ -288,7 +290,7 @@ class PPOTrainer(Scorer):
     def _micro_batches(
         self, scored: Experience, rows: list[int]
     ) -> Iterator[tuple[Experience, Turn]]:
-        c, lengths, packed = self.config, scored.lengths, self.roles.packs
+        c, lengths, packed = self.config, scored.lengths, self.passes.packed and scored.packable
         if c.microbatch_tokens is not None and not packed:  # as wide as they will be
             lengths = scored.as_selected(lengths, self.passes.widths)
         ranks = shared(rows, lengths, c, self.state.halved, self.launch.world, packed=packed)

@@ -89,14 +89,14 @@ class Launch:
 
     def together(self, action: Callable[[], T], memory: bool = False) -> T:
         """What `action` returns here. If it raises UserError on any rank, every rank ends, rather
-        than wait for the one that did. `memory`: no rank waits for another within it, and all raise
-        NoRoomError where memory runs out on any.
+        than wait for the one that did. `memory`: no rank waits for another behind its first
+        allocation in it, and all raise NoRoomError where memory runs out on any.
         """
         short = ""
         try:
             result = action()
         except UserError as error:
-            self.agree(self.rank + 1)
+            self.agree(self.world + self.rank + 1)
             error.everywhere = True
             raise
         except RuntimeError as error:
@@ -104,11 +104,11 @@ class Launch:
                 raise
             short = str(error).splitlines()[0]
         # Behind it: the error holds the tensors of the pass that failed.
-        (failed,) = self.agree(self.world + self.rank + 1 if short else 0)
-        if failed > self.world:
-            raise NoRoomError(short or f"rank {failed - self.world - 1} has none left")
+        (failed,) = self.agree(self.rank + 1 if short else 0)
+        if failed > self.world:  # a rank that ends outweighs one that can go on with less
+            raise ElsewhereError(f"rank {failed - self.world - 1} failed.")
         if failed:
-            raise ElsewhereError(f"rank {failed - 1} failed.")
+            raise NoRoomError(short or f"rank {failed - 1} has none left")
         return result
 
     def share(self, batch_size: int, key: str) -> int:

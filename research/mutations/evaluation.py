@@ -36,7 +36,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "passes = error.code in PASSING or error.code >= 500", "passes = True"),
             ("judge-once", "what passes is not asked again", "(*WAITS, None)", "(None,)"),
             ("judge-gone", "a server that is gone is asked to the end",
-             "len(self.lost) >= LOST", "len(self.lost) >= 100 * LOST"),
+             "list(self.lost)) >= LOST", "list(self.lost)) >= 100 * LOST"),
             ("judge-recovers", "failures that others part add up", "self.lost.clear()", "pass"),
         ],
     ),

@@ -85,6 +85,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'self.config.loss_mean == "tokens" and', "True or"),
             ("budget-unpadded", "the budget counts tokens without their padding",
              "if packed else count * sum(longer)", "if True else count"),
+            ("budget-held", "a packed budget counts the last row alone",
+             "held + sum(lengths[row])", "sum(lengths[row])"),
             ("budget-off", "a row too many for the budget",
              "if packed else count * sum(longer)", "if packed else (count - 1) * sum(longer)"),
             ("longest-kept", "the longest row of the part before is carried over",
@@ -128,6 +130,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/ppo/experience.py": (
         PACKED,
         [
+            ("pack-promptless", "a reply without a prompt comes from the row before",
+             "packed = packed and self.packable", "pass"),
             ("pack-nothing", "rows of nothing are the first one again",
              "found[name][len(rows) :] = False", "pass"),
             ("pack-own-width", "packed micro-batches as wide as their own rows",

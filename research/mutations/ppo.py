@@ -119,8 +119,12 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/runtime/launch.py": (
-        PPO,
+        (*PPO, "tests/unit/test_runtime_launch.py"),
         [
+            ("room-unsaid", "memory that runs out on one rank ends it alone",
+             "if not (memory and out_of_memory(error)):", "if True:"),
+            ("room-first", "a rank that can go on outweighs one that ends",
+             "self.agree(self.world + self.rank + 1)", "self.agree(0)"),
             ("ranks-max", "largest values summed over ranks",
              'largest if name.endswith("_max") else total', "total"),
         ],

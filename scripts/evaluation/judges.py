@@ -187,12 +187,14 @@ class EndpointJudge:
         """
         print(f"--judge {self.url}: {2 * len(rows)} questions to {self.model}", flush=True)
         pairs = list(zip(map(conversation, rows), first.texts, second.texts, strict=True))
-        questions = pairs + [(prompt, b, a) for prompt, a, b in pairs]
+        questions = [asked for p, a, b in pairs for asked in ((p, a, b), (p, b, a))]
         with ThreadPoolExecutor(WORKERS) as pool:
             said = list(pool.map(lambda q: self._asked(*q), questions))
         answers = [answer for answer in said if isinstance(answer, str)]
         lost = [why for why in said if isinstance(why, JudgeError)]
-        if len(lost) > UNREAD * len(said):
+        both = zip(said[::2], said[1::2], strict=True)
+        unjudged = sum(isinstance(a, JudgeError) or isinstance(b, JudgeError) for a, b in both)
+        if lost and unjudged >= UNREAD * len(rows):
             raise JudgeError(
                 f"{len(lost)} of {len(said)} questions got no answer. The first: {lost[0]}"
             )
@@ -209,13 +211,13 @@ class EndpointJudge:
             SIDES[(ANSWER.findall(answer) or ["C"])[-1]] if isinstance(answer, str) else None
             for answer in said
         ]
-        return both_orders(read[: len(pairs)], read[len(pairs) :])
+        return both_orders(read[::2], read[1::2])
 
     def _asked(self, prompt: str, first: str, second: str) -> str | JudgeError:
         """The answer, or why there is none; asked again a few times where that may pass."""
         for wait in (*WAITS, None):
-            if len(self.lost) >= LOST:
-                return JudgeError(self.lost[0])
+            if len(lost := list(self.lost)) >= LOST:  # another thread may clear it meanwhile
+                return JudgeError(lost[0])
             try:
                 answer = self._answer(prompt, first, second)
                 self.lost.clear()

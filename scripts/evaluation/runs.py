@@ -183,7 +183,8 @@ def in_units(stages: dict[str, Parent], tokenizer: PreTrainedTokenizerBase) -> t
         return model, False
     then = ppo.record["parents"].get("reward", {}) if ppo is not None else {}
     source = reward.record["source"]
-    same = all(then.get(key) == source[key] for key in ("files", "commit") if key in source)
+    keys = [key for key in ("files", "commit") if key in source]
+    same = bool(keys) and all(then.get(key) == source[key] for key in keys)
     scale = ppo.record["metrics"].get("calibration") if ppo is not None and same else None
     if scale is None:
         return model, True

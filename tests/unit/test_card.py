@@ -156,7 +156,8 @@ def test_no_place_of_this_machine_is_pushed(stage: Path, hub: type[Hub], monkeyp
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     record = json.loads(json.dumps(REWARD)) | {
         "command": "python stage2_rm.py --output_dir /home/me/run --model.path=/home/me/base "
-        """--ppo.rewards '{"/home/me/rules.py:polite":1.0}' --template.user.suffix ' /no_think'""",
+        """--ppo.rewards '{"/home/me/rules.py:polite":1.0}' --template.user.suffix ' /no_think' """
+        "--data.sft.path=~/rows.jsonl ../b.jsonl '/home/me/my data/c.jsonl'",
         "files": {"adapter/adapter_config.json": "0"},
         "reward_files": {"/home/me/rules.py": "1"},
     }
@@ -180,6 +181,7 @@ def test_no_place_of_this_machine_is_pushed(stage: Path, hub: type[Hub], monkeyp
     assert shlex.split(found["command"])[3:] == [
         "run", "--model.path=base", "--ppo.rewards", '{"rules.py:polite":1.0}',
         "--template.user.suffix", " /no_think",
+        "--data.sft.path=rows.jsonl", "b.jsonl", "c.jsonl",
     ]  # fmt: skip
     pushed = hashlib.sha256(hub.got["adapter/adapter_config.json"]).hexdigest()
     assert found["files"]["adapter/adapter_config.json"] == pushed

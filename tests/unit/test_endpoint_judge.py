@@ -71,6 +71,6 @@ def test_words_are_learned_from_all_sources() -> None:
     one, again, other = drawn(train, 0), drawn(train, 0), drawn(train, 1)
     assert len(one) == TRAIN_PAIRS
     assert 0.45 < sum(row["source"] for row in one) / TRAIN_PAIRS < 0.55
-    assert [map(id, one)] != [map(id, other)]
+    assert [*map(id, one)] != [*map(id, other)]
     assert all(a is b for a, b in zip(one, again, strict=True))
     assert drawn(train[:5], 0) == train[:5]

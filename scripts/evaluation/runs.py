@@ -219,6 +219,7 @@ def scorer_of(
         reference=lambda: nullcontext(Policy(initial)),
         texts=texts,
         trained=[],
+        sharding=launch.sharding,
         packs=False,
     )
     engine = build_engine(config, policy, tokenizer, ppo.max_new_tokens, launch)

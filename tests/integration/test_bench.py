@@ -68,9 +68,11 @@ def test_the_fixed_workloads() -> None:
         "W2": ("opt-1.3b", "opt-350m", 64, 256, 256, 1, 16, 4),
         "W3": ("llama-7b", "llama-7b", 16, 512, 256, 1, 4, 4),
         "W4": ("tiny", "tiny", 64, 16, 32, 4, 16, 16),
+        "W5": ("qwen2.5-0.5b", "qwen2.5-0.5b", 256, 104, 512, 1, 64, 4),
+        "W6": ("smollm2-135m", "smollm2-135m", 128, 32, 48, 2, 32, 8),
     }
     assert WORKLOADS["W3"].lora == 16
-    assert [w.precision for w in WORKLOADS.values()] == ["bf16", "bf16", "bf16", "fp32"]
+    assert [w.precision for w in WORKLOADS.values()] == ["bf16"] * 3 + ["fp32"] + ["bf16"] * 2
 
 
 def test_variants_that_do_not_fit_are_refused() -> None:

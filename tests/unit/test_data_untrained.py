@@ -1,5 +1,6 @@
 """Turns that say that they are not to be learned (OpenAI's weight, Axolotl's train, SlimOrca)."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_marks_of_a_chat_template_say_it_otherwise(tmp_path: Path) -> None:
         "{% endgeneration %}{% endfor %}"
     )
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": [USER, {**BAD, "train": False}]}])
-    tokenizer = chat_like()
+    tokenizer = deepcopy(chat_like())  # others share it
     tokenizer.chat_template = marked.chat_template
     with pytest.raises(UserError, match=r"a turn says that it is not to be learned"):
         sft_data(config(path, CHAT), tokenizer)

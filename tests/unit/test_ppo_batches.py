@@ -107,7 +107,7 @@ def forward_sizes(trainer: Any) -> list[int]:
 def test_a_budget_holds_for_rows_made_wider(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where captured passes pad to multiples, the padding counts, if it is read."""
     trainer = make_trainer("gpt2", batch_size=8, minibatch_size=8, microbatch_tokens=24)
-    trainer.roles = replace(trainer.roles, packs=False)
+    monkeypatch.setattr(trainer.passes, "packed", False)
     experience = trainer.estimate(trainer.score(fixed_rollout(8)))
     for widths in (1, 4, 8):
         monkeypatch.setattr(trainer.passes, "widths", widths)

@@ -233,7 +233,7 @@ class Reader:
         last = prompt[-1]["content"] if prompt else ""
         if len(last) >= ECHO and replies and all(reply.startswith(last) for reply in replies):
             dropped = dropped or "reply repeats the prompt"
-        if begun and replies and self.column in ("prompt", "instruction"):
+        if begun and self.column in ("prompt", "instruction"):
             dropped = dropped or "prompt ends within a reply"
         if self.transcripts:
             replies = [reply.removeprefix(" ") for reply in replies]

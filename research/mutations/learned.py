@@ -33,7 +33,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         (*TURNS, "tests/unit/test_data_formats.py"),
         [
             ("prompt-begun", "the beginning of a reply in a prompt is lost",
-             "if begun and replies and", "if False and"),
+             "if begun and self.column", "if False and self.column"),
         ],
     ),
     "cores/data/transcripts.py": (

@@ -192,7 +192,8 @@ def test_a_reply_that_repeats_the_prompt() -> None:
 def test_a_prompt_that_begins_the_reply(reply: str) -> None:
     """What the prompt has of it would be lost; nothing is, where that is white space."""
     prompt = [USER, said("assistant", reply)]
-    for stage, more in (("sft", {"completion": "A"}), ("reward", {"chosen": "A", "rejected": "B"})):
+    pair = {"chosen": "A", "rejected": "B"}
+    for stage, more in (("sft", {"completion": "A"}), ("reward", pair), ("ppo", {})):
         found = read({"prompt": prompt, **more}, stage)  # type: ignore[arg-type]
         assert found.dropped == ("prompt ends within a reply" if reply.strip() else None)
     pair = {"messages": [USER, said("assistant", "A")], "chosen": "A", "rejected": "B"}

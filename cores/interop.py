@@ -158,7 +158,9 @@ def ends_of(policy: str | Path | None, tokenizer: Any) -> set[int]:
         return set()
     try:
         named = GenerationConfig.from_pretrained(policy).eos_token_id
-    except OSError:  # the folder has none
+    except OSError as error:  # it has none, or a damaged one
+        if (file := Path(policy) / "generation_config.json").is_file():
+            raise UserError(f"{file} cannot be read: {error}. Make the folder anew.") from None
         named = None
     told = named if isinstance(named, list) else [named]
     return {end for end in (*told, tokenizer.eos_token_id) if end is not None}

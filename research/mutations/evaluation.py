@@ -29,11 +29,16 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "a != -b", "a != b and a != -b"),
         ],
     ),
-    "scripts/evaluation/judges.py": (
+    "scripts/evaluation/endpoint.py": (
         ("tests/unit/test_endpoint_judge.py",),
         [
             ("judge-again", "a refusal is asked again",
              "passes = error.code in PASSING or error.code >= 500", "passes = True"),
+        ],
+    ),
+    "scripts/evaluation/judges.py": (
+        ("tests/unit/test_endpoint_judge.py",),
+        [
             ("judge-once", "what passes is not asked again", "(*WAITS, None)", "(None,)"),
             ("judge-gone", "a server that is gone is asked to the end",
              "list(self.lost)) >= LOST", "list(self.lost)) >= 100 * LOST"),

@@ -5,7 +5,6 @@
 --judge http://HOST/v1    an OpenAI-compatible server, asked with both orders of the replies
 """
 
-import json
 import os
 import re
 import time
@@ -13,10 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from typing import Any, Protocol
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from cores.errors import UserError
 from cores.evaluate import Evaluation
@@ -29,6 +25,7 @@ from cores.rollout import stop_ids
 from cores.runtime.parents import load_parents
 from cores.training.calibration import score_rows
 from scripts.evaluation.comparisons import both_orders
+from scripts.evaluation.endpoint import Endpoint, PassingError
 from scripts.evaluation.runs import Judged, Row, held
 
 Outcomes = list[float | None]
@@ -38,14 +35,10 @@ ANSWER = re.compile(r"\[\[([ABC])\]\]")
 SIDES = {"A": 1, "B": -1, "C": 0}
 WORKERS = 8
 """Questions on their way to an endpoint at a time."""
-TIMEOUT = 120.0
-"""Seconds for one of them."""
 UNREAD = 0.5
 """Share of answers without a verdict, or that did not come, above which the judge has failed."""
 WAITS = (1.0, 4.0, 16.0)
 """Seconds before a question is asked again that a server could not answer just then."""
-PASSING = (408, 409, 425, 429)
-"""Status codes, with those from 500 on, that pass."""
 LOST = 3 * WORKERS
 """Questions without an answer, with none between them, behind which no more are asked."""
 QUESTION = """\
@@ -163,18 +156,14 @@ class FunctionJudge(Scores):
             raise UserError(str(error).replace("ppo.rewards", "--judge")) from None
 
 
-class PassingError(UserError):
-    """What a server says that may answer a little later."""
-
-
 class EndpointJudge:
     """A language model behind an OpenAI-compatible server, at temperature 0."""
 
     def __init__(self, url: str, model: str | None) -> None:
-        self.url = url.rstrip("/")
+        self.server = Endpoint(url)
         self.lost: list[str] = []
         """Why each question got no answer: those since the last one that did."""
-        self.model = model or self._first_model()
+        self.model = model or self.server.first_model()
 
     def scores(self, rows: Sequence[Row], sampled: Sampled) -> None:
         """None: it only compares."""
@@ -185,7 +174,7 @@ class EndpointJudge:
         An answer without a verdict is one for neither. A prompt is not judged where one of the two
         did not come. JudgeError if either is so of most.
         """
-        print(f"--judge {self.url}: {2 * len(rows)} questions to {self.model}", flush=True)
+        print(f"--judge {self.server.url}: {2 * len(rows)} questions to {self.model}", flush=True)
         pairs = list(zip(map(conversation, rows), first.texts, second.texts, strict=True))
         questions = [asked for p, a, b in pairs for asked in ((p, a, b), (p, b, a))]
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -201,8 +190,8 @@ class EndpointJudge:
         unread = [answer for answer in answers if not ANSWER.search(answer)]
         if len(unread) > UNREAD * len(answers):
             raise JudgeError(
-                f"--judge {self.url}: {len(unread)} of {len(answers)} answers hold none of [[A]], "
-                f"[[B]], [[C]], such as {unread[0][:200]!r}; give a model that follows "
+                f"--judge {self.server.url}: {len(unread)} of {len(answers)} answers hold none of "
+                f"[[A]], [[B]], [[C]], such as {unread[0][:200]!r}; give a model that follows "
                 "instructions (--judge-model)."
             )
         if lost:
@@ -215,11 +204,12 @@ class EndpointJudge:
 
     def _asked(self, prompt: str, first: str, second: str) -> str | JudgeError:
         """The answer, or why there is none; asked again a few times where that may pass."""
+        question = QUESTION.format(prompt=prompt, first=first, second=second)
         for wait in (*WAITS, None):
             if len(lost := list(self.lost)) >= LOST:  # another thread may clear it meanwhile
                 return JudgeError(lost[0])
             try:
-                answer = self._answer(prompt, first, second)
+                answer = self.server.answer(self.model, question)
                 self.lost.clear()
                 return answer
             except PassingError as error:
@@ -229,49 +219,8 @@ class EndpointJudge:
             if wait is None:
                 break
             time.sleep(wait)
-        self.lost.append(f"the prompt {prompt[:200]!r}: {why}")
-        return JudgeError(self.lost[-1])
-
-    def _answer(self, prompt: str, first: str, second: str) -> str:
-        said = {
-            "role": "user",
-            "content": QUESTION.format(prompt=prompt, first=first, second=second),
-        }
-        told = {"model": self.model, "messages": [said], "temperature": 0, "max_tokens": 1024}
-        found = self._got("/chat/completions", told)
-        try:
-            return str(found["choices"][0]["message"]["content"] or "")
-        except (KeyError, IndexError, TypeError):
-            raise self._failed(f"answers {json.dumps(found)[:200]}") from None
-
-    def _first_model(self) -> str:
-        found = self._got("/models", None)
-        try:
-            return str(found["data"][0]["id"])
-        except (KeyError, IndexError, TypeError):
-            raise self._failed("names no model; give one by --judge-model") from None
-
-    def _got(self, place: str, told: dict[str, Any] | None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if secret := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {secret}"
-        data = None if told is None else json.dumps(told).encode()
-        try:
-            with urlopen(Request(self.url + place, data, headers), timeout=TIMEOUT) as answer:
-                return json.load(answer)
-        except HTTPError as error:
-            said = error.read(300).decode(errors="replace")
-            passes = error.code in PASSING or error.code >= 500
-            raise self._failed(f"answers {error.code} ({said})", passes) from None
-        except (HTTPException, OSError, ValueError) as error:
-            why = f"cannot be asked ({getattr(error, 'reason', error)})"
-            raise self._failed(why, passes=True) from None
-
-    def _failed(self, why: str, passes: bool = False) -> UserError:
-        return (PassingError if passes else UserError)(
-            f"--judge {self.url}: {why}. Give the address up to /v1 of an OpenAI-compatible server "
-            "that runs, its key in OPENAI_API_KEY if it wants one, or another judge."
-        )
+        self.lost.append(told := f"the prompt {prompt[:200]!r}: {why}")
+        return JudgeError(told)
 
 
 def conversation(row: Row) -> str:

@@ -59,6 +59,16 @@ def test_a_request_that_fails_costs_its_prompt_at_most(
     assert [i for i, outcome in enumerate(found) if outcome is None] == list(range(0, 200, 4))
 
 
+def test_one_order_alone_judges_nothing(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the questions are answered, and no prompt has both its answers."""
+    monkeypatch.setattr(
+        Server, "fails", lambda text, times: 401 if "[Reply A]\nlater" in text else None
+    )
+    first, second = replies(*["now"] * 4), replies(*["later"] * 4)
+    with pytest.raises(JudgeError, match="4 of 8 questions got no answer"):
+        EndpointJudge(server, None).outcomes(prompts(*"abcd"), first, second)
+
+
 def test_a_judge_without_verdicts_has_failed(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Server, "says", "I cannot tell.")
     with pytest.raises(JudgeError, match=r"answers hold none of \[\[A\]\].*--judge-model"):

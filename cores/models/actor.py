@@ -102,27 +102,24 @@ class Actor(nn.Module):
             tokens = int(most)
         logits = tokens * self.vocabulary
         parts = max(1, -(-logits // CHUNK_LOGITS))
-        again = partial(checkpoint, self._chunk, use_reentrant=False, preserve_rng_state=False)
-        # Few are kept for the backward pass: they take little memory, and time to make again.
-        part_of: Any = self._chunk if logits <= CHUNK_LOGITS // 8 else again
-        each = (each.tensor_split(parts) for each in (states, chosen, early))
-        found = [part_of(*part, plain, entropy) for part in zip(*each, strict=True)]
-        logprobs, nats = zip(*found, strict=True)
-        told = rows.by_reply(torch.cat(nats)) if entropy else None
-        return rows.by_reply(torch.cat(logprobs)), told
 
-    def _chunk(
-        self, states: Tensor, ids: Tensor, early: Tensor, plain: bool, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs and entropy (N,) of ids (N,) from hidden states (N, d)."""
-        logits = head_logits(plain_model(self.model), states)
-        logprobs_of = logprobs_on(logits.device)
-        if plain:
-            return logprobs_of(logits, ids, temperature=1.0, entropy=entropy)
-        where = early if self.min_new_tokens else None
-        return logprobs_of(
-            logits, ids, self.temperature, self.stop_ids, where, entropy, self.entropy_grad
-        )
+        def chunk(states: Tensor, ids: Tensor, early: Tensor) -> tuple[Tensor, Tensor | None]:
+            logits = head_logits(plain_model(self.model), states)
+            logprobs_of = logprobs_on(logits.device)
+            if plain:
+                return logprobs_of(logits, ids, temperature=1.0, entropy=entropy)
+            where = early if self.min_new_tokens else None
+            own = (self.temperature, self.stop_ids, where, entropy, self.entropy_grad)
+            return logprobs_of(logits, ids, *own)
+
+        again = partial(checkpoint, chunk, use_reentrant=False, preserve_rng_state=False)
+        # Few are kept for the backward pass: they take little memory, and time to make again.
+        part_of: Any = chunk if logits <= CHUNK_LOGITS // 8 else again
+        each = (each.tensor_split(parts) for each in (states, chosen, early))
+        found = [part_of(*part) for part in zip(*each, strict=True)]
+        logprobs, nats = zip(*found, strict=True)
+        told = rows.spread(torch.cat(nats)) if entropy else None
+        return rows.spread(torch.cat(logprobs)), told
 
 
 class _Hidden(tuple):
@@ -279,7 +276,7 @@ class ScalarModel(nn.Module):
             logits = inner.score(hidden.float())
             several = logits.shape[-1] > 1
             values = self.scale * expected_rating(logits) if several else logits.squeeze(-1)
-            return rows.by_column(values - self.mean)
+            return rows.spread(values - self.mean)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Values at the last attended token of each row, (B,)."""

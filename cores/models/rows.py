@@ -58,11 +58,6 @@ class Packing(NamedTuple):
         there: Any = dict(zip(tensors, parts, strict=True))
         return self._replace(**there, starts=starts)
 
-    def spread(self, values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-        """`shape` (B, ..) of values (N,) or (M,) that stand at `places`; 0 in the padding."""
-        flat = values.new_zeros(shape.numel() + 1).index_copy(0, places, values)
-        return flat[:-1].view(shape)
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -85,7 +80,7 @@ class Rows:
         of replies come from."""
         if self.packing is not None:
             return states.squeeze(0).index_select(0, self.packing.before)
-        return before_replies(states, self.width).flatten(0, 1)
+        return states[:, -self.width - 1 : -1].flatten(0, 1)
 
     def reply_tokens(self) -> tuple[Tensor, Tensor]:
         """(B * T,) or packed (M,): ids of the replies' tokens, and which of its reply each is."""
@@ -97,18 +92,16 @@ class Rows:
         ids, number = (x.index_select(0, self.packing.replies) for x in behind)
         return ids, number
 
-    def by_reply(self, values: Tensor) -> Tensor:
-        """(B, T) of what is told of each of the `reply_tokens`."""
-        shape = torch.Size([len(self.ids), self.width])
-        if self.packing is None:
+    def spread(self, values: Tensor) -> Tensor:
+        """(B, T) of what is told of each of the `reply_tokens`; or (B, L) of values (B, L) that are
+        told of every token, of packed ones (1, N). 0 in the padding."""
+        by_reply, packing = values.dim() == 1, self.packing
+        shape = torch.Size([len(self.ids), self.width]) if by_reply else self.ids.shape
+        if packing is None:
             return values.view(shape)
-        return self.packing.spread(values, self.packing.replies, shape)
-
-    def by_column(self, values: Tensor) -> Tensor:
-        """(B, L) of values (B, L), or of packed ones (1, N)."""
-        if self.packing is None:
-            return values
-        return self.packing.spread(values.squeeze(0), self.packing.tokens, self.ids.shape)
+        places = packing.replies if by_reply else packing.tokens
+        flat = values.new_zeros(shape.numel() + 1).index_copy(0, places, values.flatten())
+        return flat[:-1].view(shape)
 
 
 def step_of(count: int) -> int:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from cores.config import PPOSection
 from cores.config.ppo import ESTIMATORS
-from cores.models.rows import Packing, Rows, on_device, pack, prompts, replies, rounded
+from cores.models.rows import Packing, Rows, on_device, pack, replies, rounded
 from cores.rl import (
     adjust_scores,
     explained_variance,
@@ -93,14 +93,8 @@ class Scored:
     @cached_property
     def lengths(self) -> Lengths:
         """Prompt and response tokens of each row, on the host: the device is asked once."""
-        asked = prompts(self.mask, self.response_mask.shape[1]).sum(dim=1)
-        both = torch.stack([asked, self.response_mask.sum(dim=1)], dim=1)
-        return [(prompt, response) for prompt, response in both.tolist()]
-
-    @property
-    def packable(self) -> bool:
-        """Whether each prompt has a token, which the first one of its reply comes from."""
-        return all(prompt for prompt, _ in self.lengths)
+        both = torch.stack([self.mask.sum(dim=1), self.response_mask.sum(dim=1)], dim=1)
+        return [(row - response, response) for row, response in both.tolist()]
 
     @cached_property
     def attended(self) -> Tensor | None:
@@ -124,13 +118,14 @@ class Scored:
     def select(self: S, rows: Sequence[int], widths: int = 1, packed: bool = False) -> S:
         """The given rows, as wide as the longest prompt and response `as_selected`.
 
-        `packed`: models will read them without the padding, if there is any. Then with `widths`
+        `packed`: models will read them without the padding, if there is any and each prompt has a
+        token, which the first one of its reply comes from. Then with `widths`
         there may be rows of nothing behind them, and all are as wide as the widest of `self`, so
         that shapes come again: to flash attention it is nothing.
         """
         lengths: Lengths = [self.lengths[i] for i in rows]
         wide, taken = lengths, list(rows)
-        packed = packed and self.packable
+        packed = packed and all(prompt for prompt, _ in self.lengths)
         coarse = packed and widths > 1 and self.attended is not None
         if coarse:
             taken += taken[:1] * (rounded(len(rows)) - len(rows))
@@ -255,7 +250,7 @@ def describe(
         "kl_std": kl.sum(dim=1).std(correction=0),
         "response_length": mask.sum(dim=1).float().mean(),
         "ended": e.ended.float().mean(),
-        "repetition": repetition(e.response_ids, mask).mean(),
+        "repetition": repetition(replies(e.ids, mask.shape[1]), mask).mean(),
         "reward": e.rewards.sum(dim=1).mean(),
     }
     if e.entropy is not None:

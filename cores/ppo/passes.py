@@ -68,6 +68,8 @@ class Passes:
         self.config = config
         self.roles = roles
         self.launch = launch
+        self.by_token = config.loss_mean == "tokens" and config.estimator != "coati"
+        """Whether losses are means over tokens; else over replies."""
         self.captured = Captured()
         self.kept: dict[str, KeptGradients] = {}
         for role in roles.trained:
@@ -164,7 +166,8 @@ class Passes:
         c, mask, tokens = self.config, batch.response_mask, minibatch.tokens
         wanted = minibatch.measured or c.entropy_coef > 0
         logprobs, entropy = self.roles.actor.says.logprobs(batch.rows, entropy=wanted)
-        mean = weights = self._mean_weights(mask, minibatch)
+        mean = None if self.by_token else sequence_weights(mask, tokens, minibatch.replies)
+        weights = mean
         terms: Terms = {}
         if c.rollout_correction != "none":
             weights = rollout_weights(
@@ -200,23 +203,18 @@ class Passes:
     def _value_loss(self, batch: Experience, minibatch: Minibatch) -> tuple[Tensor, Terms]:
         """The critic's loss, 0-d, and its statistics."""
         critic: Any = self.roles.critic
+        mask, tokens = batch.response_mask, minibatch.tokens
         values = response_values(critic.says, batch, self.config)
         loss, stats = value_loss(
             values,
             batch.values,
             batch.returns,
-            batch.response_mask,
+            mask,
             self.config.value_clip,
-            minibatch.tokens,
-            weights=self._mean_weights(batch.response_mask, minibatch),
+            tokens,
+            weights=None if self.by_token else sequence_weights(mask, tokens, minibatch.replies),
         )
         return loss, {**stats, "value_loss": loss.detach()}
-
-    def _mean_weights(self, mask: Tensor, minibatch: Minibatch) -> Tensor | None:
-        """What makes the mean over tokens one over replies, if that is asked for."""
-        if self.config.loss_mean == "tokens" and self.config.estimator != "coati":
-            return None
-        return sequence_weights(mask, minibatch.tokens, minibatch.replies)
 
 
 def response_values(critic: Value, batch: Scored, ppo: PPOSection) -> Tensor:
@@ -289,8 +287,9 @@ def shared(
 
     `world` divides the number of rows, which are dealt out the longest first: neighbours then need
     little padding, and memory runs out at once or not at all. A micro-batch has `factor` times the
-    rows or tokens of the configuration, half of that if `halved`.
+    rows or tokens of the configuration, half of that if `halved`. `packed`: see `Scored.select`.
     """
+    packed = packed and all(prompt for prompt, _ in lengths)
     half = 2 if halved else 1
     size = max(1, factor * ppo.microbatch_size // half)
     tokens = ppo.microbatch_tokens and factor * ppo.microbatch_tokens // half

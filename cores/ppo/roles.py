@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,6 @@ class TrainedRole:
         self.optimizer: Any = self.trained.optimizer
         """As the launch wraps it."""
 
-    def set_rate(self, factor: float) -> None:
-        """Learning rate of the next step, as a factor of the peak."""
-        rate = self.learning_rate * factor
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-
     def make_capturable(self) -> None:
         """From now on a step may be part of a CUDA graph: the learning rate lies on the device."""
         for group in self.optimizer.param_groups:
@@ -134,7 +126,7 @@ class Roles:
     packs: bool = False
     """Whether all of them read rows without their padding."""
 
-    @property
+    @cached_property
     def trained(self) -> list[TrainedRole]:
         """Actor and, where there is one, critic."""
         return [self.actor] if self.critic is None else [self.actor, self.critic]

@@ -99,7 +99,22 @@ class Scorer:
         reads, so that evaluations compare. `reuse`: the actor's log-probs are the rollout's own.
         UserError on every rank if the policy's numbers are none, or a function fails on any.
         """
-        said, texts = self.launch.together(lambda: self._ask(rollout, rows))
+
+        def asked() -> tuple[Tensor | None, Texts]:
+            """What the functions, if any, say (B, S), and what the reward model reads."""
+            if not bool(rollout.logprobs.isfinite().all()):
+                raise UserError(
+                    "ppo: the policy's logits are not finite: it has left what numbers can hold. "
+                    "Lower ppo.actor_learning_rate, or compute in fp32 (--model.precision fp32), "
+                    f"{ANEW}."
+                )
+            texts = None if self.roles.texts is None else self.roles.texts(rollout, rows)
+            if self.functions is None:
+                return None, texts
+            with WATCH.doing("its reward functions"):
+                return self.functions(rollout, list(rows)), texts
+
+        said, texts = self.launch.together(asked)
         zeros = torch.zeros_like(rollout.logprobs)
         scored = Scored(
             ids=rollout.ids,
@@ -125,26 +140,11 @@ class Scorer:
         scored.scores[:] = weighted_sum(scored.score_parts, list(self.config.rewards.values()))
         return scored
 
-    def _ask(self, rollout: Rollout, rows: Sequence[Row]) -> tuple[Tensor | None, Texts]:
-        """Scores (B, S) of the functions, where there are any, and what the reward model reads."""
-        if not bool(rollout.logprobs.isfinite().all()):
-            raise UserError(
-                "ppo: the policy's logits are not finite: it has left what numbers can hold. "
-                "Lower ppo.actor_learning_rate, or compute in fp32 (--model.precision fp32), "
-                f"{ANEW}."
-            )
-        texts = None if self.roles.texts is None else self.roles.texts(rollout, rows)
-        if self.functions is None:
-            return None, texts
-        with WATCH.doing("its reward functions"):
-            return self.functions(rollout, list(rows)), texts
-
     def _score_all(self, scored: Scored, texts: Texts, last_token: bool, reuse: bool) -> None:
         """This rank's rows, in as many parts on every rank."""
         c, lengths = self.config, scored.lengths
         rows, halved = range(len(lengths)), self.state.halved
-        packed = self.roles.packs and scored.packable
-        (parts,) = shared(rows, lengths, c, halved, factor=FORWARD_FACTOR, packed=packed)
+        (parts,) = shared(rows, lengths, c, halved, factor=FORWARD_FACTOR, packed=self.roles.packs)
         (count,) = self.launch.agree(len(parts))
         for part in in_parts(parts, count):
             self._score_rows(scored, texts, part, last_token, reuse)

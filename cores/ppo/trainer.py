@@ -72,6 +72,8 @@ class PPOTrainer(Scorer):
             for name, wait in self.waits.items()
         }
         """Of the peak learning rate, at each of a role's optimizer steps."""
+        self.looks = {update for update in range(config.updates) if looks(config, update)}
+        """Updates whose rollouts the trainer scores too."""
 
     def state_dict(self) -> State:
         """The state with the roles', whole, on the main process; every rank calls it."""
@@ -100,8 +102,8 @@ class PPOTrainer(Scorer):
         told = [row for row in rows for _ in range(group)]
         rollout = self.rollout(asked, first=self.launch.rank * len(asked), rows=told)
         # 2 score: the models and functions on this rank's rows, then the rows of all ranks
-        learning = self.roles.actor in self._trained_now()
-        looked = looks(c, state.update)
+        learning = state.update >= self.waits[ACTOR]
+        looked = state.update in self.looks
         # An update of the critic alone would tell no entropy.
         reused = bool(state.reused) and learning and not looked
         scored = gather_rows(self.score(rollout, told, reuse=reused), self.launch)
@@ -159,33 +161,29 @@ class PPOTrainer(Scorer):
         """
         limit, self.minibatch = self.config.early_stop_kl, 0
         steps: list[Unread] = []
-        count, now = experience.ids.shape[0], self.state.update
+        count, at = experience.ids.shape[0], self.state.update
         orders = [
-            torch.tensor(permutation(count, self.seed, "minibatches", now, epoch))
+            torch.tensor(permutation(count, self.seed, "minibatches", at, epoch))
             for epoch in range(self.config.epochs)
         ]
         begun = time.monotonic()
         for rows in (rows for order in orders for rows in order.split(self.config.minibatch_size)):
-            steps.append(self.optimize(experience, rows))
-            if len(steps) == 1:
-                steps[0] |= self._first(steps[0], begun)
+            step = self.optimize(experience, rows)
+            steps.append(step)
+            if len(steps) == 1:  # before any weight has moved
+                if "approx_kl" in step:
+                    step["first_kl"] = step["approx_kl"]
+                if self.launch.device.type == "cuda":  # the share that Python waits here
+                    launched = time.monotonic()
+                    torch.cuda.synchronize(self.launch.device)
+                    now = time.monotonic()
+                    step["device_wait"] = (now - launched) / (now - begun)
             if limit is not None and float(steps[-1].get("approx_kl", 0.0)) > limit:
                 break
         found = self._finite(read(steps))
         self.state.update += 1
         self.minibatch = 0
         return found
-
-    def _first(self, step: Unread, begun: float) -> Unread:
-        """What the first optimizer step alone tells: how far the policy is from its own rollout
-        before any weight has moved; on a GPU the share of its time that Python waited there."""
-        told: Unread = {"first_kl": step["approx_kl"]} if "approx_kl" in step else {}
-        if self.launch.device.type == "cuda":
-            launched = time.monotonic()
-            torch.cuda.synchronize(self.launch.device)
-            now = time.monotonic()
-            told["device_wait"] = (now - launched) / (now - begun)
-        return told
 
     def _finite(self, steps: list[Stats]) -> list[Stats]:
         """The steps that were taken; UserError for a gradient that was no number, unless it may be
@@ -218,15 +216,21 @@ class PPOTrainer(Scorer):
         Losses are sums over this rank's tokens divided by the tokens of the whole minibatch, so
         that neither micro-batches nor ranks change the gradient.
         """
-        trained = self._trained_now()
+        update = self.state.update
+        trained = [role for role in self.roles.trained if update >= self.waits[role.name]]
         sums: dict[str, Tensor] = {}
         factors: list[float] = []
         parts: Parts = {}
         for role in trained:
             # By where the run is, not by the steps taken: an update that ends early skips some.
-            since = self.state.update - self.waits[role.name]
+            since = update - self.waits[role.name]
             factors.append(self.factors[role.name][since * self.minibatches + self.minibatch])
-            role.set_rate(factors[-1])
+            for group in role.optimizer.param_groups:
+                rate = role.learning_rate * factors[-1]
+                if isinstance(group["lr"], Tensor):  # a captured step reads it there
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
             sums |= with_room(self, partial(self._descend, role, experience, rows.tolist(), parts))
         self.minibatch += 1
         return {
@@ -281,16 +285,10 @@ class PPOTrainer(Scorer):
                 actor.trained.backward(self.config.ptx_coef * loss, last=False)
             accumulate(sums, {"ptx_loss": loss.detach()})
 
-    def _trained_now(self) -> list[TrainedRole]:
-        """The critic alone in the first `critic_warmup` updates."""
-        if self.roles.critic is not None and self.state.update < self.config.critic_warmup:
-            return [self.roles.critic]
-        return self.roles.trained
-
     def _micro_batches(
         self, scored: Experience, rows: list[int]
     ) -> Iterator[tuple[Experience, Turn]]:
-        c, lengths, packed = self.config, scored.lengths, self.passes.packed and scored.packable
+        c, lengths, packed = self.config, scored.lengths, self.passes.packed
         if c.microbatch_tokens is not None and not packed:  # as wide as they will be
             lengths = scored.as_selected(lengths, self.passes.widths)
         ranks = shared(rows, lengths, c, self.state.halved, self.launch.world, packed=packed)

@@ -35,7 +35,7 @@ class Trained:
         """The model itself."""
         return self.accelerator.unwrap_model(self.module)
 
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer changes."""
         return [p for p in self.module.parameters() if p.requires_grad]
@@ -55,7 +55,7 @@ class Trained:
         if not last:
             return None
         norm = self.descend()
-        self.clear()
+        self.module.zero_grad()
         return norm
 
     def clear(self) -> None:

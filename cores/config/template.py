@@ -1,6 +1,5 @@
 """How a conversation becomes text."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
@@ -100,25 +99,3 @@ class TemplateSection:
     """Special tokens added to the vocabulary; their embeddings begin at the mean of the others'."""
     image: ImageTemplate = field(default_factory=ImageTemplate)
     """Images, of bases that read them."""
-
-
-def template_problems(template: TemplateSection) -> Iterator[str]:
-    """Sentences about what cannot work."""
-    kind, default = template.kind, TemplateSection()
-    changed = [name for name in vars(template) if getattr(template, name) != getattr(default, name)]
-    around = [name for name in changed if name in ROLES]
-    if kind == "roles" and not around:
-        yield (
-            "template.kind: roles needs a prefix or suffix for at least one role (template.user, "
-            "template.assistant); for verbatim text choose none."
-        )
-    if kind != "roles" and around:
-        names = ", ".join(f"template.{name}" for name in around)
-        yield f"template.kind: {kind} does not use {names}; remove them or choose roles."
-    for name in around:
-        role: RoleTemplate = getattr(template, name)
-        replies = name in ("assistant", "earlier")
-        if role.opening and not replies and role.train != "prefix":
-            yield f"template.{name}.opening: is for assistant turns; use template.{name}.prefix."
-        if replies and role.train in ("markers", "prefix"):
-            yield f"template.{name}.train: a reply without its content teaches nothing; use none."

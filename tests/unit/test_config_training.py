@@ -3,7 +3,7 @@
 import pytest
 from _config_helpers import mistake, parse
 
-from cores.config import training
+from cores.config import validate
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimizer that needs it is refused."""
     words = ["--reward.optimizer", "paged_adamw_8bit"]
     parse(*words)
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(validate, "find_spec", lambda name: None)
     assert "reward.optimizer: paged_adamw_8bit needs the package bitsandbytes" in mistake(*words)
 
 

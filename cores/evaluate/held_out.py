@@ -10,10 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from cores.data import readable
 from cores.draws import share
-from cores.evaluate.stats import Z95
 from cores.ppo.experience import Scored, gather_rows
 from cores.ppo.score import Row, Scorer
 from cores.rl import kl_estimate
+
+Z95 = 1.96
+"""Half-width of a 95% interval in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,20 @@ def _add(result: Evaluation, scored: Scored, count: int, sources: list[str]) -> 
         result.replies.append(scored.response_ids[i][scored.response_mask[i]].tolist())
 
 
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def wins(left: Sequence[float], right: Sequence[float] | None = None) -> list[float]:
+    """Of each place 1 where `left` is the larger, 0.5 for a tie, 0 else; `right`: zeros by
+    default, so that `left` are margins."""
+    against = [0.0] * len(left) if right is None else right
+    return [(a > b) + 0.5 * (a == b) for a, b in zip(left, against, strict=True)]
+
+
 def _mean(values: list[float]) -> float:
-    return round(sum(values) / len(values), 4)
+    return round(mean(values), 4)
 
 
 def _half_width(values: list[float]) -> float:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from cores.config import Config, RewardSection
 from cores.data import right_pad
 from cores.draws import seeded
-from cores.evaluate.stats import mean, wins
+from cores.evaluate.held_out import mean, wins
 from cores.models import ScalarModel, check_saving, load_scalar
 from cores.models.adapters import add_lora
 from cores.models.heads import LAYERS, linears

@@ -27,8 +27,8 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
-from cores.evaluate.stats import average, mean, wins
 from research.demo.world import gold
+from scripts.evaluation.stats import average, mean, wins
 
 BATCH = 128
 SEED = 1

@@ -15,11 +15,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
 from cores.errors import UserError
-from cores.evaluate.stats import average, share, wins
 from cores.runtime.cli import guarded
 from research.evidence.plan import SEEDS, SETS
 from research.evidence.seeds import over_seeds
 from research.evidence.tables import render
+from scripts.evaluation.stats import average, share, wins
 
 SAMPLES = 8
 """Held-out prompts shown, the first ones."""

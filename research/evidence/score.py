@@ -20,10 +20,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain script
 
 from cores.config import parse_config
-from cores.evaluate.stats import wins
 from cores.runtime.cli import guarded
 from research.evidence.plan import SEEDS, SETS, WITH_PPO, StageJob, jobs
 from scripts.evaluation.baselines import length_margins, replies, tfidf_margins
+from scripts.evaluation.stats import wins
 
 USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 """The first user turn in a prompt as ChatML."""

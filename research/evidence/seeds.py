@@ -7,7 +7,7 @@ seeds.
 import math
 from collections.abc import Hashable, Sequence
 
-from cores.evaluate.stats import Estimate, average, mean, share
+from scripts.evaluation.stats import Estimate, average, mean, share
 
 
 def over_seeds(runs: Sequence[Sequence[float]], clusters: Sequence[Hashable], of: str) -> Estimate:

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a plain s
 
 from cores.config import Config, parse_config, plain
 from cores.errors import UserError
-from cores.evaluate.stats import PLACES, average
 from cores.runtime.cli import guarded
+from scripts.evaluation.stats import PLACES, average
 from scripts.evaluation.texts import best_of, best_of_kl, distinct, repeats
 
 BATCH = 128

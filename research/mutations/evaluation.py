@@ -3,10 +3,13 @@
 Bug = tuple[str, str, str, str]
 TESTS = ("tests/unit/test_evaluation.py", "tests/integration/test_evidence.py")
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
-    "cores/evaluate/stats.py": (
+    "cores/evaluate/held_out.py": (
+        TESTS,
+        [("tie-win", "a tie counts as won", "0.5 * (a == b)", "1.0 * (a == b)")],
+    ),
+    "scripts/evaluation/stats.py": (
         TESTS,
         [
-            ("tie-win", "a tie counts as won", "0.5 * (a == b)", "1.0 * (a == b)"),
             ("clusters", "rows of one prompt count as independent",
              "sums[cluster] +=", "sums[len(sums)] +="),
             ("one-cluster", "one prompt alone has an interval", "if count < 2:", "if count < 1:"),

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from cores.evaluate.stats import wilson
+from scripts.evaluation.stats import wilson
 
 SEED = 1
 NEW_TOKENS = 5

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cores.errors import UserError
-from cores.evaluate.stats import bootstrap, mean, share
+from scripts.evaluation.stats import bootstrap, mean, share
 
 TIES = "Ties"
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cores.evaluate.stats import bootstrap, mean, share
+from scripts.evaluation.stats import bootstrap, mean, share
 
 MATCHED = 5
 """Replies that are longer, and as many that are shorter, which a group of `length_controlled` needs

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cores.data import sft_data
-from cores.evaluate.stats import Estimate, ratio
 from cores.models.images import image_processor, reads_images
 from cores.models.loading import load_config
 from cores.training.sft import IGNORED, inputs, row_losses
 from scripts.evaluation.runs import Judged, Row, as_trained
+from scripts.evaluation.stats import Estimate, ratio
 
 LARGEST = 700.0
 """Nats whose exponential a float holds."""

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 from cores.errors import UserError
 from cores.evaluate import Evaluation
-from cores.evaluate.stats import wins
 from cores.models import ScalarModel, load_scalar
 from cores.rewards.call import RewardFunctions, reply_text
 from cores.rewards.load import RewardFunction
@@ -27,6 +26,7 @@ from cores.training.calibration import score_rows
 from scripts.evaluation.comparisons import both_orders
 from scripts.evaluation.endpoint import Endpoint, PassingError
 from scripts.evaluation.runs import Judged, Row, held
+from scripts.evaluation.stats import wins
 
 Outcomes = list[float | None]
 

@@ -7,7 +7,6 @@ from typing import Any
 from cores.config import Config
 from cores.errors import UserError
 from cores.evaluate import evaluate
-from cores.evaluate.stats import PLACES, average, ratio, share, wins
 from cores.models.images import reads_images
 from cores.models.loading import load_config
 from cores.rewards.call import RewardFunctions
@@ -18,6 +17,7 @@ from scripts.evaluation.demonstrations import Demonstrations
 from scripts.evaluation.gates import Gate
 from scripts.evaluation.judges import Judge, JudgeError, Outcomes, Sampled
 from scripts.evaluation.runs import Judged, Row, loaded, reward_model, scorer_of
+from scripts.evaluation.stats import PLACES, average, ratio, share, wins
 from scripts.evaluation.texts import best_of_kl, distinct, expected_best, repeats
 
 STEP = "step-"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cores.evaluate.stats import mean, share, wins
+from scripts.evaluation.stats import mean, share, wins
 
 BINS = 10
 """Of equal width between 1/2 and 1."""

@@ -16,7 +16,6 @@ from cores.data.files import READERS, kind_of
 from cores.data.template import Template, control_tokens, leading_ids
 from cores.draws import permutation
 from cores.errors import UserError, readable
-from cores.evaluate.stats import average, share, wins
 from cores.models import ScalarModel, load_tokenizer, settle_pad_token
 from cores.models.images import reads_images
 from cores.models.loading import load_config
@@ -26,6 +25,7 @@ from scripts.evaluation.baselines import length_margins, replies, tfidf_margins
 from scripts.evaluation.benchmark import Item, is_benchmark, result
 from scripts.evaluation.preferences import by_difference, by_length, calibration, grouped
 from scripts.evaluation.runs import Judged, Row, reward_model
+from scripts.evaluation.stats import average, share, wins
 
 TRAIN_PAIRS = 20_000
 """That TF-IDF learns from at most, drawn at random; more take minutes and give it little."""

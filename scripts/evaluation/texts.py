@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from cores.evaluate.stats import Z95, Estimate
+from scripts.evaluation.stats import Z95, Estimate
 
 REPEATED = 4
 """Words of the n-gram whose second occurrence counts as repetition."""

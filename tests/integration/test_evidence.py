@@ -11,7 +11,6 @@ import pytest
 from cores.config import parse_config
 from cores.data.splits import held_out
 from cores.errors import UserError
-from cores.evaluate.stats import average, effective_rows, share, variance_of_mean, wilson, wins
 from research.evidence.figures import accuracies, changes, collect
 from research.evidence.plan import SEEDS, SETS, WITH_PPO, half_of, jobs, lay_out
 from research.evidence.score import first_turn
@@ -19,6 +18,7 @@ from research.evidence.seeds import over_seeds
 from research.evidence.tables import render
 from research.jobs import Job, run_all
 from scripts.evaluation.baselines import length_margins, tfidf_margins
+from scripts.evaluation.stats import average, effective_rows, share, variance_of_mean, wilson, wins
 
 
 def test_wilson_by_hand() -> None:

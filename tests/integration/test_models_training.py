@@ -31,7 +31,6 @@ from cores.config import Config, LoraSection
 from cores.data import DataReport, SplitReport, StageData
 from cores.draws import uniforms
 from cores.errors import UserError
-from cores.evaluate.stats import wins
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
 from cores.rollout.graph.buffers import StaticCache
@@ -40,6 +39,7 @@ from cores.training import lasting
 from cores.training.calibration import calibrate, policy_engine, score_rows
 from cores.training.reward import accuracy, init_head, reward_model, train_reward
 from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
+from scripts.evaluation.stats import wins
 
 
 def files(run: StageRun) -> set[str]:

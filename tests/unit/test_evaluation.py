@@ -9,11 +9,11 @@ import pytest
 
 from cores.config.data import SourceSection, WeightedSource
 from cores.errors import UserError
-from cores.evaluate.stats import Estimate, average, bootstrap, mean, ratio, share, wins
 from scripts.evaluation.benchmark import Item, by_prompt, credit, is_benchmark, result, ties
 from scripts.evaluation.comparisons import both_orders, compared, length_controlled
 from scripts.evaluation.preferences import by_difference, by_length, calibration
 from scripts.evaluation.reward import named_sources
+from scripts.evaluation.stats import Estimate, average, bootstrap, mean, ratio, share, wins
 from scripts.evaluation.texts import best_of_kl, expected_best
 
 

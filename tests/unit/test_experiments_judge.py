@@ -11,12 +11,12 @@ from _models import EOS, classifier, reward_folder, sft_folder, toy_tokenizer
 
 from cores.config import parse_config
 from cores.errors import UserError
-from cores.evaluate.stats import Z95, Estimate
 from cores.models import save_model
 from cores.rollout import Rollout
 from research.demo.report import Replies, Task, kl
 from research.experiments import judge as judging
 from research.experiments.judge import PLACES, Judged, main, summary
+from scripts.evaluation.stats import Z95, Estimate
 from scripts.evaluation.texts import best_of, best_of_kl, distinct, ngrams, repeats
 
 GOLD_PROMPT = "Guest:\nCould I have more towels?\nDesk:\n"

@@ -13,13 +13,26 @@ from typing import Any
 import numpy as np
 
 from cores.draws import key
+from cores.evaluate.held_out import Z95, mean, wins
 
-Z95 = 1.96
-"""Half-width of a 95% interval in standard errors."""
 DRAWS = 1000
 """Of a bootstrap: the limits of a 95% interval are then the 25th of its numbers from either end."""
 PLACES = 4
 Clusters = Sequence[Hashable] | None
+__all__ = [
+    "PLACES",
+    "Z95",
+    "Estimate",
+    "average",
+    "bootstrap",
+    "effective_rows",
+    "mean",
+    "ratio",
+    "share",
+    "variance_of_mean",
+    "wilson",
+    "wins",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,18 +55,6 @@ def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def wins(left: Sequence[float], right: Sequence[float] | None = None) -> list[float]:
-    """Of each place 1 where `left` is the larger, 0.5 for a tie, 0 else; `right`: zeros by
-    default, so that `left` are margins."""
-    against = [0.0] * len(left) if right is None else right
-    return [(a > b) + 0.5 * (a == b) for a, b in zip(left, against, strict=True)]
 
 
 def variance_of_mean(values: Sequence[float], clusters: Clusters = None) -> float:

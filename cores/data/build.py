@@ -14,14 +14,13 @@ from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
 from cores.data.formats import LISTS, Example, Reader, Stage
 from cores.data.images import by_images, shown
-from cores.data.mixture import interleave, mix, tokens_in
+from cores.data.mixture import Rows, held_out, interleave, mix, require, tokens_in
 from cores.data.presets import converted
 from cores.data.ratings import RatingReader
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sides import TEXT, Inputs
 from cores.data.sources import Source, sources
-from cores.data.splits import Rows, held_out, require
 from cores.data.stream import StreamedData, streamed
 from cores.data.transcripts import first_user_turn
 from cores.errors import UserError

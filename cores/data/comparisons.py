@@ -92,8 +92,11 @@ def objects(row: Row, key: str) -> list[Row]:
     return [Row(f"{row.where}, item {n} of {key!r}", item) for n, item in enumerate(items, 1)]
 
 
-def number(row: Row, key: str) -> float | None:
-    """A score; null and an empty text are None. True is 1. Texts are read, as CSV holds them."""
+def number(row: Row, key: str, missing: bool = False) -> float | None:
+    """A score; null, an empty text, and with `missing` no column are None. True is 1. Texts are
+    read, as CSV holds them."""
+    if missing and key not in row.columns:
+        return None
     value = need(row, key, int, float, *TEXT)
     if value is None or value == "":
         return None

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 from cores.config.nodes import checked
-from cores.data.files import READERS, kind_of
-from cores.data.lines import PACKINGS
+from cores.data.files import PACKINGS, READERS, kind_of
 from cores.errors import UserError, readable
 
 POINTER = b"version https://git-lfs.github.com/spec/"

@@ -5,7 +5,7 @@ from typing import Literal
 
 from cores.config.data import Format, OneSource
 from cores.config.schema import Config
-from cores.data.signs import BESIDE, REFUSED, column_hints
+from cores.data.columns import BESIDE, REFUSED, column_hints
 from cores.data.sources import Row
 from cores.data.transcripts import (
     FURTHER,

@@ -1,4 +1,5 @@
-"""Files of images: their names in rows, whether they can be read, and reading them.
+"""Files of images: their names in rows, whether they can be read, and reading them; options of
+images that would have no effect.
 
 Nothing is fetched: a name is that of a file.
 """
@@ -9,6 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cores.config.data import OneSource
+from cores.config.schema import Config
+from cores.config.template import ImageTemplate
 from cores.data.sources import Row
 from cores.errors import UserError
 
@@ -81,3 +85,39 @@ def _opened(path: str) -> Any:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
+INTERLEAVED = ("text_list", "image_info")
+"""Columns of MMC4 (Zhu et al. 2023)."""
+
+
+def check_options(
+    config: Config, source: OneSource, path: str, rows: list[tuple[Row, Row]], key: str
+) -> None:
+    """UserError for options of images that none of the rows, as they were and as they are read,
+    gives anything to do."""
+    image, usual = config.template.image, ImageTemplate()
+    alone = not key.endswith("]")  # other sources may have rows for the template
+    shown = any(read.images for _, read in rows)
+    mixed = any(set(INTERLEAVED) <= row.columns.keys() for row, _ in rows)
+    asked = any(captioned(source, row) for row, _ in rows)
+    one = OneSource()
+    alike, most = source.similarity != one.similarity, source.most_images != one.most_images
+    for name, given, used, what in (
+        (f"{key}.image_folder", source.image_folder is not None, shown, "has an image"),
+        (f"{key}.similarity", alike, mixed, "is interleaved"),
+        (f"{key}.most_images", most, mixed, "is interleaved"),
+        ("template.image", alone and image != usual, shown, "has an image"),
+        ("template.image.requests", alone and image.requests, asked, "is of format caption"),
+        ("template.image.clean", alone and image.clean, asked, "is of format caption"),
+    ):
+        if given and not used:
+            raise UserError(
+                f"{name}: has no effect, as no row of {path!r} {what}; remove it, or give rows "
+                "that need it (docs/data.md)."
+            )
+
+
+def captioned(source: OneSource, row: Row) -> bool:
+    """Whether a row is an image and what is said of it."""
+    return source.format == "caption" or (source.format is None and "caption" in row.columns)

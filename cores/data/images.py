@@ -15,8 +15,7 @@ from cores.config.schema import Config
 from cores.config.template import ImageTemplate
 from cores.data.encode import IGNORED
 from cores.data.formats import Example
-from cores.data.image_files import found_image, image_names
-from cores.data.image_options import INTERLEAVED, captioned, check_options
+from cores.data.image_files import INTERLEAVED, captioned, check_options, found_image, image_names
 from cores.data.roles import Segment
 from cores.data.sources import Row
 from cores.data.values import SPEAKERS, Turn

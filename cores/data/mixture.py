@@ -1,12 +1,19 @@
-"""Several sources as one: training rows in exact shares, held-out rows in turn."""
+"""Which rows are held out; several sources as one, training rows in exact shares, held-out rows in
+turn."""
 
+import hashlib
 import random
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate, zip_longest
 from typing import Any
 
+from cores.data.report import SplitReport
+from cores.data.transcripts import NO_TURN
+from cores.errors import UserError
+
 Row = dict[str, Any]
+Rows = list[Row]
 IDS = ("input_ids", "ids", "chosen_ids", "rejected_ids")
 """Where rows of the stages hold their tokens."""
 
@@ -68,3 +75,23 @@ def _nearest(rows: list[Row], tokens: int) -> list[Row]:
 def interleave(parts: Sequence[list[Row]]) -> list[Row]:
     """One row of each part in turn, so that the first n rows are of all of them."""
     return [row for turn in zip_longest(*parts) for row in turn if row is not None]
+
+
+def held_out(key: str, fraction: float) -> bool:
+    """Whether rows with this first user turn are held out: by its sha256, mapped to 0..1."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+
+
+def require(rows: Rows, report: SplitReport, what: str, key: str) -> None:
+    """UserError with the counts if nothing is left."""
+    if rows:
+        return
+    remedy = f", or set {key}.transcripts to false" if NO_TURN in report.dropped else ""
+    if any(reason.startswith("holds the control token") for reason in report.dropped):
+        remedy += ", or turns (messages) in place of texts that a chat template has written"
+    raise UserError(
+        f"{key}: no {what} of {report.path!r} is left: {report.read} read as format "
+        f"{report.format}, all dropped ({report.reasons()}); correct the rows, raise the length "
+        f"limit named if one is, or give another {key}.format{remedy}."
+    )

@@ -64,32 +64,30 @@ class SplitReport:
         text = f"{name}: {self.used} of {self.read} rows of {self.path} ({self.format})"
         if self.passes is not None:
             text += f", streamed ({self.passes} whole passes)"
-        notes = [f"{n} {reason}" for reason, n in self.dropped.most_common()]
-        if notes:
-            text += f"; dropped: {', '.join(notes)}"
-        if self.truncated:
-            text += f"; truncated: {self.truncated}"
-        if self.trimmed:
-            text += f"; lost turns after the last reply: {self.trimmed}"
-        if self.trained_on:
-            text += f"; with a first user turn that is trained on: {self.trained_on}"
-        if self.begun:
-            text += f"; lost turns before the first user turn: {self.begun}"
-        if self.alike:
-            text += f"; with turns inside a turn, taken apart by transcripts: true: {self.alike}"
-        if self.over:
-            text += "; not in the tokenizer's own chat template (template.kind roles)"
-        if self.hidden:
-            text += f"; hidden files left out: {self.hidden}"
-        if self.divided:
-            why = "the prompt is read as a whole" if self.whole else "the chat template rewrites"
-            text += f"; {self.divided} of them more than conversations, one a reply: {why}"
-            text += "" if self.whole else " earlier turns"
-        if self.preset:
-            text += "; " + ", ".join(f"{what}: {n}" for what, n in self.preset.items())
-        if self.unread:
-            text += f"; columns not read: {', '.join(self.unread)}"
+        rewrites = "the chat template rewrites earlier turns"
+        why = "the prompt is read as a whole" if self.whole else rewrites
+        for told, note in (
+            (self.dropped, f"dropped: {self.reasons()}"),
+            (self.truncated, f"truncated: {self.truncated}"),
+            (self.trimmed, f"lost turns after the last reply: {self.trimmed}"),
+            (self.trained_on, f"with a first user turn that is trained on: {self.trained_on}"),
+            (self.begun, f"lost turns before the first user turn: {self.begun}"),
+            (
+                self.alike,
+                f"with turns inside a turn, taken apart by transcripts: true: {self.alike}",
+            ),
+            (self.over, "not in the tokenizer's own chat template (template.kind roles)"),
+            (self.hidden, f"hidden files left out: {self.hidden}"),
+            (self.divided, f"{self.divided} of them more than conversations, one a reply: {why}"),
+            (self.preset, ", ".join(f"{what}: {n}" for what, n in (self.preset or {}).items())),
+            (self.unread, f"columns not read: {', '.join(self.unread)}"),
+        ):
+            text += f"; {note}" if told else ""
         return text
+
+    def reasons(self) -> str:
+        """Why rows were left out, the most frequent first."""
+        return ", ".join(f"{n} {reason}" for reason, n in self.dropped.most_common())
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, standard
 from cores.data.formats import Example, Reader
 from cores.data.images import shown
-from cores.data.mixture import interleave, tokens_in
+from cores.data.mixture import Rows, held_out, interleave, require, tokens_in
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sources import Source, sources
-from cores.data.splits import Rows, held_out, require
 from cores.errors import UserError
 
 BUFFER = 1000

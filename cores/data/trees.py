@@ -65,13 +65,9 @@ def _linked(rows: list[Row]) -> list[Node]:
 
 def _kept(replies: list[Node], job: Job) -> list[Node]:
     """Without those that were deleted."""
-    kept = [node for node in replies if not _true(node[0], "deleted")]
+    kept = [(row, more) for row, more in replies if not number(row, "deleted", missing=True)]
     job.counts["deleted messages left out with what answers them"] += len(replies) - len(kept)
     return kept
-
-
-def _true(row: Row, key: str) -> bool:
-    return bool(number(row, key)) if key in row.columns else False
 
 
 def _turn(message: Row) -> Turn:
@@ -81,16 +77,12 @@ def _turn(message: Row) -> Turn:
     return {"role": ROLES[role], "content": need(message, "text", *TEXT) or ""}
 
 
-def _rank(message: Row) -> float | None:
-    return number(message, "rank") if "rank" in message.columns else None
-
-
 def _best_path(root: Node, job: Job) -> Iterator[Comparison]:
     """One conversation, up to its last reply; the first of replies that nobody ranked."""
     path = _kept([root], job)
     while path and (replies := _kept(path[-1][1], job)):
-        ranks = [_rank(message) for message, _ in replies]
-        best = min(range(len(ranks)), key=lambda i: (_last(ranks[i]), i))
+        ranks = [number(message, "rank", missing=True) for message, _ in replies]
+        best = min(range(len(ranks)), key=lambda i: math.inf if (r := ranks[i]) is None else r)
         job.counts["worse branches left out"] += len(replies) - 1
         path.append(replies[best])
     turns = [_turn(message) for message, _ in path]
@@ -102,10 +94,6 @@ def _best_path(root: Node, job: Job) -> Iterator[Comparison]:
         yield Comparison(row, turns[:-1], [Reply(turns[-1]["content"], 0.0, row)])
 
 
-def _last(rank: float | None) -> float:
-    return math.inf if rank is None else rank
-
-
 def _questions(root: Node, job: Job) -> Iterator[Comparison]:
     """In the order of the tree."""
     left = [(node, [_turn(node[0])]) for node in _kept([root], job)]
@@ -114,10 +102,10 @@ def _questions(root: Node, job: Job) -> Iterator[Comparison]:
         replies = _kept(replies, job)
         further = [(node, [*path, _turn(node[0])]) for node in replies]
         if path[-1]["role"] == "user":
-            ranks = [(reply, _rank(reply)) for reply, _ in replies]
+            ranks = [number(reply, "rank", missing=True) for reply, _ in replies]
             judged = [
                 Reply(turns[-1]["content"], None if rank is None else -rank, reply)
-                for (reply, rank), (_, turns) in zip(ranks, further, strict=True)
+                for rank, ((reply, _), turns) in zip(ranks, further, strict=True)
                 if turns[-1]["role"] == "assistant"
             ]
             yield Comparison(Row(root[0].where, root[0].columns | message.columns), path, judged)

@@ -200,13 +200,21 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "(room - lengths[i] + 1, group)"),
         ],
     ),
-    "cores/data/splits.py": (
-        ("tests/unit/test_data_build.py",),
+    "cores/data/mixture.py": (
+        ("tests/unit/test_data_build.py", "tests/unit/test_data_mixture.py"),
         [
             ("split-swapped", "held-out and training rows exchanged",
              "/ 2**64 < fraction", "/ 2**64 >= fraction"),
             ("split-unstable", "another split in every process",
              "key.encode()", "repr(hash(key)).encode()"),
+            ("largest-remainder", "the smallest remainder gets the row left over",
+             "counts[i] - quotas[i]", "quotas[i] - counts[i]"),
+            ("mixture-tokens-rows", "shares of tokens drawn as rows",
+             "amount = tokens_in if tokens else len", "amount = len"),
+            ("mixture-tokens-over", "a part always gives more than its share of tokens",
+             "abs(sums[n] - tokens)", "abs(sums[n] - tokens - 15)"),
+            ("mixture-seed", "the mixture does not follow the seed",
+             "random.Random(seed)", "random.Random(0)"),
         ],
     ),
     "cores/config/effects.py": (
@@ -237,19 +245,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("split-by-row", "one prompt on both sides of the split",
              "sides[held_out(example.key, fraction)]",
              "sides[held_out(example.row.where, fraction)]"),
-        ],
-    ),
-    "cores/data/mixture.py": (
-        ("tests/unit/test_data_mixture.py",),
-        [
-            ("largest-remainder", "the smallest remainder gets the row left over",
-             "counts[i] - quotas[i]", "quotas[i] - counts[i]"),
-            ("mixture-tokens-rows", "shares of tokens drawn as rows",
-             "amount = tokens_in if tokens else len", "amount = len"),
-            ("mixture-tokens-over", "a part always gives more than its share of tokens",
-             "abs(sums[n] - tokens)", "abs(sums[n] - tokens - 15)"),
-            ("mixture-seed", "the mixture does not follow the seed",
-             "random.Random(seed)", "random.Random(0)"),
         ],
     ),
 }  # fmt: skip

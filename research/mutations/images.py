@@ -28,7 +28,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if images is not None and (found :=", "if False and (found :="),
         ],
     ),
-    "cores/data/image_options.py": (
+    "cores/data/image_files.py": (
         ("tests/unit/test_data_images.py", "tests/unit/test_data_captions.py",
          "tests/unit/test_data_interleaved.py",
          "tests/unit/test_data_effects.py"),
@@ -37,6 +37,12 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if given and not used:", "if given and not used and False:"),
             ("template-shared", "a template that another source needs is refused",
              'alone = not key.endswith("]")', "alone = True"),
+            ("torn", "a damaged image is no matter", "image.verify()", "pass"),
+            ("bomb", "more pixels than the limit are unpacked",
+             'warnings.simplefilter("error"', 'warnings.simplefilter("ignore"'),
+            ("suffix", "a name without suffix is not found",
+             "for suffix in SUFFIXES)", "for suffix in SUFFIXES[:0])"),
+            ("true", "true is the image 1", "isinstance(name, bool) or", ""),
         ],
     ),
     "cores/data/images.py": (
@@ -93,18 +99,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("bot", "a speaker of another name is nobody",
              'return SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower())',
              'return {"user": "user", "assistant": "assistant"}.get(str(turn.get("role")))'),
-        ],
-    ),
-    "cores/data/image_files.py": (
-        ("tests/unit/test_data_images.py", "tests/unit/test_data_captions.py",
-         "tests/unit/test_data_interleaved.py"),
-        [
-            ("torn", "a damaged image is no matter", "image.verify()", "pass"),
-            ("bomb", "more pixels than the limit are unpacked",
-             'warnings.simplefilter("error"', 'warnings.simplefilter("ignore"'),
-            ("suffix", "a name without suffix is not found",
-             "for suffix in SUFFIXES)", "for suffix in SUFFIXES[:0])"),
-            ("true", "true is the image 1", "isinstance(name, bool) or", ""),
         ],
     ),
     "cores/models/images.py": (

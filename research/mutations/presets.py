@@ -59,7 +59,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("worst-path", "the worst reply at every turn", "best = min(", "best = max("),
             ("deleted-kept", "deleted messages learned",
-             'if not _true(node[0], "deleted")', "if True"),
+             'if not number(row, "deleted", missing=True)', "if True"),
             ("rank-reversed", "rank 0 is the worst", "else -rank, reply", "else rank, reply"),
             ("path-lost", "a question without what stood before it",
              "[*path, _turn(node[0])]", "[_turn(node[0])]"),

@@ -68,11 +68,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("first-list", "of several lists in an object the first", "if more or", "if"),
             ("turns-as-rows", "the turns of one row are rows", "name in TURNS:", "False:"),
             ("tabs", "tab-separated values are comma-separated", 'mark="\\t"', 'mark=","'),
-        ],
-    ),
-    "cores/data/lines.py": (
-        ("tests/unit/test_data_files.py",),
-        [
             ("cut-short", "a packed file that is cut short is a traceback",
              "if error.errno or path", "if True or path"),
             ("unpacked", "zstd is read as gzip", '".zst": "zstd"', '".zst": "gzip"'),

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config import Config
 from cores.config.data import SourceSection
 from cores.data import prompt_data
-from cores.data.lines import lines
+from cores.data.files import lines
 from cores.errors import UserError, readable
 from cores.models import Actor, ScalarModel, load_policy, load_scalar
 from cores.models.actor import rescale

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cores.config import parse_config
-from cores.data.splits import held_out
+from cores.data.mixture import held_out
 from cores.errors import UserError
 from research.evidence.figures import accuracies, changes, collect
 from research.evidence.plan import SEEDS, SETS, WITH_PPO, half_of, jobs, lay_out

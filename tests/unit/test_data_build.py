@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cores.config.template import TemplateSection
 from cores.data import StageData, preference_data, prompt_data, sft_data
-from cores.data.splits import held_out
+from cores.data.mixture import held_out
 from cores.errors import UserError
 
 STAGES = (sft_data, preference_data, prompt_data)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from cores.config.data import SourceSection, WeightedSource
 from cores.config.schema import Config
 from cores.data import StageData, preference_data, prompt_data, sft_data
-from cores.data.mixture import interleave, mix, shares, tokens_in
-from cores.data.splits import held_out
+from cores.data.mixture import held_out, interleave, mix, shares, tokens_in
 from cores.errors import UserError
 
 

@@ -11,9 +11,9 @@ from _tokenizers import chat_like, gpt2_like
 from cores.config.data import Format, SourceSection
 from cores.config.schema import Config, RewardSection
 from cores.data import preference_data, sft_data
+from cores.data.columns import SIGNS
 from cores.data.formats import Stage
 from cores.data.presets import PRESETS, converted
-from cores.data.signs import SIGNS
 from cores.data.sources import Row
 from cores.errors import UserError
 

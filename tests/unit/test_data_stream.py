@@ -16,7 +16,7 @@ from accelerate.data_loader import IterableDatasetShard
 from cores.config.data import DataSection, SourceSection, WeightedSource
 from cores.config.schema import Config
 from cores.data import StreamedData, sft_data, show, stream
-from cores.data.splits import held_out
+from cores.data.mixture import held_out
 from cores.errors import UserError
 
 

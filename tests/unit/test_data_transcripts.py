@@ -9,7 +9,7 @@ from _tokenizers import chat_like, gpt2_like
 
 from cores.config.template import RoleTemplate, TemplateSection
 from cores.data import preference_data, prompt_data, sft_data
-from cores.data.splits import held_out
+from cores.data.mixture import held_out
 from cores.data.transcripts import parse, part_texts
 
 ASK = "\n\nHuman: Hi\n\nAssistant:"

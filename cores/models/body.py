@@ -1,8 +1,9 @@
 """The body of a language model: hidden states of rows, padded or not; whether its attention is
-plain, as our own decode step and captured passes need it, and keeps packed rows apart; its layers
+plain, as our own decode step and captured passes need it; the attention of packed rows; its layers
 made faster.
 
-Shapes: B rows of L columns, d width of the model.
+Shapes: B rows of L columns, d width of the model; of packed rows N tokens, H heads of h numbers,
+fewer of keys and values where queries share them.
 """
 
 import inspect
@@ -11,27 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, rms_norm
-from transformers import PretrainedConfig, masking_utils
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
+from transformers import AttentionInterface, PretrainedConfig, masking_utils
 from transformers.activations import NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cores.errors import UserError
-from cores.models.packed import SDPA
-from cores.models.rows import Rows, from_decoder, prompts, replies
-from cores.models.vocabulary import architecture, embedding
+from cores.models.rows import Packing, Rows, from_decoder, prompts, replies
+from cores.models.vocabulary import architecture
 
+SDPA = "sdpa"
+"""Name of torch's attention among transformers', which stands here from now on."""
 FAMILIES = ("gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Model types whose attention is causal, over all positions, with scores neither capped nor biased,
 and whose keys and values go to the cache and the attention function and nowhere else."""
 STILL_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles do not depend on the longest row so far."""
-PROBE = [[7, 5], [4, 9]]
-"""Tokens of the samples of the probe, side by side in two rows."""
-TOLERANCE, TOLERANCE_QUANTIZED = 1e-3, 0.1
-"""Largest difference allowed, in median deviations of the logits. fp32 rounds to 1e-6 of them; a
-leak changes large weights by 1 and more, and fresh small ones (0.02) by 0.05. 8 and 4 bits round
-coarsely, and only trained models are held in them."""
 FLASH_FROM, FLASH_HEAD = (8, 0), 256
 """Compute capability from which on torch has flash attention; the largest head of it."""
 VARIANTS = 64
@@ -142,9 +139,62 @@ def hidden_states(body: Any, rows: Rows, prefix: bool = False) -> Tensor:
         del vars(body)["warn_if_padding_and_no_attention_mask"]
 
 
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers' `sdpa_attention_forward` returns; with `packing` that of packed rows.
+
+    Layers hand on what they do not know, also when a checkpointed one runs again in the backward
+    pass: so this needs no state.
+    """
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
+    return packed_attention(query, key, value, packing, others.get("scaling")), None
+
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None
+) -> Tensor:
+    """(1, N, H, h) of queries (1, H, N, h), keys and values.
+
+    In half precision on a GPU by flash attention over rows of any length (Dao 2023), which torch
+    has; elsewhere each row gets its padding back, behind it, where causal attention never looks.
+    """
+    shared = query.shape[1] // key.shape[1]
+    # Rotary embeddings may have made queries and keys fp32 under autocast.
+    q, k, v = (x.squeeze(0).transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    if shared > 1:
+        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
+    if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
+        starts, longest = packing.starts, packing.longest
+        given: Any = {"scale": scaling, "window_size": (-1, 0)}
+        found: Any = varlen_attn(q, k, v, starts, starts, longest, longest, **given)
+        return found.unsqueeze(0)
+    rows, (_, heads, size) = len(packing.starts) - 1, q.shape
+    q, k, v = (
+        x.new_zeros(rows * packing.longest, heads, size)
+        .index_copy(0, packing.grid, x)
+        .view(rows, packing.longest, heads, size)
+        .transpose(1, 2)
+        for x in (q, k, v)
+    )
+    seen = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    return seen.transpose(1, 2).flatten(0, 1).index_select(0, packing.grid).unsqueeze(0)
+
+
+AttentionInterface.register(SDPA, attention)
+
+
 def packs(model: Any, device: torch.device) -> bool:
     """Whether the layers of a plain model can read packed rows, each token those of its own row
-    alone: transformers hands what that takes to `packed.attention`, and a GPU has flash attention
+    alone: transformers hands what that takes to `attention`, and a GPU has flash attention
     for heads of this size."""
     config = model.config
     if attention_problem(config) is not None or config._attn_implementation != SDPA:
@@ -172,56 +222,6 @@ def looks_for_outliers(model: Any) -> bool:
     """Whether layers in 8 bits ask in every forward pass which inputs are large (bitsandbytes):
     the device is waited for, which a captured graph cannot."""
     return any(hasattr(module, "init_8bit_state") for module in model.modules())
-
-
-@torch.no_grad()
-def check_packing(model: Any) -> None:
-    """UserError if `model` computes other logits for packed samples than for each alone.
-
-    transformers tells packed samples by positions that begin again, where there is no attention
-    mask; some architectures take no notice. Random ids, evaluation mode, no change to the model.
-    """
-    generator = torch.Generator().manual_seed(0)
-    rows, device = embedding(model).shape[0], embedding(model).device
-    samples = [
-        [torch.randint(rows, (n,), generator=generator).to(device) for n in row] for row in PROBE
-    ]
-    training = model.training
-    model.eval()
-    alone = [[packed_logits(model, [[sample]])[0] for sample in row] for row in samples]
-    packed = packed_logits(model, samples)
-    model.train(training)
-    apart = max(
-        (together[: len(expected)] - expected).abs().max().item()
-        for together, expected in zip(packed, map(torch.cat, alone), strict=True)
-    )
-    everything = torch.cat([sample for row in alone for sample in row])
-    spread = (everything - everything.median()).abs().median().item()  # blind to excluded ids
-    if not apart <= tolerance(model) * spread:
-        raise UserError(
-            f"sft.packing: {type(model).__name__} mixes rows that are packed side by side: in a "
-            f"trial their logits differed by {apart:.2g} from those of each row alone (the logits' "
-            f"median deviation is {spread:.2g}). Set sft.packing false."
-        )
-
-
-def tolerance(model: Any) -> float:
-    """The largest difference that may be rounding."""
-    held = any(weight.dtype == torch.bfloat16 for weight in model.parameters())
-    coarse = held or getattr(model, "is_quantized", False)
-    return TOLERANCE_QUANTIZED if coarse else TOLERANCE
-
-
-def packed_logits(model: nn.Module, rows: list[list[Tensor]]) -> Tensor:
-    """Logits (B, L, V) of B rows of samples side by side, as training packs them."""
-    ids = nn.utils.rnn.pad_sequence([torch.cat(row) for row in rows], batch_first=True)
-    positions = nn.utils.rnn.pad_sequence(
-        [torch.cat([torch.arange(len(sample)) for sample in row]) for row in rows], batch_first=True
-    )
-    inputs = {"input_ids": ids}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = positions.to(ids.device)
-    return model(**inputs, use_cache=False).logits.float()
 
 
 class TanhGELU(nn.GELU):

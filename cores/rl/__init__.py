@@ -5,10 +5,20 @@ token counts. What lies outside the mask, NaN included, reaches no result and no
 results are 0 there. Half precision is computed in float32; float64 stays.
 """
 
-from cores.rl.advantages import explained_variance, gae, grpo, reinforce_pp, rloo, whiten
+from cores.rl.advantages import (
+    adjust_scores,
+    explained_variance,
+    gae,
+    grpo,
+    kl_estimate,
+    next_kl_coef,
+    reinforce_pp,
+    rloo,
+    shape_rewards,
+    whiten,
+)
 from cores.rl.losses import policy_loss, rollout_weights, sequence_weights, value_loss
 from cores.rl.masked import masked_mean, masked_moments, repetition
-from cores.rl.rewards import adjust_scores, kl_estimate, next_kl_coef, shape_rewards
 
 __all__ = [
     "adjust_scores",

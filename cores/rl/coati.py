@@ -7,9 +7,8 @@ defect has a switch of that name; see docs/recipe.md for what is wrong with it.
 import torch
 from torch import Tensor
 
-from cores.rl.advantages import gae
+from cores.rl.advantages import gae, kl_estimate
 from cores.rl.masked import select
-from cores.rl.rewards import kl_estimate
 
 
 def mean_over_row(values: Tensor, mask: Tensor) -> Tensor:

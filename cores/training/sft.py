@@ -31,9 +31,8 @@ from cores.errors import ANEW, UserError
 from cores.models import add_lora, save_model
 from cores.models.actor import plain_model
 from cores.models.adapters import language_task
-from cores.models.attention import LENGTHS, attend_both_ways, check_prefix
+from cores.models.attention import LENGTHS, attend_both_ways, check_packing, check_prefix
 from cores.models.bases import load_base
-from cores.models.body import check_packing
 from cores.models.images import ImageProcessor
 from cores.models.loading import check_length
 from cores.models.tuning import add_prefix, freeze_others

@@ -116,7 +116,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "row * longest + positions", "row * (longest - 1) + positions"),
         ],
     ),
-    "cores/models/packed.py": (
+    "cores/models/body.py": (
         PACKED,
         [
             ("pack-both-ways", "packed rows attend to what is behind",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cores.config import parse_config
 from cores.data.collate import best_fit, pack
 from cores.errors import UserError
-from cores.models.body import check_packing
+from cores.models.attention import check_packing
 from cores.models.vocabulary import exclude_tokens
 from cores.training.sft import collate
 

@@ -25,6 +25,7 @@ from cores.errors import UserError
 from cores.files import read_json
 from cores.models import ScalarModel, load_scalar, load_tokenizer
 from cores.models.loading import load_config, max_length
+from cores.rewards.texts import fitted
 
 SAMPLE = 200
 """Characters of a reply that an error shows at most."""
@@ -73,7 +74,8 @@ class TRLReward:
         self.template = Template(self.config.template, self.tokenizer)
         self.controls = control_tokens(self.tokenizer)
         self.positions = max_length(model)
-        self.leading = leading_ids(self.tokenizer) if self._leads() else []
+        leads = self.config.template.kind != "chat" and self.config.template.bos
+        self.leading = leading_ids(self.tokenizer) if leads else []
 
     def __call__(
         self,
@@ -98,7 +100,7 @@ class TRLReward:
                 suffix = self.config.template.assistant.suffix
                 text = text.removesuffix(suffix) + suffix + self.template.eos
             said = Segment("assistant", text, True)
-            return self._fitted(self._encoded([*self._prompt(prompt), said]))
+            return fitted(self._encoded([*self._prompt(prompt), said]), self.positions, own)
         read = readable(own, ids, skip_special_tokens=True)
         if read.strip() != reply.rstrip("\ufffd").strip():
             raise UserError(
@@ -106,7 +108,7 @@ class TRLReward:
                 f"the policy wrote {reply[:SAMPLE]!r}. Name the policy, and replies are read as "
                 'text: trl_reward(folder, policy="FOLDER OR HUB ID").'
             )
-        return self._fitted([*self._encoded(self._prompt(prompt)), *ids])
+        return fitted([*self._encoded(self._prompt(prompt)), *ids], self.positions, own)
 
     @torch.no_grad()
     def scores(self, rows: Sequence[list[int]]) -> list[float]:
@@ -123,10 +125,6 @@ class TRLReward:
         """In fp32, on the trainer's device: loaded at the first call, when there is one."""
         return ScalarModel(load_scalar(self.folder)).eval().to(PartialState().device)
 
-    def _leads(self) -> bool:
-        """Whether rows of stage 2 begin with what the tokenizer puts before a text."""
-        return self.config.template.kind != "chat" and self.config.template.bos
-
     def _prompt(self, prompt: Any) -> list[Segment]:
         if isinstance(prompt, str):
             return [Segment("prompt", prompt, False)]
@@ -141,14 +139,6 @@ class TRLReward:
     def _encoded(self, segments: list[Segment]) -> list[int]:
         (row,) = encode_rows([segments], self.tokenizer, self.leading)
         return row.ids
-
-    def _fitted(self, ids: list[int]) -> list[int]:
-        """The end of a row that is longer than the model's positions, behind its first token if
-        every text begins with that."""
-        if self.positions is None or len(ids) <= self.positions:
-            return ids
-        first = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []
-        return first + ids[len(ids) - self.positions + len(first) :]
 
 
 def ends_of(policy: str | Path | None, tokenizer: Any) -> set[int]:

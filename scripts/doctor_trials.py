@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain s
 
 from cores.errors import UserError
 from cores.report import RULES, Watch, examine, read_run
-from cores.report.record import STAGES
+from cores.report.doctor import STAGES
 from cores.runtime.cli import guarded
 from research.pages import fill
 from scripts.trials import stages

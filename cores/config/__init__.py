@@ -1,9 +1,8 @@
 """Configuration of all three stages: one YAML file, one tree of frozen dataclasses."""
 
 from cores.config.data import DataSection, SourceSection
-from cores.config.lora import LoraSection
 from cores.config.parse import parse_config, plain
-from cores.config.ppo import AdamSection, CoatiSection, PPOSection
+from cores.config.ppo import AdamSection, CoatiSection, LoraSection, PPOSection
 from cores.config.schema import (
     CheckpointSection,
     Config,

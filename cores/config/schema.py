@@ -8,8 +8,7 @@ from typing import Literal, Optional
 
 from cores.config.data import DataSection
 from cores.config.limits import number
-from cores.config.lora import LoraSection
-from cores.config.ppo import PPOSection
+from cores.config.ppo import LoraSection, PPOSection
 from cores.config.template import TemplateSection
 
 Optimizer = Literal["adamw", "adafactor", "lion", "paged_adamw_8bit"]

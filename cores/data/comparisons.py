@@ -116,7 +116,7 @@ def lifted(row: Row, key: str) -> Row:
     return Row(row.where, {k: v for k, v in row.columns.items() if k != key} | inner)
 
 
-def rows_of(found: Iterable[Comparison], uses: frozenset[str], least: float, job: Job) -> list[Row]:
+def rows_of(found: Iterable[Comparison], uses: str, least: float, job: Job) -> list[Row]:
     """The rows that the stage reads, in standard columns beside the source's own but those of
     `uses`. Stage 1 takes no reply whose score is below `least`. Counted in `job.counts`."""
     make = {"sft": _best, "ppo": _prompt}.get(job.stage, _pairs)
@@ -124,7 +124,7 @@ def rows_of(found: Iterable[Comparison], uses: frozenset[str], least: float, job
         make = _scored
 
     def made(row: Row, columns: dict[str, Any]) -> Row:
-        rest = {k: v for k, v in row.columns.items() if k not in uses}
+        rest = {k: v for k, v in row.columns.items() if k not in uses.split()}
         # Reward functions of stage 3 may read any column, so it keeps them all.
         return Row(row.where, {**(row.columns if job.stage == "ppo" else rest), **columns})
 

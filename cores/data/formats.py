@@ -86,6 +86,8 @@ class Example:
     """Turns after the last reply were cut off."""
     margin: float = 0.0
     """reward: what the chosen side has to lead by, in units of score."""
+    score: float = 0.0
+    """reward: of a reply that is rated."""
     begun: bool = False  # turns before the first user turn were left out
 
 
@@ -189,12 +191,10 @@ class Reader:
             dropped = "empty reply"
         if dropped is None and self.transcripts and any(map(FURTHER.search, replies)):
             dropped = "further turns in a reply"
-        conversations = tuple(
-            [*prompt, {"role": "assistant", "content": reply}] for reply in replies
-        )
+        told = tuple([*prompt, {"role": "assistant", "content": reply}] for reply in replies)
         margin = margin_of(row) if self.stage == "reward" else 0.0
         key = first_user_turn(prompt)
-        return Example(row, key, conversations or (prompt,), dropped, margin=margin)
+        return Example(row, key, told or (prompt,), dropped, margin=margin)
 
     def _refuse(self, row: Row) -> None:
         """UserError for a column that would be lost and means something."""

@@ -110,7 +110,8 @@ class Shown:
     ) -> dict[str, Any]:
         """The conversation of a row whose reply is told of its image alone."""
         turns = columns.pop("messages", None) or columns.pop("conversations", None)
-        said = [t.get("content", t.get("value")) for t in turns or [] if _speaks(t)]
+        replies = [t for t in turns or [] if _role(t) == "assistant"]
+        said = [turn.get("content", turn.get("value")) for turn in replies]
         caption = columns.pop("caption", said[0] if len(said) == 1 else None)
         if not images or not isinstance(caption, str):
             raise UserError(
@@ -148,11 +149,9 @@ class Shown:
         return replace(row, columns={**columns, "text": text}, images=self._found(names, row.where))
 
 
-def _speaks(turn: Any) -> bool:
-    return isinstance(turn, dict) and _role(turn) == "assistant"
-
-
-def _role(turn: dict[str, Any]) -> str | None:
+def _role(turn: Any) -> str | None:
+    """Of a turn in any form; None for what is none."""
+    turn = turn if isinstance(turn, dict) else {}
     return SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower())
 
 
@@ -182,13 +181,10 @@ def _holders(columns: dict[str, Any]) -> list[tuple[Any, str]]:
         turns = columns.get(name)
         if isinstance(turns, list):
             copies = columns[name] = [dict(t) if isinstance(t, dict) else t for t in turns]
-            keys = [(t, "content" if "content" in t else "value") for t in copies if _asks(t)]
+            asked = [turn for turn in copies if _role(turn) == "user"]
+            keys = [(turn, "content" if "content" in turn else "value") for turn in asked]
             return [(turn, key) for turn, key in keys if isinstance(turn.get(key), str | list)]
     return [(columns, name) for name in TEXTS if isinstance(columns.get(name), str)][:1]
-
-
-def _asks(turn: Any) -> bool:
-    return isinstance(turn, dict) and _role(turn) == "user"
 
 
 def _joined(content: Any) -> str:

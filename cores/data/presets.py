@@ -7,7 +7,6 @@ stage takes of them is the same for all (cores/data/comparisons.py).
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cores.config.data import OneSource
 from cores.config.schema import Config
@@ -42,20 +41,17 @@ class Preset:
     """The form, for errors."""
     read: PresetReader
     """All rows of a source to its prompts and their replies; MisfitError for another form."""
-    uses: frozenset[str]
-    """Columns that are read; in stages 1 and 2 the others stand beside what is made of these."""
+    uses: str
+    """Columns that are read, with spaces between; in stages 1 and 2 the others stand beside what is
+    made of these."""
     least: float = -math.inf
     """Score that a reply has at least to be taken by stage 1."""
     transcript: bool = False
     """The prompt is a transcript in hh-rlhf's form."""
 
 
-def _preset(expects: str, read: PresetReader, uses: str, **more: Any) -> Preset:
-    return Preset(expects, read, frozenset(uses.split()), **more)
-
-
 def _pku(column: str) -> Preset:
-    return _preset(
+    return Preset(
         f"{{prompt, response_0, response_1, {column}}}",
         each(two("prompt", "response_0", "response_1", picked(column, 0))),
         f"prompt response_0 response_1 {column}",
@@ -64,28 +60,28 @@ def _pku(column: str) -> Preset:
 
 PRESETS: dict[Format, Preset] = {
     # nvidia/HelpSteer2, its ratings and its folder "preference"; strength 3: the second much better
-    "helpsteer2": _preset(
+    "helpsteer2": Preset(
         "{prompt, response, helpfulness}, the replies to one prompt one after another, or {prompt, "
         "response_1, response_2, preference_strength}",
         helpsteer2,
         "prompt response helpfulness response_1 response_2 preference_strength",
     ),
     # openbmb/UltraFeedback; HuggingFaceH4/ultrafeedback_binarized
-    "ultrafeedback": _preset(
+    "ultrafeedback": Preset(
         "{instruction, completions: [{response, overall_score}, ..]} or {prompt, chosen, rejected, "
         "score_chosen, score_rejected}",
         each(ultrafeedback),
         "instruction completions prompt chosen rejected score_chosen score_rejected",
     ),
     # berkeley-nest/Nectar; rank 1 is the best
-    "nectar": _preset(
+    "nectar": Preset(
         '{prompt: "\\n\\nHuman: ..\\n\\nAssistant: ", answers: [{answer, rank}, ..]}',
         each(several("prompt", "answers", "answer", "rank", -1)),
         "prompt answers",
         transcript=True,
     ),
     # stanfordnlp/SHP; labels 1: A has more votes
-    "shp": _preset(
+    "shp": Preset(
         "{history, human_ref_A, human_ref_B, labels}",
         each(two("history", "human_ref_A", "human_ref_B", picked("labels", 1))),
         "history human_ref_A human_ref_B labels",
@@ -94,7 +90,7 @@ PRESETS: dict[Format, Preset] = {
     "pku_saferlhf": _pku("better_response_id"),
     "pku_saferlhf_safety": _pku("safer_response_id"),
     # openai/webgpt_comparisons; scores sum to 0, and both are 0 for a tie
-    "webgpt": _preset(
+    "webgpt": Preset(
         "{question: {full_text}, answer_0, answer_1, score_0, score_1}",
         each(
             two(
@@ -108,20 +104,20 @@ PRESETS: dict[Format, Preset] = {
         "full_text answer_0 answer_1 score_0 score_1",
     ),
     # openai/summarize_from_feedback, configuration "comparisons"
-    "summarize": _preset(
+    "summarize": Preset(
         "{info: {subreddit, title, post} or {article}, summaries: [{text}, {text}], choice}",
         each(summary, inside="info"),
         "subreddit title post article summaries choice",
     ),
     # OpenAssistant/oasst1, OpenAssistant/oasst2
-    "oasst": _preset(
+    "oasst": Preset(
         "trees {message_tree_id, prompt: {text, role, replies: [..]}}, or a row a message: "
         "{message_id, parent_id, role, text, rank}",
         read_trees,
         "prompt message_id parent_id role text rank deleted replies",
     ),
     # TRL's unpaired preferences, also in LLaMA-Factory's columns
-    "kto": _preset(
+    "kto": Preset(
         "{prompt, completion, label: true or false}, or kto_tag for the label, and messages, "
         "conversations or instruction + output for the rest",
         kto,
@@ -129,7 +125,7 @@ PRESETS: dict[Format, Preset] = {
         least=1,
     ),
     # https://platform.openai.com/docs/guides/direct-preference-optimization
-    "openai_preference": _preset(
+    "openai_preference": Preset(
         "{input: {messages}, preferred_output: [turn], non_preferred_output: [turn]}",
         each(
             two("messages", "preferred_output", "non_preferred_output", lambda row: (1.0, 0.0)),
@@ -138,7 +134,7 @@ PRESETS: dict[Format, Preset] = {
         "messages preferred_output non_preferred_output",
     ),
     # argilla/dpo-mix-7k and other pairs whose two sides were rated
-    "argilla": _preset(
+    "argilla": Preset(
         "{chosen, rejected, chosen_rating, rejected_rating} (or rating_chosen, score_chosen, ..), "
         "whole conversations or replies to a column prompt",
         each(rated_pair),
@@ -146,7 +142,7 @@ PRESETS: dict[Format, Preset] = {
         "chosen-rating rejected-rating score_chosen score_rejected chosen_score rejected_score",
     ),
     # Label Studio's JSON export of its template for human preferences
-    "label_studio": _preset(
+    "label_studio": Preset(
         "{data: {prompt, answer1, answer2}, annotations: [{result: [{type: pairwise, value: "
         "{selected: left or right}}]}]}",
         each(label_studio, inside="data"),

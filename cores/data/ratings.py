@@ -1,7 +1,6 @@
 """Replies with a score each, for stage 2 with reward.kind pointwise or binned."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from cores.config.data import OneSource
 from cores.config.schema import Config
@@ -15,24 +14,11 @@ FORMATS = [name for name in ORDER["sft"] if name not in ("text", "preference")]
 """Those of one reply to a prompt."""
 
 
-@dataclass(frozen=True)
-class Rated(Example):
-    """A reply that has a score."""
-
-    score: float = 0.0
-
-
 class RatingReader(Reader):
     """Reads prompt and reply as stage 1 does, and the reply's score."""
 
     def __init__(
-        self,
-        config: Config,
-        source: OneSource,
-        columns: list[str],
-        path: str,
-        stage: Stage,
-        key: str,
+        self, config: Config, source: OneSource, columns: list[str], path: str, _: Stage, key: str
     ) -> None:
         """UserError as `Reader`, or if there is no score."""
         super().__init__(config, source, columns, path, "sft", key)
@@ -52,10 +38,9 @@ class RatingReader(Reader):
         self.unread = [name for name in self.unread if name != SCORE]
         self.bins = config.reward.bins if kind == "binned" else None
 
-    def read(self, row: Row) -> Rated:
+    def read(self, row: Row) -> Example:
         """Dropped where there is no score; 0 is one. A value that is none raises UserError."""
         example, score = super().read(row), score_of(row, self.bins)
-        fields: dict[str, Any] = vars(example)
         if score is None:
-            return replace(Rated(**fields), dropped=example.dropped or "no score")
-        return Rated(**fields, score=score)
+            return replace(example, dropped=example.dropped or "no score")
+        return replace(example, score=score)

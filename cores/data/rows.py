@@ -223,7 +223,7 @@ class RowMaker:
             return "longer than reward.max_length", False
         return row, longer
 
-    def _rating(self, example: Any, rows: list[Encoded], texts: Texts) -> Outcome:
+    def _rating(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
         ids, limit = rows[0].ids[: rows[0].reply_end], self.config.reward.max_length
         if (prompt_length := rows[0].prompt_length) >= limit:
             return "prompt as long as reward.max_length", False

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cores.files import read_json
-from cores.report.curves import curves, histogram
-from cores.report.doctor import examine
-from cores.report.record import Record, Row, read_run
-from cores.report.replies import pairs, rollouts
+from cores.report.curves import curves, histogram, pairs, rollouts
+from cores.report.doctor import Record, Row, examine, read_run
 from cores.report.rules import RULES, splits
 
 NAME = "report.html"

@@ -4,8 +4,7 @@ docs/doctor.md says what the thresholds rest on."""
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from cores.report.doctor import MANY, Rule, Seen, largest, over
-from cores.report.record import STAGES, Row
+from cores.report.doctor import MANY, STAGES, Row, Rule, Seen, largest, over
 
 PAIRS = 50
 """Pairs below which an accuracy says too little: its 95% interval is wider than +-0.14."""

@@ -61,8 +61,10 @@ class TextReward:
     def read(self, texts: list[str]) -> list[list[int]]:
         """The ids of whole texts, as `text` gives them."""
         found: Any = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        self.cut = 0
-        return [self._fitted(self.leading + ids) for ids in found]
+        whole = [self.leading + ids for ids in found]
+        rows = [fitted(ids, self.positions, self.tokenizer) for ids in whole]
+        self.cut = sum(len(row) < len(ids) for row, ids in zip(rows, whole, strict=True))
+        return rows
 
     def text(self, row: Row, reply: str, stopped: bool) -> str:
         """Prompt and reply as it reads them; UserError if there is no way."""
@@ -86,13 +88,14 @@ class TextReward:
     def _plain(self, text: str) -> str:
         return self.controls.sub(" ", text) if self.controls else text
 
-    def _fitted(self, ids: list[int]) -> list[int]:
-        """At most `positions`: a token that begins every text stays, then the end."""
-        if self.positions is None or len(ids) <= self.positions:
-            return ids
-        self.cut += 1
-        first = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []
-        return first + ids[len(ids) - self.positions + len(first) :]
+
+def fitted(ids: list[int], positions: int | None, tokenizer: Any) -> list[int]:
+    """`ids`, or of more than a model's `positions` the end, behind the first if that begins every
+    text."""
+    if positions is None or len(ids) <= positions:
+        return ids
+    first = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    return first + ids[len(ids) - positions + len(first) :]
 
 
 def text_reward(

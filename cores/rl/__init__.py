@@ -19,23 +19,3 @@ from cores.rl.advantages import (
 )
 from cores.rl.losses import policy_loss, rollout_weights, sequence_weights, value_loss
 from cores.rl.masked import masked_mean, masked_moments, repetition
-
-__all__ = [
-    "adjust_scores",
-    "explained_variance",
-    "gae",
-    "grpo",
-    "kl_estimate",
-    "masked_mean",
-    "masked_moments",
-    "next_kl_coef",
-    "policy_loss",
-    "reinforce_pp",
-    "repetition",
-    "rloo",
-    "rollout_weights",
-    "sequence_weights",
-    "shape_rewards",
-    "value_loss",
-    "whiten",
-]

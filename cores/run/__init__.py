@@ -3,5 +3,3 @@
 from cores.run.checkpoint import Checkpoint
 from cores.run.stage import StageRun
 from cores.runtime.stop import Stopped
-
-__all__ = ["Checkpoint", "StageRun", "Stopped"]

@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cores.errors import UserError
-from cores.files import read_json, write_json
-from cores.run.files import remove, sync
+from cores.files import read_json, remove, sync, write_json
 
 VERSION = 1
 MANIFEST, NUMBERS = "manifest.json", "state.json"

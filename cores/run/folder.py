@@ -20,10 +20,9 @@ import psutil
 from cores.config import Config, plain
 from cores.config.parse import renamed
 from cores.errors import UserError
-from cores.files import read_json, write_json
+from cores.files import aside, exchange, read_json, remove, settle, sync_tree, write_json
 from cores.run import checkpoint
 from cores.run.checkpoint import Checkpoint
-from cores.run.files import aside, exchange, remove, settle, sync_tree
 from cores.run.lock import Lock
 from cores.runtime.launch import Launch
 from cores.runtime.parents import VERSION, check_version

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from cores.config import Config
-from cores.config.lora import LoraSection
+from cores.config.ppo import LoraSection
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
 from cores.data.images import ImageTokens

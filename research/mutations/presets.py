@@ -23,7 +23,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "1 - one.lowest", "1 + one.lowest"),
             ("ranks-rated", "ranks learned as ratings", "if one.lowest is None:", "if False:"),
             ("columns-lost", "columns that the preset does not read dropped without a word",
-             "if k not in uses}", "if k in uses - uses}"),
+             "if k not in uses.split()}", "if False}"),
             ("answer-lost", "reward functions do not get the row's columns",
              'job.stage == "ppo" else rest', 'job.stage == "none" else rest'),
             ("null-is-0", "a reply that nobody judged is the worst",

@@ -15,6 +15,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "self.told.add(rule.name)", "pass"),
             ("few-rows", "one row is a mean of three",
              "if len(self.rows) >= count else math.nan", ""),
+            ("older", "of two folders of a stage the finished one",
+             'file == "stage.json", told, metrics', "True, told, metrics"),
+            ("half-row", "half a row is damage", "enumerate(lines[:-1], start=1)",
+             "enumerate(lines if lines[-1] else lines[:-1], start=1)"),
         ],
     ),
     "cores/report/rules.py": (
@@ -55,15 +59,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "<= 0.95 * (was := over(", "<= 0.5 * (was := over("),
         ],
     ),
-    "cores/report/record.py": (
-        DOCTOR,
-        [
-            ("older", "of two folders of a stage the finished one",
-             'file == "stage.json", told, metrics', "True, told, metrics"),
-            ("half-row", "half a row is damage", "enumerate(lines[:-1], start=1)",
-             "enumerate(lines if lines[-1] else lines[:-1], start=1)"),
-        ],
-    ),
     "cores/report/page.py": (
         PAGE,
         [
@@ -76,13 +71,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if ppo and shown else []\n    return", "if ppo else []\n    return"),
         ],
     ),
-    "cores/report/replies.py": (
-        PAGE,
-        [("marks", "what stayed is marked", 'int(kind != "equal")', 'int(kind == "equal")')],
-    ),
     "cores/report/curves.py": (
         PAGE,
         [
+            ("marks", "what stayed is marked", 'int(kind != "equal")', 'int(kind == "equal")'),
             ("band", "the deviation for the error of the mean", "/ math.sqrt(count)", "/ 1"),
             ("thin", "long runs are not thinned", "math.ceil(len(rows) / POINTS)", "1"),
         ],

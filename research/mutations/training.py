@@ -122,7 +122,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("texts-bos", "texts without the token that begins them",
              "[] if chat else leading_ids(self.tokenizer)", "[]"),
             ("texts-room", "rows longer than the reward model's positions go to it",
-             "self.positions is None or len(ids) <= self.positions", "True"),
+             "positions is None or len(ids) <= positions", "True"),
             ("texts-alike", "ids for a reward model of another template",
              "if alike and fits and", "if fits and"),
         ],

@@ -9,8 +9,9 @@ from _models import LAUNCH
 from _stages import begun, config, write
 from test_run_stage import break_off, names, record
 
+from cores import files
 from cores.errors import UserError
-from cores.run import StageRun, files
+from cores.run import StageRun
 
 
 def refused(root: Path, **options: Any) -> str:

@@ -11,10 +11,11 @@ import torch
 from _models import LAUNCH, causal, toy_tokenizer
 from _stages import begun, config, facts, save_weights, state, write
 
+from cores import files
 from cores.config import Config, LoggingSection
 from cores.errors import UserError
 from cores.models import load_policy, load_tokenizer, save_model
-from cores.run import Checkpoint, StageRun, Stopped, files
+from cores.run import Checkpoint, StageRun, Stopped
 from cores.runtime.fingerprint import model_files, sha256_file
 from cores.runtime.launch import Launch
 from cores.runtime.parents import load_parents

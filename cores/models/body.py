@@ -1,27 +1,28 @@
 """The body of a language model: hidden states of rows, padded or not; whether its attention is
-plain, as our own decode step and captured passes need it; the attention of packed rows; its layers
-made faster.
+plain, as our own decode step and captured passes need it; the attention of packed rows.
 
 Shapes: B rows of L columns, d width of the model; of packed rows N tokens, H heads of h numbers,
 fewer of keys and values where queries share them.
 """
 
 import inspect
-import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, masking_utils
-from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cores.models.rows import Packing, Rows, from_decoder, prompts, replies
 from cores.models.vocabulary import architecture
 
+SHARED: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
+"""That queries may share keys and values. torch 2.11 has no word for it and does it unasked."""
 SDPA = "sdpa"
 """Name of torch's attention among transformers', which stands here from now on."""
 FAMILIES = ("gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
@@ -167,17 +168,15 @@ def packed_attention(
     In half precision on a GPU by flash attention over rows of any length (Dao 2023), which torch
     has; elsewhere each row gets its padding back, behind it, where causal attention never looks.
     """
-    shared = query.shape[1] // key.shape[1]
     # Rotary embeddings may have made queries and keys fp32 under autocast.
     q, k, v = (x.squeeze(0).transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    if shared > 1:
-        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
         starts, longest = packing.starts, packing.longest
-        given: Any = {"scale": scaling, "window_size": (-1, 0)}
+        given: Any = {"scale": scaling, "window_size": (-1, 0)} | SHARED
         found: Any = varlen_attn(q, k, v, starts, starts, longest, longest, **given)
         return found.unsqueeze(0)
     rows, (_, heads, size) = len(packing.starts) - 1, q.shape
+    k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
     q, k, v = (
         x.new_zeros(rows * packing.longest, heads, size)
         .index_copy(0, packing.grid, x)
@@ -222,55 +221,6 @@ def looks_for_outliers(model: Any) -> bool:
     """Whether layers in 8 bits ask in every forward pass which inputs are large (bitsandbytes):
     the device is waited for, which a captured graph cannot."""
     return any(hasattr(module, "init_8bit_state") for module in model.modules())
-
-
-class TanhGELU(nn.GELU):
-    """GELU as GPT-2 approximates it: x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-
-    def __init__(self) -> None:
-        super().__init__(approximate="tanh")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(...) of x (...)."""
-        if not torch.compiler.is_compiling():
-            return super().forward(x)
-        # x sigmoid(2 u), which is the same: on a CPU the vectorised tanh takes most of torch's
-        # kernel and of the compiled one alike, and exp a third of that.
-        slope = 2 * math.sqrt(2 / math.pi)
-        return x * torch.sigmoid(x * (slope + slope * 0.044715 * x * x))
-
-
-class FusedRMSNorm(nn.Module):
-    """A stock norm, which writes its formula out as seven operations, by torch's one kernel."""
-
-    def __init__(self, norm: Any) -> None:
-        super().__init__()
-        self.weight: nn.Parameter = norm.weight
-        self.variance_epsilon: float = norm.variance_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., d) of x (..., d): weight * x / sqrt(mean(x^2) + epsilon), in fp32 within."""
-        weight, epsilon = self.weight, self.variance_epsilon
-        if weight.dtype == x.dtype:
-            return rms_norm(x, weight.shape, weight, epsilon)
-        return weight * rms_norm(x.float(), weight.shape, None, epsilon).to(x.dtype)
-
-
-NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-"""Classes of transformers with this formula. (Gemma's weights are counted from 1.)"""
-
-
-def fuse_layers(model: Any) -> Any:
-    """`model` with functions of torch in place of ones that transformers writes out, each of whose
-    operations is a pass over the layer's widest tensor, and on a GPU a launch: `gelu_new`
-    (Hendrycks & Gimpel 2016, as GPT-2 approximates it), and norms (Zhang & Sennrich 2019)."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, TanhGELU())
-            elif type(child).__name__ in NORMS:
-                setattr(module, name, FusedRMSNorm(child))
-    return model
 
 
 def compile_layers(model: Any) -> Any:

@@ -124,7 +124,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("pack-scale", "packed attention forgets the model's scale",
              "scale=scaling)", "scale=0.5 * (scaling or 1))"),
             ("pack-groups", "queries share the wrong keys",
-             "x.repeat_interleave(shared, dim=1)", "x.repeat(1, shared, 1)"),
+             "x.repeat_interleave(heads // x.shape[1], dim=1)",
+             "x.repeat(1, heads // x.shape[1], 1)"),
         ],
     ),
     "cores/ppo/experience.py": (

@@ -4,8 +4,9 @@
 
 One `PPOTrainer.step` of a benchmark workload, the second of a run: what is done once is behind it.
 Counted are functions and methods that have a name; what they hold (comprehensions, lambdas,
-functions within functions) is part of them. Kernels are left out, and in the second count what
-only the decoder (`rollout/graph`) calls. OPTIONS are stage 3's.
+functions within functions) is part of them. Kernels, and layers that stand for ones of transformers,
+are left out, and in the second count what only the decoder (`rollout/graph`) calls. OPTIONS are
+stage 3's.
 """
 
 import argparse
@@ -20,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cores.runtime.cli import guarded
 
 HERE = Path(__file__).resolve().parents[1]
-KERNELS, DECODER = ("models/kernels.py", "rollout/graph/kernels.py"), "rollout/graph/"
+KERNELS = ("models/kernels.py", "models/layer", "rollout/graph/kernels.py")
+"""Kernels, and the layers that stand for ones of transformers."""
+DECODER = "rollout/graph/"
 
 
 Function = tuple[str, str]

@@ -1,6 +1,7 @@
 """Stage 3's part of the configuration, and which of its options each estimator reads."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Optional
 
 from cores.config.limits import number
@@ -228,7 +229,7 @@ class PPOSection:
     lora: LoraSection = field(default_factory=LoraSection)
     """Adapters of actor and critic; the reference is then the actor with its adapter off."""
 
-    @property
+    @cached_property
     def pass_tokens(self) -> int:
         """Tokens of a forward pass of the update at most, if rows have no padding."""
         longest = self.max_prompt_length + self.max_new_tokens

@@ -102,6 +102,11 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              '"find_packed_sequence_indices": lambda position_ids: None,\n', "\n"),
             ("looks-away", "transformers does not see packed rows any more",
              "        vars(masking_utils).update(found)\n", ""),
+        ],
+    ),
+    "cores/models/layers.py": (
+        ("tests/unit/test_models_activations.py",),
+        [
             ("gelu-exact", "the exact GELU in place of GPT-2's",
              '__init__(approximate="tanh")', "__init__()"),
             ("gelu-compiled", "half the slope in the compiled form",

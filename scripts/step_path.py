@@ -4,7 +4,7 @@
 
 One `PPOTrainer.step` of a benchmark workload, the second of a run: what is done once is behind it.
 Counted are functions and methods that have a name; what they hold (comprehensions, lambdas,
-functions within functions) is part of them. Kernels, and layers that stand for ones of transformers,
+functions within functions) is part of them. Kernels, and layers in place of transformers' own,
 are left out, and in the second count what only the decoder (`rollout/graph`) calls. OPTIONS are
 stage 3's.
 """

@@ -5,6 +5,7 @@ In memory, or for texts of stage 1 read while training (`stream.StreamedData`).
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -119,7 +120,7 @@ def _build(
 
 
 def _read(
-    config: Config, stage: Stage, key: str, section: OneSource, source: Source, inputs: Inputs
+    config: Config, stage: Stage, key: str, section: OneSource, inputs: Inputs, source: Source
 ) -> tuple[Reader, list[Example], Counter[str] | None]:
     """The rows of a source under a reader that fits them, and what a preset made of what."""
     rated = stage == "reward" and config.reward.kind != "pairwise"
@@ -161,7 +162,7 @@ def overlap(config: Config, data: StageData, inputs: Inputs = TEXT) -> list[str]
             return []
         try:
             source, other = sources(one, key)
-            examples = _read(config, "reward", key, one, source, inputs)[1]
+            examples = _read(config, "reward", key, one, inputs, source)[1]
         except UserError as error:  # a file that has changed since is no mistake of this stage
             return [f"note: stage 2's pairs were not compared with the prompts: {error}"]
         fraction = 0.0 if other else config.data.test_fraction
@@ -182,21 +183,14 @@ def _one(
     inputs: Inputs,
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
-
-    def read(source: Source) -> tuple[Reader, list[Example], Counter[str] | None]:
-        return _read(config, stage, key, section, source, inputs)
+    read = partial(_read, config, stage, key, section, inputs)
 
     def made(
         source: Source, reader: Reader, examples: list[Example], counts: Counter[str] | None = None
     ) -> tuple[Rows, SplitReport]:
-        report = SplitReport(
-            source.path,
-            source.fingerprints,
-            reader.format,
-            hidden=source.hidden,
-            unread=[*reader.unread, *(f"{n} (of turns)" for n in sorted(reader.ignore.unread))],
-            preset=counts,
-        )
+        unread = [*reader.unread, *(f"{n} (of turns)" for n in sorted(reader.ignore.unread))]
+        told = (source.path, source.fingerprints, reader.format)
+        report = SplitReport(*told, hidden=source.hidden, unread=unread, preset=counts)
         maker = RowMaker(config, tokenizer, section, reader, inputs)
         return list(maker.rows(examples, report)), report
 

@@ -103,11 +103,9 @@ def _found(path: Path, what: str) -> tuple[list[Path], int]:
             f"{', '.join(PACKINGS)} (a.jsonl.gz)."
         )
     packed = [
-        file.name
-        for file in found
-        if file not in files
-        and file.suffix.lower() in PACKED
-        and Path(file.stem).suffix.lower() in READERS
+        f.name
+        for f in found
+        if f.suffix.lower() in PACKED and Path(f.stem).suffix.lower() in READERS and f not in files
     ]
     if packed:
         raise UserError(

@@ -152,17 +152,13 @@ def length_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def _sides(row: dict[str, Any]) -> Iterator[tuple[str, list[int], list[bool]]]:
     """(name, ids, whether each is trained) of a row, twice for a pair."""
-    if "chosen_ids" in row:
-        for side in ("chosen", "rejected"):
-            ids = row[f"{side}_ids"]
-            yield f" {side}", ids, [i >= row["prompt_length"] for i in range(len(ids))]
-    elif "encoder_ids" in row:
+    judged = {" chosen": "chosen_ids", " rejected": "rejected_ids", "": "ids"}
+    for name, ids in ((name, row[key]) for name, key in judged.items() if key in row):
+        yield name, ids, [i >= row["prompt_length"] for i in range(len(ids))]
+    if "encoder_ids" in row:
         yield " encoder", row["encoder_ids"], [False] * len(row["encoder_ids"])
         yield " reply", row["labels"], [True] * len(row["labels"])
-    elif "score" in row:
-        ids = row["ids"]
-        yield "", ids, [i >= row["prompt_length"] for i in range(len(ids))]
-    else:
+    elif "input_ids" in row:
         ids = row["input_ids"]
         labels = row.get("labels", [IGNORED] * len(ids))
         yield "", ids, [label != IGNORED for label in labels]

@@ -87,9 +87,8 @@ def several(prompt: str, key: str, text: str, score: str, sign: int) -> RowReade
         scores = [None if value is None else sign * value for value in found]
         texts = [need(item, text, *TEXT) for item in items]
         asked = need(row, prompt, *ASKED)
-        return Comparison(
-            row, asked, _replies(texts, scores, row), lowest=1.0 if sign > 0 else None
-        )
+        lowest = 1.0 if sign > 0 else None
+        return Comparison(row, asked, _replies(texts, scores, row), lowest=lowest)
 
     return read
 
@@ -108,9 +107,8 @@ def helpsteer2(rows: list[Row], job: Job) -> Iterator[Comparison]:
             yield Comparison(row, _turns(row), _replies(texts, scores, row), margin=True)
     rated = (row for row in rows if "response_1" not in row.columns)
     for _, group in groupby(rated, lambda row: need(row, "prompt", *TEXT)):
-        replies = [
-            Reply(need(row, "response", *TEXT), number(row, "helpfulness"), row) for row in group
-        ]
+        told = [(need(r, "response", *TEXT), number(r, "helpfulness"), r) for r in group]
+        replies = [Reply(*each) for each in told]
         first = replies[0].row
         yield Comparison(first, _turns(first), replies, lowest=0.0, margin=True)
 

@@ -50,6 +50,10 @@ class Preset:
     """The prompt is a transcript in hh-rlhf's form."""
 
 
+def _two_scores(row: Row) -> tuple[float | None, float | None]:
+    return number(row, "score_0"), number(row, "score_1")
+
+
 def _pku(column: str) -> Preset:
     return Preset(
         f"{{prompt, response_0, response_1, {column}}}",
@@ -92,15 +96,7 @@ PRESETS: dict[Format, Preset] = {
     # openai/webgpt_comparisons; scores sum to 0, and both are 0 for a tie
     "webgpt": Preset(
         "{question: {full_text}, answer_0, answer_1, score_0, score_1}",
-        each(
-            two(
-                "full_text",
-                "answer_0",
-                "answer_1",
-                lambda row: (number(row, "score_0"), number(row, "score_1")),
-            ),
-            inside="question",
-        ),
+        each(two("full_text", "answer_0", "answer_1", _two_scores), inside="question"),
         "full_text answer_0 answer_1 score_0 score_1",
     ),
     # openai/summarize_from_feedback, configuration "comparisons"

@@ -38,10 +38,9 @@ def reply_rows(
             "looked at where prompts are read as a whole and a conversation becomes one reply a "
             "row. Take the marks out of it (template.chat_template), or set template.kind to roles."
         )
-    ends = [i + 1 for i, turn in enumerate(turns) if i and turn["role"] == "assistant"] or [
-        len(turns)
-    ]
-    rows = [template.segments(turns[:end], where) for end in (ends[-1:] if last else ends)]
+    ends = [i + 1 for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
+    ends = (ends[-1:] if last else ends) or [len(turns)]
+    rows = [template.segments(turns[:end], where) for end in ends]
     return [
         [replace(part, train=part.train and i >= last_reply(row)) for i, part in enumerate(row)]
         for row in rows

@@ -123,13 +123,9 @@ def streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedData
     if not section.sources:
         part, kept, report = _one(config, tokenizer, section, KEY)
         return StreamedData(TextStream([part]), kept, report)
-    parts, tests, reports = zip(
-        *(
-            _one(config, tokenizer, source, f"{KEY}.sources[{i}]")
-            for i, source in enumerate(section.sources)
-        ),
-        strict=True,
-    )
+    several = enumerate(section.sources)
+    each = [_one(config, tokenizer, source, f"{KEY}.sources[{i}]") for i, source in several]
+    parts, tests, reports = zip(*each, strict=True)
     weights, none = [source.weight for source in section.sources], [0] * len(parts)
     tokens = [*none] if section.weigh == "tokens" else None
     mixture = MixtureReport(list(reports), weights, none, tokens)
@@ -159,14 +155,8 @@ def _one(
                 yield example
 
     def counts(source: Source, passes: int | None) -> SplitReport:
-        return SplitReport(
-            source.path,
-            source.fingerprints,
-            reader.format,
-            hidden=source.hidden,
-            passes=passes,
-            unread=reader.unread,
-        )
+        told = (source.path, source.fingerprints, reader.format)
+        return SplitReport(*told, hidden=source.hidden, passes=passes, unread=reader.unread)
 
     report = counts(source, 0)
     part = Part(maker, lambda: examples(False), report, config.seed, key)

@@ -15,22 +15,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cores import rl
 from cores.config import PPOSection
 from cores.config.ppo import ESTIMATORS
 from cores.models.rows import Packing, Rows, on_device, pack, replies, rounded
-from cores.rl import (
-    adjust_scores,
-    explained_variance,
-    gae,
-    grpo,
-    kl_estimate,
-    masked_mean,
-    reinforce_pp,
-    repetition,
-    rloo,
-    shape_rewards,
-    whiten,
-)
 from cores.rl.coati import coati_advantages, coati_rewards
 from cores.rollout.pictures import flat
 from cores.runtime.launch import Launch
@@ -201,7 +189,7 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[s
 def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
     """Rewards a token, advantages and returns, over the rows of all ranks."""
     mask, group = scored.response_mask, ppo.samples_per_prompt
-    scores = adjust_scores(
+    scores = rl.adjust_scores(
         scored.scores,
         scored.ended,
         mask.sum(dim=1),
@@ -210,26 +198,26 @@ def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
         ppo.reward_clip,
     )
     in_reward = kl_coef if ppo.kl_in == "reward" else 0.0
-    kl = kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl_kind, mask)
-    rewards = shape_rewards(scores, kl, mask, in_reward)
+    kl = rl.kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl_kind, mask)
+    rewards = rl.shape_rewards(scores, kl, mask, in_reward)
     returns = torch.zeros_like(rewards)  # of estimators without a critic
     if ppo.estimator == "gae":
-        advantages, returns = gae(rewards, scored.values, mask, ppo.gamma, ppo.lam)
+        advantages, returns = rl.gae(rewards, scored.values, mask, ppo.gamma, ppo.lam)
     elif ppo.estimator == "grpo":
-        advantages = grpo(rewards, mask, group, ppo.group_std)
+        advantages = rl.grpo(rewards, mask, group, ppo.group_std)
     elif ppo.estimator == "rloo":
-        advantages = rloo(rewards, mask, group)
+        advantages = rl.rloo(rewards, mask, group)
     elif ppo.estimator == "reinforce_pp":
-        advantages = reinforce_pp(rewards, mask, ppo.gamma)
+        advantages = rl.reinforce_pp(rewards, mask, ppo.gamma)
     else:
         told, switches = (scored.logprobs, scored.ref_logprobs, mask), ppo.coati
         total = coati_rewards(scores, *told, kl_coef, switches.reversed_kl)
-        rewards = shape_rewards(total, torch.zeros_like(scored.logprobs), mask, kl_coef=0.0)
+        rewards = rl.shape_rewards(total, torch.zeros_like(scored.logprobs), mask, kl_coef=0.0)
         seen, pace = (scored.values, mask, switches.r_minus_v), (ppo.gamma, ppo.lam)
         advantages, returns = coati_advantages(total, *seen, *pace)
     wanted = ppo.whiten_advantages
     if wanted or (wanted is None and ESTIMATORS[ppo.estimator].whitens):
-        advantages = whiten(advantages, mask)
+        advantages = rl.whiten(advantages, mask)
     known = {f.name: getattr(scored, f.name) for f in fields(Scored)}
     return Experience(**known, rewards=rewards, advantages=advantages, returns=returns)
 
@@ -242,7 +230,7 @@ def describe(
     reused: the old log-probs are the engine's, so there is no mismatch to tell of.
     """
     e, mask = experience, experience.response_mask
-    kl = kl_estimate(e.logprobs, e.ref_logprobs, "k1", mask)
+    kl = rl.kl_estimate(e.logprobs, e.ref_logprobs, "k1", mask)
     stats: Unread = {
         "score": e.scores.mean(),
         "score_std": e.scores.std(correction=0),
@@ -250,17 +238,17 @@ def describe(
         "kl_std": kl.sum(dim=1).std(correction=0),
         "response_length": mask.sum(dim=1).float().mean(),
         "ended": e.ended.float().mean(),
-        "repetition": repetition(replies(e.ids, mask.shape[1]), mask).mean(),
+        "repetition": rl.repetition(replies(e.ids, mask.shape[1]), mask).mean(),
         "reward": e.rewards.sum(dim=1).mean(),
     }
     if e.entropy is not None:
-        stats["entropy"] = masked_mean(e.entropy, mask)
+        stats["entropy"] = rl.masked_mean(e.entropy, mask)
     if not reused:
         gap = torch.where(mask, (e.logprobs - e.rollout_logprobs).abs(), 0.0)
-        k3 = kl_estimate(e.rollout_logprobs, e.logprobs, "k3", mask)
-        stats |= {"rollout_logprob_gap": gap.max(), "rollout_kl": masked_mean(k3, mask)}
+        k3 = rl.kl_estimate(e.rollout_logprobs, e.logprobs, "k3", mask)
+        stats |= {"rollout_logprob_gap": gap.max(), "rollout_kl": rl.masked_mean(k3, mask)}
     if critic:
-        stats["explained_variance"] = explained_variance(e.values, e.returns, mask)
+        stats["explained_variance"] = rl.explained_variance(e.values, e.returns, mask)
     for name, part in zip(sources, e.score_parts.unbind(dim=1), strict=bool(sources)):
         stats[f"score_{name}"] = part.nanmean()
         stats[f"unscored_{name}"] = part.isnan().float().sum()

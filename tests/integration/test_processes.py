@@ -23,6 +23,8 @@ LAUNCHES = [
     *(
         pytest.param(launch, marks=pytest.mark.long)
         for launch in (
+            "gpt2:fsdp2",
+            "llama:fsdp2",
             "llama:zero3",  # rotary positions, grouped keys, a head of its own
             *(f"gpt2:{file}" for file in ("zero1", "zero2", "zero3_offload")),
         )
@@ -142,8 +144,8 @@ def test_rollout_from_the_trained_weights(run: Run, launch: str) -> None:
 
 @pytest.mark.parametrize("launch", [ONE, *LAUNCHES])
 def test_what_is_sharded(run: Run, launch: str) -> None:
-    """ZeRO-3 leaves each rank half of every role, the frozen ones too; nothing else does."""
-    share = 0.5 if ":zero3" in launch else 1.0
+    """ZeRO-3 and FSDP2 leave each rank half of every role, also the frozen ones; others do not."""
+    share = 0.5 if launch.partition(":")[2].startswith(("zero3", "fsdp")) else 1.0
     roles = {"full": {"actor", "critic", "reference", "reward"}}
     roles["lora"] = {"actor", "critic"}  # without their adapters they are the other two
     for kind in WEIGHTS:

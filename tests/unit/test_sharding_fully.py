@@ -145,6 +145,7 @@ def test_trainers_get_their_weights_back() -> None:
     copy = held.stand_in(model)
     assert copy is not None
     shards, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    assert all(isinstance(p, DTensor) for p in shards.parameters())
     shards(input_ids=IDS, labels=IDS).loss.backward()
     norm = accelerator.clip_grad_norm_(shards.parameters(), 0.1)
     assert type(norm) is torch.Tensor

@@ -149,8 +149,8 @@ def check_quantization(
         )
     if zero_stage == 3:
         raise UserError(
-            f"model.quantization: ZeRO-3 cannot shard weights in {how}. Launch with DDP or ZeRO-2, "
-            "or give --model.quantization none."
+            f"model.quantization: weights in {how} cannot be shards (ZeRO-3, FSDP2). Launch with "
+            "DDP or ZeRO-2, or give --model.quantization none."
         )
     if how == "bf16":
         return

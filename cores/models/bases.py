@@ -114,7 +114,7 @@ def check_encoder(config: Config, base: PretrainedConfig, stage: str, zero_stage
             "reward.base": config.reward.base is not None,
             "reward.path": config.reward.path is not None,
             "ppo.coati.mean_over_positions": stage == "ppo" and coati,
-            "DeepSpeed": zero_stage > 0,
+            "shards (DeepSpeed, FSDP2)": zero_stage > 0,
         }
     if keys := [key for key, there in unfit.items() if there]:
         raise UserError(

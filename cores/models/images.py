@@ -76,7 +76,7 @@ def image_processor(
         "data.join": config.data.join is not None,
         "data.too_long split": config.data.too_long == "split",
         "model.attention prefix and sft.prefix_tokens": text,
-        "DeepSpeed": zero_stage,
+        "shards (DeepSpeed, FSDP2)": zero_stage,
     }
     for key, chosen in unfit.items():
         if chosen:

@@ -262,11 +262,8 @@ def _trainable(model: Any, config: Config, task: TaskType, name: str) -> Any:
 
 
 def _held(model: Any, sharding: Whole) -> Any:
-    """A frozen model's weights, in bf16 where autocast would round them so at each use.
-
-    Shards (ZeRO-3) stay as they are.
-    """
-    if sharding.precision != "bf16" or sharding.stage == 3:
+    """A frozen model's weights, in bf16 where autocast would round them so at each use."""
+    if sharding.precision != "bf16" or not sharding.mixed:
         return model
     return hold_linears_in_bf16(model)
 

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, StopStringCriteria
 
 from cores.config import Config, PPOSection
@@ -71,8 +72,8 @@ def _device_problem(device: torch.device) -> str | None:
 
 def graph_problem(model: Any) -> str | None:
     """What keeps `GraphEngine` from sampling from `model`, if anything."""
-    if any(hasattr(p, "ds_id") for p in model.parameters()):
-        return "ZeRO-3 moves the weights"
+    if any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters()):
+        return "the weights are shards (ZeRO-3, FSDP2)"
     if model.device.type == "cuda" and looks_for_outliers(model):
         return "layers in 8 bits look for outliers, which a captured graph cannot"
     return _device_problem(model.device) or attention_problem(model.config)

@@ -16,12 +16,10 @@ import yaml
 
 from cores.config import PPOSection, RewardSection, SFTSection
 from cores.errors import UserError
+from cores.sharding import fsdp_asked
 
-ASKED = dict(os.environ)
-"""The environment as the launcher left it; trainers add to it later."""
 FILES = "configs/accelerate"
 UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": f"FSDP is not supported; {FILES}/zero3.yaml shards as much.",
     "ACCELERATE_USE_MEGATRON_LM": f"Megatron-LM is not supported; use {FILES}/zero3.yaml.",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config is not supported; remove it.",
 }
@@ -32,6 +30,17 @@ INLINE = ("gradient_clipping", "gradient_accumulation_steps")
 """Those of accelerate's inline DeepSpeed keys that the stages decide themselves."""
 BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu")
 """Keys of a DeepSpeed file that the stages decide themselves as well."""
+FSDP_KEYS = {
+    "RESHARD_AFTER_FORWARD": ("true", "weights are shards again behind each layer"),
+    "AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "a unit is a layer"),
+    "TRANSFORMER_CLS_TO_WRAP": ("", "layers are found without it"),
+    "IGNORED_MODULES": ("", "all weights are sharded"),
+    "BACKWARD_PREFETCH": ("", "torch decides it"),
+    "FORWARD_PREFETCH": ("false", "torch decides it"),
+    "ACTIVATION_CHECKPOINTING": ("false", "it is --model.gradient_checkpointing true"),
+    "ACTIVATION_CHECKPOINTING_OFFLOAD": ("false", "there is --model.gradient_checkpointing true"),
+}
+"""Keys of FSDP that are not obeyed: the one value that is let pass, and why."""
 
 
 def option(name: str) -> str | None:
@@ -71,6 +80,8 @@ def _problems(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[s
         yield "compiling (dynamo_config) is not supported; remove dynamo_config."
     if env.get("ACCELERATE_USE_DEEPSPEED") == "true":
         yield from _deepspeed(env)
+    elif fsdp_asked(env):
+        yield from _fsdp(env)
 
 
 def _processes(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[str]:
@@ -105,7 +116,7 @@ def _machine(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[st
             f"{local} processes, but this machine shows {gpus} GPU{'s' * (gpus > 1)}, and each "
             f"process needs one. Set num_processes to {gpus}."
         )
-    if gpus or env.get("ACCELERATE_USE_DEEPSPEED") == "true":  # DeepSpeed runs on the CPU, too
+    if gpus or sharder(env):  # DeepSpeed and FSDP2 run on the CPU, too
         return
     if "LOCAL_WORLD_SIZE" not in env:
         asked = file is not None and env.get("ACCELERATE_USE_CPU", "").lower() == "false"
@@ -163,6 +174,26 @@ def _deepspeed(env: Mapping[str, str]) -> Iterator[str]:
             )
 
 
+def _fsdp(env: Mapping[str, str]) -> Iterator[str]:
+    if (version := env.get("FSDP_VERSION", "1")) != "2":
+        yield (
+            f"fsdp_version {version} is not supported, torch's FSDP2 is. Set fsdp_version to 2, as "
+            f"in {FILES}/fsdp2.yaml."
+        )
+    for name, (value, why) in FSDP_KEYS.items():
+        asked = env.get(f"FSDP_{name}", value)
+        if asked.lower() != value.lower():
+            key = name.lower().replace("cls", "layer_cls")
+            yield f"fsdp_{key} {asked} is not used: {why}. Remove it."
+
+
+def sharder(env: Mapping[str, str]) -> str:
+    """What splits models over the processes, by name; empty where nothing does."""
+    if env.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return "DeepSpeed"
+    return "FSDP2" if fsdp_asked(env) else ""
+
+
 def deepspeed_settings(env: Mapping[str, str]) -> dict[str, Any]:
     """DeepSpeed's settings as the launch gives them: from its JSON file or inline.
 
@@ -203,13 +234,13 @@ def _value(text: str) -> Any:
 def check_optimizer(
     section: SFTSection | RewardSection | PPOSection, key: str, env: Mapping[str, str]
 ) -> None:
-    """UserError if DeepSpeed cannot hold the states of the stage's optimizer."""
+    """UserError if the launch cannot hold the states of the stage's optimizer as shards."""
     name = "adamw" if isinstance(section, PPOSection) else section.optimizer
-    if env.get("ACCELERATE_USE_DEEPSPEED") == "true" and name != "adamw":
+    if name != "adamw" and (launched := sharder(env)):
         raise UserError(
-            f"{key}.optimizer: {name} does not go with DeepSpeed, which hands optimizers flat "
+            f"{key}.optimizer: {name} does not go with {launched}, which hands optimizers "
             "pieces of the weights and whose states are saved as AdamW has them; choose adamw, or "
-            "launch without DeepSpeed."
+            f"launch without {launched}."
         )
 
 

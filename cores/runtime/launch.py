@@ -16,9 +16,9 @@ from torch import Tensor
 
 from cores.config import Config, PPOSection, RewardSection, SFTSection
 from cores.errors import ElsewhereError, NoRoomError, UserError, out_of_memory
-from cores.runtime.checks import ASKED, check_clipping, check_launch, check_optimizer, option
+from cores.runtime.checks import check_clipping, check_launch, check_optimizer, option
 from cores.runtime.ranks import WAITING, WATCH
-from cores.sharding import Whole, deepspeed_asked, sharding
+from cores.sharding import ASKED, FSDP, Whole, deepspeed_asked, fsdp_asked, sharding
 
 T = TypeVar("T")
 
@@ -155,9 +155,10 @@ def launch(config: Config) -> Launch:
     # pytorch issue 196678, torch 2.11. The other kernels do not.
     torch.backends.cuda.enable_cudnn_sdp(False)
     state = _join()
+    os.environ.pop(FSDP, None)
     set_seed(config.seed)
     run = Launch(state.process_index, state.num_processes, state.device, config.model.precision)
-    if deepspeed_asked() or run.world > 1:
+    if deepspeed_asked() or fsdp_asked() or run.world > 1:
         where = "CPU" if run.device.type == "cpu" else "GPU"
         run.say(f"{run.world} process{'es' * (run.world > 1)} on {where}, {run.sharding.name}")
     if config.faults.nonfinite == "skip":

@@ -1,13 +1,20 @@
 """How models lie on the processes of a launch, and how a step is taken there: one seam.
 
-One process and DDP are `Whole`, DeepSpeed's ZeRO is `Zero`. Nothing outside asks which it is.
+One process and DDP are `Whole`, DeepSpeed's ZeRO is `Zero`, torch's FSDP2 is `Fully`. Nothing
+outside asks which it is.
 """
 
 import os
+from collections.abc import Mapping
 
 from cores.sharding.whole import Trained, Whole
 
-__all__ = ["Trained", "Whole", "deepspeed_asked", "sharding"]
+__all__ = ["ASKED", "Trained", "Whole", "deepspeed_asked", "fsdp_asked", "sharding"]
+
+ASKED = dict(os.environ)
+"""The environment as the launcher left it; trainers add to it later."""
+FSDP = "ACCELERATE_USE_FSDP"
+"""Taken out of the environment when a run begins: accelerate's own FSDP is DDP on a CPU."""
 
 
 def deepspeed_asked() -> bool:
@@ -15,8 +22,17 @@ def deepspeed_asked() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
 
 
+def fsdp_asked(env: Mapping[str, str] = ASKED) -> bool:
+    """Whether the launcher chose FSDP."""
+    return env.get(FSDP, "false").lower() == "true"
+
+
 def sharding(precision: str, cpu: bool) -> Whole:
     """The one that the launcher asked for; UserError if it could never begin."""
+    if fsdp_asked():
+        from cores.sharding.fully import Fully
+
+        return Fully(precision, cpu, ASKED.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true")
     if not deepspeed_asked():
         return Whole(precision, cpu)
     from cores.sharding.zero import Zero, check_locks

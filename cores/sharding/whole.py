@@ -1,5 +1,6 @@
 """Whole weights on every process: one process, or several that exchange gradients (DDP)."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,17 +70,26 @@ class Trained:
         It does so by `found_inf`, meant for gradient scalers (torch.optim.AdamW, fused), so that
         nobody has to wait for the norm before the step.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).detach()
+        norm = self.clip()
         # Torch's own: accelerate's around it counts micro-batches by itself, and might not step.
         optimizer = self.optimizer.optimizer
         optimizer.found_inf = (~norm.isfinite()).float()
         optimizer.step()
         return norm
 
+    def clip(self) -> Tensor:
+        """Scale gradients down to `max_grad_norm`; their norm before it, 0-d."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).detach()
+
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Whole weights on every rank for as long as it is open."""
         yield
+
+    @staticmethod
+    def whole(tensor: Tensor) -> Tensor:
+        """All of a weight, or of what belongs to one, on every rank; every rank calls it."""
+        return tensor
 
     def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """Copies of the trained weights and of what the optimizer knows of them, whole, on the CPU,
@@ -97,7 +107,10 @@ class Trained:
 
     def _whole(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         known = self.optimizer.optimizer.state.get(parameter, {})
-        return {WEIGHTS: parameter.data} | {k: torch.as_tensor(v) for k, v in known.items()}
+        return {
+            WEIGHTS: self.whole(parameter.data),
+            **{k: self.whole(torch.as_tensor(v)) for k, v in known.items()},
+        }
 
     def load_moments(self, parts: Mapping[str, Any]) -> None:
         """What `state` said of the optimizer, a `Reader` a part, wherever it was written."""
@@ -127,13 +140,17 @@ class Whole:
     cpu: bool
 
     stage = 0
-    """ZeRO stage: 1 optimizer, 2 and gradients, 3 and weights are shards."""
+    """What is in shards: 1 the optimizer's states, 2 gradients too, 3 and weights."""
+    kind = Trained
+    """What a trained model is held as."""
     name = "DDP"
     """For the screen."""
     apart = True
     """Whether ranks meet nowhere in a pass but where the last micro-batch's gradients are added."""
     fused = True
     """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
+    mixed = True
+    """Whether a frozen model may have weights in several precisions."""
 
     @cached_property
     def _accelerator(self) -> Accelerator:
@@ -144,7 +161,7 @@ class Whole:
     def prepare(self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float) -> Trained:
         """`model` and its optimizer as this launch trains them; `name` tells them from others."""
         made = self._accelerator.prepare(model, optimizer)
-        return Trained(made[0], made[1], self._accelerator, max_grad_norm)
+        return self.kind(made[0], made[1], self._accelerator, max_grad_norm)
 
     def frozen(self, module: nn.Module, device: torch.device) -> Any:
         """`module`, which is never trained, as this launch holds it."""
@@ -157,18 +174,26 @@ class Whole:
         """Arguments for the trainers of stages 1 and 2."""
         return {"bf16": self.precision == "bf16", "use_cpu": self.cpu}
 
+    def adopt(self, accelerator: Accelerator) -> None:
+        """Let the accelerator of such a trainer prepare models as this launch does."""
+
     def of_trainer(self, trainer: Any) -> Trained:
         """What such a trainer has prepared."""
-        return Trained(trainer.model_wrapped, trainer.optimizer, trainer.accelerator, 0.0)
+        return self.kind(trainer.model_wrapped, trainer.optimizer, trainer.accelerator, 0.0)
 
     def stand_in(self, model: nn.Module) -> nn.Module | None:
         """Something that `undone` fills after training, where weights are shards."""
-        return None
+        return copy.deepcopy(model.cpu()) if self.stage == 3 else None
 
+    @torch.no_grad()
     def undone(self, trained: nn.Module, stand_in: nn.Module | None) -> Any:
         """The trained model with all its weights on every rank: what follows training (held-out
         rows, calibration, merging, saving) is then as in one process."""
-        return trained
+        if stand_in is None:
+            return trained
+        for ours, theirs in zip(stand_in.parameters(), trained.parameters(), strict=True):
+            ours.copy_(self.kind.whole(theirs))
+        return stand_in
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch.utils.cpp_extension import get_default_build_root
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.errors import UserError
-from cores.sharding.whole import Trained, Whole
+from cores.sharding.whole import WEIGHTS, Trained, Whole
 
 SHARDED = ("exp_avg", "exp_avg_sq")
 COMPILING = 1800.0
@@ -75,16 +75,19 @@ class ZeroTrained(Trained):
             finally:
                 add_hooks(self.module)
 
+    @staticmethod
+    def whole(tensor: Tensor) -> Tensor:
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.data.clone()
+
     def state(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         self._link()
         return super().state(keep)
 
     def _whole(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        with deepspeed.zero.GatheredParameters([parameter]):
-            weight = parameter.data.clone()
         found = {key: safe_get_full_optimizer_state(parameter, key) for key in SHARDED}
         (flat, *_) = self.module.optimizer.optimizer.state.values()  # all step together
-        return {"weights": weight, **found, "step": flat["step"]}
+        return {WEIGHTS: self.whole(parameter), **found, "step": flat["step"]}
 
     def load_moments(self, parts: Mapping[str, Any]) -> None:
         step = parts["step"][min(parts["step"].names)]
@@ -119,6 +122,7 @@ class ZeroTrained(Trained):
 class Zero(Whole):
     """DeepSpeed as the accelerate file asks for it."""
 
+    kind = ZeroTrained
     fused = False
     apart = False  # shards are sent around, and gradients added, at every micro-batch
 
@@ -130,6 +134,11 @@ class Zero(Whole):
     @property
     def name(self) -> str:  # type: ignore[override]
         return f"DeepSpeed ZeRO-{self.stage}"
+
+    @property
+    def mixed(self) -> bool:  # type: ignore[override]
+        """An engine for shards has one precision."""
+        return self.stage < 3
 
     @cached_property
     def _accelerators(self) -> dict[str, Accelerator]:
@@ -182,21 +191,9 @@ class Zero(Whole):
             },
         }
 
-    def of_trainer(self, trainer: Any) -> Trained:
-        return ZeroTrained(trainer.model_wrapped, trainer.optimizer, trainer.accelerator)
-
-    def stand_in(self, model: nn.Module) -> nn.Module | None:
-        return copy.deepcopy(model.cpu()) if self.stage == 3 else None
-
-    @torch.no_grad()
     def undone(self, trained: nn.Module, stand_in: nn.Module | None) -> Any:
         unset_hf_deepspeed_config()  # or models loaded from here on would be shards
-        if stand_in is None:
-            return trained
-        for ours, theirs in zip(stand_in.parameters(), trained.parameters(), strict=True):
-            with deepspeed.zero.GatheredParameters([theirs]):
-                ours.copy_(theirs)
-        return stand_in
+        return super().undone(trained, stand_in)
 
 
 ROLES = ("actor", "critic")

@@ -124,6 +124,7 @@ class Lasting(Trainer):
             arguments["optimizer_cls_and_kwargs"] = (Lion, {"lr": self.section.learning_rate})
         super().__init__(**arguments)
         self.run, self.held = run, run.launch.sharding
+        self.held.adopt(self.accelerator)
         self.skipped = self.left_out = 0
         self.tokens = 0
         """Of this rank's forward passes since the last log line, padding among them."""

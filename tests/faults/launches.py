@@ -2,8 +2,10 @@
 
     python tests/faults/launches.py OUT [FILE ...]
 
-FILE: of configs/accelerate without its ending; cpu2, zero2 and zero3 unless told otherwise. A run
-that was killed on two processes also goes on on one: within rounding. Writes OUT/launches.json.
+FILE: of configs/accelerate without its ending; cpu2, zero2, zero3 and fsdp2 unless told otherwise.
+A run that was killed on two processes also goes on on one: within rounding. zero3:one:fsdp2 is a
+run that is killed under ZeRO-3, goes on on one process, is killed, and ends under FSDP2. Writes
+OUT/launches.json.
 """
 
 import json
@@ -28,8 +30,10 @@ from _helpers import environment, good, rows  # noqa: E402
 MORE = """--sft.max_steps 4 --sft.learning_rate 1e-2 --reward.max_steps 4
 --reward.learning_rate 1e-2 --ppo.updates 4 --ppo.actor_learning_rate 1e-3
 --ppo.critic_learning_rate 1e-3 --checkpoint.every_steps 1 --ppo.kl_target 0.01""".split()
-POINTS = {"sft": "training:4", "reward": "training:3", "ppo": "update:5"}
-"""Where a rank is killed in each stage: behind its second or third checkpoint."""
+POINTS = {"sft": "training:3", "reward": "training:3", "ppo": "update:5"}
+"""Where a rank is killed in each stage: behind its second checkpoint."""
+AGAIN = "checkpoint-renamed:1"
+"""Where one process that went on from there is killed: the third one is whole."""
 PATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 TIMES = ("seconds", "tokens_per_second", "device_wait")
 
@@ -81,9 +85,10 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     }
 
 
-def trial(file: str, then: str, base: Path, files: dict[str, Path], root: Path) -> dict[str, Any]:
-    """All stages with `file`, whole and in parts; the parts go on with `then`."""
-    whole, parts = root / f"{file}-whole", root / f"{file}-{then}-parts"
+def trial(legs: list[str], base: Path, files: dict[str, Path], root: Path) -> dict[str, Any]:
+    """All stages as the first of `legs`, whole and in parts; each leg but the last is killed."""
+    file, *others = legs
+    whole, parts = root / f"{file}-whole", root / f"{'-'.join(legs)}-parts"
     found: dict[str, Any] = {}
     for out in (whole, parts):
         out.mkdir(parents=True, exist_ok=True)
@@ -94,27 +99,33 @@ def trial(file: str, then: str, base: Path, files: dict[str, Path], root: Path) 
             assert done.returncode == 0, done.stderr[:4000]
         killed = launch(file, point, stage, words[1])
         assert killed.returncode != 0, "the point was not reached"
-        again = launch(then, "none", stage, words[1])
+        for then in others[:-1]:
+            killed = launch(then, AGAIN, stage, words[1])
+            assert killed.returncode != 0, "the point was not reached"
+            assert f"resuming {stage} at step 2" in killed.stdout, killed.stdout
+        again = launch(others[-1], "none", stage, words[1])
         assert again.returncode == 0, again.stderr[:4000]
-        assert f"resuming {stage} at step" in again.stdout, again.stdout
+        assert f"resuming {stage} at step {len(legs)}" in again.stdout, again.stdout
         found[stage] = compare(whole / stage, parts / stage)
-        if then != file:  # the next stage's parents are the same again
+        if {*others} != {file}:  # the next stage's parents are the same again
             shutil.rmtree(parts / stage)
             (parts / stage).symlink_to(whole / stage)
     return found
 
 
 def main() -> None:
-    """Every file, going on with itself; the first also on one process."""
+    """Every chain, and every file: going on with itself, and on one process."""
     root, *names = sys.argv[1:]
     out = Path(root)
     base, files = _tiny.make_llama(out / "base"), _tiny.make_data(out / "data")
-    names = names or ["cpu2", "zero2", "zero3"]
-    pairs = [*((name, name) for name in names), *((name, "one") for name in names)]
+    names = names or ["cpu2", "zero2", "zero3", "fsdp2", "zero3:one:fsdp2"]
+    chains = [name.split(":") for name in names if ":" in name]
+    chains += [[name, then] for name in names if ":" not in name for then in (name, "one")]
     found = {}
-    for file, then in pairs:
-        found[f"{file} -> {then}"] = trial(file, then, base, files, out)
-        print(f"{file} -> {then}: {json.dumps(found[f'{file} -> {then}'])}", flush=True)
+    for legs in chains:
+        title = " -> ".join(legs)
+        found[title] = trial(legs, base, files, out)
+        print(f"{title}: {json.dumps(found[title])}", flush=True)
     (out / "launches.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

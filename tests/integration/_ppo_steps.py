@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from cores.config import AdamSection, Config, LoraSection, PPOSection
 from cores.draws import share
@@ -95,6 +96,7 @@ def shards(roles: Roles) -> dict[str, float]:
     for name, module in modules.items():
         if isinstance(module, torch.nn.Module):
             parameters = list(module.parameters())
-            held = sum(getattr(p, "ds_tensor", p).numel() for p in parameters)
+            parts = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+            held = sum(getattr(p, "ds_tensor", p).numel() for p in parts)
             result[name] = held / sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
     return result

@@ -14,15 +14,19 @@ import _models
 import pytest
 from _compare import facts, weights
 from _helpers import ROOT, environment, record, rows
+from safetensors.torch import load_file
 
 WORKER = ROOT / "tests" / "integration" / "_modes_worker.py"
+OPTIONS = WORKER.with_name("_options_worker.py")
 ONE = "gpt2:cpu"
 LAUNCHES = [
     "gpt2:cpu2",
     "gpt2:zero3",
+    "gpt2:fsdp2",
     *(
         pytest.param(launch, marks=pytest.mark.long)
         for launch in (
+            "llama:fsdp2",
             "llama:zero3",  # rotary positions, grouped keys, a head of its own
             *(f"gpt2:{file}" for file in ("zero1", "zero2", "zero3_offload")),
         )
@@ -43,6 +47,14 @@ def start(command: list[Any]) -> None:
         env=environment(PYTHONPATH=str(ROOT)), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+def launcher(file: str, processes: int | None = None) -> list[Any]:
+    """`accelerate launch` with a file of configs/accelerate."""
+    path = ROOT / "configs" / "accelerate" / f"{file}.yaml"
+    more = [] if processes is None else ["--num_processes", processes]
+    accelerate = Path(sys.executable).with_name("accelerate")
+    return [accelerate, "launch", "--quiet", "--config_file", path, *more]
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +80,7 @@ def run(inputs: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
         out = root / model / file
         if not out.exists():
             out.mkdir(parents=True)
-            command = [
-                Path(sys.executable).with_name("accelerate"), "launch", "--quiet",
-                "--config_file", ROOT / "configs" / "accelerate" / f"{file}.yaml",
-            ]  # fmt: skip
-            start([*command, WORKER, "run", inputs(model), out])
+            start([*launcher(file), WORKER, "run", inputs(model), out])
         return out
 
     return launch
@@ -142,8 +150,8 @@ def test_rollout_from_the_trained_weights(run: Run, launch: str) -> None:
 
 @pytest.mark.parametrize("launch", [ONE, *LAUNCHES])
 def test_what_is_sharded(run: Run, launch: str) -> None:
-    """ZeRO-3 leaves each rank half of every role, the frozen ones too; nothing else does."""
-    share = 0.5 if ":zero3" in launch else 1.0
+    """ZeRO-3 and FSDP2 leave each rank half of every role, also the frozen ones; others do not."""
+    share = 0.5 if launch.partition(":")[2].startswith(("zero3", "fsdp")) else 1.0
     roles = {"full": {"actor", "critic", "reference", "reward"}}
     roles["lora"] = {"actor", "critic"}  # without their adapters they are the other two
     for kind in WEIGHTS:
@@ -164,3 +172,36 @@ def test_the_chain_as_users_run_it(run: Run, launch: str) -> None:
         assert metrics[0]["kl"] == pytest.approx(0, abs=1e-5)
         assert metrics[0]["rollout_logprob_gap"] < 1e-4
         assert not list(folder.glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def options(inputs: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stage 3 with options of every kind, on one process."""
+    out = tmp_path_factory.mktemp("options")
+    start([*launcher("cpu"), OPTIONS, inputs("gpt2"), out])
+    return out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("file", "processes"), [("cpu2", 4), ("zero2", 2), ("zero3", 2), ("fsdp2", 2), ("fsdp2", 4)]
+)
+def test_options_of_stage_3(
+    options: Path, inputs: Run, tmp_path: Path, file: str, processes: int
+) -> None:
+    """Weights, and every figure, the price of KL among them, are those of one process. In bf16 rows
+    are rounded by micro-batch."""
+    start([*launcher(file, processes), OPTIONS, inputs("gpt2"), tmp_path])
+    for case in sorted(folder.name for folder in options.iterdir()):
+        one, several = options / case / "ppo", tmp_path / case / "ppo"
+        loose = "bf16" in case
+        for ours, theirs in zip(*(rows(f / "metrics.jsonl") for f in (one, several)), strict=True):
+            for row in (ours, theirs):
+                row.pop("seconds"), row.pop("tokens_per_second")
+            near = {"rel": 0.1, "abs": 0.05} if loose else {"rel": 1e-4, "abs": 2e-5}
+            assert theirs == pytest.approx(ours, **near), case
+        name = "adapter/adapter_model.safetensors" if "lora" in case else "model.safetensors"
+        a, b = (load_file(folder / name) for folder in (one, several))
+        assert _models.largest_difference(a, b) < (1e-2 if loose else 5e-6), case
+    prices = [row["kl_coef"] for row in rows(options / "functions" / "ppo" / "metrics.jsonl")]
+    assert prices[1] / prices[0] != pytest.approx(prices[2] / prices[1], rel=1e-4)

@@ -109,10 +109,12 @@ def test_the_lock_of_a_compilation_that_was_killed(
 
 
 def test_other_optimizers() -> None:
-    """Under DeepSpeed AdamW alone."""
+    """Under DeepSpeed and FSDP2 AdamW alone."""
     env, lion = {"ACCELERATE_USE_DEEPSPEED": "true"}, SFTSection(optimizer="lion")
     with pytest.raises(UserError, match=r"^sft\.optimizer: lion does not go with DeepSpeed"):
         check_optimizer(lion, "sft", env)
     check_optimizer(SFTSection(), "sft", env)
     check_optimizer(PPOSection(), "ppo", env)
     check_optimizer(lion, "sft", {})
+    with pytest.raises(UserError, match=r"^sft\.optimizer: lion does not go with FSDP2"):
+        check_optimizer(lion, "sft", {"ACCELERATE_USE_FSDP": "true"})

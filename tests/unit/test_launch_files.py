@@ -68,7 +68,7 @@ def environment_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str
 
 
 def test_the_files_are_there() -> None:
-    names = "cpu cpu2 ddp gpu zero1 zero2 zero3 zero3_offload".split()
+    names = "cpu cpu2 ddp fsdp2 gpu zero1 zero2 zero3 zero3_offload".split()
     assert [f"{name}.yaml" for name in names] == FILES
 
 
@@ -77,7 +77,7 @@ def test_file_is_read_without_questions(name: str, monkeypatch, caplog) -> None:
     """No unknown key, at the top or for DeepSpeed, and no default that accelerate warns of."""
     config = load_config_from_file(str(FOLDER / name))
     known = vars(launch_command_parser().parse_args(["stage1_sft.py"]))
-    assert set(config.deepspeed_config) <= set(known)
+    assert {*config.deepspeed_config, *config.fsdp_config} <= set(known)
     with caplog.at_level(logging.WARNING):
         environment_of(FOLDER / name, monkeypatch)
     assert caplog.records == []
@@ -92,7 +92,7 @@ def test_file_says_how_it_is_used(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_fits_its_machine(name: str, monkeypatch) -> None:
-    """Two GPUs do for all; no GPU does for the CPU's and DeepSpeed's, not for the GPU's."""
+    """Two GPUs do for all; no GPU does for the CPU's and those of shards, not the GPU's."""
     env = environment_of(FOLDER / name, monkeypatch)
     check_launch(env, 2, name)
     if name in ("gpu.yaml", "ddp.yaml"):
@@ -115,6 +115,7 @@ def test_processes_and_stages_of_the_files(monkeypatch) -> None:
     plain = (None, None, None, None)
     assert found == {
         "cpu": ("1", *plain), "gpu": ("1", *plain), "cpu2": ("2", *plain), "ddp": ("2", *plain),
+        "fsdp2": ("2", *plain),
         "zero1": ("2", "1", "none", "none", "false"), "zero2": ("2", "2", "none", "none", "false"),
         "zero3": ("2", "3", "none", "none", "false"),
         "zero3_offload": ("2", "3", "cpu", "cpu", "false"),
@@ -158,7 +159,7 @@ def test_more_processes_than_started(
         check_launch(env, gpus, str(file))
 
 
-@pytest.mark.parametrize("name", ["ddp.yaml", "zero1.yaml", "zero2.yaml", "zero3.yaml"])
+@pytest.mark.parametrize("name", ["ddp.yaml", "fsdp2.yaml", "zero2.yaml", "zero3.yaml"])
 def test_as_many_processes_as_started(name: str, launched_with, tmp_path, monkeypatch) -> None:
     """num_processes is all that is changed; the command line overrules the file."""
     file = tmp_path / name
@@ -187,7 +188,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "4 processes, but this machine shows 2 GPUs, .* Set num_processes to 2"),
     "zero processes": ({"distributed_type": "DEEPSPEED", "num_processes": 4},
         "4 processes, but this machine shows 2 GPUs"),
-    "fsdp": ({"distributed_type": "FSDP", "num_processes": 2}, "FSDP is not supported; .*zero3"),
+    "fsdp": ({"distributed_type": "FSDP", "num_processes": 2},
+        "fsdp_version 1 is not supported, torch's FSDP2 is. Set fsdp_version to 2, .*fsdp2.yaml"),
+    **{f"fsdp {key}": ({"distributed_type": "FSDP", "num_processes": 2,
+        "fsdp_config": {"fsdp_version": 2, f"fsdp_{key}": value}},
+        f"fsdp_{key} {value} is not used: {why}.*Remove it")
+       for key, value, why in (
+           ("reshard_after_forward", "false", "weights are shards again"),
+           ("activation_checkpointing", "true", "it is --model.gradient_checkpointing"),
+           ("auto_wrap_policy", "SIZE_BASED_WRAP", "a unit is a layer"),
+           ("transformer_layer_cls_to_wrap", "GPT2Block", "layers are found"))},
     "megatron": ({"distributed_type": "MEGATRON_LM", "num_processes": 2},
         "Megatron-LM is not supported"),
     "fp16": ({"distributed_type": "NO", "mixed_precision": "fp16"},
@@ -249,5 +259,5 @@ def test_launch_checks_first(monkeypatch) -> None:
     """Before a process group is joined."""
     monkeypatch.setattr(launch_module, "ASKED", {"ACCELERATE_USE_FSDP": "true"})
     monkeypatch.setattr(launch_module, "_join", lambda: pytest.fail("too late"))
-    with pytest.raises(UserError, match="FSDP is not supported"):
+    with pytest.raises(UserError, match="fsdp_version 1 is not supported"):
         launch_module.launch(Config())

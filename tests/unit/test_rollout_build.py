@@ -106,8 +106,8 @@ def test_shards_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     model = policy_of("gpt2")
     vars(next(model.parameters()))["ds_id"] = 0
     assert type(built(ppo_config(), model)) is HFEngine
-    assert "which is slow: ZeRO-3 moves the weights\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match="cannot run here: ZeRO-3 moves the weights"):
+    assert "which is slow: the weights are shards (ZeRO-3, FSDP2)\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cannot run here: the weights are shards"):
         built(ppo_config(engine="graph"), model)
 
 

@@ -7,12 +7,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ("tests/unit/test_rollout_twin.py", "tests/unit/test_rollout_graph.py"),
         [
             (
-                "twin-copies",
-                "the twin has weights of its own",
-                "deepcopy(model, shared)",
-                "deepcopy(model)",
-            ),
-            (
                 "twin-never-lent",
                 "rounded weights stay in the update's way",
                 "            copy.untyped_storage().resize_(0)\n",

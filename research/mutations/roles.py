@@ -74,6 +74,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("shell-copies", "a role or the twin has weights of its own",
              "deepcopy(model, same)", "deepcopy(model)"),
+            ("shell-8bit", "8-bit layers and their shells take each other's weights",
+             "            same[id(beside)] = beside\n", "            pass\n"),
             ("shell-modules", "two roles have the same modules, and each other's adapters",
              "setattr(model, name, shell(getattr(base, theirs)))",
              "setattr(model, name, getattr(base, theirs))"),

@@ -36,12 +36,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
                 "source is None or source.dtype != torch.float32",
                 "source is None",
             ),
-            (
-                "twin-8bit",
-                "8-bit layers and their twins take each other's weights",
-                "            shared[id(module.state)] = module.state\n",
-                "            pass\n",
-            ),
         ],
     ),
 }

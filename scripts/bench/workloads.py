@@ -29,8 +29,8 @@ from transformers.pytorch_utils import Conv1D
 from cores.config import Config, LoraSection, ModelSection, parse_config
 from cores.errors import UserError
 from cores.models.adapters import ADAPTER, SCALAR_HEAD, add_lora, quantize
-from cores.models.body import fuse_layers
 from cores.models.folders import DROPOUTS
+from cores.models.layers import fuse_layers
 from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
 from cores.runtime.launch import Launch

@@ -107,6 +107,8 @@ def _reward_problem(parents: dict[str, Parent]) -> str | None:
     if not (reward.folder / ADAPTER / "adapter_config.json").is_file():
         return "stage 2 trained no adapter (reward.lora.rank)"
     theirs, ours = before.get("sft", {}), parent_facts({"sft": parents["sft"]})["sft"]
+    if (files := ours.get("files")) and not any(files.values()):  # the main process hashed them
+        theirs = theirs | {"files": dict.fromkeys(theirs.get("files", {}), "")}
     if any(theirs.get(key) != ours.get(key) for key in ("files", "commit")):
         return f"stage 2's adapter is to another model than {parents['sft'].folder} is now"
     return None

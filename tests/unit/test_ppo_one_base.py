@@ -294,6 +294,9 @@ def test_what_keeps_them_apart_is_named(made: Any, capsys: Any, tmp_path: Path) 
             f"one base: actor, reference; critic and reward model on .*{words}", found.line
         )
         assert bases(apart, given, None, stage) == Bases()
+    unhashed = without(sft, files=dict.fromkeys(sft.record["files"], ""))  # on another rank
+    must = ppo_config(lora=replace(LORA, share_base="true"))
+    assert bases(must, {"sft": unhashed, "reward": reward}, None, 0).reward
     trainer_of(parents, "auto")
     assert capsys.readouterr().out.startswith("one base: actor, reference, critic, reward model\n")
     assert not bases(ppo_config(), parents, None, 0).one  # all weights are trained

@@ -144,7 +144,8 @@ def schema_of(kind: Any, bounds: dict[str, float]) -> dict[str, Any]:
     if dataclasses.is_dataclass(kind):
         return schema(kind)
     if typing.get_origin(kind) is typing.Literal:
-        return {"enum": list(arguments)}
+        words = [True, False] if "true" in arguments else []  # YAML's own
+        return {"enum": [*arguments, *words]}
     if typing.get_origin(kind) is list:
         return {"type": "array", "items": schema_of(arguments[0], bounds)}
     if typing.get_origin(kind) is dict:

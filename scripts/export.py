@@ -95,7 +95,8 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
             part = f"{role}.weights"
             texts, scale = text_reward(config, tokenizer, parents, []), saved.numbers["calibration"]
             if role == "actor":
-                model = roles.actor_model(config, tokenizer, parents)
+                policy = roles.policy_model(config, tokenizer, parents)
+                model = roles.actor_model(policy, config, tokenizer)
             elif (model := roles.critic_model(config, tokenizer, parents, texts, scale)) is None:
                 raise UserError(f"--role critic: ppo.estimator {config.ppo.estimator} has none.")
     load_weights(model, saved.tensors(part))

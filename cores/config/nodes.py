@@ -93,8 +93,11 @@ def value_of(node: yaml.Node, kind: Any, place: str) -> Any:
         return [value_of(item, arguments[0], place) for item in node.value]
     if origin is dict and isinstance(node, yaml.MappingNode):
         return _by_name(node, arguments[1], place)
-    if origin is typing.Literal and isinstance(node, yaml.ScalarNode) and node.value in arguments:
-        return node.value
+    if origin is typing.Literal and isinstance(node, yaml.ScalarNode):
+        yes = None if node.value in arguments else BOOLEANS.get(node.value.lower())
+        word = node.value if yes is None else str(yes).lower()
+        if word in arguments:
+            return word
     if isinstance(node, yaml.ScalarNode):
         value = _scalar(node.value, tag, kind, place)
         if value is not None:

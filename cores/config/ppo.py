@@ -22,6 +22,11 @@ class LoraSection:
     merge: bool = True
     """Write the merged model too, so that the folder loads like any other. Off: the adapter alone,
     in peft's form, which saves disk and needs its base wherever it is used."""
+    share_base: Literal["auto", "true", "false"] = "auto"
+    """Stage 3: actor, reference, critic and reward model over one frozen base in memory, each with
+    adapters of its own, which takes that stage 2 trained an adapter on stage 1's model. auto: where
+    it can be, and a line says what is shared; else reward model and critic share theirs where they
+    can. true: or an error. false: critic and reward model have a base each."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from cores.models.body import compile_layers, packs
 from cores.models.images import hold_tower
 from cores.models.loading import exclude_from
 from cores.models.rows import Policy, Value
+from cores.models.shells import frozen_sum, keep_adapter, scalar_on, shell
+from cores.ppo.one_base import StartOfCritic, bases, from_reward
 from cores.rewards.texts import TextReward
 from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint
@@ -94,19 +96,6 @@ class TrainedRole:
 
 
 @dataclass(frozen=True)
-class StartOfCritic:
-    """The reward model where the critic began as it and has adapters: the critic without them, and
-    with the head it had (peft keeps it beside the one that is trained)."""
-
-    critic: TrainedRole
-
-    def __call__(self, *rows: Any) -> Tensor:
-        """As `ScalarModel`."""
-        with self.critic.unwrapped.model.disable_adapter():
-            return self.critic.module(*rows)
-
-
-@dataclass(frozen=True)
 class Roles:
     """Everything that has weights in stage 3."""
 
@@ -125,11 +114,20 @@ class Roles:
     """How a reward model reads replies that does not read the policy's ids."""
     packs: bool = False
     """Whether all of them read rows without their padding."""
+    base: Any = None
+    """The language model without adapters whose tensors several roles share; None where none do."""
+    base_sum: int = 0
+    """Its `frozen_sum` at the start."""
 
     @cached_property
     def trained(self) -> list[TrainedRole]:
         """Actor and, where there is one, critic."""
         return [self.actor] if self.critic is None else [self.actor, self.critic]
+
+    def check_base(self) -> None:
+        """RuntimeError if a base that several roles share has changed."""
+        if self.base is not None and frozen_sum(self.base) != self.base_sum:
+            raise RuntimeError("the base that the roles of stage 3 share was changed in training.")
 
     @contextmanager
     def reference(self) -> Iterator[Policy]:
@@ -153,8 +151,14 @@ def build_roles(
     """Load the parents' models into the four roles and prepare the trained ones, with the weights
     of a checkpoint where one is given; `texts`, `scale`: of a reward model from elsewhere."""
     ppo, sharding = config.ppo, launch.sharding
-    models: dict[str, Any] = {ACTOR: actor_model(config, tokenizer, parents)}
-    if (critic := critic_model(config, tokenizer, parents, texts, scale)) is not None:
+    share = launch.shared(bases(config, parents, texts, sharding.stage))  # one rank hashed files
+    if share.line is not None:
+        launch.say(share.line)
+    policy = policy_model(config, tokenizer, parents)
+    base = shell(policy.to(launch.device)) if share.one else None
+    models: dict[str, Any] = {ACTOR: actor_model(policy, config, tokenizer)}
+    on = base if share.critic else None
+    if (critic := critic_model(config, tokenizer, parents, texts, scale, on)) is not None:
         models[CRITIC] = critic
     frozen = None
     if not ppo.lora.rank:
@@ -163,9 +167,11 @@ def build_roles(
         exclude_from(reference, tokenizer)
         frozen = _as_actor(reference, config, tokenizer)
     reward = None
-    if "reward" in parents and not _shared(config, texts):
-        fits = texts.tokenizer if texts else tokenizer
-        reward = ScalarModel(_held(_reward(parents["reward"].folder, fits, scale), sharding))
+    if "reward" in parents and not share.begun:
+        fits, folder = texts.tokenizer if texts else tokenizer, parents["reward"].folder
+        on = base if share.reward else None
+        judge = _reward(folder, fits, scale, base=on)
+        reward = ScalarModel(_held(judge, sharding) if on is None else judge)
     # After the loading: under ZeRO-3 the plugin makes whatever is loaded behind it a shard.
     roles = {}
     for name, model in models.items():
@@ -174,26 +180,33 @@ def build_roles(
         roles[name] = TrainedRole(name, model, sharding, ppo)
     read = [*models.values(), frozen, None if texts else reward]
     critic_role = roles.get(CRITIC)
-    shared = StartOfCritic(critic_role) if critic_role and _shared(config, texts) else None
+    begun = StartOfCritic(critic_role) if critic_role and share.begun else None
     return Roles(
         actor=roles[ACTOR],
         critic=critic_role,
         frozen_actor=None if frozen is None else freeze(frozen, launch, sharding),
-        reward=shared if reward is None else freeze(reward, launch, sharding),
+        reward=begun if reward is None else freeze(reward, launch, sharding),
         sharding=sharding,
         texts=texts,
         packs=not models[ACTOR].prefix
         and all(packs(plain_model(m.model), launch.device) for m in read if m is not None),
+        base=base,
+        base_sum=0 if base is None else frozen_sum(base),
     )
 
 
-def actor_model(
+def policy_model(
     config: Config, tokenizer: PreTrainedTokenizerBase, parents: dict[str, Parent]
-) -> Actor:
-    """The policy as it is trained, with its adapters if there are any."""
+) -> Any:
+    """Stage 1's model as the actor begins."""
     folder, held = parents["sft"].folder, config.model
-    policy: Any = load_policy(folder, dropout=False, frozen=held, tokenizer=tokenizer)
+    policy = load_policy(folder, dropout=False, frozen=held, tokenizer=tokenizer)
     exclude_from(policy, tokenizer)
+    return policy
+
+
+def actor_model(policy: Any, config: Config, tokenizer: PreTrainedTokenizerBase) -> Actor:
+    """The policy as it is trained, with its adapters if there are any."""
     task = language_task(policy.config)
     return _as_actor(_trainable(policy, config, task, ACTOR), config, tokenizer)
 
@@ -204,14 +217,17 @@ def critic_model(
     parents: dict[str, Parent],
     texts: TextReward | None,
     scale: Scale,
+    base: Any = None,
 ) -> ScalarModel | None:
     """The critic as it is trained: the reward model, or stage 1's with a head of zeros. None for
-    estimators without one."""
+    estimators without one. `base`: whose tensors it shares."""
     if config.ppo.estimator not in WITH_CRITIC:
         return None
     critic: Any
     if from_reward(config.ppo, texts):
-        critic = _reward(parents["reward"].folder, tokenizer, scale, config.model)
+        critic = _reward(parents["reward"].folder, tokenizer, scale, config.model, base)
+    elif base is not None:
+        critic = scalar_on(base, parents["sft"].folder, tokenizer, num_labels=1)
     else:
         critic = load_scalar(parents["sft"].folder, config.model, tokenizer, num_labels=1)
         torch.nn.init.zeros_(critic.score.weight)
@@ -225,22 +241,18 @@ def _as_actor(model: Any, config: Config, tokenizer: PreTrainedTokenizerBase) ->
     return Actor(model, ppo.temperature, stops, ppo.min_new_tokens, gradient, prefix)
 
 
-def from_reward(ppo: PPOSection, texts: TextReward | None) -> bool:
-    """Whether the critic starts as the reward model, which then reads the policy's ids."""
-    return ppo.estimator in WITH_CRITIC and ppo.critic_init != "zero" and texts is None
-
-
-def _shared(config: Config, texts: TextReward | None) -> bool:
-    """Whether one base serves reward model and critic. One in 8 or 4 bits would score otherwise."""
-    if config.reward.path is not None or not from_reward(config.ppo, texts):
-        return False
-    return bool(config.ppo.lora.rank and config.model.quantization in ("none", "bf16"))
-
-
 def _reward(
-    folder: Path, tokenizer: Any, scale: Scale = None, frozen: ModelSection | None = None
+    folder: Path,
+    tokenizer: Any,
+    scale: Scale = None,
+    frozen: ModelSection | None = None,
+    base: Any = None,
 ) -> Any:
-    """The reward model, one from elsewhere in units of its calibration."""
+    """The reward model, one from elsewhere in units of its calibration; its adapter on `base`."""
+    if base is not None:
+        model = scalar_on(base, folder, tokenizer)
+        keep_adapter(model, folder)
+        return model
     model = load_scalar(folder, frozen, tokenizer)
     if scale is not None:
         rescale(model, scale["raw_mean"], scale["raw_std"])

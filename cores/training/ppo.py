@@ -23,6 +23,7 @@ from cores.models.bases import check_encoder
 from cores.models.images import ImageProcessor, reads_images
 from cores.models.loading import check_length, check_scalar, load_config
 from cores.ppo.experience import Experience, Stats
+from cores.ppo.one_base import bases
 from cores.ppo.ptx import PtxRows
 from cores.ppo.roles import Roles, TrainedRole
 from cores.ppo.score import Row
@@ -67,8 +68,8 @@ def check_models(
     config: Config, parents: dict[str, Parent], zero_stage: int = 0
 ) -> PretrainedConfig:
     """The configuration of stage 1's model. UserError if its architecture cannot be a critic where
-    one is needed, or does not go with an option; or if it or our reward model is too short for
-    prompts and replies."""
+    one is needed, or does not go with an option; if models are too short for prompts and replies;
+    or if roles must share a base and cannot."""
     model = load_config(parents["sft"].folder)
     check_encoder(config, model, "ppo", zero_stage)
     if config.ppo.estimator in WITH_CRITIC or reads_images(model):
@@ -77,6 +78,7 @@ def check_models(
     tokens = config.ppo.max_prompt_length + config.ppo.max_new_tokens
     for each in (model, *(load_config(judge.folder) for judge in judges)):
         check_length(each, tokens, "ppo.max_prompt_length + ppo.max_new_tokens")
+    bases(config, parents, None, zero_stage)
     return model
 
 
@@ -213,8 +215,7 @@ def _look(
     better = not state.best or summary["score"] > state.best["score"]
     if limit is not None and summary["kl"] <= limit and better:
         state.best = {"update": state.update, **summary}
-        place = run.path / "weights/best"
-        save_role(trainer.roles.actor, tokenizer, place, config, trainer.images)
+        save_role(trainer.roles.actor, tokenizer, run.path / "weights/best", config, trainer.images)
 
 
 def status_line(update: int, total: int, stats: Stats) -> str:
@@ -240,9 +241,9 @@ def save_roles(
     images: ImageProcessor | None = None,
 ) -> None:
     """The actor in `folder`, the critic in `folder`/critic in the reward model's form."""
-    for role in roles.trained:
-        place = folder if role is roles.actor else folder / "critic"
-        save_role(role, tokenizer, place, config, images)
+    roles.check_base()
+    for role, part in zip(roles.trained, ("", "critic"), strict=False):
+        save_role(role, tokenizer, folder / part, config, images)
 
 
 def save_role(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cores.errors import UserError
 from scripts.bench.floors import GPU_BYTES, GPU_OPERATIONS, GPU_PEAK, Rates
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
@@ -20,6 +21,16 @@ def synchronize(device: torch.device) -> None:
     """Wait for the GPU; not where a graph is captured, as nothing runs there."""
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         torch.cuda.synchronize(device)
+
+
+def cap(device: torch.device, gigabytes: float | None) -> None:
+    """Let torch take at most so many gigabytes (1e9 bytes) of the GPU; UserError elsewhere."""
+    if gigabytes is None:
+        return
+    if device.type != "cuda":
+        raise UserError("--memory: caps what is taken of a GPU, and there is none; leave it out.")
+    whole = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / whole), device)
 
 
 def reset_peak(device: torch.device) -> None:

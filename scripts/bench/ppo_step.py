@@ -3,13 +3,16 @@
     python scripts/bench/ppo_step.py --workload W1 [--engine hf] [--updates 6] [--json out.json]
         [--micro-tokens 16384] [--batch 512] [--epochs 1] [--response 256]
         [--lengths geometric --mean 64] [--profile profile.txt] [--section.key value ...]
+        [--quantization 4bit] [--memory 24]
 
 Runs on the GPU where there is one. Two passes of --updates steps each, after --warm-up steps: the
 first as in training, which gives samples/s, the second with the device waited for around every
 phase and part, which gives their seconds and peaks. All figures are medians over steps.
 Utilisation is the step's counted operations (scripts/bench/floors.py) a second over the bf16 peak
 of an H100, 989e12; on a CPU over the fp32 rate that it reaches in this run. Other options are
-stage 3's own (--model.gradient_checkpointing true); --micro-tokens is --ppo.microbatch_tokens.
+stage 3's own (--model.gradient_checkpointing true, --ppo.lora.share_base false); --micro-tokens is
+--ppo.microbatch_tokens. --memory: gigabytes (1e9 bytes) of a GPU that torch may take, the making of
+the models included.
 """
 
 import argparse
@@ -63,6 +66,9 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--response", type=count, help="new tokens, with --lengths geometric at most"
     )
+    parser.add_argument(
+        "--quantization", choices=("none", "bf16", "8bit", "4bit"), help="bases under adapters"
+    )
     parser.add_argument("--lengths", choices=("fixed", "geometric"), default="fixed")
     parser.add_argument("--mean", type=float, help="of geometric lengths; a quarter of --response")
 
@@ -82,6 +88,7 @@ def workload_from(args: argparse.Namespace) -> Any:
         micro=args.micro,
         epochs=args.epochs,
         response=args.response,
+        quantization=args.quantization,
         mean_length=mean,
     )
 
@@ -146,6 +153,7 @@ def measure(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:
         options = [*options, "--ppo.microbatch_tokens", str(args.micro_tokens)]
     config = settings(workload, args.engine, options)
     run = launch(config)
+    machine.cap(run.device, args.memory)
     trainer = trainer_of(workload, config, run)
     batches = [prompts_of(workload, workload.batch, seed) for seed in range(args.updates)]
     warm, _ = timed_pass(trainer, batches[:1], run.device)
@@ -170,6 +178,7 @@ def measure(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:
         "engine": type(trainer.engine).__name__,
         "asked_engine": args.engine,
         "options": options,
+        "memory": args.memory,
         "machine": machine.describe(run.device),
         "warm_up_seconds": warm,
         "step_seconds": seconds,
@@ -238,6 +247,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--updates", type=count, default=6, help="steps of each pass")
     parser.add_argument("--warm-up", type=count, default=2, help="steps before them, 1 or more")
     parser.add_argument("--micro-tokens", type=count, help="tokens a forward pass at most")
+    parser.add_argument("--memory", type=float, help="gigabytes of the GPU to take at most")
     parser.add_argument("--json", type=json_file, help="file to write")
     parser.add_argument("--profile", type=Path, help="file for the longest operations by phase")
     return parser.parse_known_args(argv)

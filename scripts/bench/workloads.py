@@ -6,6 +6,7 @@ distribution with the pad id, in the same operation: neither engine does anythin
 """
 
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -15,16 +16,19 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from peft import TaskType, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
 )
+from transformers.pytorch_utils import Conv1D
 
-from cores.config import Config, ModelSection, parse_config
+from cores.config import Config, LoraSection, ModelSection, parse_config
 from cores.errors import UserError
-from cores.models.adapters import quantize
+from cores.models.adapters import ADAPTER, SCALAR_HEAD, add_lora, quantize
 from cores.models.folders import DROPOUTS
 from cores.models.layers import fuse_layers
 from cores.models.vocabulary import rounded
@@ -58,6 +62,8 @@ class Workload:
     lora: int = 0
     """Rank of adapters on every linear layer, over a frozen bf16 base. 0: all weights train."""
     precision: str = "bf16"
+    quantization: str | None = None
+    """How the bases under adapters are held. None: bf16 in bf16, whole in fp32."""
     mean_length: float | None = None
     """Mean of geometric reply lengths, were there no cap. None: no reply stops."""
 
@@ -135,15 +141,17 @@ def shape(name: str, tokens: int = 0) -> PretrainedConfig:
     return config
 
 
-def random_model(config: PretrainedConfig, device: torch.device, scalar: bool) -> Any:
-    """A model of random fp32 weights on `device`; with `scalar` a one-label classifier."""
+def random_model(
+    config: PretrainedConfig, device: torch.device, scalar: bool, dtype: Any = torch.float32
+) -> Any:
+    """A model of random weights on `device`; with `scalar` a one-label classifier."""
     auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     config = deepcopy(config)
     if scalar:
         config.num_labels = 1
     torch.manual_seed(0)  # the reference starts as the actor, the critic as the reward model
     with device:
-        return auto.from_config(config, dtype=torch.float32)
+        return auto.from_config(config, dtype=dtype)
 
 
 @torch.no_grad()
@@ -173,6 +181,7 @@ OWN = {
     "ppo.epochs": "--epochs",
     "ppo.max_new_tokens": "--response",
     "rollout.engine": "--engine",
+    "model.quantization": "--quantization",
 }
 """The benchmarks' options for keys that a workload sets."""
 
@@ -191,8 +200,8 @@ def settings(workload: Workload, engine: str, options: Sequence[str] = ()) -> Co
         "ppo.max_new_tokens": w.response,
         "ppo.lora.rank": w.lora,
     }
-    if w.lora and w.precision == "bf16":
-        words["model.quantization"] = "bf16"
+    if w.lora and (w.quantization or w.precision == "bf16"):
+        words["model.quantization"] = w.quantization or "bf16"
     words["rollout.engine"] = engine
     for option in options:
         key = option.removeprefix("--").partition("=")[0]
@@ -204,40 +213,83 @@ def settings(workload: Workload, engine: str, options: Sequence[str] = ()) -> Co
     return parse_config([*given, *options], "scripts/bench", "")
 
 
-def random_policy(workload: Workload, device: torch.device) -> Any:
+def random_policy(workload: Workload, device: torch.device, dtype: Any = torch.float32) -> Any:
     """Stage 1's model, as transformers makes it."""
     config = shape(workload.policy, workload.prompt + workload.response)
-    model = random_model(config, device, scalar=False)
+    model = random_model(config, device, scalar=False, dtype=dtype)
     if workload.mean_length is not None:
         stop_geometrically(model, workload.mean_length)
     return model
 
 
+def made_in(frozen: ModelSection | None) -> torch.dtype:
+    """Weights that end in fewer bits begin in 16, so that making them does not decide the peak."""
+    return torch.bfloat16 if frozen and frozen.quantization != "none" else torch.float32
+
+
 def as_loaded(model: Any, frozen: ModelSection | None = None) -> Any:
     """What the product makes of a model: stage 1 rounds the vocabulary up, loaders fuse."""
-    rows = rounded(model.config.vocab_size)
+    rows, device = rounded(model.config.vocab_size), model.device
     model.resize_token_embeddings(rows, mean_resizing=False)
-    return fuse_layers(quantize(model, frozen or ModelSection()))
+    for place, module in model.named_modules():
+        held = isinstance(module, torch.nn.Linear | Conv1D) and place != SCALAR_HEAD
+        for name, parameter in module.named_parameters(recurse=False):
+            if not (held and name == "weight"):
+                parameter.data = parameter.data.float()
+    with device:  # layers in few bits are made where the weights are
+        return fuse_layers(quantize(model, frozen or ModelSection()))
+
+
+def adapter_of(workload: Workload, folder: Path) -> None:
+    """A random adapter of a reward model on the policy's shape, as stage 2 writes one."""
+    meta, section = torch.device("meta"), LoraSection(rank=workload.lora)
+    model = random_model(shape(workload.policy), meta, scalar=True)
+    with meta:
+        adapted = add_lora(model, section, TaskType.SEQ_CLS, "reward.lora")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: 0.01 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
+    }
+    (folder / ADAPTER).mkdir()
+    save_file(tensors, folder / ADAPTER / "adapter_model.safetensors")
+    adapted.peft_config["default"].save_pretrained(str(folder / ADAPTER))
 
 
 @contextmanager
 def random_parents(workload: Workload, device: torch.device) -> Iterator[dict[str, Parent]]:
-    """Stage 1's and stage 2's models for `build_roles`; while open, loading them makes them.
+    """Stage 1's and stage 2's models for `build_roles`; while open, loading them makes them. With
+    adapters, over one shape, stage 2's is an adapter on stage 1's.
 
     `frozen` is what the loaders take: the section that says how an adapter's base is held.
     """
+    tokens = workload.prompt + workload.response
 
     def policy(
         path: Path, dropout: bool, frozen: ModelSection | None = None, tokenizer: Any = None
     ) -> Any:
-        return as_loaded(random_policy(workload, device), frozen)
+        return as_loaded(random_policy(workload, device, made_in(frozen)), frozen)
 
     def scalar(path: Path, frozen: ModelSection | None = None, tokenizer: Any = None) -> Any:
-        config = shape(workload.scalar, workload.prompt + workload.response)
-        return as_loaded(random_model(config, device, scalar=True), frozen)
+        made = random_model(shape(workload.scalar, tokens), device, True, made_in(frozen))
+        return as_loaded(made, frozen)
 
-    with patch.multiple("cores.ppo.roles", load_policy=policy, load_scalar=scalar):
-        yield {name: Parent(name, Path(name), {}) for name in ("sft", "reward")}
+    with (
+        tempfile.TemporaryDirectory() as root,
+        patch.multiple("cores.ppo.roles", load_policy=policy, load_scalar=scalar),
+    ):
+        sft, reward = Path(root, "sft"), Path(root, "reward")
+        shape(workload.policy, tokens).save_pretrained(sft)
+        judge = shape(workload.scalar, tokens)
+        judge.num_labels = 1
+        judge.save_pretrained(reward)
+        if workload.lora and workload.policy == workload.scalar:
+            adapter_of(workload, reward)
+        about: dict[str, Any] = {"files": {}}
+        yield {
+            "sft": Parent("sft", sft, about),
+            "reward": Parent("reward", reward, {"parents": {"sft": about}}),
+        }
 
 
 def tokenizer_of(workload: Workload) -> Any:

@@ -135,9 +135,14 @@ def test_merged_on_request(merged: Path, alone: Path, tmp_path: Path) -> None:
     ids=["full reward", "full ppo"],
 )
 def test_full_and_adapters_mixed(
-    alone: Path, words: list[str], stages: dict[str, list[str]], tmp_path: Path
+    alone: Path,
+    words: list[str],
+    stages: dict[str, list[str]],
+    tmp_path: Path,
+    refused: Callable[..., str],
 ) -> None:
-    """Invariant 10: any stage may have adapters, whatever the one before had; KL starts at 0."""
+    """Invariant 10: any stage may have adapters, whatever the one before had; KL starts at 0. Roles
+    that cannot have one base, and must, are refused."""
     out = tmp_path / "run"
     shutil.copytree(alone / "sft", out / "sft")
     chain(out, words, stages)
@@ -145,6 +150,54 @@ def test_full_and_adapters_mixed(
     for stage, options in stages.items():
         assert (out / stage / "adapter").exists() == bool(options)
         assert (out / stage / "model.safetensors").exists() == (not options)
+    if stages["ppo"]:
+        shutil.rmtree(out / "ppo")
+        must = ["--output_dir", str(out), *LORA["ppo"], "--ppo.lora.share_base", "true"]
+        message = refused("ppo", [*words, *must], out)
+        assert "ppo.lora.share_base: true is not possible: stage 2 trained no adapter" in message
+
+
+def within_rounding(one: Path, other: Path) -> None:
+    """Adapters of stage 3 in two runs, actor's and critic's."""
+    for name in ("ppo", "ppo/critic"):
+        ours, theirs = (load_file(run / name / WEIGHTS) for run in (one, other))
+        assert ours.keys() == theirs.keys()
+        for key, weight in ours.items():
+            torch.testing.assert_close(weight, theirs[key], atol=1e-4, rtol=0)
+        assert max(w.abs().max().item() for n, w in ours.items() if "lora_B" in n) > 0.01
+
+
+def test_one_base_in_stage_3(
+    alone: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Invariants 10, 30: by default the roles share one, which a line says; apart, the same comes
+    out but for rounding."""
+    out, line = tmp_path / "run", "one base: actor, reference, critic, reward model\n"
+    for stage in ("sft", "reward"):
+        shutil.copytree(alone / stage, out / stage)
+    for share in ("yes", "no"):
+        shutil.rmtree(out / "ppo", ignore_errors=True)
+        section = tmp_path / "share.yaml"
+        section.write_text(f"ppo: {{lora: {{share_base: {share}}}}}", encoding="utf-8")
+        chain(out, [*words, "--config", str(section)], {"ppo": ALONE["ppo"]})
+        assert (line in capsys.readouterr().out) == (share == "yes")
+        within_rounding(out, alone)
+        same = sha256(out / "ppo" / WEIGHTS) == sha256(alone / "ppo" / WEIGHTS)
+        assert same or share == "no"
+
+
+@pytest.mark.long
+def test_two_processes_on_one_base(alone: Path, words: list[str], tmp_path: Path) -> None:
+    """Invariant 21: two processes with DDP around each role's modules train what one does."""
+    out = tmp_path / "run"
+    for stage in ("sft", "reward"):
+        shutil.copytree(alone / stage, out / stage)
+    two = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu2.yaml")]
+    options = [*words, *ALONE["ppo"], "--ppo.lora.share_base", "true", "--output_dir", str(out)]
+    done = start("ppo", options, [*ACCELERATE[:-2], *two])
+    assert done.returncode == 0, done.stderr
+    assert record(out / "ppo")["processes"] == 2
+    within_rounding(out, alone)
 
 
 def test_a_base_that_is_gone_or_another(

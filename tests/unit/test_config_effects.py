@@ -23,6 +23,7 @@ EXAMPLES = {
     "sft.lora.dropout": ".5",
     "sft.lora.target_modules": "[a]",
     "sft.lora.merge": "false",
+    "reward.lora.share_base": "false --reward.lora.rank 4",
     "sft.group_by_length": "true --sft.packing true",
     "reward.bins": "7",
     "reward.center_coef": "1 --reward.kind binned",

@@ -5,7 +5,6 @@ Shapes: B prompts in R rows (B rounded up), b rows still in use, P prompt tokens
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from math import inf
 from typing import Any
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from cores.data import left_pad
 from cores.models.actor import head_logits
 from cores.models.body import position_ids
+from cores.models.shells import shell
 from cores.rollout.engine import Listener, Rollout, Sampling, cut_at_stops
 from cores.rollout.graph.buffers import ATTENTION, StaticCache, Steps
 from cores.runtime.captured import Captured
@@ -212,11 +212,7 @@ class Twin:
     """
 
     def __init__(self, model: Any, autocast: bool) -> None:
-        shared = {id(p): p for p in model.parameters()}  # by id as `deepcopy` asks for it
-        for module in model.modules():
-            if hasattr(module, "init_8bit_state"):  # there the weight moves to at its first use
-                shared[id(module.state)] = module.state
-        self.model: Any = deepcopy(model, shared)
+        self.model: Any = shell(model)
         self.model.eval()
         self.model.config._attn_implementation = ATTENTION
         self.sources: list[Tensor] = []

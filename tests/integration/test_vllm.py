@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _helpers import ACCELERATE, ROOT, good, in_process, rows, run
+from _helpers import ACCELERATE, NO_ROLES, PYTHON, ROOT, good, in_process, rows, run
 from _models import EXCLUDED, LAUNCH, PROMPTS, causal, ppo_config, toy_tokenizer
 from _resume import goes_on_exactly
 from _tiny import make_gpt2, make_llama
@@ -41,14 +41,20 @@ WIDE = {
 GROUPED = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 
 
+def words_of(base: Path, files: dict[str, Path], out: Path) -> list[str]:
+    """Arguments of a short run; GPT-2 has no template of its own."""
+    words = good(base, files, out)
+    return [word for word in words if "gpt2" not in base.parts or word not in NO_ROLES]
+
+
 @pytest.fixture(scope="module", params=BASES)
 def home(request: Any, files: dict[str, Path], tmp_path_factory: Any) -> tuple[Path, Path]:
     """A base, and a folder in whose run/ stages 1 and 2 are finished."""
     place = tmp_path_factory.mktemp(request.param)
-    base = BASES[request.param](place / "base", width=64)
+    base = BASES[request.param](place / request.param, width=64)
     with contextlib.redirect_stdout(io.StringIO()):
         for stage in ("sft", "reward"):
-            in_process(stage, good(base, files, place / "run"))
+            in_process(stage, words_of(base, files, place / "run"))
     return base, place
 
 
@@ -67,7 +73,7 @@ def test_three_updates_and_going_on(
 
     def words(out: str) -> list[str]:
         options = [*VLLM, *LEARNS, "--ppo.lora.rank", lora]
-        return [*good(base, files, tmp_path / out), *options]
+        return [*words_of(base, files, tmp_path / out), *options]
 
     goes_on_exactly(monkeypatch, tmp_path, words)
     logged = rows(tmp_path / "straight" / "ppo" / "metrics.jsonl")
@@ -76,30 +82,33 @@ def test_three_updates_and_going_on(
         assert row["rollout_logprob_gap"] < 1e-4
         assert row["rollout_ratio"] == pytest.approx(1, abs=1e-4)
         assert row["rollout_ratio_outside"] == 0
-    assert logged[2]["kl"] > 1e-3  # the policy has moved, and so has vLLM's
+    assert abs(logged[2]["kl"]) > 1e-3  # the policy has moved, and so has vLLM's
 
 
-@pytest.mark.parametrize("launch", ["cpu", "zero3"])
-def test_two_processes(
-    home: tuple[Path, Path], files: dict[str, Path], launch: str, tmp_path: Path
-) -> None:
+def figures(
+    home: tuple[Path, Path], files: dict[str, Path], out: Path, launcher: list[str]
+) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl of stage 3 as processes of their own."""
+    base, place = home
+    out.mkdir()
+    for stage in ("sft", "reward"):
+        (out / stage).symlink_to(place / "run" / stage)
+    words = [*words_of(base, files, out), *VLLM, *LEARNS]
+    done = run("ppo", words, launcher, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return rows(out / "ppo" / "metrics.jsonl")
+
+
+def test_two_processes(home: tuple[Path, Path], files: dict[str, Path], tmp_path: Path) -> None:
     """A copy on each, of weights that are put together where they are shards: figures are those of
     one process, as a reply depends on its seed alone."""
-    base, place = home
-    found = []
-    for launcher in ([], [*ACCELERATE[:-1], str(ROOT / f"configs/accelerate/{launch}.yaml")]):
-        out = tmp_path / f"run{len(found)}"
-        out.mkdir()
-        for stage in ("sft", "reward"):
-            (out / stage).symlink_to(place / "run" / stage)
-        words = [*good(base, files, out), *VLLM, *LEARNS]
-        done = run("ppo", words, **({"launcher": launcher} if launcher else {}), timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(rows(out / "ppo" / "metrics.jsonl"))
-    for one, two in zip(*found, strict=True):
-        for name in ("score", "kl", "response_length", "ended", "policy_loss"):
-            assert two[name] == pytest.approx(one[name], abs=1e-3), name
-        assert two["rollout_logprob_gap"] < 1e-4
+    alone = figures(home, files, tmp_path / "alone", PYTHON)
+    for name in ("cpu2", "zero3"):
+        launcher = [*ACCELERATE[:-1], str(ROOT / f"configs/accelerate/{name}.yaml")]
+        for one, two in zip(alone, figures(home, files, tmp_path / name, launcher), strict=True):
+            for key in ("score", "kl", "response_length", "ended", "policy_loss"):
+                assert two[key] == pytest.approx(one[key], abs=1e-3), (name, key)
+            assert two["rollout_logprob_gap"] < 1e-4
 
 
 def engine_of(kind: str, lora: bool = False, shape: Any = None, **ppo: Any) -> Any:

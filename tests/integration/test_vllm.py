@@ -142,7 +142,8 @@ def moved(model: Any) -> None:
 @pytest.mark.parametrize("kind", WIDE)
 def test_families(kind: str, lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probs are the trainer's to 1e-4 (BLOOM 5e-4) behind every push, with a temperature, a
-    minimum length and several stop ids; excluded ids never come; a reply depends on its own numbers alone."""
+    minimum length and several stop ids; excluded ids never come; a reply depends on its own
+    numbers alone."""
     monkeypatch.setattr("cores.rollout.vllm.LIMITS", {False: 5e-4 if kind == "bloom" else 1e-4})
     monkeypatch.setattr("cores.rollout.vllm.COMPARED", 99)
     options = {"temperature": 0.7, "min_new_tokens": 3, "stop_token_ids": [5, 6, 7]}

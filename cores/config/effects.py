@@ -59,6 +59,7 @@ RULES = (
     Rule("ppo", "keep_best", lambda s, c: s.eval_every > 0, "with ppo.eval_every 0"),
     Rule("ppo", "keep_best eval_every", lambda s, c: s.eval_prompts > 0,
          "with ppo.eval_prompts 0"),
+    Rule("rollout", "cache_gb", lambda s, c: s.engine == "vllm", "with {key}.engine {s.engine}"),
     Rule("logging", "project", lambda s, c: bool({"wandb", "trackio"} & {*s.trackers}),
          "without wandb or trackio among logging.trackers"),
     Rule("faults", "max_skips", lambda s, c: s.nonfinite == "skip",

@@ -164,10 +164,14 @@ class LoggingSection:
 class RolloutSection:
     """How replies are sampled, in stage 3 and for stage 2's calibration."""
 
-    engine: Literal["auto", "graph", "hf"] = "auto"
+    engine: Literal["auto", "graph", "hf", "vllm"] = "auto"
     """graph: our own decode step over a cache in place, on CUDA one captured graph a token
     (GPT-2, OPT, GPT-NeoX, Llama, Mistral, Qwen 2 and 3). hf: Hugging Face generate, slow, for
-    every architecture. auto: graph where it can, else hf, and a line says why."""
+    every architecture. auto: graph where it can, else hf, and a line says why. vllm: vLLM 0.30, an
+    environment of its own (docs/models.md), in stage 3 alone, elsewhere as auto: a copy of the
+    weights on each process, replies from other random numbers."""
+    cache_gb: float = number(4.0, above=0)
+    """vllm: GiB of its keys and values on each process; replies that do not fit wait."""
 
 
 @dataclass(frozen=True)

@@ -189,14 +189,8 @@ def _concatenate(parts: list[dict[str, Tensor]], device: torch.device) -> dict[s
 def estimate(scored: Scored, ppo: PPOSection, kl_coef: float) -> Experience:
     """Rewards a token, advantages and returns, over the rows of all ranks."""
     mask, group = scored.response_mask, ppo.samples_per_prompt
-    scores = rl.adjust_scores(
-        scored.scores,
-        scored.ended,
-        mask.sum(dim=1),
-        ppo.missing_eos_penalty,
-        ppo.length_penalty,
-        ppo.reward_clip,
-    )
+    prices = ppo.missing_eos_penalty, ppo.length_penalty, ppo.reward_clip
+    scores = rl.adjust_scores(scored.scores, scored.ended, mask.sum(dim=1), *prices)
     in_reward = kl_coef if ppo.kl_in == "reward" else 0.0
     kl = rl.kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl_kind, mask)
     rewards = rl.shape_rewards(scores, kl, mask, in_reward)
@@ -244,9 +238,13 @@ def describe(
     if e.entropy is not None:
         stats["entropy"] = rl.masked_mean(e.entropy, mask)
     if not reused:
-        gap = torch.where(mask, (e.logprobs - e.rollout_logprobs).abs(), 0.0)
+        gap = torch.where(mask, e.logprobs - e.rollout_logprobs, 0.0)
         k3 = rl.kl_estimate(e.rollout_logprobs, e.logprobs, "k3", mask)
-        stats |= {"rollout_logprob_gap": gap.max(), "rollout_kl": rl.masked_mean(k3, mask)}
+        stats |= {"rollout_logprob_gap": gap.abs().max(), "rollout_kl": rl.masked_mean(k3, mask)}
+        ratio = gap.clamp(max=30).exp()  # a file of metrics holds no infinity
+        stats |= {"rollout_ratio": rl.masked_mean(ratio, mask), "rollout_ratio_max": ratio.max()}
+        outside = ((ratio - 1).abs() > 0.1).float()
+        stats["rollout_ratio_outside"] = rl.masked_mean(outside, mask)
     if critic:
         stats["explained_variance"] = rl.explained_variance(e.values, e.returns, mask)
     for name, part in zip(sources, e.score_parts.unbind(dim=1), strict=bool(sources)):

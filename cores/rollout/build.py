@@ -13,9 +13,10 @@ from cores.models.body import attention_problem, looks_for_outliers
 from cores.rollout.engine import RolloutEngine, Sampling
 from cores.rollout.graph.engine import GraphEngine
 from cores.rollout.hf import HFEngine
+from cores.rollout.vllm import VllmEngine, vllm_problem
 from cores.runtime.launch import Launch
 
-REFUSED = "rollout.engine: graph cannot run here: {}. Set it to auto or hf."
+REFUSED = "rollout.engine: {} cannot run here: {}. Set it to auto or hf."
 
 
 def build_engine(
@@ -24,17 +25,20 @@ def build_engine(
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
     launch: Launch,
+    trains: bool = False,
 ) -> RolloutEngine:
     """The engine that samples from `model` as stage 3 does, in stage 3 and for calibration.
 
-    Raises UserError if the tokenizer cannot write a stop string, or `rollout.engine: graph` cannot
-    run this model. A line on the screen says why where `auto` takes the slow one.
+    `trains`: in stage 3 itself. Elsewhere few replies are wanted, and `vllm` is as `auto`. Raises
+    UserError if the tokenizer cannot write a stop string, or the engine asked for cannot run this
+    model. A line on the screen says why where `auto` takes the slow one.
     """
     ppo, wanted = config.ppo, config.rollout.engine
     prefix = config.model.attention == "prefix"
-    problem = None if wanted == "hf" else _problem(config) or graph_problem(model)
+    serves = trains and wanted == "vllm"
+    problem = None if wanted == "hf" or serves else _problem(config) or graph_problem(model)
     if problem and wanted == "graph":
-        raise UserError(REFUSED.format(problem))
+        raise UserError(REFUSED.format(wanted, problem))
     if problem:
         launch.say(f"rollouts by Hugging Face generate, which is slow: {problem}")
     pad: Any = tokenizer.pad_token_id
@@ -47,6 +51,15 @@ def build_engine(
         autocast=launch.precision == "bf16",
         text_matcher=text_matcher(ppo, tokenizer),
     )
+    if serves:
+        return VllmEngine(
+            model,
+            sampling,
+            launch.world,
+            max_num_seqs=ppo.batch_size // launch.world,
+            max_model_len=ppo.max_prompt_length + max_new_tokens,
+            kv_cache_memory_bytes=int(config.rollout.cache_gb * 2**30),
+        )
     if problem or wanted == "hf":
         return HFEngine(model, sampling, prefix)
     # Captured passes hold memory of their own, and would not take what is lent.
@@ -54,10 +67,14 @@ def build_engine(
 
 
 def check_engine(config: Config, model: PretrainedConfig, device: torch.device) -> None:
-    """UserError if `rollout.engine: graph` cannot run this architecture here; reads no weights."""
-    problem = _problem(config) or attention_problem(model) or _device_problem(device)
-    if config.rollout.engine == "graph" and problem:
-        raise UserError(REFUSED.format(problem))
+    """UserError if the engine asked for cannot run this architecture here; reads no weights."""
+    wanted, problem = config.rollout.engine, None
+    if wanted == "graph":
+        problem = _problem(config) or attention_problem(model) or _device_problem(device)
+    elif wanted == "vllm":
+        problem = vllm_problem(config, model)
+    if problem:
+        raise UserError(REFUSED.format(wanted, problem))
 
 
 def _problem(config: Config) -> str | None:

@@ -111,7 +111,7 @@ def build_trainer(
     what `ptx_data` gave."""
     ppo = config.ppo
     model = plain_model(roles.actor.unwrapped.model)
-    engine = build_engine(config, model, tokenizer, ppo.max_new_tokens, launch)
+    engine = build_engine(config, model, tokenizer, ppo.max_new_tokens, launch, trains=True)
     called = RewardFunctions(ppo, tokenizer, functions) if functions else None
     ptx = None
     if mixed_in is not None:

@@ -8,7 +8,8 @@ bf16 autocast on a GPU, fp32 on a CPU; llama-7b is a frozen bf16 base with adapt
 figure is the median of --repeats rollouts after --warm-up others, in which an engine prepares for
 their shape; the seconds of the very first are kept apart. Geometric lengths have a mean of a
 quarter of the response length, which is then the most. A cell that runs out of memory is written as
-such. Other options are stage 3's own, as in ppo_step.py.
+such. Other options are stage 3's own, as in ppo_step.py. vllm needs its environment
+(scripts/test_vllm.sh); its seconds have the push of all weights in them, and the proofs.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from cores.runtime.cli import guarded
 from scripts.bench.ppo_step import at_least, check_lengths, json_file, write
 
 MODELS = ("tiny", "gpt2", "opt-1.3b", "llama-7b")
+ENGINES = ("auto", "graph", "hf", "vllm")
 
 
 def cell(
@@ -94,7 +96,7 @@ def engine_of(workload: Any, config: Any, at: Any) -> tuple[Any, Any]:
     if workload.lora:
         model = plain_model(add_lora(model, config.ppo.lora, TaskType.CAUSAL_LM, "ppo.lora"))
     model.to(at.device)
-    engine = build_engine(config, model, tokenizer, workload.response, at)
+    engine = build_engine(config, model, tokenizer, workload.response, at, trains=True)
     return engine, model
 
 
@@ -165,7 +167,7 @@ def main(argv: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure rollouts.")
     parser.add_argument("--model", choices=MODELS, required=True)
-    parser.add_argument("--engine", nargs="+", choices=("auto", "graph", "hf"), default=["auto"])
+    parser.add_argument("--engine", nargs="+", choices=ENGINES, default=["auto"])
     count = at_least(1)
     parser.add_argument("--batch", nargs="+", type=count, default=[16, 128, 512, 1024])
     parser.add_argument("--response", nargs="+", type=count, default=[64, 128, 256])

@@ -41,18 +41,18 @@ def words() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_gpt2(folder: Path) -> Path:
+def make_gpt2(folder: Path, width: int = 32) -> Path:
     """A random GPT-2 whose pad is its eos, as the real one's would be."""
     return _save(
-        GPT2LMHeadModel, GPT2Config(n_positions=POSITIONS, n_embd=32, n_layer=2, n_head=2),
+        GPT2LMHeadModel, GPT2Config(n_positions=POSITIONS, n_embd=width, n_layer=2, n_head=2),
         gpt2_like(), folder,
     )  # fmt: skip
 
 
-def make_llama(folder: Path) -> Path:
+def make_llama(folder: Path, width: int = 32) -> Path:
     """A random Llama with a chat template and a pad of its own."""
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        hidden_size=width, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=POSITIONS,
     )  # fmt: skip
     return _save(LlamaForCausalLM, config, words(), folder)

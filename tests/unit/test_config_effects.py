@@ -46,6 +46,7 @@ EXAMPLES = {
     "ppo.rollout_cap": "5",
     "ppo.keep_best": "5",
     "ppo.eval_every": "5 --ppo.eval_prompts 0",
+    "rollout.cache_gb": "2 --rollout.engine hf",
     "logging.project": "a --logging.trackers [tensorboard]",
     "faults.max_skips": "1",
     "data.sft.weigh": "tokens",

@@ -7,7 +7,8 @@
 # replies, with full weights and with adapters, under each file of configs/accelerate named below.
 # Prints a line a launch and writes OUT/equivalence.json; exits with 1 if a difference is too large.
 # Needs no network. Without GPUs it runs on two CPU processes (to try the script itself).
-# MODELS, LAUNCHES, PYTHON choose the models, the files and the interpreter.
+# MODELS, LAUNCHES, PYTHON choose the models, the files and the interpreter; PROCESSES (2) how many
+# each launch but the first has.
 set -euo pipefail
 if [ $# -ne 1 ]; then
     echo "usage: bash scripts/check_gpu.sh OUT" >&2
@@ -26,6 +27,7 @@ case $gpus in
         ;;
     *) one=gpu launches=${LAUNCHES:-ddp zero2 zero3} ;;
 esac
+processes=${PROCESSES:-2}
 export NVIDIA_TF32_OVERRIDE=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 worker=tests/integration/_modes_worker.py
@@ -39,16 +41,19 @@ for model in ${MODELS:-gpt2 llama}; do
     for launch in $one $launches; do
         log=$out/$model.$launch.log
         mkdir "$folder/$launch"
+        count=$processes
+        [ "$launch" = "$one" ] && count=1
         SECONDS=0
         if ! "$python" -m accelerate.commands.launch --quiet \
-            --config_file "configs/accelerate/$launch.yaml" \
+            --config_file "configs/accelerate/$launch.yaml" --num_processes "$count" \
             $worker run "$folder" "$folder/$launch" >"$log" 2>&1; then
             echo "$model $launch: failed; the end of $log:" >&2
             tail -n 40 "$log" >&2
             failed=1
             continue
         fi
-        "$python" scripts/compare_launches.py "$out" "$model" "$one" "$launch" $SECONDS || failed=1
+        "$python" scripts/compare_launches.py "$out" "$model" "$one" "$launch" $SECONDS "$count" \
+            || failed=1
     done
 done
 exit $failed

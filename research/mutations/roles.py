@@ -147,7 +147,23 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("rows-kept", "rows behind the checkpoint stay",
              "cut(self.path / name, key, resumed.step if resumed else 0)", "pass"),
-            ("facts", "other data is not noticed", "elif was != now:", "elif False:"),
+        ],
+    ),
+    "cores/files.py": (
+        ("tests/unit/test_run_st*.py", "tests/unit/test_machines.py"),
+        [("facts", "other data is not noticed", "elif was != now:", "elif False:")],
+    ),
+    "cores/runtime/machines.py": (
+        ("tests/unit/test_machines.py",),
+        [
+            ("deaf", "a lost machine is never noticed", "now - at > limit", "now - at > 1e9"),
+            ("all-lost", "machine 0's store ends, and every machine is blamed",
+             "[0] if 0 in silent else silent", "silent"),
+            ("unlike", "machines that differ go on together", "    if lines:\n", "    if False:\n"),
+            ("clocks", "clocks that differ are no matter", "abs(ahead) > CLOCK", "False"),
+            ("mute", "a machine does not hear why another ended",
+             'if store.check([f"said/{m}"]):\n                        ',
+             "if False:\n                        "),
         ],
     ),
     "cores/run/stage.py": (

@@ -65,7 +65,7 @@ def guarded(main: Callable[[list[str]], None]) -> None:
     show_everything()
     board = Board()
     if problem := environment_problem(os.environ):
-        _end(board, _paragraph("error: ", problem), 1)
+        _end(board, _paragraph("error: ", problem), 1, tell=False)
     board.arrive()
     STOP.leave = lambda text, status: _end(board, text, status)
     STOP.bereft = lambda: bool(board.killed())
@@ -148,11 +148,20 @@ def _leave(board: Board, status: int) -> None:
 
 
 def environment_problem(env: Mapping[str, str]) -> str | None:
-    """What is wrong with the variables of launchers in `env`, and what to do about it.
+    """What is wrong with the working directory or the variables of launchers in `env`, and what to
+    do about it.
 
     One that an earlier job left behind makes a lone process one of several: it would wait for
     others that never come.
     """
+    try:
+        os.getcwd()
+    except OSError as error:
+        return f"the folder that this was started in is gone ({error.strerror}). Go to another one."
+    if sys.flags.optimize > 1:
+        return (
+            "python -OO (PYTHONOPTIMIZE) drops docstrings, which transformers reads. Leave it out."
+        )
     for name in (*RANKS, *SIZES, *OTHERS):
         form = r"-?\d{1,9}|auto" if name in OTHERS else r"-?\d{1,9}"
         if name in env and not re.fullmatch(form, env[name]):

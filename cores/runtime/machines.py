@@ -70,8 +70,8 @@ class Machines:
         `facts`: JSON values that must be the same on all; `folder`: where rank 0 writes. UserError
         on every rank, by host, if machines differ, cannot reach each other or are not there.
         """
-        if not self.several:
-            return
+        if self.hosts or not self.several:
+            return  # they have met, or there is one
         own, count = int(self.env["GROUP_RANK"]), int(self.env["GROUP_WORLD_SIZE"])
         first, store = self.env["LOCAL_RANK"] == "0", _store(ARRIVAL)
         with _listening(self.env) as server:

@@ -166,9 +166,20 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "if False:\n                        "),
         ],
     ),
-    "cores/run/stage.py": (
-        ("tests/unit/test_run_st*.py", "tests/unit/test_run_obstacles.py"),
+    "cores/run/borrow.py": (
+        ("tests/unit/test_run_borrow.py",),
         [
+            ("stale-copy", "a machine reads the older stage that it has itself",
+             'main not in ("", own)', 'own == "" != main'),
+            ("half-copy", "the first part of a large file is taken for all of it",
+             "math.ceil(length / CHUNK) or 1", "1"),
+        ],
+    ),
+    "cores/run/stage.py": (
+        ("tests/unit/test_run_[sb]*.py", "tests/unit/test_run_obstacles.py"),
+        [
+            ("places", "machines that changed places begin anew without a word",
+             "if steps[:1] > theirs[:1]:", "if False:"),
             ("lone-stop", "a rank that was told stops alone",
              "return bool(due or told), bool(told)",
              "return bool(due or told), STOP.reason is not None"),

@@ -51,12 +51,14 @@ def main(argv: list[str]) -> None:
             notes.append(f"note: {problem}")
         here.say("\n".join([*data.report.lines(), *notes]))
 
+        parents = {"base": base_facts(given, base)}
+        depends = {"parents": parents, "data": data.report.to_json()}
+        here.alike(depends)
         model: Any = sft_model(config, tokenizer)
         if config.model.trainable or config.sft.prefix_tokens:
             here.say(trained_part(model))
         check_saving(model, tokenizer)
-        parents = {"base": base_facts(given, model)}
-        run.begin({"parents": parents, "data": data.report.to_json()})
+        run.begin(depends)
         trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),

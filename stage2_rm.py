@@ -38,11 +38,11 @@ def main(argv: list[str]) -> None:
             run.claim()
         stage, lora = here.sharding.stage, config.reward.lora
         check_quantization(config.model, lora.rank > 0, "reward.lora", stage, here.device)
-        parents = load_parents(config, ["sft"], hashed=here.is_main)
+        parents = load_parents(config, ["sft"], here.is_local_main, run.place)
         model_config = load_config(sft := parents["sft"].folder)
         check_encoder(config, model_config, "reward", stage)
         tokenizer = policy_tokenizer(config, parents["sft"])
-        start, base_config, about = first_model(config, parents, tokenizer, here.is_main)
+        start, base_config, about = first_model(config, parents, tokenizer, here.is_local_main)
         check_sampling(config, tokenizer, model_config, here.device)  # calibration does as stage 3
         images = later_processor(config, model_config, tokenizer, sft, "reward", here.world)
         data = preference_data(config, tokenizer, takes := inputs(model_config, images))
@@ -50,8 +50,10 @@ def main(argv: list[str]) -> None:
             return here.once(show, data, tokenizer, config.data, takes.images)
         here.say("\n".join([*data.report.lines(), *stale_parents(parents)]))
         asked = calibration_asked(config, data.train, model_config, base_config)
+        depends = {"parents": about, "data": data.report.to_json()}
+        here.alike(depends)
         model: Any = reward_model(config, start, tokenizer)
-        run.begin({"parents": about, "data": data.report.to_json()})
+        run.begin(depends)
         trained = train_reward(config, model, data.train, tokenizer, run, images)
         reward = ScalarModel(trained)
         result = judged(config, reward, data.test, tokenizer.pad_token_id, run, images)

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
             run.claim()
         stage, lora = here.sharding.stage, config.ppo.lora
         check_quantization(config.model, lora.rank > 0, "ppo.lora", stage, here.device)
-        parents = load_parents(config, ppo.needed_stages(config), hashed=here.is_main)
+        parents = load_parents(config, ppo.needed_stages(config), here.is_local_main, run.place)
         model_config = ppo.check_models(config, parents, stage)
         tokenizer = policy_tokenizer(config, parents["sft"])
         ppo.check_sampling(config, tokenizer, model_config, here.device)
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
 
         depends = {name: report.to_json() for name, report in reports.items()}
         depends |= {"reward_files": functions.files, "parents": parent_facts(parents)}
+        here.alike(depends)
         roles, scale = calibrated_roles(config, tokenizer, parents, run, texts, data.train)
         run.begin(depends)
         called = functions.functions

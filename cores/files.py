@@ -65,6 +65,21 @@ def read_json(path: Path, remedy: str = "", finite: bool = True) -> dict[str, An
     return value
 
 
+def changes(was: Any, now: Any, place: str) -> Iterator[str]:
+    """Where two values of JSON differ, each `place: before -> now`, long ones cut. A parent is what
+    its files are, wherever they stand."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        moved = {"folder"} if place.startswith("parents.") else set()
+        for key in [key for key in {**was, **now} if key not in moved]:
+            yield from changes(was.get(key), now.get(key), f"{place}.{key}")
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for number, pair in enumerate(zip(was, now, strict=True)):
+            yield from changes(*pair, f"{place}[{number}]")
+    elif was != now:
+        shown = (json.dumps(value, ensure_ascii=False) for value in (was, now))
+        yield f"{place}: {' -> '.join(s if len(s) < 40 else f'{s[:13]}...' for s in shown)}"
+
+
 def impostor(path: Path) -> str:
     """What stands in the place of a file that was not fetched; empty where it may be the file."""
     with path.open("rb") as file:

@@ -49,7 +49,8 @@ for model in ${MODELS:-gpt2 llama}; do
             failed=1
             continue
         fi
-        "$python" scripts/compare_launches.py "$out" "$model" "$one" "$launch" $SECONDS || failed=1
+        "$python" scripts/compare_launches.py "$out" "$model" "$one" "$launch" $SECONDS "$count" \
+            || failed=1
     done
 done
 exit $failed

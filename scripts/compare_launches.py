@@ -1,13 +1,12 @@
 """One line and one JSON entry on how far a launch ended from one process; see check_gpu.sh.
 
-    compare_launches.py OUT MODEL ONE LAUNCH SECONDS
+    compare_launches.py OUT MODEL ONE LAUNCH SECONDS PROCESSES
 
 OUT/MODEL/ONE and OUT/MODEL/LAUNCH hold what tests/integration/_modes_worker.py left. Exits with 1
 if a difference is above its limit, or if the launch did not do what its name says.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,9 @@ def entry(root: Path, one: str, launch: str, kind: str, seconds: float) -> dict[
     }
 
 
-def sound(row: dict[str, Any], one: str) -> bool:
+def sound(row: dict[str, Any], processes: int) -> bool:
     """Whether the differences are small, and the launch had the processes and shards it is for."""
-    launch = row["launch"]
-    processes = 1 if launch == one else int(os.environ.get("PROCESSES", "2"))
-    share = 1 / processes + 0.01 if launch.startswith(("zero3", "fsdp2")) else 1.0
+    share = 1 / processes + 0.01 if row["launch"].startswith(("zero3", "fsdp2")) else 1.0
     return (
         row["processes"] == processes
         and max(row["weights"].values()) <= WEIGHTS
@@ -58,7 +55,7 @@ def sound(row: dict[str, Any], one: str) -> bool:
 
 def main() -> None:
     """Print, append, judge."""
-    out, model, one, launch, seconds = Path(sys.argv[1]), *sys.argv[2:]
+    out, model, one, launch, seconds, processes = Path(sys.argv[1]), *sys.argv[2:]
     path = out / "equivalence.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     new = [entry(out / model, one, launch, kind, float(seconds)) for kind in KINDS]
@@ -68,7 +65,7 @@ def main() -> None:
         print(f"{'model':<6} {'launch':<14} {'kind':<5} {head}")
     verdict = 0
     for row in new:
-        fine = sound(row, one)
+        fine = sound(row, int(processes))
         verdict |= not fine
         values = "  ".join(f"{v:8.1e}" for v in (*row["weights"].values(), row["metrics"]))
         mark = "" if fine else "  TOO FAR"

@@ -38,13 +38,14 @@ class Evaluation:
     """Where the score has several sources: what each of them says, before its weight."""
 
     def summary(self) -> dict[str, Any]:
-        """Means; of score and KL with the half-width of a 95% interval (normal approximation)."""
+        """Means; of score and KL with the half-width of a 95% interval (normal approximation),
+        which one prompt has not."""
+        halves = {"score_interval": self.scores, "kl_interval": self.kl}
         return {
             "prompts": len(self.scores),
             "score": _mean(self.scores),
-            "score_interval": _half_width(self.scores),
             "kl": _mean(self.kl),
-            "kl_interval": _half_width(self.kl),
+            **{k: _half_width(values) for k, values in halves.items() if len(values) > 1},
             "length": _mean([float(n) for n in self.lengths]),
             "ended": _mean([float(e) for e in self.ended]),
             **{f"score_{name}": _mean(values) for name, values in self._said().items()},

@@ -29,7 +29,10 @@ MOST = {"layer": 1000, "position": 2**24, "num_labels": 2**16}
 """More of them no model has, and building such a one would take all time or memory."""
 LAYERDROP = "layerdrop"
 DROPOUTS = ("dropout", "dropout_rate", "_pdrop", LAYERDROP)
-HEADS = ("n_head", "num_heads", "num_attention_heads", "num_key_value_heads")
+COUNTS = (
+    "n_head", "num_heads", "num_attention_heads", "num_key_value_heads", "n_positions",
+    "max_position_embeddings",
+)  # fmt: skip
 WHOLE = (
     "Give a whole model in Hugging Face form (config.json, *.safetensors, tokenizer.json); if this "
     "one should be whole, download or copy it again."
@@ -65,6 +68,21 @@ def place(path: str | Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). {WHOLE}") from None
     return str(folder)
+
+
+def check_numbers(path: str | Path) -> None:
+    """UserError if weights in a folder's safetensors files are whole numbers: an unsaid
+    quantisation, which libraries read as if they were the weights themselves."""
+    for file in sorted(Path(path).expanduser().glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # it is no dict
+                kind = tensors.get_slice(name).get_dtype()
+                if name.endswith(".weight") and kind[0] in "IU":
+                    raise UserError(
+                        f"{file}: {name} holds {kind}, and whole numbers cannot be trained: "
+                        "quantised weights, perhaps, of which config.json says nothing. Give the "
+                        "model that it was made from; model.quantization holds it in few bits."
+                    )
 
 
 def _check_files(folder: Path) -> None:
@@ -112,7 +130,7 @@ def check_config(path: str | Path, raw: dict[str, Any]) -> None:
     for key, value in (item for part in (raw, *inner) for item in part.items()):
         most = next((most for word, most in MOST.items() if word in key), math.inf)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        wrong = number and (value > most or (key in HEADS and value < 1))
+        wrong = number and (value > most or (key in COUNTS and value < 1))
         wrong |= number and key.endswith(DROPOUTS) and not 0 <= value < 1
         wrong |= key.endswith("dtype") and not isinstance(value, str | None)
         if wrong:

@@ -23,6 +23,7 @@ from cores.models.folders import (
     WHOLE,
     check_config,
     check_finite,
+    check_numbers,
     check_tensors,
     place,
     reading,
@@ -202,6 +203,7 @@ def read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) ->
             **where,
         )
     check_tensors(path, type(model), info, config.architectures or [])
+    check_numbers(folder)
     check_finite(path, model)
     return model
 

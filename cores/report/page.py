@@ -4,6 +4,7 @@ it: they stand in a block of JSON that no browser runs, and reach the page as te
 import base64
 import hashlib
 import json
+import math
 import re
 import secrets
 from datetime import UTC, datetime
@@ -108,7 +109,7 @@ def figures(record: Record) -> list[list[str]]:
         found.append(["held-out correlation", f"{told['correlation']:.3f}"])
     if isinstance(then := told.get("before"), dict) and isinstance(now := told.get("after"), dict):
         for name, form in (("score", "+.2f"), ("kl", ".2f")):
-            half = now.get(f"{name}_interval", 0)
+            half = now.get(f"{name}_interval", math.inf)
             was = format(then.get(name, 0), form)
             found.append([f"held-out {name}", f"{was} → {now.get(name, 0):{form}} ± {half:.2f}"])
         was = then.get("length", 0)

@@ -32,6 +32,7 @@ SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_default_device, lambda _: torch.set_default_device(None)),  # we set none
     (torch.get_num_threads, torch.set_num_threads),
+    (lambda: (sys.stdout, sys.stderr), lambda x: vars(sys).update(stdout=x[0], stderr=x[1])),
 )
 
 

@@ -1,6 +1,7 @@
 """The model card of a finished stage: README.md in its folder, in the form of the hub."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +120,8 @@ def _figures(metrics: dict[str, Any]) -> Iterator[str]:
         found = metrics.get(when) or {}
         if found.get("score") is not None:
             yield (
-                f"{when}: score {found['score']:+.3f} ± {found['score_interval']:.3f}, KL "
+                f"{when}: score {found['score']:+.3f} ± "
+                f"{found.get('score_interval', math.inf):.3f}, KL "
                 f"{found['kl']:.2f} nats a reply, {found['length']:.1f} tokens, on "
                 f"{found['prompts']} held-out prompts (95% intervals)"
             )

@@ -11,7 +11,6 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import psutil
 from cores.config import Config, plain
 from cores.config.parse import renamed
 from cores.errors import UserError
-from cores.files import aside, exchange, read_json, remove, settle, sync_tree, write_json
+from cores.files import aside, changes, exchange, read_json, remove, settle, sync_tree, write_json
 from cores.run import checkpoint
 from cores.run.checkpoint import Checkpoint
 from cores.run.lock import Lock
@@ -258,21 +257,6 @@ def differing(before: dict[str, Any], now: Config) -> list[str]:
             shown = (json.dumps(x, ensure_ascii=False) for x in (was, value))
             lines.append(f"{key}: {' -> '.join(shown)}{LENGTHS.get(key, '')}")
     return lines + [f"{key}: is gone" for key in old if key not in new and not _free(key)]
-
-
-def changes(was: Any, now: Any, place: str) -> Iterator[str]:
-    """Where two values of JSON differ, each `place: before -> now`, long ones cut. A parent is what
-    its files are, wherever they stand."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        moved = {"folder"} if place.startswith("parents.") else set()
-        for key in [key for key in {**was, **now} if key not in moved]:
-            yield from changes(was.get(key), now.get(key), f"{place}.{key}")
-    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        for number, pair in enumerate(zip(was, now, strict=True)):
-            yield from changes(*pair, f"{place}[{number}]")
-    elif was != now:
-        shown = (json.dumps(value, ensure_ascii=False) for value in (was, now))
-        yield f"{place}: {' -> '.join(s if len(s) < 40 else f'{s[:13]}...' for s in shown)}"
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """A run of one stage, from the claim of its folder to the finished stage."""
 
 import shlex
+import shutil
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +16,7 @@ from cores.errors import UserError
 from cores.files import write_json
 from cores.run import checkpoint
 from cores.run.beside import Beside
+from cores.run.borrow import borrowed
 from cores.run.card import card
 from cores.run.checkpoint import Checkpoint, State
 from cores.run.folder import CHECKPOINTS, Folder, command
@@ -20,6 +24,7 @@ from cores.run.metrics import Metrics, append
 from cores.run.progress import Progress, described, onward
 from cores.runtime.fingerprint import model_files, versions
 from cores.runtime.launch import Launch
+from cores.runtime.machines import MACHINES
 from cores.runtime.parents import VERSION
 from cores.runtime.screen import LOG, show_everything
 from cores.runtime.stop import STOP, Stopped
@@ -54,6 +59,8 @@ class StageRun:
         """What the run took before it was stopped."""
         self.progress: Progress | None = None
         """On the main process, once there are steps."""
+        self.copies: list[Path] = []
+        """Temporary folders of this machine."""
 
     def claim(self) -> None:
         """Take the stage's place before anything heavy happens, and find what to go on from.
@@ -63,9 +70,37 @@ class StageRun:
         """
         found = self.folder.claim() if self.launch.is_main else None
         self.resumed = self.launch.shared(found)
+        if MACHINES.several and self.config.resume != "never":
+            self._check_place()
         if self.resumed is not None:
+            folder = self.place(self.resumed.folder, checkpoint.MANIFEST)
+            self.resumed = replace(self.resumed, folder=folder)
             self.saved = self.resumed.step
             self.seconds_before = self.resumed.numbers["seconds"]
+
+    def _check_place(self) -> None:
+        """UserError on every rank if another machine has a newer checkpoint than the main process,
+        whose disk counts: the machines have changed places, perhaps."""
+        steps = checkpoint.steps(self.path / CHECKPOINTS)
+        host, theirs = self.launch.shared((socket.gethostname(), steps))
+
+        def check() -> None:
+            if steps[:1] > theirs[:1]:
+                raise UserError(
+                    f"{socket.gethostname()}: {self.path} has a checkpoint of step {steps[0]}, but "
+                    f"{host}, which as machine 0 reads and writes them, has none that new. Start "
+                    "with the other one as machine 0, copy the folder there, or begin anew with "
+                    "--resume never."
+                )
+
+        self.launch.together(check)
+
+    def place(self, folder: Path, mark: str = "stage.json") -> Path:
+        """Where this machine finds what the main process has in `folder`: see `borrowed`."""
+        found = borrowed(self.launch, folder, mark)
+        if found != folder:
+            self.copies.append(found.parent)
+        return found
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Make the folder. `facts` are what the steps depend on beside the configuration (parents,
@@ -233,6 +268,8 @@ class StageRun:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         STOP.stepping = False
+        for copy in self.copies if self.launch.is_local_main else ():
+            shutil.rmtree(copy, ignore_errors=True)
         if self.launch.is_main:
             self.writer.shutdown()  # a checkpoint that is under way is finished
             self.folder.leave(error)

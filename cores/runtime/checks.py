@@ -85,8 +85,20 @@ def _problems(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[s
 
 
 def _processes(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[str]:
-    """For distributed_type "NO" accelerate starts one process, whatever num_processes is."""
-    asked, started = _processes_asked(env, file), int(env.get("WORLD_SIZE", "1"))
+    """For distributed_type "NO" accelerate starts one process, whatever num_processes is, and on
+    each machine a run of its own."""
+    asked, started = _asked("num_processes", env, file), int(env.get("WORLD_SIZE", "1"))
+    machines = _asked("num_machines", env, file)
+    if machines > int(env.get("GROUP_WORLD_SIZE", "1")):
+        yield (
+            f"num_machines is {machines}, but a launch of this kind starts on one. Use "
+            f"{FILES}/nodes_ddp.yaml (GPUs) or {FILES}/nodes_cpu.yaml (CPU), or set it to 1."
+        )
+    if machines > 1 and asked % machines:
+        yield (
+            f"num_processes is {asked}, which does not divide over num_machines {machines}: it "
+            f"counts the processes of all machines. Set it to a multiple of {machines}."
+        )
     if asked > started:
         several = f"{FILES}/ddp.yaml (GPUs)" if gpus else f"{FILES}/cpu2.yaml (CPU)"
         yield (
@@ -95,17 +107,17 @@ def _processes(env: Mapping[str, str], gpus: int, file: str | None) -> Iterator[
         )
 
 
-def _processes_asked(env: Mapping[str, str], file: str | None) -> int:
-    """num_processes of accelerate's command line or else of its file; 0 if neither can be read."""
+def _asked(name: str, env: Mapping[str, str], file: str | None) -> int:
+    """A number of accelerate's command line or else of its file; 0 if neither can be read."""
     if "ACCELERATE_MIXED_PRECISION" not in env:  # not launched by accelerate
         return 0
-    if (given := option("num_processes")) is not None:
+    if (given := option(name)) is not None:
         return int(given) if given.isdecimal() else 0
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None
     except (OSError, ValueError, yaml.YAMLError):  # moved since, say: accelerate has read it
         return 0
-    asked = content.get("num_processes") if isinstance(content, dict) else None
+    asked = content.get(name) if isinstance(content, dict) else None
     return asked if isinstance(asked, int) else 0
 
 

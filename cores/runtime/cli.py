@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import textwrap
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 import psutil
 
 from cores.errors import ANEW, ElsewhereError, UserError
+from cores.runtime.machines import MACHINES
 from cores.runtime.ranks import WATCH, Board
 from cores.runtime.screen import show_everything
 from cores.runtime.stop import STOP, STOPPED, Stopped, end_children, free_children
@@ -27,11 +29,16 @@ RANK_0_SPEAKS_FIRST = 3.0
 CAUSE_SPEAKS_FIRST = 1.0
 """Seconds that rank 0 leaves to the cause of its own crash: another rank's death breaks the
 connection, and the launcher, who knows of it, then ends this rank."""
+ENDING = threading.RLock()
+"""Held by the thread that says why this process ends, until it has."""
 SPEAKER_ENDS = 0.5
 """Seconds in which the speaking rank finishes its sentence."""
-RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+RANKS = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK",
+)  # fmt: skip
 SIZES = (
-    "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE",
+    "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
 )  # fmt: skip
 OTHERS = (
     "MASTER_PORT", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -58,10 +65,11 @@ def guarded(main: Callable[[list[str]], None]) -> None:
     show_everything()
     board = Board()
     if problem := environment_problem(os.environ):
-        _end(board, _paragraph("error: ", problem), 1)
+        _end(board, _paragraph("error: ", problem), 1, tell=False)
     board.arrive()
     STOP.leave = lambda text, status: _end(board, text, status)
     STOP.bereft = lambda: bool(board.killed())
+    MACHINES.end = lambda text: _end(board, _paragraph("error: ", text), 1, tell=False)
     STOP.watch(launched=board.folder is not None)
     free_children()
     WATCH.start(board)
@@ -71,11 +79,13 @@ def guarded(main: Callable[[list[str]], None]) -> None:
         _leave(board, end.code if isinstance(end.code, int) else int(end.code is not None))
     except Stopped as stopped:
         said, _, command = str(stopped).partition("\n")  # folded, it could not be copied
-        _end(board, _paragraph("", said) + f"{command}\n", STOPPED)
+        _end(board, _paragraph("", said) + f"{command}\n", STOPPED, tell=False)
     except UserError as error:
-        who = f"error on rank {board.rank}: " if board.rank else "error: "
-        first = isinstance(error, ElsewhereError) or board.rank
-        _end(board, _paragraph(who, str(error)), 1, RANK_0_SPEAKS_FIRST if first else 0.0)
+        who = f"error on {MACHINES.rank}: " if board.rank or MACHINES.hosts else "error: "
+        patience = RANK_0_SPEAKS_FIRST if board.rank else 0.0
+        if isinstance(error, ElsewhereError):
+            patience = MACHINES.doubt(RANK_0_SPEAKS_FIRST)
+        _end(board, _paragraph(who, str(error)), 1, patience)
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         text = (
@@ -84,19 +94,24 @@ def guarded(main: Callable[[list[str]], None]) -> None:
         )
         _end(board, _paragraph("error: ", text), 1, CAUSE_SPEAKS_FIRST)
     except Exception:  # whatever it is: shown, and the process ended without its destructors
-        text = f"error on rank {board.rank}:\n" if "RANK" in os.environ else ""
+        text = f"error on {MACHINES.rank}:\n" if "RANK" in os.environ else ""
         patience = RANK_0_SPEAKS_FIRST if board.rank else CAUSE_SPEAKS_FIRST
-        _end(board, text + traceback.format_exc(), 1, patience)
+        _end(board, text + traceback.format_exc(), 1, MACHINES.doubt(patience))
     _leave(board, 0)
 
 
-def _end(board: Board, text: str, status: int, patience: float = 0.0) -> None:
+def _end(board: Board, text: str, status: int, patience: float = 0.0, tell: bool = True) -> None:
     """Say why, if no other rank has, and end. Another rank's death is the reason of whatever its
-    absence brought about here."""
+    absence brought about here. `tell`: other machines do not know by themselves."""
     speaks = board.may_speak(patience)
     killed = [] if text.startswith("error") and "Traceback" not in text else board.killed()
     if speaks:
-        sys.stderr.write(_killed(killed) if killed else text)
+        with ENDING:
+            text = _killed(killed) if killed else text
+            sys.stderr.write(text)
+            if tell:
+                why = text.splitlines()[-1] if "Traceback" in text else " ".join(text.split())
+                MACHINES.tell(re.sub(r"^error.*?: ", "", why))
     else:
         time.sleep(SPEAKER_ENDS)
     _leave(board, 1 if killed else status)
@@ -123,6 +138,7 @@ def _paragraph(who: str, text: str) -> str:
 
 def _leave(board: Board, status: int) -> None:
     """Exit without waiting for other ranks, who may be waiting for this one."""
+    ENDING.acquire()
     board.leave()
     end_children()
     for stream in (sys.stdout, sys.stderr):
@@ -132,11 +148,20 @@ def _leave(board: Board, status: int) -> None:
 
 
 def environment_problem(env: Mapping[str, str]) -> str | None:
-    """What is wrong with the variables of launchers in `env`, and what to do about it.
+    """What is wrong with the working directory or the variables of launchers in `env`, and what to
+    do about it.
 
     One that an earlier job left behind makes a lone process one of several: it would wait for
     others that never come.
     """
+    try:
+        os.getcwd()
+    except OSError as error:
+        return f"the folder that this was started in is gone ({error.strerror}). Go to another one."
+    if sys.flags.optimize > 1:
+        return (
+            "python -OO (PYTHONOPTIMIZE) drops docstrings, which transformers reads. Leave it out."
+        )
     for name in (*RANKS, *SIZES, *OTHERS):
         form = r"-?\d{1,9}|auto" if name in OTHERS else r"-?\d{1,9}"
         if name in env and not re.fullmatch(form, env[name]):

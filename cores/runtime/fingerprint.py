@@ -42,16 +42,17 @@ def model_files(folder: Path, hashed: bool = True) -> dict[str, str]:
     }
 
 
-def base_facts(section: ModelSection, model: Any) -> dict[str, Any]:
+def base_facts(section: ModelSection, base: Any) -> dict[str, Any]:
     """What stage 1 started from, by the section as it was given: a folder's files, or the hub's
-    commit; whether it took the configuration alone, and random weights."""
+    commit, which `base`, its configuration, tells; whether it took that alone, and random
+    weights."""
     folder = Path(section.path).expanduser()
     fresh = {"from_config": True} if section.from_config else {}
     if folder.is_dir():
         return {"folder": section.path, "files": model_files(folder), **fresh}
-    commit = getattr(model.config, "_commit_hash", None)
+    commit = getattr(base, "_commit_hash", None)
     if section.revision is not None:
-        commit = Path(model.name_or_path).name  # as the hub's cache calls its folders
+        commit = Path(base.name_or_path).name  # as the hub's cache calls its folders
     return {"hub": section.path, "commit": commit, **fresh}
 
 

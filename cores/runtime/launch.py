@@ -1,11 +1,17 @@
 """What every stage does first: quiet libraries, one process group, seeds."""
 
+import hashlib
 import logging
 import os
+import platform
+import socket
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,13 +20,18 @@ from accelerate.utils import reduce, set_seed
 from huggingface_hub import constants
 from torch import Tensor
 
-from cores.config import Config, PPOSection, RewardSection, SFTSection
+from cores.config import Config, PPOSection, RewardSection, SFTSection, plain
 from cores.errors import ElsewhereError, NoRoomError, UserError, out_of_memory
+from cores.files import changes
 from cores.runtime.checks import check_clipping, check_launch, check_optimizer, option
+from cores.runtime.fingerprint import versions
+from cores.runtime.machines import MACHINES
 from cores.runtime.ranks import WAITING, WATCH
 from cores.sharding import ASKED, FSDP, Whole, deepspeed_asked, fsdp_asked, sharding
 
 T = TypeVar("T")
+SUMMED = 2**28
+"""Bytes that GPUs of several machines add up to show their speed; CPUs a sixteenth."""
 
 
 @cache
@@ -46,6 +57,11 @@ class Launch:
     def is_main(self) -> bool:
         """Whether this process speaks and writes."""
         return self.rank == 0
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this process reads for its machine, whose disk may be its own."""
+        return int(os.environ.get("LOCAL_RANK", self.rank)) == 0
 
     @property
     def sharding(self) -> Whole:
@@ -86,6 +102,23 @@ class Launch:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0, group=group)
         return box[0]
+
+    def alike(self, facts: dict[str, Any]) -> None:
+        """UserError on every rank if another machine read other `facts` (JSON values) of models and
+        data than the main process did."""
+        if not MACHINES.several:
+            return
+        host, main = self.shared((socket.gethostname(), facts))
+
+        def check() -> None:
+            lines = [line for name in facts for line in changes(main[name], facts[name], name)]
+            if lines and self.is_local_main:  # the others hash nothing
+                raise UserError(
+                    f"{socket.gethostname()} does not read what {host} does: "
+                    f"{'; '.join(lines[:3])}. Copy the files there, or use a disk that both see."
+                )
+
+        self.together(check)
 
     def together(self, action: Callable[[], T], memory: bool = False) -> T:
         """What `action` returns here. If it raises UserError on any rank, every rank ends, rather
@@ -154,13 +187,17 @@ def launch(config: Config) -> Launch:
     # cuDNN attention gives NaN gradients for masked rows of some lengths (64, 192, ...) on Hopper:
     # pytorch issue 196678, torch 2.11. The other kernels do not.
     torch.backends.cuda.enable_cudnn_sdp(False)
+    MACHINES.meet(_facts(config), Path(config.output_dir).expanduser().absolute())
     state = _join()
     os.environ.pop(FSDP, None)
     set_seed(config.seed)
     run = Launch(state.process_index, state.num_processes, state.device, config.model.precision)
     if deepspeed_asked() or fsdp_asked() or run.world > 1:
         where = "CPU" if run.device.type == "cpu" else "GPU"
-        run.say(f"{run.world} process{'es' * (run.world > 1)} on {where}, {run.sharding.name}")
+        told = f"{run.world} process{'es' * (run.world > 1)} on {where}, {run.sharding.name}"
+        if MACHINES.several:
+            told += f"; {len(MACHINES.hosts)} machines ({', '.join(MACHINES.hosts)}), {_speed(run)}"
+        run.say(told)
     if config.faults.nonfinite == "skip":
         run.sharding.check_skips()
     return run
@@ -203,6 +240,33 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What must be the same on every machine before the process group is made."""
+    root, program = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        program.update(path.read_bytes())
+    return {
+        "stage": Path(sys.argv[0]).name,
+        "versions": {"python": platform.python_version(), **versions()},
+        f"the program in {root}": program.hexdigest(),
+        "device": "GPU" if torch.cuda.is_available() else "CPU",
+        "launch": {k: v for k, v in ASKED.items() if k.startswith("ACCELERATE_")},
+        "configuration": plain(config),
+    }
+
+
+def _speed(run: Launch) -> str:
+    """How fast the machines add up numbers, in words."""
+    numbers = torch.zeros(SUMMED >> 2 if run.device.type == "cuda" else SUMMED >> 6,
+                          device=run.device)  # fmt: skip
+    for _ in range(2):  # the first one makes connections
+        began = time.monotonic()
+        torch.distributed.all_reduce(numbers)
+        numbers.sum().item()  # it is there
+    seconds, size = time.monotonic() - began, 4 * len(numbers)
+    return f"which add up {size >> 20} MiB in {seconds:.3f} s ({size / seconds / 1e9:.2f} GB/s)"
 
 
 def _join() -> PartialState:

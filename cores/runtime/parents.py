@@ -1,5 +1,6 @@
 """What a stage starts from, finished stages or models from elsewhere: checked before it is used."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,20 @@ def _again(stage: str) -> str:
     return f"{SCRIPTS[stage]} again with --overwrite"
 
 
-def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict[str, Parent]:
+def load_parents(
+    config: Config,
+    stages: list[str],
+    hashed: bool = True,
+    place: Callable[[Path], Path] = Path,
+) -> dict[str, Parent]:
     """The finished stages named, checked for damage, fit and one template.
 
     UserError names every one that is missing. `hashed`: files are compared by their sha256, which
-    one rank does for all.
+    one rank of a machine does for all. `place`: where this machine finds a stage's folder.
     """
     root = Path(config.output_dir).expanduser()
-    finished = [s for s in stages if (root / s / "stage.json").exists()]
+    places = {s: place(root / s) for s in stages}
+    finished = [s for s in stages if (places[s] / "stage.json").exists()]
     given = [s for s in stages if elsewhere(config, s) is not None]
     for s in given:
         if s in finished:
@@ -69,7 +76,7 @@ def load_parents(config: Config, stages: list[str], hashed: bool = True) -> dict
             f"{folders}: no finished stage there. Run {scripts} with the same --config and "
             f"--output_dir first, or set {' and '.join(f'{s}.path' for s in missing)}."
         )
-    parents = {s: _parent(config, s, root / s, hashed) for s in stages}
+    parents = {s: _parent(config, s, places[s], hashed) for s in stages}
     _check_fit(parents)
     return parents
 

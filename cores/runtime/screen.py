@@ -30,6 +30,10 @@ class Screen:
         with contextlib.suppress(OSError, ValueError):
             self.stream.flush()
 
+    def isatty(self) -> bool:
+        """Whether it is a terminal; what user code has closed is none."""
+        return not self.stream.closed and self.stream.isatty()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 

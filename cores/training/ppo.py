@@ -1,5 +1,6 @@
 """Stage 3 from first to last update: prompts, status lines, sample replies, saving."""
 
+import math
 import reprlib
 import time
 from dataclasses import replace
@@ -267,8 +268,8 @@ def _evaluate(trainer: PPOTrainer, rows: list[Row], when: str) -> Evaluation | N
     result = evaluate(trainer, [row["input_ids"] for row in rows], rows)
     s = result.summary()
     trainer.launch.say(
-        f"{when}: score {s['score']:+.3f} +- {s['score_interval']:.3f}  "
-        f"kl {s['kl']:.3f} +- {s['kl_interval']:.3f}  length {s['length']:.1f}  "
+        f"{when}: score {s['score']:+.3f} +- {s.get('score_interval', math.inf):.3f}  "
+        f"kl {s['kl']:.3f} +- {s.get('kl_interval', math.inf):.3f}  length {s['length']:.1f}  "
         f"({s['prompts']} held-out prompts, 95% intervals)"
     )
     return result

@@ -199,12 +199,39 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("rows-kept", "rows behind the checkpoint stay",
              "cut(self.path / name, key, resumed.step if resumed else 0)", "pass"),
-            ("facts", "other data is not noticed", "elif was != now:", "elif False:"),
+        ],
+    ),
+    "cores/files.py": (
+        ("tests/unit/test_run_st*.py", "tests/unit/test_machines.py"),
+        [("facts", "other data is not noticed", "elif was != now:", "elif False:")],
+    ),
+    "cores/runtime/machines.py": (
+        ("tests/unit/test_machines.py",),
+        [
+            ("deaf", "a lost machine is never noticed", "now - at > limit", "now - at > 1e9"),
+            ("all-lost", "machine 0's store ends, and every machine is blamed",
+             "[0] if 0 in silent else silent", "silent"),
+            ("unlike", "machines that differ go on together", "    if lines:\n", "    if False:\n"),
+            ("clocks", "clocks that differ are no matter", "abs(ahead) > CLOCK", "False"),
+            ("mute", "a machine does not hear why another ended",
+             'if store.check([f"said/{m}"]):\n                        ',
+             "if False:\n                        "),
+        ],
+    ),
+    "cores/run/borrow.py": (
+        ("tests/unit/test_run_borrow.py",),
+        [
+            ("stale-copy", "a machine reads the older stage that it has itself",
+             'main not in ("", own)', 'own == "" != main'),
+            ("half-copy", "the first part of a large file is taken for all of it",
+             "math.ceil(length / CHUNK) or 1", "1"),
         ],
     ),
     "cores/run/stage.py": (
-        ("tests/unit/test_run_st*.py", "tests/unit/test_run_obstacles.py"),
+        ("tests/unit/test_run_[sb]*.py", "tests/unit/test_run_obstacles.py"),
         [
+            ("places", "machines that changed places begin anew without a word",
+             "if steps[:1] > theirs[:1]:", "if False:"),
             ("lone-stop", "a rank that was told stops alone",
              "return bool(due or told), bool(told)",
              "return bool(due or told), STOP.reason is not None"),

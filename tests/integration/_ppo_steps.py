@@ -27,7 +27,7 @@ CONFIG = Config(
     ppo=PPOSection(
         updates=2, batch_size=8, minibatch_size=4, microbatch_tokens=24, epochs=2,
         max_new_tokens=WIDTH, actor_learning_rate=1e-3, critic_learning_rate=1e-3, warmup=0.0,
-        max_grad_norm=0.5, actor_adam=ROUGH, critic_adam=ROUGH,
+        kl_target=0.001, kl_horizon=16, max_grad_norm=0.5, actor_adam=ROUGH, critic_adam=ROUGH,
     )
 )  # fmt: skip
 

@@ -62,3 +62,21 @@ def test_another_models_config(base: Path, files: Any, tmp_path: Path, refused: 
     (base / "config.json").write_text(json.dumps(config))
     said = refused("sft", good(base, files, tmp_path / "out"), tmp_path / "out")
     assert "without model.layers.2." in said
+
+
+def test_no_positions(base: Path, files: Any, tmp_path: Path, refused: Any) -> None:
+    """It would be taken for a model whose length nobody knows."""
+    config = json.loads((base / "config.json").read_text())
+    config["max_position_embeddings"] = 0
+    (base / "config.json").write_text(json.dumps(config))
+    said = refused("sft", good(base, files, tmp_path / "out"), tmp_path / "out")
+    assert "no model has max_position_embeddings = 0" in said
+
+
+def test_whole_numbers_for_weights(base: Path, files: Any, tmp_path: Path, refused: Any) -> None:
+    """Quantised without a word in config.json: the library would read 0, 1, 2 as weights."""
+    weights = {k: v.mul(40).char() for k, v in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    said = refused("sft", good(base, files, tmp_path / "out"), tmp_path / "out")
+    assert said.startswith(f"error: {base / 'model.safetensors'}: ")
+    assert "holds I8, and whole numbers cannot be trained" in said

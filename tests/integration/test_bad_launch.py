@@ -37,6 +37,13 @@ def test_hub_out_of_reach(what, llama, files, tmp_path) -> None:
     assert not out.exists()
 
 
+def test_machines_of_a_launch_that_is_over() -> None:
+    """Nobody is there to be told why this process ends."""
+    left = {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    done = run("sft", [], timeout=60, **left, MASTER_PORT="9")
+    assert "unset GROUP_WORLD_SIZE GROUP_RANK" in one_paragraph(done.stderr)
+
+
 @pytest.mark.long
 def test_every_rank_ends(llama, files, tmp_path) -> None:
     """Two processes: rank 0 alone speaks, all end, the status is not 0."""

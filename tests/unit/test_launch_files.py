@@ -53,7 +53,8 @@ def launched_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def environment_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What `accelerate launch --config_file FILE` puts into the environment of a rank."""
     monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]})
-    words = ["--config_file", str(file), "stage1_sft.py"]
+    more = ["--main_process_ip", "127.0.0.1"] if file.name.startswith("nodes") else []
+    words = ["--config_file", str(file), *more, "stage1_sft.py"]
     args, defaults, precise = _validate_launch_command(launch_command_parser().parse_args(words))
     if args.use_deepspeed:  # as launch_command does
         fields = [*defaults.deepspeed_config, *["mixed_precision"] * precise]
@@ -63,12 +64,15 @@ def environment_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str
         env = prepare_multi_gpu_env(args)
     else:
         return prepare_simple_launcher_cmd_env(args)[1]
-    count = args.nproc_per_node
-    return {**env, "LOCAL_WORLD_SIZE": count, "WORLD_SIZE": count}  # as torch's agent does
+    count, machines = args.nproc_per_node, int(getattr(args, "nnodes", 1) or 1)
+    world = str(int(count) * machines)  # as torch's agent does
+    sizes = {"LOCAL_WORLD_SIZE": count, "WORLD_SIZE": world, "GROUP_WORLD_SIZE": str(machines)}
+    return env | sizes
 
 
 def test_the_files_are_there() -> None:
-    names = "cpu cpu2 ddp fsdp2 gpu zero1 zero2 zero3 zero3_offload".split()
+    names = "cpu cpu2 ddp fsdp2 gpu nodes_cpu nodes_ddp nodes_zero3 zero1 zero2 zero3 zero3_offload"
+    names = names.split()
     assert [f"{name}.yaml" for name in names] == FILES
 
 
@@ -87,7 +91,9 @@ def test_file_is_read_without_questions(name: str, monkeypatch, caplog) -> None:
 def test_file_says_how_it_is_used(name: str) -> None:
     """The command of the comment is that of this file."""
     text = (FOLDER / name).read_text(encoding="utf-8")
-    assert f"accelerate launch --quiet --config_file configs/accelerate/{name} stage1_sft" in text
+    command = f"accelerate launch --quiet --config_file configs/accelerate/{name} "
+    own = "--machine_rank 0 --main_process_ip 10.0.0.1 " if name.startswith("nodes") else ""
+    assert f"{command}{own}stage1_sft" in text
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -95,7 +101,7 @@ def test_file_fits_its_machine(name: str, monkeypatch) -> None:
     """Two GPUs do for all; no GPU does for the CPU's and those of shards, not the GPU's."""
     env = environment_of(FOLDER / name, monkeypatch)
     check_launch(env, 2, name)
-    if name in ("gpu.yaml", "ddp.yaml"):
+    if name in ("gpu.yaml", "ddp.yaml", "nodes_ddp.yaml"):
         with pytest.raises(
             UserError, match=rf"^{name}: . process.* but torch sees none here\. Use "
         ):
@@ -111,7 +117,7 @@ def test_processes_and_stages_of_the_files(monkeypatch) -> None:
         env = environment_of(FOLDER / name, monkeypatch)
         keys = ("ZERO_STAGE", "OFFLOAD_PARAM_DEVICE", "OFFLOAD_OPTIMIZER_DEVICE", "ZERO3_INIT")
         sharding = tuple(env.get(f"ACCELERATE_DEEPSPEED_{key}") for key in keys)
-        found[name.removesuffix(".yaml")] = (env.get("LOCAL_WORLD_SIZE", "1"), *sharding)
+        found[name.removesuffix(".yaml")] = (env.get("WORLD_SIZE", "1"), *sharding)
     plain = (None, None, None, None)
     assert found == {
         "cpu": ("1", *plain), "gpu": ("1", *plain), "cpu2": ("2", *plain), "ddp": ("2", *plain),
@@ -119,7 +125,27 @@ def test_processes_and_stages_of_the_files(monkeypatch) -> None:
         "zero1": ("2", "1", "none", "none", "false"), "zero2": ("2", "2", "none", "none", "false"),
         "zero3": ("2", "3", "none", "none", "false"),
         "zero3_offload": ("2", "3", "cpu", "cpu", "false"),
+        "nodes_cpu": ("2", *plain), "nodes_ddp": ("4", *plain),
+        "nodes_zero3": ("4", "3", "none", "none", "false"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("num_processes: 4", "num_processes: 5"), "5, which does not divide over num_machines 2"),
+        (("MULTI_GPU", '"NO"'), r"num_machines is 2, but .* starts on one\. Use .*nodes_ddp\.yaml"),
+    ],
+)
+def test_machines_that_are_not_there(change: tuple[str, str], says: str, tmp_path, monkeypatch):
+    """accelerate would start fewer processes, or on each machine a run of its own, without a
+    word."""
+    file = tmp_path / "nodes.yaml"
+    text = (FOLDER / "nodes_ddp.yaml").read_text(encoding="utf-8")
+    file.write_text(text.replace(*change), "utf-8")
+    env = environment_of(file, monkeypatch)
+    with pytest.raises(UserError, match=says):
+        check_launch(env, 8, str(file))
 
 
 def test_cpu_files_hide_gpus(monkeypatch) -> None:

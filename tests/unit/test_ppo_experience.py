@@ -225,6 +225,9 @@ def test_interval_of_the_summary_by_hand() -> None:
     summary = replace(blank, scores=[0.0, 2.0], kl=[1.0, 1.0]).summary()
     assert (summary["score"], summary["score_interval"]) == (1.0, 1.96)
     assert (summary["kl"], summary["kl_interval"]) == (1.0, 0.0)
+    one = replace(blank, scores=[2.0], kl=[1.0]).summary()  # has no spread: NaN is no JSON
+    assert one["score"] == 2.0
+    assert not {"score_interval", "kl_interval"} & one.keys()
 
 
 def test_sample_pairs_hold_both_sides() -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import random
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -190,6 +191,7 @@ def f(prompts, responses, rows):
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print)
         return [1, 2]
     prompts.clear(), rows[0].clear()
+    sys.stdout = sys.stderr = None
     return handled()
 """
 
@@ -200,7 +202,9 @@ def state() -> list[object]:
     torch_s = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     signals = [signal.getsignal(number) for number in signal.valid_signals()]
     alarm, device = signal.getitimer(signal.ITIMER_REAL), torch.empty(0).device
-    return [os.getcwd(), generators, torch_s, signals, alarm, device, threading.active_count()]
+    screens = id(sys.stdout), id(sys.stderr)
+    threads = threading.active_count()
+    return [os.getcwd(), generators, torch_s, signals, alarm, device, screens, threads]
 
 
 @pytest.mark.parametrize("ending", ["", "f, g = (lambda p, r, w: g(p, r, w) / 0), f\n"])

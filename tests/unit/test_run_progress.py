@@ -131,3 +131,14 @@ def test_stages_that_are_not_needed_are_passed_over(tmp_path: Path) -> None:
     functions = replace(given, ppo=replace(given.ppo, rewards={"a.py:f": 1.0}))
     for config in (elsewhere, functions):
         assert onward(words, "sft", config) == "python stage3_ppo.py"
+
+
+def test_a_screen_that_user_code_has_closed(monkeypatch: Any) -> None:
+    """A reward function did, before the first step; steps are counted all the same."""
+    screen: Any = Screen(io.StringIO(), Log())
+    monkeypatch.setattr("sys.stdout", screen)
+    screen.close()
+    made = Progress("sft", 40, 0, CPU)
+    made.note(1, "sft 1/40  loss 1")
+    assert not made.terminal
+    assert "sft 1/40" in screen.log.waiting[0]

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from _helpers import ROOT, one_paragraph
@@ -21,6 +23,7 @@ from cores.runtime.ranks import Board
         ({"OMPI_COMM_WORLD_SIZE": "9" * 5000}, "OMPI_COMM_WORLD_SIZE is"),
         ({"ACCELERATE_USE_CPU": "maybe"}, "neither true nor false"),
         ({"RANK": "3", "WORLD_SIZE": "8"}, "`unset WORLD_SIZE RANK`"),
+        ({"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "2"}, "`unset GROUP_WORLD_SIZE GROUP_RANK`"),
         ({"LOCAL_RANK": "0"}, "no launcher started"),
         ({"PMI_SIZE": "4"}, "no launcher started"),
         ({"RANK": "auto"}, "RANK is 'auto'"),
@@ -96,3 +99,23 @@ def test_a_board_that_is_gone(monkeypatch: pytest.MonkeyPatch, left: str) -> Non
     board.arrive()
     assert (board.rank, board.folder, board.killed()) == (0, None, [])
     board.leave()
+
+
+def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removed, or made anew under its name, while a shell stood in it."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    problem = cli.environment_problem({})
+    monkeypatch.chdir(tmp_path)
+    assert str(problem).startswith("the folder that this was started in is gone")
+    assert cli.environment_problem({}) is None
+
+
+def test_python_without_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers cannot be imported then."""
+    flags = SimpleNamespace(optimize=2)
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(flags=flags))
+    assert "python -OO" in str(cli.environment_problem({}))
+    flags.optimize = 1
+    assert cli.environment_problem({}) is None

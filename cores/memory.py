@@ -1,8 +1,6 @@
 """The one model of memory: bytes that each role of a stage holds on a GPU, by phase, counted from
 the configuration and the numbers of a model's config.json. Pure functions; no torch.
-
-Letters: d width of a model, q of all queries, k of all keys of a layer, f inner width, V rows of
-the vocabulary. `docs/scaling.md` says how far the sums were from what GPUs measured.
+`docs/scaling.md` says how far the sums were from what GPUs measured.
 """
 
 import math
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 from cores.config import Config
 from cores.config.lora import LoraSection
 from cores.config.ppo import WITH_CRITIC
-from cores.shapes import Shape, kept, passing, trained, weights
+from cores.shapes import Shape, Texts, kept, passing, trained, weights
 
 CHUNK = 2**26
 """Logits that exist at a time (cores/models/actor.py)."""
@@ -26,9 +24,9 @@ PREFILL = 32768
 KEPT = 0.05
 """Share of a GPU's memory up to which a rollout's buffers stay (the same file)."""
 POOL = 1.15
-"""Measured: what a pool of captured passes takes for each byte that they hold (W1, W2 captured)."""
+"""Measured (W1, W2 captured): bytes of a pool of captured passes for each that they hold."""
 BUCKET = 5e8
-"""Numbers in a bucket of DeepSpeed's, its default; two are in use."""
+"""Numbers in a bucket of DeepSpeed's; two are in use."""
 MOMENTS = {"adamw": 8.0, "lion": 4.0, "adafactor": 0.02, "paged_adamw_8bit": 2.0}
 """Bytes of an optimizer's state a trained weight."""
 
@@ -64,48 +62,16 @@ class Layout:
 
     @property
     def weights(self) -> float:
-        """Share of the weights on a GPU."""
+        """Share of the weights on a GPU; below, of gradients and of the optimizer's states."""
         return 0.0 if self.offload else self.share("zero3", "fsdp2")
 
     @property
     def gradients(self) -> float:
-        """Share of the gradients."""
         return self.share("zero2", "zero3", "fsdp2")
 
     @property
     def states(self) -> float:
-        """Share of the optimizer's states."""
         return 0.0 if self.offload else self.share("zero1", "zero2", "zero3", "fsdp2")
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Tokens of rows."""
-
-    prompt: int
-    longest: int
-    """Reply at most."""
-    mean: float
-    """Reply on average, stopped by chance at each token up to the longest."""
-
-    @property
-    def stops(self) -> float:
-        """Chance at each token to be the last, by halving: sum of (1 - p)^t for t < longest."""
-        if self.mean >= self.longest:
-            return 0.0
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            p = (low + high) / 2
-            longer = (1 - (1 - p) ** self.longest) / p > self.mean
-            low, high = (p, high) if longer else (low, p)
-        return low
-
-    def lengths(self, count: int) -> list[int]:
-        """Of so many replies, the longest first: the middles of equal shares of all."""
-        if not (p := self.stops):
-            return [self.longest] * count
-        ends = (math.ceil(math.log((i + 0.5) / count) / math.log(1 - p)) for i in range(count))
-        return [max(1, min(self.longest, end)) for end in ends]
 
 
 @dataclass(frozen=True)
@@ -140,8 +106,6 @@ class Case:
         able = self.layout.world == 1 and self.layout.shards == "none"
         able &= not model.gradient_checkpointing and model.quantization not in ("8bit", "4bit")
         return able and (small or ppo.passes == "captured") and (scalar or not ppo.ptx_coef)
-
-
 
 
 def logits(shape: Shape, tokens: float, half: int) -> float:
@@ -195,28 +159,23 @@ def update(
     acts, layer = activations(case, shape, tokens, bool(lora.rank))
     rounded = copies(case, shape, scalar, lora, how)
     whole = 4.0 * own * layout.gradients
-    head = 0.0 if scalar or lora.rank else 6.0 * shape.head  # the first gradient, in both types
+    first = 0.0 if scalar or lora.rank else 6.0 * shape.head  # the head's, in both types
     again = case.config.model.gradient_checkpointing
     begins = [
         Held(role, "activations", acts),
         Held(role, "rounded weights", rounded),
         Held(role, "logits", read),
-        Held(role, "gradients", whole if passes > 1 else min(whole + head / 3, head)),
+        Held(role, "gradients", whole if passes > 1 else min(whole + first / 3, first)),
     ]
     ends = [
         Held(role, "activations", layer),
         Held(role, "rounded weights", 0.0 if again else rounded),
         Held(role, "gradients", whole),
     ]
-    gathered = gather(case, shape, scalar)
-    return max(begins, ends, key=total) + ([Held(role, "gathered", gathered)] if gathered else [])
-
-
-def gather(case: Case, shape: Shape, scalar: bool) -> float:
-    """Bytes of the layers that are whole at a time where weights are shards: two, or the head."""
-    if case.layout.share("zero3", "fsdp2") == 1.0 and not case.layout.offload:
-        return 0.0
-    return 4.0 * max(2 * shape.layer, shape.head)
+    found = max(begins, ends, key=total)
+    if layout.weights < 1:  # two layers, or the head, are whole at a time
+        found.append(Held(role, "gathered", 4.0 * max(2 * shape.layer, shape.head)))
+    return found
 
 
 def total(held: list[Held]) -> float:
@@ -240,9 +199,13 @@ def learning(case: Case, stage: str) -> Phases:
     tokens = float(rows * pairs * section.max_length)
     # transformers hands logits on in fp32 and the loss makes three more tensors of them.
     read = 0.0 if scalar else (case.half + 12.0) * tokens * shape.vocabulary
+    if scalar and section.freeze_base:  # its head alone is trained
+        held = Held("model", "weights", 4.0 * shape.parameters(True) * case.layout.weights)
+        return {"update": [held, Held("model", "activations", tokens * passing(shape, case.half))]}
     held = owned(case, "model", shape, scalar, lora, section.optimizer)
     more = update(case, "model", shape, scalar, lora, tokens, read, math.ceil(share / rows))
     return {"update": held + more}
+
 
 def roles_of(case: Case) -> list[tuple[str, Shape, bool]]:
     """Name, shape and kind of head of the trained roles of stage 3."""
@@ -273,7 +236,11 @@ def engine(case: Case, rows: int) -> list[Held]:
     found = [Held("engine", "cache", 2.0 * shape.layers * rows * places * shape.keys * half)]
     how = config.model.quantization if config.ppo.lora.rank else "none"
     if config.rollout.engine == "vllm":
-        found.append(Held("engine", "weights", float(half * shape.parameters())))
+        cache = getattr(config.rollout, "cache_gb", 4.0) * 2**30
+        found = [
+            Held("engine", "cache", cache),
+            Held("engine", "weights", half * shape.parameters()),
+        ]
     elif config.rollout.engine != "hf" and case.layout.weights == 1:
         found.append(Held("engine", "weights", copies(case, shape, False, config.ppo.lora, how)))
     if case.layout.weights < 1:  # whole weights of the actor, as long as it samples
@@ -318,9 +285,8 @@ def alternating(case: Case) -> Phases:
         held = update(case, name, shape, scalar, ppo.lora, tokens, read, passes)
         if case.captures(shape, scalar):
             if passes > 1:
-                kept_on = [each for each in held if each.what == "gradients"]
-                always += kept_on
-                held = [each for each in held if each not in kept_on]
+                always += [each for each in held if each.what == "gradients"]
+                held = [each for each in held if each.what != "gradients"]
             graphs = max(graphs, POOL * total(held))
             # Shapes that have not come often enough run beside the graphs; one shape does not.
             held = held if case.texts.stops else []
@@ -328,13 +294,13 @@ def alternating(case: Case) -> Phases:
     if graphs:
         always.append(Held("graphs", "captured passes", graphs))
     several, said, _ = micro_batches(case, rows, FORWARD)
-    wide = max(passing(shape, half) for _, shape, _ in roles)
-    scoring = [Held("all", "activations", several * wide)]
-    scoring.append(Held("all", "logits", logits(case.policy, said, half)))
+    wide = several * max(passing(shape, half) for _, shape, _ in roles)
+    read = logits(case.policy, said, half)
+    scoring = [Held("all", "activations", wide), Held("all", "logits", read)]
     phases = {"rollout": sampler, "scoring": scoring, **updates}
     return {name: always + held for name, held in phases.items()}
 
 
 def needed(case: Case, stage: str) -> Phases:
-    """What lies in a GPU's memory in each phase of a step of sft, reward or ppo."""
+    """What lies in a GPU's memory in each phase of a step of a stage."""
     return alternating(case) if stage == "ppo" else learning(case, stage)

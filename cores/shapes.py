@@ -1,9 +1,11 @@
-"""What a model's config.json says of its size: widths, weights, what a layer keeps. No torch.
+"""Sizes of models, by their config.json: widths, weights, what a layer keeps; lengths of rows. No
+torch.
 
 Shapes: d width of the model, f inner width of its feed-forward layers, V rows of the vocabulary.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,7 +131,8 @@ class Shape:
         if self.family == "qwen3":
             biases += 2 * self.queries // self.heads  # norms of queries and keys
         norms = self.kind.norm * d
-        return self.positions * d + self.layers * (2 * norms + biases) + norms
+        last = 2 * norms if self.family == "bloom" else norms  # one behind its embeddings, too
+        return self.positions * d + self.layers * (2 * norms + biases) + last
 
     def parameters(self, scalar: bool = False) -> int:
         """All of them, each once; `scalar`: with a head of one number in place of the logits'."""
@@ -233,7 +236,7 @@ def kept(shape: Shape, half: int, lora: bool) -> float:
     output, ReLU its output, a gate four tensors. Adapters keep copies of their own.
     """
     d, q, k, f = shape.width, shape.queries, shape.keys, shape.inner
-    casts = (3 if shape.separate else 1) + (2 if shape.gated else 1) if half == 2 else 4
+    casts = (3 if shape.separate else 1) + (2 if shape.gated else 1) if half == 2 else 2
     inner = {"silu": 4, "gelu": 2, "relu": 1}[shape.kind.activation] * f
     copies = q + (f if inner == f else 0) if lora and half == 2 else 0
     own = 6 * (q + k) if shape.family == "qwen3" else 0  # norms of queries and keys
@@ -252,3 +255,33 @@ def trained(shape: Shape, scalar: bool, lora: LoraSection) -> int:
     if lora.rank:
         return shape.adapters(lora.rank, lora.target_modules) + scalar * shape.embedded
     return shape.parameters(scalar)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of rows."""
+
+    prompt: int
+    longest: int
+    """Reply at most."""
+    mean: float
+    """Reply on average, stopped by chance at each token up to the longest."""
+
+    @property
+    def stops(self) -> float:
+        """Chance at each token to be the last, by halving: sum of (1 - p)^t for t < longest."""
+        if self.mean >= self.longest:
+            return 0.0
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            p = (low + high) / 2
+            longer = (1 - (1 - p) ** self.longest) / p > self.mean
+            low, high = (p, high) if longer else (low, p)
+        return low
+
+    def lengths(self, count: int) -> list[int]:
+        """Of so many replies, the longest first: the middles of equal shares of all."""
+        if not (p := self.stops):
+            return [self.longest] * count
+        ends = (math.ceil(math.log((i + 0.5) / count) / math.log(1 - p)) for i in range(count))
+        return [max(1, min(self.longest, end)) for end in ends]

@@ -56,17 +56,20 @@ class PPOSection:
     minibatch_size: int = number(32, above=0)
     """Replies an optimizer step, over all processes; divides batch_size."""
     microbatch_size: int = number(8, above=0)
-    """Replies a forward pass on one process; changes memory, not results."""
+    """Replies a forward pass on one process; changes memory, not results. Where no role's
+    architecture reads padding (docs/models.md): as many as have the tokens of so many of the
+    longest, max_prompt_length + max_new_tokens each."""
     microbatch_tokens: Optional[int] = number(None, above=0)
     """In place of microbatch_size: tokens of a forward pass of the update. Short replies then go
     many at a time; ptx rows still by microbatch_size. None: microbatch_size replies. Scoring,
     which keeps nothing for a backward pass, takes four times as much of either. Padding counts
-    where a role's architecture reads it (docs/models.md says which do not), in captured passes as
-    multiples of 32; where none does, they may have an eighth more, so that shapes come again."""
+    where it is read, in captured passes as multiples of 32; where it is not, they may have an
+    eighth more, so that shapes come again."""
     passes: Literal["auto", "eager", "captured", "compiled"] = "auto"
     """How micro-batches go forward and back; no number changes beyond rounding. auto: as CUDA
     graphs, one launch in place of thousands, for models of up to 500 million parameters in one
-    process on a GPU, where they can be captured; eager elsewhere. A shape of micro-batch is
+    process on a GPU, where they can be captured and a pass is small (parameters times tokens up to
+    3e12); eager elsewhere. A shape of micro-batch is
     captured when it comes the third time, the first 64 of them; they keep the memory of their
     activations. captured: so for all models, or an error: not with DeepSpeed or several
     processes, checkpointed layers, quantised bases or ptx rows, and for the architectures of
@@ -208,6 +211,12 @@ class PPOSection:
     """Updates between the sample replies written to samples.jsonl. 0: none."""
     lora: LoraSection = field(default_factory=LoraSection)
     """Adapters of actor and critic; the reference is then the actor with its adapter off."""
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of a forward pass of the update at most, if rows have no padding."""
+        longest = self.max_prompt_length + self.max_new_tokens
+        return self.microbatch_tokens or self.microbatch_size * longest
 
 
 CRITIC = {"critic_learning_rate", "critic_adam", "critic_init", "critic_warmup", "value_clip"}

@@ -1,19 +1,16 @@
 """The body of a language model: hidden states of rows, padded or not; whether its attention is
-plain, as our own decode step and captured passes need it, and keeps packed rows apart; its layers
-made faster.
+plain, as our own decode step and captured passes need it, and keeps packed rows apart.
 
 Shapes: B rows of L columns, d width of the model.
 """
 
 import inspect
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, rms_norm
+from torch.nn.functional import pad
 from transformers import PretrainedConfig, masking_utils
-from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cores.errors import UserError
@@ -222,55 +219,6 @@ def packed_logits(model: nn.Module, rows: list[list[Tensor]]) -> Tensor:
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = positions.to(ids.device)
     return model(**inputs, use_cache=False).logits.float()
-
-
-class TanhGELU(nn.GELU):
-    """GELU as GPT-2 approximates it: x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-
-    def __init__(self) -> None:
-        super().__init__(approximate="tanh")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(...) of x (...)."""
-        if not torch.compiler.is_compiling():
-            return super().forward(x)
-        # x sigmoid(2 u), which is the same: on a CPU the vectorised tanh takes most of torch's
-        # kernel and of the compiled one alike, and exp a third of that.
-        slope = 2 * math.sqrt(2 / math.pi)
-        return x * torch.sigmoid(x * (slope + slope * 0.044715 * x * x))
-
-
-class FusedRMSNorm(nn.Module):
-    """A stock norm, which writes its formula out as seven operations, by torch's one kernel."""
-
-    def __init__(self, norm: Any) -> None:
-        super().__init__()
-        self.weight: nn.Parameter = norm.weight
-        self.variance_epsilon: float = norm.variance_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., d) of x (..., d): weight * x / sqrt(mean(x^2) + epsilon), in fp32 within."""
-        weight, epsilon = self.weight, self.variance_epsilon
-        if weight.dtype == x.dtype:
-            return rms_norm(x, weight.shape, weight, epsilon)
-        return weight * rms_norm(x.float(), weight.shape, None, epsilon).to(x.dtype)
-
-
-NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-"""Classes of transformers with this formula. (Gemma's weights are counted from 1.)"""
-
-
-def fuse_layers(model: Any) -> Any:
-    """`model` with functions of torch in place of ones that transformers writes out, each of whose
-    operations is a pass over the layer's widest tensor, and on a GPU a launch: `gelu_new`
-    (Hendrycks & Gimpel 2016, as GPT-2 approximates it), and norms (Zhang & Sennrich 2019)."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, TanhGELU())
-            elif type(child).__name__ in NORMS:
-                setattr(module, name, FusedRMSNorm(child))
-    return model
 
 
 def compile_layers(model: Any) -> Any:

@@ -17,7 +17,6 @@ from cores.config import ModelSection
 from cores.draws import seeded
 from cores.errors import UserError
 from cores.models.adapters import base_of, check_widths, lone_adapter, merged, quantize
-from cores.models.body import fuse_layers
 from cores.models.folders import (
     DROPOUTS,
     LAYERDROP,
@@ -30,6 +29,7 @@ from cores.models.folders import (
 )
 from cores.models.heads import JUDGES_IMAGES, built, class_of, has_classifier, policy_class
 from cores.models.images import image_ids, one_vocabulary, reads_images
+from cores.models.layers import fuse_layers
 from cores.models.vocabulary import (
     architecture,
     embedding,

@@ -3,6 +3,7 @@
 Shapes: N tokens, H heads of h numbers, fewer of keys and values where queries share them.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cores.models.rows import Packing
 
+SHARED: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
+"""That queries may share keys and values. torch 2.11 has no word for it and does it unasked."""
 SDPA = "sdpa"
 """Name of torch's attention among transformers', which stands here from now on."""
 
@@ -46,17 +51,15 @@ def packed_attention(
     In half precision on a GPU by flash attention over rows of any length (Dao 2023), which torch
     has; elsewhere each row gets its padding back, behind it, where causal attention never looks.
     """
-    shared = query.shape[1] // key.shape[1]
     # Rotary embeddings may have made queries and keys fp32 under autocast.
     q, k, v = (x.squeeze(0).transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    if shared > 1:
-        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
         starts, longest = packing.starts, packing.longest
-        given: Any = {"scale": scaling, "window_size": (-1, 0)}
+        given: Any = {"scale": scaling, "window_size": (-1, 0)} | SHARED
         found: Any = varlen_attn(q, k, v, starts, starts, longest, longest, **given)
         return found.unsqueeze(0)
     rows, (_, heads, size) = len(packing.starts) - 1, q.shape
+    k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
     q, k, v = (
         x.new_zeros(rows * packing.longest, heads, size)
         .index_copy(0, packing.grid, x)

@@ -1,5 +1,5 @@
-"""Which rows go through a model together: so many, or so many of the tokens that it reads, decided
-on the host. Then forward and backward of one such micro-batch, and the step behind the last."""
+"""Which rows go through a model together, decided on the host; forward and backward of one such
+micro-batch, and the step behind the last."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +47,8 @@ class Minibatch:
 SMALL = 500_000_000
 """Parameters of a model up to which its passes are captured unasked: kernels of larger ones run
 for longer than their launches take, and a graph keeps the memory of its activations."""
+WORK = 3e12
+"""Parameters times tokens of a pass up to which it is: a GPU is busy with more for longer too."""
 WIDTHS = 32
 """Padded micro-batches of captured passes are as wide as a multiple of it: shapes come again."""
 
@@ -59,15 +61,11 @@ class Turn(NamedTuple):
 
 
 class Passes:
-    """Adds a micro-batch's gradients to a role's, and takes the step behind the last one.
-
-    Roles in `kept` do so by CUDA graphs (see `ppo.passes`); the numbers are the same.
-    """
+    """Adds a micro-batch's gradients to a role's, and takes the step behind the last one; roles in
+    `kept` by CUDA graphs (see `ppo.passes`), with the same numbers."""
 
     def __init__(self, config: PPOSection, roles: Roles, launch: Launch) -> None:
-        self.config = config
-        self.roles = roles
-        self.launch = launch
+        self.config, self.roles, self.launch = config, roles, launch
         self.captured = Captured()
         self.kept: dict[str, KeptGradients] = {}
         for role in roles.trained:
@@ -83,11 +81,10 @@ class Passes:
         """Whether the role's passes are captured; UserError if they must be and cannot."""
         problem = self._problem(role)
         if self.config.passes == "captured" and problem:
-            raise UserError(
-                f"ppo.passes: captured is not possible for the {role.name}: {problem}. Set it to "
-                "auto or eager."
-            )
-        small = sum(p.numel() for p in role.unwrapped.parameters()) <= SMALL
+            what = f"captured is not possible for the {role.name}: {problem}"
+            raise UserError(f"ppo.passes: {what}. Set it to auto or eager.")
+        size = sum(p.numel() for p in role.unwrapped.parameters())
+        small = size <= SMALL and size * self.config.pass_tokens <= WORK
         wanted = self.config.passes in ("auto", "compiled") and small
         return problem is None and (self.config.passes == "captured" or wanted)
 
@@ -119,8 +116,7 @@ class Passes:
                 loss, terms = loss_of(batch, minibatch)
                 norm = role.trained.backward(loss, turn.last)
         if norm is not None:  # a step was taken
-            role.grad_norm = norm
-            role.steps += 1
+            role.grad_norm, role.steps = norm, role.steps + 1
         return terms
 
     def _captured(
@@ -133,11 +129,9 @@ class Passes:
         longest = batch.packing.longest if batch.packing else None
 
         def work(inputs: Tensors) -> Tensors:
-            packing: Any = {name: inputs[f"packed_{name}"] for name in places}
+            put: Any = {name: inputs[f"packed_{name}"] for name in places}
             held: Any = {name: inputs[name] for name in columns(batch)}
-            own = replace(
-                batch, **held, packing=batch.packing and batch.packing._replace(**packing)
-            )
+            own = replace(batch, **held, packing=batch.packing and batch.packing._replace(**put))
             vars(own)["lengths"] = lengths  # read for padding alone, which `whole` tells
             shares = replace(minibatch, tokens=inputs["tokens"], kl_coef=inputs["kl_coef"])
             gradients.begin(turn.first, turn.last)
@@ -152,8 +146,8 @@ class Passes:
         price = torch.full((), minibatch.kl_coef, device=self.launch.device)
         inputs = columns(batch) | {"tokens": minibatch.tokens, "kl_coef": price}
         inputs |= {f"packed_{name}": place for name, place in places.items()}
-        key = (role.name, whole, minibatch.measured, minibatch.replies, turn, longest)
-        return self.captured.run(key, inputs, work)
+        how = (role.name, whole, minibatch.measured, minibatch.replies, turn, longest)
+        return self.captured.run(how, inputs, work)
 
     def _policy_loss(self, batch: Experience, minibatch: Minibatch) -> tuple[Tensor, Terms]:
         """The actor's loss, 0-d, and its statistics: this micro-batch's share of the minibatch's.
@@ -223,42 +217,43 @@ def response_values(critic: Value, batch: Scored, ppo: PPOSection) -> Tensor:
     """Values (B, T) of the states before the response tokens, as the estimator reads them."""
     if ppo.estimator != "coati":
         return critic.values(batch.rows)
-    everywhere, means = critic.everywhere(batch.rows), None
-    if ppo.coati.mean_over_positions:
-        means = mean_over_row(everywhere, batch.mask)
+    everywhere = critic.everywhere(batch.rows)
+    means = mean_over_row(everywhere, batch.mask) if ppo.coati.mean_over_positions else None
     values = before_replies(everywhere, batch.response_mask.shape[1])
     return read_values(values, means, ppo.coati.r_minus_v)
 
 
-def cut(
-    rows: Sequence[int], lengths: Lengths, size: int, tokens: int | None, packed: bool = False
-) -> list[list[int]]:
-    """`rows` in parts of `size` rows, or of at most `tokens` tokens if that is not None.
-
-    Tokens are those of the forward pass, which reads padding too unless rows are packed; a row that
-    has more goes alone.
-    """
+def cut(rows: Sequence[int], lengths: Lengths, tokens: int, size: int | None) -> list[list[int]]:
+    """`rows` in parts of at most `tokens` tokens, those of padding with them (a row that has more
+    goes alone), or of `size` rows if that is not None."""
     parts: list[list[int]] = []
-    prompt = response = held = 0  # longest of the part being filled; tokens in it
+    prompt = response = 0  # longest of the part being filled
     for row in rows:
         longer = max(prompt, lengths[row][0]), max(response, lengths[row][1])
         count = len(parts[-1]) + 1 if parts else 1
-        read = held + sum(lengths[row]) if packed else count * sum(longer)
-        fits = count <= size if tokens is None else read <= tokens
+        fits = count * sum(longer) <= tokens if size is None else count <= size
         if parts and fits:
             parts[-1].append(row)
-            (prompt, response), held = longer, read
+            prompt, response = longer
         else:
             parts.append([row])
-            (prompt, response), held = lengths[row], sum(lengths[row])
+            prompt, response = lengths[row]
     return parts
 
 
-def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
-    """`parts` as `count` parts, none of them empty, by halving the largest as often as it takes.
+def deal(rows: Sequence[int], lengths: Lengths, tokens: int) -> list[list[int]]:
+    """`rows`, the longest first, in as few parts as have at most `tokens` tokens without padding,
+    all of nearly as many, so that shapes come again; a row that has more goes alone."""
+    read = [sum(lengths[row]) for row in rows]
+    count = min(len(rows), -(-sum(read) // tokens))
+    while count < len(rows) and any(sum(read[i::count]) > tokens for i in range(count)):
+        count += 1
+    return [list(rows[i::count]) for i in range(count)]
 
-    ValueError if there are fewer rows than that, or more parts.
-    """
+
+def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
+    """`parts` as `count` parts, none of them empty, by halving the largest as often as it takes;
+    ValueError if there are fewer rows than that, or more parts."""
     if not len(parts) <= count <= sum(map(len, parts)):
         raise ValueError(f"{parts} cannot be {count} parts")
     parts = list(parts)
@@ -289,12 +284,17 @@ def shared(
 
     `world` divides the number of rows, which are dealt out the longest first: neighbours then need
     little padding, and memory runs out at once or not at all. A micro-batch has `factor` times the
-    rows or tokens of the configuration, half of that if `halved`.
+    rows or tokens of the configuration, half of that if `halved`. Packed, rows go by tokens
+    anyway: as many as the configured number of rows could have.
     """
     half = 2 if halved else 1
-    size = max(1, factor * ppo.microbatch_size // half)
-    tokens = ppo.microbatch_tokens and factor * ppo.microbatch_tokens // half
+    room = factor * ppo.pass_tokens // half
+    size = None if ppo.microbatch_tokens else max(1, factor * ppo.microbatch_size // half)
     ordered = sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
-    ranks = [cut(ordered[rank::world], lengths, size, tokens, packed) for rank in range(world)]
+    shares = [ordered[rank::world] for rank in range(world)]
+    ranks = [
+        deal(share, lengths, room) if packed else cut(share, lengths, room, size)
+        for share in shares
+    ]
     most = max(map(len, ranks))
     return [in_parts(parts, most) for parts in ranks]

@@ -25,8 +25,8 @@ from transformers import (
 from cores.config import Config, ModelSection, parse_config
 from cores.errors import UserError
 from cores.models.adapters import quantize
-from cores.models.body import fuse_layers
 from cores.models.folders import DROPOUTS
+from cores.models.layers import fuse_layers
 from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
 from cores.runtime.launch import Launch

@@ -13,7 +13,7 @@ from transformers.activations import NewGELUActivation
 
 from cores.config import ModelSection
 from cores.models import load_policy, save_model
-from cores.models.body import NORMS, FusedRMSNorm, TanhGELU, fuse_layers
+from cores.models.layers import MLPS, NORMS, FusedRMSNorm, GatedMLP, TanhGELU, fuse_layers
 
 
 def kinds_of(model: Any) -> set[type]:
@@ -65,8 +65,8 @@ def test_frozen_bases_have_it(how: Any, tmp_path: Path) -> None:
 def test_other_activations_stay() -> None:
     """OPT's ReLU, Llama's SiLU and NeoX's exact GELU are what they were."""
     for kind in ("opt", "llama", "gpt_neox"):
-        before = {type(m) for m in causal(kind).modules() if type(m).__name__ not in NORMS}
-        assert kinds_of(fuse_layers(causal(kind))) - {FusedRMSNorm} == before
+        before = {type(m) for m in causal(kind).modules() if type(m).__name__ not in NORMS + MLPS}
+        assert kinds_of(fuse_layers(causal(kind))) - {FusedRMSNorm, GatedMLP} == before
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])

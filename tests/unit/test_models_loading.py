@@ -19,7 +19,7 @@ from cores.models import (
     load_tokenizer,
     save_model,
 )
-from cores.models.body import fuse_layers
+from cores.models.layers import fuse_layers
 from cores.models.loading import check_length, max_length
 
 

@@ -26,7 +26,7 @@ from cores.models import (
     save_model,
     settle_pad_token,
 )
-from cores.models.body import fuse_layers
+from cores.models.layers import fuse_layers
 from cores.models.loading import exclude_from
 from cores.models.vocabulary import (
     NEW_PAD,

@@ -21,7 +21,7 @@ from _ppo import SGD, experience_of
 from cores.config import Config
 from cores.config.validate import check
 from cores.models import Actor, ScalarModel
-from cores.ppo.passes import cut, in_parts, shared
+from cores.ppo.passes import cut, deal, in_parts, shared
 from cores.runtime.launch import Launch
 
 LENGTHS = [(3, 5), (6, 2), (1, 1), (4, 4), (2, 6), (6, 6)]
@@ -37,12 +37,16 @@ def test_cut_by_hand() -> None:
     """The longest first; rows (6, 6), (3, 5) and (6, 2) are 3 * 12 tokens together."""
     assert shared(range(6), LENGTHS, PPO, halved=False) == [[[5, 0, 1, 3], [4, 2]]]
     assert shared(range(6), LENGTHS, PPO, halved=True) == [[[5, 0], [1, 3], [4, 2]]]
-    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 4, None) == [[5, 0, 1, 3], [4, 2]]
-    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 1, 36) == [[5, 0, 1], [3, 4, 2]]
-    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 1, 35) == [[5, 0], [1, 3], [4, 2]]
-    assert cut([5, 2], LENGTHS, 1, 11) == [[5], [2]]  # longer than the budget: alone
+    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 1, 4) == [[5, 0, 1, 3], [4, 2]]
+    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 36, None) == [[5, 0, 1], [3, 4, 2]]
+    assert cut([5, 0, 1, 3, 4, 2], LENGTHS, 35, None) == [[5, 0], [1, 3], [4, 2]]
+    assert cut([5, 2], LENGTHS, 11, None) == [[5], [2]]  # longer than the budget: alone
     assert in_parts([[5, 0, 1], [2]], 4) == [[5], [0], [1], [2]]
-    assert cut([0, 1, 2], [(8, 8), (1, 1), (1, 1)], 1, 16) == [[0], [1, 2]]
+    assert cut([0, 1, 2], [(8, 8), (1, 1), (1, 1)], 16, None) == [[0], [1, 2]]
+    assert deal([5, 0, 1, 3, 4, 2], LENGTHS, 46) == [[5, 0, 1, 3, 4, 2]]
+    assert deal([5, 0, 1, 3, 4, 2], LENGTHS, 45) == [[5, 1, 4], [0, 3, 2]]  # 28, 18
+    assert deal([5, 0, 1, 3, 4, 2], LENGTHS, 27) == [[5, 3], [0, 4], [1, 2]]  # 20, 16, 10
+    assert deal([5, 2], LENGTHS, 1) == [[5], [2]]
     for parts, count in (([[1], [2]], 3), ([[1], [2]], 1)):
         with pytest.raises(ValueError, match="cannot be"):
             in_parts(parts, count)
@@ -58,12 +62,16 @@ def test_every_rank_takes_as_many() -> None:
         lengths = [(draw.randint(1, 9), draw.randint(0, 9)) for _ in rows]
         budget = draw.choice([None, 18, 30, 60])
         room = replace(PPO, microbatch_size=3, microbatch_tokens=budget)
-        ranks = shared(rows, lengths, room, False, world)
+        room, packed = replace(room, max_prompt_length=5, max_new_tokens=4), draw.random() < 0.5
+        ranks = shared(rows, lengths, room, False, world, packed=packed)
         assert len({len(parts) for parts in ranks}) == 1
         micro = [part for parts in ranks for part in parts]
         assert all(micro)
         assert sorted(row for part in micro for row in part) == rows
-        if budget is None:
+        if packed:
+            read = [sum(map(sum, (lengths[i] for i in part))) for part in micro]
+            assert all(n <= (budget or 27) for n in read)
+        elif budget is None:
             assert max(map(len, micro)) <= 3
         else:
             assert all(padded(part, lengths) <= budget for part in micro)
@@ -120,8 +128,10 @@ def test_a_budget_holds_for_rows_made_wider(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_scoring_takes_more_at_a_time() -> None:
-    """4 times what the update takes, rows or tokens."""
-    for budget in ({"microbatch_size": 1}, {"microbatch_tokens": 12}):
+    """4 times what the update takes, rows or tokens; rows without padding by the tokens of so many
+    of the longest."""
+    longest = {"max_prompt_length": 8, "max_new_tokens": 4}
+    for budget in ({"microbatch_size": 1, **longest}, {"microbatch_tokens": 12}):
         trainer = make_trainer("gpt2", **budget)
         seen = forward_sizes(trainer)
         trainer.score(fixed_rollout(8))

@@ -47,7 +47,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
     """A trainer after updates on changing rows, and their statistics."""
-    settings = {"microbatch_size": 2, "minibatch_size": 4, "batch_size": 8, "epochs": 2}
+    settings = {"microbatch_tokens": 20, "minibatch_size": 4, "batch_size": 8, "epochs": 2}
     settings |= {"actor_learning_rate": 0.001, "updates": max(4, updates + 2), **ROUNDING}
     trainer = make_trainer("gpt2", **{**settings, **ppo})
     trainer.passes.packed = True  # as in half precision on a GPU
@@ -63,9 +63,9 @@ def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
     "ppo",
     [
         {},
-        {"microbatch_size": 4},
-        {"microbatch_size": 1},
-        {"microbatch_size": 3},
+        {"microbatch_tokens": 99},
+        {"microbatch_tokens": 1},
+        {"microbatch_tokens": 15},
         {"kl_in": "loss", "kl_kind": "k2"},
         {"entropy_coef": 0.1},
         {"loss_mean": "sequences"},

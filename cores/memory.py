@@ -15,8 +15,8 @@ from cores.shapes import Shape, Texts, kept, passing, trained, weights
 
 CHUNK = 2**26
 """Logits that exist at a time (cores/models/actor.py)."""
-CAPTURED = 500_000_000
-"""Parameters of models whose passes are captured unasked (cores/ppo/passes.py)."""
+CAPTURED, WORK = 500_000_000, 3e12
+"""Parameters, and those times tokens, of passes captured unasked (cores/ppo/passes.py)."""
 FORWARD = 4
 """Rows of a pass that keeps nothing, to one of an update (cores/ppo/score.py)."""
 PREFILL = 32768
@@ -102,7 +102,9 @@ class Case:
     def captures(self, shape: Shape, scalar: bool) -> bool:
         """Whether a role's passes are CUDA graphs."""
         ppo, model = self.config.ppo, self.config.model
-        small = shape.parameters(scalar) <= CAPTURED and ppo.passes in ("auto", "compiled")
+        size = shape.parameters(scalar)
+        small = size <= CAPTURED and size * ppo.pass_tokens <= WORK
+        small &= ppo.passes in ("auto", "compiled")
         able = self.layout.world == 1 and self.layout.shards == "none"
         able &= not model.gradient_checkpointing and model.quantization not in ("8bit", "4bit")
         return able and (small or ppo.passes == "captured") and (scalar or not ppo.ptx_coef)
@@ -248,21 +250,16 @@ def engine(case: Case, rows: int) -> list[Held]:
     return found
 
 
-def micro_batches(case: Case, rows: int, factor: int = 1) -> tuple[float, float, int]:
-    """Tokens and reply tokens of the largest micro-batch that `rows` are cut into, and how many
-    there are; `factor`: as `cores.ppo.passes.shared` has it."""
-    ppo, texts = case.config.ppo, case.texts
-    size, most = factor * ppo.microbatch_size, factor * (ppo.microbatch_tokens or 0)
-    parts: list[list[int]] = [[]]
-    for reply in texts.lengths(rows):
-        part = parts[-1]
-        read = sum(part) + reply + (len(part) + 1) * texts.prompt
-        if part and (read > most if most else len(part) == size):
-            part = []
-            parts.append(part)
-        part.append(reply)
-    sizes = [(sum(part) + len(part) * texts.prompt, sum(part)) for part in parts]
-    return *map(float, max(sizes)), len(parts)  # type: ignore[return-value]
+def micro_batches(case: Case, rows: int, factor: int = 1) -> tuple[int, int, int]:
+    """Tokens and reply tokens of the largest micro-batch that `rows` are dealt out to, and how many
+    there are; as `cores.ppo.passes.shared` does where rows have no padding."""
+    replies = case.texts.lengths(rows)
+    read = [case.texts.prompt + reply for reply in replies]
+    most = factor * case.config.ppo.pass_tokens
+    count = min(rows, -(-sum(read) // most))
+    while count < rows and sum(read[::count]) > most:
+        count += 1
+    return sum(read[::count]), sum(replies[::count]), count
 
 
 def alternating(case: Case) -> Phases:

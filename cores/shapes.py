@@ -107,6 +107,11 @@ class Shape:
         return self.kind.activation == "silu"
 
     @property
+    def ours(self) -> bool:
+        """Whether norms and gates are ours: `cores.models.layers.FAMILIES`."""
+        return self.family in ("llama", "mistral", "qwen2", "qwen3")
+
+    @property
     def layer(self) -> int:
         """Weights of a layer's linear maps."""
         return sum(inputs * outputs for _, inputs, outputs in self.linears)
@@ -229,18 +234,21 @@ def weights(shape: Shape, scalar: bool, how: str) -> float:
 
 
 def kept(shape: Shape, half: int, lora: bool) -> float:
-    """Bytes that a layer keeps of a token for its backward pass.
+    """Bytes that a layer keeps of a token for its backward pass, on a GPU.
 
-    Norms keep their fp32 inputs. Under autocast each map casts its input for itself; attention
-    keeps queries, keys, values (repeated where heads share them) and outputs; GELU its input and
-    output, ReLU its output, a gate four tensors. Adapters keep copies of their own.
+    Norms keep their fp32 inputs. Under autocast each map casts its input for itself, where our own
+    norms have not (`cores/models/layers.py`); attention keeps queries, keys, values and outputs;
+    GELU its input and output, ReLU its output, a gate its two inputs and their product. Adapters
+    cast their inputs again, each for itself.
     """
     d, q, k, f = shape.width, shape.queries, shape.keys, shape.inner
-    casts = (3 if shape.separate else 1) + (2 if shape.gated else 1) if half == 2 else 2
-    inner = {"silu": 4, "gelu": 2, "relu": 1}[shape.kind.activation] * f
+    casts = (3 if shape.separate else 1) + (2 if shape.gated else 1)
+    if half == 4 or (shape.ours and not lora):  # one of each norm
+        casts = 2
+    inner = {"silu": 3, "gelu": 2, "relu": 1}[shape.kind.activation] * f
     copies = q + (f if inner == f else 0) if lora and half == 2 else 0
     own = 6 * (q + k) if shape.family == "qwen3" else 0  # norms of queries and keys
-    return 8 * d + half * (casts * d + 4 * q + inner + copies) + own
+    return 8 * d + half * (casts * d + 2 * (q + k) + inner + copies) + own
 
 
 def passing(shape: Shape, half: int) -> float:

@@ -23,9 +23,11 @@ from scripts.plan.layouts import Plan, plan
 from scripts.plan.times import card_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-OLDER = ("W1-stops256", "W1-stops1024", "W4", "-before", "W2-captured8")
-"""Parts of names of files that are no measure of it: rows were read with their padding then, W4 is
-on a CPU, and the last is of a commit whose rollouts kept nothing beside captured passes."""
+OLDER = ("W1-stops", "W4-", "-before", "W2-captured8", "W1-response256", "W1-response512")
+OLDER += ("W3-graph", "W5-packed", "W6-packed")
+"""Beginnings or ends of names of files that are no measure of today's code: rows were read with
+their padding, or dealt out otherwise; buffers were not kept beside captured passes; Llama's layers
+were not ours yet. W4 is on a CPU."""
 PEAK, SECONDS = 0.10, 0.25
 """Largest errors, as shares of what was measured."""
 GPUS = {"NVIDIA H100 80GB HBM3": ("H100", 85.0e9), "NVIDIA H200": ("H200", 150.1e9)}

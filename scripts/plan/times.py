@@ -55,14 +55,14 @@ PASSING = 1.5
 """Times, in a pass that keeps nothing."""
 LOGITS = 16.0
 """Bytes moved a logit in an update: docs/performance.md, Log-probs alone."""
-DECODE = {"plain": 0.036 * MS, "rotary": 0.095 * MS, "adapters": 0.075 * MS}
-"""Seconds of a layer's launches in a decode step beside its bytes: W1 and W2; W5 and W6; W3."""
+DECODE = {"plain": 0.036 * MS, "rotary": 0.058 * MS, "adapters": 0.075 * MS}
+"""Seconds of a layer's launches in a decode step beside its bytes: W1 and W2; W6; W3."""
 HF_DECODE = 0.64 * MS
 """The same by Hugging Face generate: rollout-gpt2-hf.json."""
-EAGER = {"plain": 1.0 * MS, "rotary": 1.4 * MS}
+EAGER = {"plain": 1.0 * MS, "rotary": 1.1 * MS}
 """Seconds in which Python launches a layer's forward pass; a backward pass takes twice that: W2 and
 scoring of W1; scoring of W6."""
-GRAPH = {"plain": 0.12 * MS, "rotary": 0.35 * MS}
+GRAPH = {"plain": 0.12 * MS, "rotary": 0.2 * MS}
 """Seconds of a layer's launches, forward and back, in a captured pass: W1; W6."""
 AROUND = (10 * MS, 2.3 * MS, 3e-7)
 """Seconds of an update outside its models: once, an optimizer step, a token of the replies' (B, T):

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +287,7 @@ class Texts:
             low, high = (p, high) if longer else (low, p)
         return low
 
+    @cache  # noqa: B019 - a plan asks for few
     def lengths(self, count: int) -> list[int]:
         """Of so many replies, the longest first: the middles of equal shares of all."""
         if not (p := self.stops):

@@ -56,8 +56,7 @@ def best(case: Case, quantization: str = "none") -> Plan | None:
     if quantization != "none":
         lora = dict.fromkeys(("ppo.lora.rank", "reward.lora.rank"), 16)
         case = plan("ppo", case, card, nodes, lora | {"model.quantization": quantization}).case
-    found = ways("ppo", case, card, nodes)
-    return best_of([form for form in found if "model.quantization" not in form.options])
+    return best_of(ways("ppo", case, card, nodes, others=False))
 
 
 def cell(form: Plan | None, replies: int) -> list[str]:

@@ -141,11 +141,12 @@ def smaller(stage: str, case: Case) -> Iterator[dict[str, Any]]:
             yield held | {k: v for k, v in one.items() if v != value_of(config, k)}
 
 
-def ways(stage: str, case: Case, card: Card, nodes: int) -> list[Plan]:
+def ways(stage: str, case: Case, card: Card, nodes: int, others: bool = True) -> list[Plan]:
     """Each kind of training on each layout, in its fastest form that fits, or if none does in that
-    of the least memory; the configuration as it is comes first."""
+    of the least memory; the configuration as it is comes first. `others`: kinds that change what is
+    trained are among them."""
     found = [plan(stage, case, card, nodes, {})]
-    for base in ({}, *smaller(stage, case)):
+    for base in ({}, *(smaller(stage, case) if others else ())):
         for layout in layouts(case):
             few = base.get("model.quantization", case.config.model.quantization)
             if layout.shards in ("zero3", "fsdp2") and few != "none":

@@ -3,6 +3,7 @@ measured of launches, matrix products and memory. Pure functions; no torch.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +182,7 @@ def sampling(case: Case, card: Card, rows: int) -> float:
         launch, lengths = HF_DECODE * (ADAPTED if lora.rank else 1), [lengths[0]] * rows
     token = 2 * shape.layers * shape.keys * half
     for begin in range(1, lengths[0], 16):
-        alive = sum(length > begin for length in lengths)
+        alive = bisect_left(lengths, -begin, key=lambda length: -length)
         steps, context = min(16, lengths[0] - begin), texts.prompt + begin + 8
         moved = read + alive * (context * token + 12.0 * shape.vocabulary)
         attention = 4 * shape.layers * shape.queries * context

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cores.config import Config
-from cores.config.lora import LoraSection
+from cores.config import Config, LoraSection
 from cores.config.ppo import WITH_CRITIC
 from cores.shapes import Shape, Texts, kept, passing, trained, weights
 
@@ -19,10 +18,9 @@ CAPTURED, WORK = 500_000_000, 3e12
 """Parameters, and those times tokens, of passes captured unasked (cores/ppo/passes.py)."""
 FORWARD = 4
 """Rows of a pass that keeps nothing, to one of an update (cores/ppo/score.py)."""
-PREFILL = 32768
-"""Prompt tokens in a forward pass (cores/rollout/graph/engine.py)."""
-KEPT = 0.05
-"""Share of a GPU's memory up to which a rollout's buffers stay (the same file)."""
+PREFILL, KEPT = 32768, 0.05
+"""Prompt tokens in a pass; share of a GPU's memory up to which a rollout's buffers stay
+(cores/rollout/graph/engine.py)."""
 POOL = 1.15
 """Measured (W1, W2 captured): bytes of a pool of captured passes for each that they hold."""
 BUCKET = 5e8
@@ -95,9 +93,9 @@ class Case:
     def shares_base(self) -> bool:
         """Whether actor, critic, reward model and reference are adapters of one base."""
         config = self.config
-        asked = str(getattr(config.ppo.lora, "share_base", "no")).lower() not in ("no", "false")
+        able = config.ppo.lora.rank and config.reward.lora.rank and self.layout.shards == "none"
         lone = config.reward.path is None and config.reward.base is None
-        return bool(asked and lone and config.ppo.lora.rank and config.reward.lora.rank)
+        return bool(able and lone and getattr(config.ppo.lora, "share_base", "false") != "false")
 
     def captures(self, shape: Shape, scalar: bool) -> bool:
         """Whether a role's passes are CUDA graphs."""

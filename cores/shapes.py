@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from cores.config.lora import LoraSection
+from cores.config import LoraSection
 from cores.errors import UserError, readable
 
 ROWS = 64

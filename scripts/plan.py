@@ -79,6 +79,12 @@ def check_shares(config: Config, stage: str, world: int) -> None:
                 f"{stage}.{key}{per}: {size} rows do not divide over {world} processes; choose a "
                 f"multiple of {world}."
             )
+    own = section.batch_size // world
+    if stage != "ppo" and own % min(section.microbatch_size, own):
+        raise UserError(
+            f"{stage}.microbatch_size: {section.microbatch_size} does not divide the {own} rows of "
+            f"a process ({stage}.batch_size {section.batch_size} over {world}); choose a divisor."
+        )
 
 
 def stages_of(config: Config) -> list[str]:

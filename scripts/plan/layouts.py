@@ -75,6 +75,7 @@ class Plan:
 def plan(stage: str, case: Case, card: Card, nodes: int, options: dict[str, Any]) -> Plan:
     """`case` with the keys of `options` changed, counted."""
     config = case.config
+    options = {key: value for key, value in options.items() if value != value_of(config, key)}
     for key, value in options.items():
         config = changed(config, key.split("."), value)
     case = replace(case, config=config)
@@ -115,8 +116,7 @@ def savings(stage: str, config: Config, world: int) -> Iterator[dict[str, Any]]:
                     least = section.max_prompt_length + section.max_new_tokens
                     tokens = section.microbatch_tokens * size // sizes[0]
                     found["ppo.microbatch_tokens"] = max(least, tokens)
-                found["model.gradient_checkpointing"] = again
-                yield {k: v for k, v in found.items() if v != value_of(config, k)}
+                yield {**found, "model.gradient_checkpointing": again}
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -138,7 +138,7 @@ def smaller(stage: str, case: Case) -> Iterator[dict[str, Any]]:
         held = {**lora, "model.quantization": how}
         yield held
         if stage == "ppo" and hasattr(config.ppo.lora, "share_base"):
-            yield held | {k: v for k, v in one.items() if v != value_of(config, k)}
+            yield held | one
 
 
 def ways(stage: str, case: Case, card: Card, nodes: int, others: bool = True) -> list[Plan]:
@@ -158,7 +158,7 @@ def ways(stage: str, case: Case, card: Card, nodes: int, others: bool = True) ->
             ]
             fit = [form for form in forms if form.fits]
             best = min(fit, key=_total) if fit else min(forms, key=_peak)
-            if (best.case.layout, best.options) != (case.layout, {}):
+            if best.case not in [form.case for form in found]:
                 found.append(best)
     return found
 

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
-from cores.config.lora import LoraSection
+from cores.config import LoraSection
 from cores.memory import FORWARD, Case, micro_batches, roles_of
 from cores.shapes import Shape, kept, trained, weights
 from scripts.bench import floors

@@ -114,6 +114,7 @@ def test_nothing_fits(base: Path, tmp_path: Path) -> None:
         (["--gpu-memory", "-5"], "--gpu-memory is -5"),
         (["--gpus", "three"], "invalid int value"),
         (["--gpus", "3"], "do not divide over 3 processes"),
+        (["--sft.microbatch_size", "3"], "3 does not divide the 32 rows of a process"),
         (["--model.path", "/nowhere/at/all"], "there is no /nowhere/at/all/config.json"),
         (["--ppo.batch_sise", "8"], "Did you mean ppo.batch_size"),
         (["--gpu", "GTX"], "--gpu GTX is not known"),

@@ -200,8 +200,8 @@ def learning(case: Case, stage: str) -> Phases:
     # transformers hands logits on in fp32 and the loss makes three more tensors of them.
     read = 0.0 if scalar else (case.half + 12.0) * tokens * shape.vocabulary
     if scalar and section.freeze_base:  # its head alone is trained
-        held = Held("model", "weights", 4.0 * shape.parameters(True) * case.layout.weights)
-        return {"update": [held, Held("model", "activations", tokens * passing(shape, case.half))]}
+        base = Held("model", "weights", 4.0 * shape.parameters(True) * case.layout.weights)
+        return {"update": [base, Held("model", "activations", tokens * passing(shape, case.half))]}
     held = owned(case, "model", shape, scalar, lora, section.optimizer)
     more = update(case, "model", shape, scalar, lora, tokens, read, math.ceil(share / rows))
     return {"update": held + more}

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a plain script
 
-from cores.config import Config, parse_config
+from cores.config import Config, check_run, parse_config
 from cores.errors import UserError
 from cores.forecast import shapes_of
 from cores.memory import Case, Layout
@@ -118,6 +118,8 @@ def main(argv: list[str]) -> None:
     """Command line."""
     args, words = arguments(argv)
     config = parse_config(words, "scripts/plan.py", "Plan a run.")
+    if args.stage in ("sft", "reward"):
+        check_run(config, args.stage)
     world = args.gpus * args.nodes
     card = card_of(args.gpu_memory, args.gpu)
     layout = Layout(world, card=args.gpu_memory * 1e9)

@@ -23,8 +23,10 @@ from scripts.plan.layouts import Plan, plan
 from scripts.plan.times import card_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-OLDER = ("W1-stops", "W4-", "-before", "W2-captured8", "W1-response256", "W1-response512")
-OLDER += ("W3-graph", "W5-packed", "W6-packed")
+OLDER = (
+    "W1-stops", "W4-", "-before", "W2-captured8", "W1-response256", "W1-response512",
+    "W3-graph", "W5-packed", "W6-packed",
+)  # fmt: skip
 """Beginnings or ends of names of files that are no measure of today's code: rows were read with
 their padding, or dealt out otherwise; buffers were not kept beside captured passes; Llama's layers
 were not ours yet. W4 is on a CPU."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from cores.config import Config
+from cores.config import Config, RolloutSection
 from cores.memory import Case, Layout, Phases, needed, peak
 from scripts.plan.times import Card, Seconds, seconds
 
@@ -108,6 +108,8 @@ def savings(stage: str, config: Config, world: int) -> Iterator[dict[str, Any]]:
     slower: list[dict[str, Any]] = [{}]
     if stage == "ppo":
         slower += [{"ppo.passes": "eager"}, {"ppo.passes": "eager", "rollout.engine": "hf"}]
+        if "vllm" in get_args(get_type_hints(RolloutSection)["engine"]):
+            slower.append({"ppo.passes": "eager", "rollout.engine": "vllm"})
     for again in dict.fromkeys((config.model.gradient_checkpointing, True)):
         for size in sizes:
             for more in slower:

@@ -4,7 +4,7 @@ measured of launches, matrix products and memory. Pure functions; no torch.
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cores.config import LoraSection
@@ -168,6 +168,13 @@ def sampling(case: Case, card: Card, rows: int) -> float:
     tokens tells."""
     config, shape, half, texts = case.config, case.policy, case.half, case.texts
     lora, kind = config.ppo.lora, config.rollout.engine
+    if kind == "vllm":  # as many at a time as its cache holds
+        token = 2 * shape.layers * shape.keys * half
+        room = getattr(config.rollout, "cache_gb", 4.0) * 2**30 / token
+        waves = math.ceil(rows * (texts.prompt + texts.longest) / room)
+        graph = replace(config, rollout=replace(config.rollout, engine="auto"))
+        some = replace(case, config=graph, layout=replace(case.layout, shards="none"))
+        return waves * sampling(some, card, math.ceil(rows / waves))
     lengths = texts.lengths(rows)
     counts = counted(Pass(shape, False, lora, texts.prompt, [0] * rows, 1))
     works = floors.rollout(counts, texts.prompt, [1] * rows, half)

@@ -1,6 +1,5 @@
 """The one model of memory: bytes that each role of a stage holds on a GPU, by phase, counted from
-the configuration and the numbers of a model's config.json. Pure functions; no torch.
-`docs/scaling.md` says how far the sums were from what GPUs measured.
+the configuration and the numbers of config.json (docs/scaling.md). Pure functions; no torch.
 """
 
 import math

@@ -15,6 +15,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
+    from cores.forecast import forecast
     from cores.models import check_saving
     from cores.models.adapters import check_quantization
     from cores.models.bases import base_tokenizer, check_base, check_encoder
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
         cache_if_unreachable(config.model.path)
         config, given = pinned(config), config.model
         base = load_config(config.model.path)
+        forecast(config, "sft", here)
         check_encoder(config, base, "sft", here.sharding.stage)
         check_positions(config, base)
         tokenizer, notes = base_tokenizer(config)

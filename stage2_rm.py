@@ -15,6 +15,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
+    from cores.forecast import forecast
     from cores.models import ScalarModel
     from cores.models.adapters import check_quantization
     from cores.models.bases import check_encoder
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
         stage, lora = here.sharding.stage, config.reward.lora
         check_quantization(config.model, lora.rank > 0, "reward.lora", stage, here.device)
         parents = load_parents(config, ["sft"], here.is_local_main, run.place)
+        forecast(config, "reward", here)
         model_config = load_config(sft := parents["sft"].folder)
         check_encoder(config, model_config, "reward", stage)
         tokenizer = policy_tokenizer(config, parents["sft"])

@@ -13,6 +13,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports come after the arguments are known to be right.
     from cores.data import overlap, prompt_data, show
+    from cores.forecast import forecast
     from cores.models.adapters import check_quantization
     from cores.models.images import later_processor
     from cores.models.vocabulary import saved_rows
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> None:
         stage, lora = here.sharding.stage, config.ppo.lora
         check_quantization(config.model, lora.rank > 0, "ppo.lora", stage, here.device)
         parents = load_parents(config, ppo.needed_stages(config), here.is_local_main, run.place)
+        forecast(config, "ppo", here)
         model_config = ppo.check_models(config, parents, stage)
         tokenizer = policy_tokenizer(config, parents["sft"])
         ppo.check_sampling(config, tokenizer, model_config, here.device)

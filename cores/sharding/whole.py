@@ -147,6 +147,8 @@ class Whole:
     """For the screen."""
     apart = True
     """Whether ranks meet nowhere in a pass but where the last micro-batch's gradients are added."""
+    offload = False
+    """Whether weights or optimizer states wait in the machine's memory."""
     fused = True
     """Whether AdamW steps in one kernel, which leaves out a step that is no number."""
     mixed = True

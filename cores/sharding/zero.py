@@ -132,6 +132,13 @@ class Zero(Whole):
         return launched_settings()["zero_optimization"]["stage"]
 
     @property
+    def offload(self) -> bool:  # type: ignore[override]
+        """Whether anything waits in the machine's memory."""
+        zero = launched_settings()["zero_optimization"]
+        places = (zero.get(f"offload_{what}") or {} for what in ("param", "optimizer"))
+        return any(place.get("device", "none") != "none" for place in places)
+
+    @property
     def name(self) -> str:  # type: ignore[override]
         return f"DeepSpeed ZeRO-{self.stage}"
 

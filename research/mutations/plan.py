@@ -14,6 +14,7 @@ from research.mutations import (
     learned,
     models,
     passes,
+    planner,
     ppo,
     presets,
     rl,
@@ -46,6 +47,7 @@ AREAS = {
     "What a run says, and the chat page": talking,
     "Evaluation": evaluation,
     "What a run tells": runs,
+    "What is counted before a run": planner,
 }
 """Heading of the report to the module with its bugs."""
 

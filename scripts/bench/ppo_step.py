@@ -57,7 +57,7 @@ def json_file(text: str) -> Path:
 
 def add_workload_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose and change a workload."""
-    parser.add_argument("--workload", required=True, choices=tuple(f"W{n}" for n in range(1, 7)))
+    parser.add_argument("--workload", required=True, choices=tuple(f"W{n}" for n in range(1, 9)))
     count = at_least(1)
     parser.add_argument("--batch", type=count, help="replies a rollout")
     parser.add_argument("--minibatch", type=count, help="replies an optimizer step")

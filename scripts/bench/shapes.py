@@ -38,6 +38,25 @@ SHAPES: Shapes = {
         num_key_value_heads=2,
         tie_word_embeddings=True,
     ),
+    "qwen2.5-1.5b": Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+    "llama-3b": LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    ),
     "smollm2-135m": LlamaConfig(
         vocab_size=49_152,
         hidden_size=576,
@@ -49,4 +68,5 @@ SHAPES: Shapes = {
     ),
 }
 """GPT2Config and LlamaConfig are GPT-2 124M and Llama 7B by default; the other numbers are those of
-facebook/opt-350m, facebook/opt-1.3b, Qwen/Qwen2.5-0.5B and HuggingFaceTB/SmolLM2-135M."""
+facebook/opt-350m, facebook/opt-1.3b, Qwen/Qwen2.5-0.5B and 1.5B, HuggingFaceTB/SmolLM2-135M and
+meta-llama/Llama-3.2-3B."""

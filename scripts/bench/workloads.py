@@ -94,6 +94,8 @@ WORKLOADS = {
         Workload(
             "W6", "smollm2-135m", "smollm2-135m", 128, 32, 48, 2, 32, micro=32, mean_length=24.0
         ),
+        Workload("W7", "qwen2.5-1.5b", "qwen2.5-0.5b", 64, 128, 256, 1, minibatch=32, micro=8),
+        Workload("W8", "llama-3b", "llama-3b", 32, 256, 256, 1, minibatch=8, micro=4, lora=16),
     )
 }
 

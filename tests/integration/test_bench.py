@@ -40,7 +40,14 @@ def small_trainer(**changes: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("gpt2", 124), ("opt-350m", 331), ("opt-1.3b", 1316), ("llama-7b", 6738)],
+    [
+        ("gpt2", 124),
+        ("opt-350m", 331),
+        ("opt-1.3b", 1316),
+        ("llama-7b", 6738),
+        ("qwen2.5-1.5b", 1544),
+        ("llama-3b", 3213),
+    ],
 )
 def test_shapes_are_the_named_models(name: str, millions: float) -> None:
     """Parameters of the published checkpoints."""
@@ -70,9 +77,11 @@ def test_the_fixed_workloads() -> None:
         "W4": ("tiny", "tiny", 64, 16, 32, 4, 16, 16),
         "W5": ("qwen2.5-0.5b", "qwen2.5-0.5b", 256, 104, 512, 1, 64, 4),
         "W6": ("smollm2-135m", "smollm2-135m", 128, 32, 48, 2, 32, 8),
+        "W7": ("qwen2.5-1.5b", "qwen2.5-0.5b", 64, 128, 256, 1, 32, 2),
+        "W8": ("llama-3b", "llama-3b", 32, 256, 256, 1, 8, 4),
     }
-    assert WORKLOADS["W3"].lora == 16
-    assert [w.precision for w in WORKLOADS.values()] == ["bf16"] * 3 + ["fp32"] + ["bf16"] * 2
+    assert [w.name for w in WORKLOADS.values() if w.lora] == ["W3", "W8"]
+    assert [w.name for w in WORKLOADS.values() if w.precision == "fp32"] == ["W4"]
 
 
 def test_variants_that_do_not_fit_are_refused() -> None:

@@ -22,6 +22,8 @@ RUN = {
     "scripts/setup.sh": "not run by a test: .ci/run does, through scripts/test.sh",
     "scripts/test.sh": "not run by a test: .ci/run does",
     "scripts/recipes.py": "tests/integration/test_recipes.py",
+    "scripts/plan.py": "tests/unit/test_plan.py",
+    "scripts/bench/plan_error.py": "tests/unit/test_plan.py",
     "scripts/merge_adapter.py": "tests/integration/test_lora_chain.py",
     "scripts/export.py": "tests/integration/test_export.py",
     "scripts/push.py": "tests/unit/test_card.py",

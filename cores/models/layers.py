@@ -130,18 +130,19 @@ class Rotary:
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         from cores.models import layer_kernels
 
-        ctx.save_for_backward(*given[2:])
-        return layer_kernels.rotate(*given)
+        ctx.save_for_backward(cos, sin)
+        return layer_kernels.rotate(q, k, cos, sin)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_q: Tensor, by_k: Tensor) -> tuple[Tensor | None, ...]:
         from cores.models import layer_kernels
 
-        return *layer_kernels.rotate(*slopes, *ctx.saved_tensors, back=True), None, None
+        cos, sin = ctx.saved_tensors
+        return *layer_kernels.rotate(by_q, by_k, cos, sin, back=True), None, None
 
 
 def fuse_layers(model: Any) -> Any:

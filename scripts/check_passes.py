@@ -4,8 +4,8 @@
 
 A small GPT-2 of random weights (scripts/bench, W4's shape), in fp32 and bf16, rows with and without
 padding, replies of one and of many lengths, optimizer steps of one and of several micro-batches, a
-falling learning rate. Eager micro-batches are padded to the widths of captured ones, so that both
-run the same kernels. Prints the largest difference of the statistics, relative to their size, and
+falling learning rate. Eager micro-batches are padded or packed as captured ones, so that both run
+the same kernels. Prints the largest difference of the statistics, relative to their size, and
 ends with status 1 if it is above TOLERANCE anywhere. Without a GPU
 tests/unit/test_ppo_captured.py replays Python in place of graphs.
 """
@@ -61,6 +61,8 @@ def statistics(passes: str, case: Case) -> list[dict[str, float]]:
     torch.manual_seed(0)
     trainer = trainer_of(workload, config, run)
     found = []
+    trainer.passes.packed &= case.precision == "bf16"
+    trainer.widths = module.WIDTHS
     with patch.object(trainer.passes, "widths", module.WIDTHS):
         for update in range(UPDATES):
             prompts = prompts_of(workload, workload.batch, update)

@@ -84,6 +84,27 @@ class Scored:
         both = torch.stack([self.mask.sum(dim=1), self.response_mask.sum(dim=1)], dim=1)
         return [(row - response, response) for row, response in both.tolist()]
 
+    @property
+    def layout(self) -> tuple[bool, int]:
+        """What a captured pass knows of the rows beside the shapes of `tensors`."""
+        return self.attended is None, self.packing.longest if self.packing else 0
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, by name: the columns and those of `packing`."""
+        places = self.packing.tensors if self.packing else {}
+        return columns(self) | {f"packed_{name}": place for name, place in places.items()}
+
+    def holding(self: S, tensors: dict[str, Tensor]) -> S:
+        """Rows with such tensors in these rows' places."""
+        own: Any = {name: tensors[name] for name in columns(self)}
+        if self.packing is not None:
+            places: Any = {name: tensors[f"packed_{name}"] for name in self.packing.tensors}
+            own["packing"] = self.packing._replace(**places)
+        result = replace(self, **own)
+        vars(result)["lengths"] = self.lengths  # read for padding alone
+        return result
+
     @cached_property
     def attended(self) -> Tensor | None:
         """The mask for a model, or None where no row has padding: models attend to all then."""

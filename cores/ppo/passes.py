@@ -13,7 +13,7 @@ from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.body import attention_problem, looks_for_outliers
 from cores.models.rows import Value, before_replies
-from cores.ppo.experience import Experience, Lengths, Scored, columns
+from cores.ppo.experience import Experience, Lengths, Scored
 from cores.ppo.roles import Roles, TrainedRole
 from cores.rl import (
     kl_estimate,
@@ -126,19 +126,12 @@ class Passes:
     ) -> Terms:
         """The same as a CUDA graph, where the shape has come before."""
         gradients = self.kept[role.name]
-        lengths, whole = batch.lengths, batch.attended is None
-        places = batch.packing.tensors if batch.packing else {}
-        longest = batch.packing.longest if batch.packing else None
 
         def work(inputs: Tensors) -> Tensors:
-            put: Any = {name: inputs[f"packed_{name}"] for name in places}
-            held: Any = {name: inputs[name] for name in columns(batch)}
-            own = replace(batch, **held, packing=batch.packing and batch.packing._replace(**put))
-            vars(own)["lengths"] = lengths  # read for padding alone, which `whole` tells
             shares = replace(minibatch, tokens=inputs["tokens"], kl_coef=inputs["kl_coef"])
             gradients.begin(turn.first, turn.last)
             with self.launch.autocast():
-                loss, terms = loss_of(own, shares)
+                loss, terms = loss_of(batch.holding(inputs), shares)
                 loss.backward()
             if turn.last:
                 terms["grad_norm"] = role.trained.descend()
@@ -146,10 +139,9 @@ class Passes:
             return {name: term.detach() for name, term in terms.items()}
 
         price = torch.full((), minibatch.kl_coef, device=self.launch.device)
-        inputs = columns(batch) | {"tokens": minibatch.tokens, "kl_coef": price}
-        inputs |= {f"packed_{name}": place for name, place in places.items()}
-        how = (role.name, whole, minibatch.measured, minibatch.replies, turn, longest)
-        return self.captured.run(how, inputs, work)
+        how = (role.name, minibatch.measured, minibatch.replies, turn, batch.layout)
+        given = batch.tensors | {"tokens": minibatch.tokens, "kl_coef": price}
+        return self.captured.run(how, given, work)
 
     def _policy_loss(self, batch: Experience, minibatch: Minibatch) -> tuple[Tensor, Terms]:
         """The actor's loss, 0-d, and its statistics: this micro-batch's share of the minibatch's.

@@ -23,6 +23,7 @@ from cores.rl import masked_mean
 from cores.rl.coati import mean_over_row
 from cores.rollout import Rollout, RolloutEngine
 from cores.rollout.pictures import pictures
+from cores.runtime.captured import Captured, Tensors
 from cores.runtime.launch import Launch
 from cores.runtime.ranks import WATCH
 
@@ -61,6 +62,10 @@ class Scorer:
         self.sources = names if len(names) > 1 else []
         """Names of the score's sources, where there are several."""
         self.state = PPOState(config.kl_coef)
+        self.widths, self.packed = 1, roles.packs
+        """How rows are selected: see `Scored.select`."""
+        self.captured: Captured | None = None
+        """What makes scoring one launch, where passes of the update are."""
 
     def rollout(
         self,
@@ -144,7 +149,7 @@ class Scorer:
         """This rank's rows, in as many parts on every rank."""
         c, lengths = self.config, scored.lengths
         rows, halved = range(len(lengths)), self.state.halved
-        (parts,) = shared(rows, lengths, c, halved, factor=FORWARD_FACTOR, packed=self.roles.packs)
+        (parts,) = shared(rows, lengths, c, halved, factor=FORWARD_FACTOR, packed=self.packed)
         (count,) = self.launch.agree(len(parts))
         for part in in_parts(parts, count):
             self._score_rows(scored, texts, part, last_token, reuse)
@@ -158,30 +163,50 @@ class Scorer:
         self, scored: Scored, texts: Texts, part: list[int], last_token: bool, reuse: bool
     ) -> None:
         """Fill in the model-made columns of the rows `part` of `scored`."""
-        c, batch = self.config, scored.select(part, packed=self.roles.packs)
-        rows, width = on_device(part, scored.ids.device), batch.response_mask.shape[1]
+        batch = scored.select(part, self.widths, self.packed)
+        rows, width = on_device(part, scored.ids.device), scored.response_mask.shape[1]
+        read = None
+        if texts is not None:
+            ids, mask = right_pad([texts[i] for i in part], 0)  # an id that is never read
+            read = Rows(ids.to(rows.device), mask.to(rows.device), width=0)
+
+        def work(inputs: Tensors) -> Tensors:
+            return self._told(batch.holding(inputs), read, last_token, reuse)
+
+        if self.captured is not None and read is None:
+            told = self.captured.run(
+                ("score", last_token, reuse, batch.layout), batch.tensors, work
+            )
+        else:
+            told = work(batch.tensors)
+        for name, values in told.items():
+            values = values[: len(part)]  # behind them rows of nothing
+            if name == "score":
+                scored.score_parts[rows, list(self.config.rewards).index("model")] = values
+            else:
+                getattr(scored, name)[rows, : values.shape[1]] = values[:, :width]
+
+    def _told(self, batch: Scored, read: Rows | None, last_token: bool, reuse: bool) -> Tensors:
+        """What the models say of a batch, by column, and `score`; `read`: what the reward model
+        reads in its place."""
+        c = self.config
+        found: Tensors = {}
         with self.launch.autocast():
             if not reuse:
-                assert scored.entropy is not None
                 logprobs, entropy = self.roles.actor.says.logprobs(batch.rows)
-                scored.logprobs[rows, :width] = logprobs
-                scored.entropy[rows, :width] = entropy
+                found |= {"logprobs": logprobs, "entropy": entropy}
             with self.roles.reference() as reference:
-                ref_logprobs, _ = reference.logprobs(batch.rows, entropy=False)
+                found["ref_logprobs"], _ = reference.logprobs(batch.rows, entropy=False)
             if self.roles.critic is not None:
-                values = response_values(self.roles.critic.says, batch, c)
-                scored.values[rows, :width] = values
+                found["values"] = response_values(self.roles.critic.says, batch, c)
             if self.roles.reward is not None:
-                reward, read, mask = Value(self.roles.reward), batch.rows, batch.mask
-                if texts is not None:
-                    ids, mask = right_pad([texts[i] for i in part], 0)  # an id that is never read
-                    read = Rows(ids.to(rows.device), (mask := mask.to(rows.device)), width=0)
+                reward, rows = Value(self.roles.reward), read or batch.rows
                 if c.estimator == "coati" and c.coati.mean_over_positions and not last_token:
-                    score = mean_over_row(reward.everywhere(read), mask)
+                    mask = batch.mask if rows.mask is None else rows.mask
+                    found["score"] = mean_over_row(reward.everywhere(rows), mask)
                 else:
-                    score = reward.score(read)
-                scored.score_parts[rows, list(c.rewards).index("model")] = score
-        scored.ref_logprobs[rows, :width] = ref_logprobs
+                    found["score"] = reward.score(rows)
+        return found
 
 
 def with_room(scorer: Scorer, work: Callable[[], T]) -> T:

@@ -60,6 +60,8 @@ class PPOTrainer(Scorer):
         """Stage-1 rows to train on beside the rollouts; what to do about steps that are none."""
         self.passes = Passes(config, roles, launch)
         """How a micro-batch goes through a model and back."""
+        if self.packed and len(self.passes.kept) == len(roles.trained):
+            self.captured, self.widths = self.passes.captured, self.passes.widths
         self.minibatch = 0
         """Optimizer steps of the present update so far."""
         self.minibatches = config.epochs * (config.batch_size // config.minibatch_size)

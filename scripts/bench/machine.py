@@ -30,7 +30,7 @@ def cap(device: torch.device, gigabytes: float | None) -> None:
     if device.type != "cuda":
         raise UserError("--memory: caps what is taken of a GPU, and there is none; leave it out.")
     whole = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / whole), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / whole))
 
 
 def reset_peak(device: torch.device) -> None:

@@ -94,7 +94,7 @@ class Case:
         config = self.config
         able = config.ppo.lora.rank and config.reward.lora.rank and self.layout.shards == "none"
         lone = config.reward.path is None and config.reward.base is None
-        return bool(able and lone and getattr(config.ppo.lora, "share_base", "false") != "false")
+        return bool(able and lone and config.ppo.lora.share_base != "false")
 
     def captures(self, shape: Shape, scalar: bool) -> bool:
         """Whether a role's passes are CUDA graphs."""
@@ -222,6 +222,7 @@ def frozen(case: Case) -> Iterator[Held]:
         yield Held("reference", "weights", weights(case.policy, False, held) * layout.weights)
     shared = config.ppo.critic_init != "zero" and config.ppo.estimator in WITH_CRITIC
     shared &= config.reward.path is None and how in ("none", "bf16")
+    shared &= config.ppo.lora.share_base != "false"
     if case.shares_base:
         yield Held("reward", "weights", 4.0 * trained(case.judge, True, config.reward.lora))
     elif "model" in config.ppo.rewards and not (lora and shared):

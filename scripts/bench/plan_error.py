@@ -24,7 +24,7 @@ from scripts.plan.times import card_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 OLDER = (
-    "W1-stops", "W4-", "-before", "W2-captured8", "W1-response256", "W1-response512",
+    "W1-stops", "W4-", "before", "W2-captured8", "W1-response256", "W1-response512",
     "W3-graph", "W5-packed", "W6-packed",
 )  # fmt: skip
 """Beginnings or ends of names of files that are no measure of today's code: rows were read with
@@ -48,7 +48,8 @@ def planned(found: Found) -> Plan:
     from scripts.bench.workloads import Workload, settings, shape
 
     workload = Workload(**found["workload"])
-    config = settings(workload, found["asked_engine"], found["options"])
+    adapted = [f"--reward.lora.rank={workload.lora}"] * (workload.lora > 0)  # as the parents are
+    config = settings(workload, found["asked_engine"], [*found["options"], *adapted])
     name, memory = GPUS[found["machine"]["hardware"]]
     policy, judge = (
         shape_from(shape(each).to_dict(), each) for each in (workload.policy, workload.scalar)

@@ -134,13 +134,15 @@ def form(shape: Shape) -> str:
     return "rotary" if shape.gated else "plain"
 
 
-def reading(case: Case, card: Card, each: Pass) -> float:
+def reading(case: Case, card: Card, each: Pass, captured: bool = False) -> float:
     """A pass that keeps nothing."""
     half, shape = case.half, counted(each)
     (work,) = floors.scoring(shape, each.prompt, each.replies, half, each.scalar)
     moved = each.tokens * shape.layers * kept(each.shape, half, bool(each.lora.rank)) * PASSING
     moved += LOGITS / 4 * sum(each.at_head) * each.shape.vocabulary + work.bytes * each.micro
     busy = work.operations / rate(card, each.shape, half) + moved / card.bytes
+    if captured:
+        return busy + each.micro * shape.layers * GRAPH[form(each.shape)] / 3
     return max(busy, eager(each, 1))
 
 
@@ -230,10 +232,11 @@ def seconds(case: Case, stage: str, card: Card, nodes: int = 1) -> Seconds:
     models = [(case.policy, False)] + [(case.judge, True)] * (len(roles_of(case)) - 1)
     models += [(case.judge, True)] * ("model" in ppo.rewards)
     sharded = layout.share("zero3", "fsdp2") < 1 or layout.offload
+    graphs = all(case.captures(shape, scalar) for _, shape, scalar in roles_of(case))
     moved = optimizer = 0.0
     for shape, scalar in models:
         each = Pass(shape, scalar, none, texts.prompt, replies, scored)
-        found["scoring"] += reading(case, card, each)
+        found["scoring"] += reading(case, card, each, graphs)
         if sharded:
             moved += scored * _gathered(case, card, nodes, shape, scalar)
     for name, shape, scalar in roles_of(case):

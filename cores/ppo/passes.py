@@ -231,11 +231,12 @@ def cut(rows: Sequence[int], lengths: Lengths, tokens: int, size: int | None) ->
     return parts
 
 
-def deal(rows: Sequence[int], lengths: Lengths, tokens: int) -> list[list[int]]:
-    """`rows`, the longest first, in as few parts as have at most `tokens` tokens without padding,
-    all of nearly as many, so that shapes come again; a row that has more goes alone."""
+def deal(rows: Sequence[int], lengths: Lengths, tokens: int, least: int = 1) -> list[list[int]]:
+    """`rows`, the longest first, in as few parts, `least` if there are as many rows, as have at
+    most `tokens` tokens without padding, all of nearly as many, so that shapes come again; a row
+    that has more goes alone."""
     read = [sum(lengths[row]) for row in rows]
-    count = min(len(rows), -(-sum(read) // tokens))
+    count = min(len(rows), max(least, -(-sum(read) // tokens)))
     while count < len(rows) and any(sum(read[i::count]) > tokens for i in range(count)):
         count += 1
     return [list(rows[i::count]) for i in range(count)]
@@ -279,13 +280,16 @@ def shared(
     """
     packed = packed and all(prompt for prompt, _ in lengths)
     half = 2 if halved else 1
-    room = factor * ppo.pass_tokens // half
+    room = factor * ppo.pass_tokens
     size = None if ppo.microbatch_tokens else max(1, factor * ppo.microbatch_size // half)
     ordered = sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
     shares = [ordered[rank::world] for rank in range(world)]
-    ranks = [
-        deal(share, lengths, room) if packed else cut(share, lengths, room, size)
-        for share in shares
-    ]
+    if packed:
+        ranks = [deal(share, lengths, room) for share in shares]
+        if halved:  # the room may be far more than there is to read
+            both = zip(shares, ranks, strict=True)
+            ranks = [deal(share, lengths, room // 2, 2 * len(parts)) for share, parts in both]
+    else:
+        ranks = [cut(share, lengths, room // half, size) for share in shares]
     most = max(map(len, ranks))
     return [in_parts(parts, most) for parts in ranks]

@@ -105,8 +105,16 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/models/layers.py": (
-        ("tests/unit/test_models_activations.py",),
+        ("tests/unit/test_models_activations.py", "tests/unit/test_layer_kernels.py"),
         [
+            ("rotary-forth", "the gradient of the rotation turned on, not back",
+             "cos, sin, back=True)", "cos, sin)"),
+            ("gate-saved", "gate and what it lets through exchanged on the way back",
+             "ctx.save_for_backward(gate, up)", "ctx.save_for_backward(up, gate)"),
+            ("norm-last", "the last norm rounded too, which heads read in fp32",
+             "narrow=name in BEFORE_LINEAR", "narrow=True"),
+            ("norm-wide", "norms before linear layers rounded by each of them",
+             "if self.narrow and torch", "if False and torch"),
             ("gelu-exact", "the exact GELU in place of GPT-2's",
              '__init__(approximate="tanh")', "__init__()"),
             ("gelu-compiled", "half the slope in the compiled form",

@@ -40,6 +40,7 @@ OUR_LINES = [
     r"(train|test): \d+ of \d+ rows of .*",
     r"asked in stage 2's training pairs too: .*",
     r"pad token: .*",
+    r"one base: actor, reference, critic, reward model",
     r"(sft|reward|ppo): \w+, [\d.]+ M weights(, [\d.]+ M trained)?, CPU, fp32, \d+ steps",
     rf"(sft|reward) \d+/\d+(  \w+ {NUMBER})+  \d+ tok/s(  \d+:\d\d left)?  [\d.]+ GiB",
     rf"held-out loss {NUMBER} -> {NUMBER} nats a token",

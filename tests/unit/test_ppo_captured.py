@@ -1,13 +1,13 @@
 """Captured passes: the same numbers, whatever is copied into them. No GPU is needed: a stand-in for
 a graph runs its work again on the addresses that it was captured with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from _engines import CAPTURABLE
-from _models import ROUNDING, largest_difference, make_trainer, parameters
+from _models import ROUNDING, fixed_rollout, largest_difference, make_trainer, parameters
 from _ppo import experience_of
 
 from cores.config import LoraSection
@@ -82,6 +82,21 @@ def test_captured_passes_change_nothing(ppo: dict[str, Any]) -> None:
     for role in ("actor", "critic"):
         a, b = (parameters(getattr(t.roles, role).unwrapped) for t in (plain, same))
         assert largest_difference(a, b) < 1e-6
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_captured_scoring_changes_nothing() -> None:
+    """What all models say of rows in another order each time, and of as many as need filler."""
+    plain, same = make_trainer("gpt2", passes="eager"), make_trainer("gpt2")
+    for turn in range(4):
+        columns = {k: v for k, v in vars(fixed_rollout(8)).items() if v is not None}
+        rolled: Any = {name: column.roll(turn, 0) for name, column in columns.items()}
+        a, b = (t.score(replace(fixed_rollout(8), **rolled)) for t in (plain, same))
+        for name in ("logprobs", "ref_logprobs", "entropy", "values"):
+            found, expected = (getattr(x, name)[x.response_mask] for x in (b, a))
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(b.score_parts, a.score_parts, atol=1e-5, rtol=1e-5)
+    assert [key[0][0] for key in same.passes.captured.graphs] == ["score"]
 
 
 @pytest.mark.usefixtures("_stand_in")

@@ -67,7 +67,7 @@ def test_whitening_covers_the_rows_of_both_ranks(monkeypatch: pytest.MonkeyPatch
 
 def test_a_minibatch_is_shared_by_the_ranks() -> None:
     """Invariants 21, 31: the two learn from different rows of it, together from all."""
-    trainer, seen = make_trainer("gpt2", microbatch_size=1), []
+    trainer, seen = make_trainer("gpt2", microbatch_tokens=1), []
     rows, experience = torch.tensor([5, 2, 7, 0, 1, 3]), trainer.score(fixed_rollout(8))
     for launch in RANKS:
         trainer.launch = launch

@@ -1,8 +1,6 @@
-"""One reader a kind of file: each yields (where, columns) row by row, or raises UserError.
-
-All but JSON lists and texts hold no more than a row (Parquet: a batch of rows) in memory. Text
-files may be packed.
-"""
+"""One reader a kind of file: each yields (where, columns) row by row, or raises UserError. All but
+JSON lists and texts hold no more than a row (Parquet: a batch of rows) in memory. Text files may be
+packed."""
 
 import csv
 import io

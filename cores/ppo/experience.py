@@ -1,9 +1,7 @@
 """The type that travels from rollout to update, what the update learns from, and its figures.
-Shapes as in `Rollout`: B rows, L = P + T tokens.
-
-One alignment throughout: index t of every (B, T) tensor is response token t, and values[:, t] is
-the value of the state before it. What lies outside `response_mask` has no meaning.
-"""
+Shapes as in `Rollout`: B rows, L = P + T tokens. One alignment throughout: index t of every (B, T)
+tensor is response token t, and values[:, t] is the value of the state before it. What lies outside
+`response_mask` has no meaning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace

@@ -89,7 +89,7 @@ def test_reference_and_reward_are_held_so_in_bf16(kind: str) -> None:
     scored = trainer.score(fixed_rollout())
     assert torch.equal(scored.logprobs, scored.ref_logprobs)
     made = fixed_rollout()
-    trainer.roles = replace(roles, packs=False)  # bf16 rounds differently side by side
+    trainer.packed = False  # bf16 rounds differently side by side
     whole = ScalarModel(load_scalar(reward_folder(kind)))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(trainer.score(made).scores, whole.scores(made.ids, made.mask))

@@ -231,15 +231,23 @@ def cut(rows: Sequence[int], lengths: Lengths, tokens: int, size: int | None) ->
     return parts
 
 
-def deal(rows: Sequence[int], lengths: Lengths, tokens: int, least: int = 1) -> list[list[int]]:
-    """`rows`, the longest first, in as few parts, `least` if there are as many rows, as have at
-    most `tokens` tokens without padding, all of nearly as many, so that shapes come again; a row
-    that has more goes alone."""
-    read = [sum(lengths[row]) for row in rows]
-    count = min(len(rows), max(least, -(-sum(read) // tokens)))
-    while count < len(rows) and any(sum(read[i::count]) > tokens for i in range(count)):
+def deal(rows: Sequence[int], lengths: Lengths, tokens: int, times: int = 1) -> list[list[int]]:
+    """`rows`, the longest first, in as few parts as have at most `tokens` tokens without padding,
+    all of nearly as many, so that shapes come again; in `times` as many of the `times`-th part. A
+    row that has more goes alone."""
+    alone = [[row] for row in rows if sum(lengths[row]) > tokens // times]
+    rest = rows[len(alone) :]
+    count = times * -(-sum(sum(lengths[row]) for row in rest) // tokens)
+    while True:
+        parts: list[list[int]] = [[] for _ in range(min(count, len(rest)))]
+        held = [0] * len(parts)
+        for row in rest:  # to the part that has least
+            part = held.index(min(held))
+            parts[part].append(row)
+            held[part] += sum(lengths[row])
+        if max(held, default=0) <= tokens // times:
+            return alone + parts
         count += 1
-    return [list(rows[i::count]) for i in range(count)]
 
 
 def in_parts(parts: list[list[int]], count: int) -> list[list[int]]:
@@ -284,12 +292,9 @@ def shared(
     size = None if ppo.microbatch_tokens else max(1, factor * ppo.microbatch_size // half)
     ordered = sorted(rows, key=lambda i: sum(lengths[i]), reverse=True)
     shares = [ordered[rank::world] for rank in range(world)]
-    if packed:
-        ranks = [deal(share, lengths, room) for share in shares]
-        if halved:  # the room may be far more than there is to read
-            both = zip(shares, ranks, strict=True)
-            ranks = [deal(share, lengths, room // 2, 2 * len(parts)) for share, parts in both]
-    else:
-        ranks = [cut(share, lengths, room // half, size) for share in shares]
+    ranks = [
+        deal(share, lengths, room, half) if packed else cut(share, lengths, room // half, size)
+        for share in shares
+    ]
     most = max(map(len, ranks))
     return [in_parts(parts, most) for parts in ranks]

@@ -43,10 +43,16 @@ def test_cut_by_hand() -> None:
     assert cut([5, 2], LENGTHS, 11, None) == [[5], [2]]  # longer than the budget: alone
     assert in_parts([[5, 0, 1], [2]], 4) == [[5], [0], [1], [2]]
     assert cut([0, 1, 2], [(8, 8), (1, 1), (1, 1)], 16, None) == [[0], [1, 2]]
-    assert deal([5, 0, 1, 3, 4, 2], LENGTHS, 46) == [[5, 0, 1, 3, 4, 2]]
-    assert deal([5, 0, 1, 3, 4, 2], LENGTHS, 45) == [[5, 1, 4], [0, 3, 2]]  # 28, 18
-    assert deal([5, 0, 1, 3, 4, 2], LENGTHS, 27) == [[5, 3], [0, 4], [1, 2]]  # 20, 16, 10
+    rows = [5, 0, 1, 3, 4, 2]
+    assert deal(rows, LENGTHS, 46) == [rows]
+    assert deal(rows, LENGTHS, 45) == [[5, 3, 2], [0, 1, 4]]  # 22, 24
+    assert deal(rows, LENGTHS, 23) == [[5, 2], [0, 3], [1, 4]]
+    assert deal(rows, LENGTHS, 11) == [[5], [0, 2], [1], [3], [4]]
     assert deal([5, 2], LENGTHS, 1) == [[5], [2]]
+    long = [(30, 10), *LENGTHS]  # a row that has more does not make the others go alone
+    assert deal([0, 6, 1, 2, 4, 5, 3], long, 23) == [[0], [6, 3], [1, 4], [2, 5]]
+    assert deal(rows, LENGTHS, 46, times=2) == [[5, 2], [0, 3], [1, 4]]
+    assert deal(rows, LENGTHS, 1000, times=2) == [[5, 3, 2], [0, 1, 4]]
     for parts, count in (([[1], [2]], 3), ([[1], [2]], 1)):
         with pytest.raises(ValueError, match="cannot be"):
             in_parts(parts, count)

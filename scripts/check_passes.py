@@ -44,7 +44,8 @@ def statistics(passes: str, case: Case) -> list[dict[str, float]]:
     from cores.errors import UserError
     from cores.ppo import passes as module
     from cores.runtime.launch import launch
-    from scripts.bench.workloads import WORKLOADS, prompts_of, settings, trainer_of
+    from scripts.bench.made import trainer_of
+    from scripts.bench.workloads import WORKLOADS, prompts_of, settings
 
     workload = replace(
         WORKLOADS["W4"],

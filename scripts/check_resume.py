@@ -48,7 +48,8 @@ def resumed(trainer: Any, workload: Any, config: Any, step: int, last: int) -> d
     from cores.ppo import build_roles
     from cores.run import checkpoint
     from cores.training.ppo import build_trainer
-    from scripts.bench.workloads import random_parents, tokenizer_of
+    from scripts.bench.made import random_parents
+    from scripts.bench.workloads import tokenizer_of
 
     here, tokenizer = trainer.launch, tokenizer_of(workload)
     if here.device.type == "cuda":
@@ -89,7 +90,8 @@ def main(argv: list[str]) -> None:
 
     from cores.runtime.launch import launch
     from scripts.bench import machine
-    from scripts.bench.workloads import WORKLOADS, settings, trainer_of, variant
+    from scripts.bench.made import trainer_of
+    from scripts.bench.workloads import WORKLOADS, settings, variant
 
     workload = variant(WORKLOADS[args.workload], precision=args.precision)
     config = settings(workload, args.engine, options)

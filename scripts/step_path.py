@@ -69,7 +69,8 @@ def main(argv: list[str]) -> None:
     args, options = parser.parse_known_args(argv)
 
     from cores.runtime.launch import launch
-    from scripts.bench.workloads import WORKLOADS, prompts_of, settings, trainer_of
+    from scripts.bench.made import trainer_of
+    from scripts.bench.workloads import WORKLOADS, prompts_of, settings
 
     workload = WORKLOADS[args.workload]
     config = settings(workload, args.engine, options)

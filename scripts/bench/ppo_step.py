@@ -136,21 +136,24 @@ def floors_of(trainer: Any, workload: Any, lengths: list[int], phases: dict[str,
     )
     own = getattr(roles.reward, "model", None)  # none where it is the critic as it began
     reward = critic if own is None else floors.shape_of(own)
-    scores_itself = "score/actor" in phases
+    scores_itself = phases.get("score/actor", 0.0) > 0 or not trainer.state.reused
     whole = trainer.passes.kept
-    return floors.step(policy, critic, reward, workload, lengths, scores_itself, whole)
+    works = floors.step(policy, critic, reward, workload, lengths, scores_itself, whole)
+    if trainer.captured is not None:  # one launch, whose models no hook sees
+        parts = [name for name in works if name.startswith("score/")]
+        works["score"] = [work for name in parts for work in works.pop(name)]
+    return works
 
 
 def measure(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:
     """Everything that the JSON holds."""
     from cores.runtime.launch import launch
     from scripts.bench import floors, machine
+    from scripts.bench.made import trainer_of
     from scripts.bench.profiling import write_profile
-    from scripts.bench.workloads import WORKLOADS, prompts_of, settings, trainer_of
+    from scripts.bench.workloads import WORKLOADS, prompts_of, settings
 
     workload = workload_from(args)
-    if args.micro_tokens is not None:
-        options = [*options, "--ppo.microbatch_tokens", str(args.micro_tokens)]
     config = settings(workload, args.engine, options)
     run = launch(config)
     machine.cap(run.device, args.memory)
@@ -168,9 +171,9 @@ def measure(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:
     step = statistics.median(seconds)
     tokens = statistics.mean(sum(row) for row in lengths)
     works = floors_of(trainer, workload, lengths[-1], phases["seconds"])
-    operations = sum(work.operations for series in works.values() for work in series)
     if args.profile:
         write_profile(trainer, batches[0], args.profile)
+    operations = sum(work.operations for series in works.values() for work in series)
     return {
         "kind": "ppo_step",
         "workload": asdict(workload),
@@ -250,7 +253,10 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--memory", type=float, help="gigabytes of the GPU to take at most")
     parser.add_argument("--json", type=json_file, help="file to write")
     parser.add_argument("--profile", type=Path, help="file for the longest operations by phase")
-    return parser.parse_known_args(argv)
+    args, options = parser.parse_known_args(argv)
+    if args.micro_tokens is not None:
+        options += ["--ppo.microbatch_tokens", str(args.micro_tokens)]
+    return args, options
 
 
 def main(argv: list[str]) -> None:

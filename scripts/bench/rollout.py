@@ -88,10 +88,10 @@ def engine_of(workload: Any, config: Any, at: Any) -> tuple[Any, Any]:
     from cores.models.actor import plain_model
     from cores.models.loading import exclude_from
     from cores.rollout import build_engine
-    from scripts.bench import workloads
+    from scripts.bench import made, workloads
 
     tokenizer = workloads.tokenizer_of(workload)
-    model = workloads.as_loaded(workloads.random_policy(workload, at.device), config.model)
+    model = made.as_loaded(made.random_policy(workload, at.device), config.model)
     exclude_from(model, tokenizer)
     if workload.lora:
         model = plain_model(add_lora(model, config.ppo.lora, TaskType.CAUSAL_LM, "ppo.lora"))

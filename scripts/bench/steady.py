@@ -77,7 +77,8 @@ def measure(args: argparse.Namespace, options: list[str]) -> Found:
     """Everything that the JSON holds: a number an update in each list."""
     from cores.runtime.launch import launch
     from scripts.bench import machine
-    from scripts.bench.workloads import settings, trainer_of
+    from scripts.bench.made import trainer_of
+    from scripts.bench.workloads import settings
 
     if args.updates < 2 * SETTLED:
         raise UserError(f"--updates: {args.updates} are too few; choose {2 * SETTLED} or more.")

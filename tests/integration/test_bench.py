@@ -14,6 +14,7 @@ from research.experiments.peer_trl import optimizer_steps
 from scripts.bench import logprobs, machine, ppo_step, rollout, tables
 from scripts.bench.clock import Clock, instrumented
 from scripts.bench.floors import Rates
+from scripts.bench.made import random_model, trainer_of
 from scripts.bench.peers.pair import ratio
 from scripts.bench.peers.trl_ppo import peer_settings
 from scripts.bench.plots import groups
@@ -22,10 +23,8 @@ from scripts.bench.workloads import (
     WORKLOADS,
     Workload,
     prompts_of,
-    random_model,
     settings,
     shape,
-    trainer_of,
     variant,
 )
 

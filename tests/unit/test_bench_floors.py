@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from scripts.bench import floors
 from scripts.bench.floors import Rates, Shape, Work
-from scripts.bench.workloads import WORKLOADS, random_model, shape
+from scripts.bench.made import random_model
+from scripts.bench.workloads import WORKLOADS, shape
 
 SMALL = Shape(layers=2, width=4, kv_width=2, body=100, head=30, trained=150, trained_linear=130)
 

@@ -70,7 +70,8 @@ def word_tokenizer(vocabulary: int) -> Any:
 def models_of(workload: Any, tokenizer: Any, device: Any) -> dict[str, Any]:
     """The four roles, pad and eos excluded from what is sampled as in ours."""
     from cores.models.vocabulary import exclude_tokens
-    from scripts.bench.workloads import random_model, random_policy, shape
+    from scripts.bench.made import random_model, random_policy
+    from scripts.bench.workloads import shape
 
     def policy() -> Any:
         model = random_policy(workload, device)

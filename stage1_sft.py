@@ -52,9 +52,7 @@ def main(argv: list[str]) -> None:
         if problem := scalar_problem(base):
             notes.append(f"note: {problem}")
         here.say("\n".join([*data.report.lines(), *notes]))
-
-        parents = {"base": base_facts(given, base)}
-        depends = {"parents": parents, "data": data.report.to_json()}
+        depends = {"parents": {"base": base_facts(given, base)}, "data": data.report.to_json()}
         here.alike(depends)
         model: Any = sft_model(config, tokenizer)
         if config.model.trainable or config.sft.prefix_tokens:
@@ -65,8 +63,7 @@ def main(argv: list[str]) -> None:
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),
-            "data": data.report.to_json(),
-            "parents": parents,
+            **depends,
             "metrics": metrics,
         }
         run.finish(lambda to: here.once(save_sft, trained, tokenizer, images, lora, to), facts)

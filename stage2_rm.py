@@ -56,19 +56,17 @@ def main(argv: list[str]) -> None:
         here.alike(depends)
         model: Any = reward_model(config, start, tokenizer)
         run.begin(depends)
-        trained = train_reward(config, model, data.train, tokenizer, run, images)
-        reward = ScalarModel(trained)
+        reward = ScalarModel(train_reward(config, model, data.train, tokenizer, run, images))
         result = judged(config, reward, data.test, tokenizer.pad_token_id, run, images)
         scale = calibrated(config, reward, sft, asked, tokenizer, here, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),
-            "data": data.report.to_json(),
-            "parents": about,
+            **depends,
             "reward_mean": scale["reward_mean"],
             "metrics": {**result, "calibration": scale},
         }
-        run.finish(lambda to: here.once(save_sft, trained, tokenizer, images, lora, to), facts)
+        run.finish(lambda to: here.once(save_sft, reward.model, tokenizer, images, lora, to), facts)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ def main(argv: list[str]) -> None:
         lines = [line for report in reports.values() for line in report.lines()]
         lines += overlap(config, data, takes)
         here.say("\n".join([*lines, *notes(config, texts), *stale_parents(parents)]))
-
         depends = {name: report.to_json() for name, report in reports.items()}
         depends |= {"reward_files": functions.files, "parents": parent_facts(parents)}
         here.alike(depends)

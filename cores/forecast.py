@@ -41,10 +41,10 @@ def least(case: Case, stage: str) -> float:
 
 def forecast(config: Config, stage: str, launch: Any) -> None:
     """Say what a stage will hold on each GPU. UserError where that certainly is more than there is;
-    on a CPU nothing is said."""
+    on a CPU, and where data is looked at alone, nothing is said."""
     part = stage == "sft" and (config.model.trainable or config.sft.prefix_tokens)
-    if launch.device.type != "cuda" or part:  # of a part of the weights nothing is known here
-        return
+    if launch.device.type != "cuda" or config.data.inspecting or part:
+        return  # of a part of the weights nothing is known here
     import torch
 
     card = float(torch.cuda.get_device_properties(launch.device).total_memory)

@@ -1,6 +1,5 @@
 """The one model of memory: bytes that each role of a stage holds on a GPU, by phase, counted from
-the configuration and the numbers of config.json (docs/scaling.md). Pure functions; no torch.
-"""
+the configuration and the numbers of config.json (docs/scaling.md). Pure functions; no torch."""
 
 import math
 from collections.abc import Iterator

@@ -110,8 +110,7 @@ def build_trainer(
 ) -> PPOTrainer:
     """The trainer with its rollout engine, which samples from the actor's own weights; `mixed_in`:
     what `ptx_data` gave."""
-    ppo = config.ppo
-    model = plain_model(roles.actor.unwrapped.model)
+    ppo, model = config.ppo, plain_model(roles.actor.unwrapped.model)
     engine = build_engine(config, model, tokenizer, ppo.max_new_tokens, launch, trains=True)
     called = RewardFunctions(ppo, tokenizer, functions) if functions else None
     ptx = None

@@ -45,7 +45,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/ppo/one_base.py": (
-        ("tests/unit/test_ppo_one_base.py", *PPO, "tests/integration/test_quantization.py"),
+        ("tests/unit/test_ppo_one_base.py", "tests/unit/test_ppo_bases_apart.py", *PPO,
+         "tests/integration/test_quantization.py"),
         [
             ("reward-adapter", "the critic's adapters and new head stay on in the reward model",
              "with self.critic.unwrapped.model.disable_adapter():", "if True:"),
@@ -65,7 +66,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/models/shells.py": (
-        ("tests/unit/test_ppo_one_base.py", "tests/unit/test_rollout_twin.py",
+        ("tests/unit/test_ppo_one_base.py", "tests/unit/test_ppo_bases_apart.py",
+         "tests/unit/test_rollout_twin.py",
          "tests/integration/test_quantization.py"),
         [
             ("shell-copies", "a role or the twin has weights of its own",

@@ -1,10 +1,7 @@
 """One frozen base for the four roles of stage 3 (`ppo.lora.share_base`): only memory changes."""
 
-import re
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import pytest
@@ -15,71 +12,25 @@ from _models import (
     LORA,
     PROMPTS,
     ROUNDING,
-    causal,
     fixed_rollout,
     parameters,
     ppo_config,
     toy_tokenizer,
 )
-from peft import TaskType
-from safetensors.torch import load_file, save_file
+from _one_base import parents_in, trainer_of
+from safetensors.torch import load_file
 
 from cores.config import ModelSection
-from cores.errors import UserError
-from cores.models import add_lora, load_scalar, save_model
 from cores.models.shells import frozen_sum
 from cores.ppo import build_roles
-from cores.ppo.one_base import Bases, bases
 from cores.run import checkpoint
-from cores.runtime.fingerprint import model_files
-from cores.runtime.launch import Launch
-from cores.runtime.parents import Parent
 from cores.training.ppo import build_trainer, save_roles
-
-WIDE: dict[str, dict[str, int]] = {
-    "gpt2": {"n_embd": 64},
-    "llama": {"hidden_size": 64, "intermediate_size": 128},
-}
-"""4 bits on a CPU take layers of 64 inputs."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The parents of a kind: stage 1's model, and a reward model that is an adapter on it."""
-    root = tmp_path_factory.mktemp("stages")
-
-    @cache
-    def parents(kind: str) -> dict[str, Parent]:
-        sft, reward = root / kind / "sft", root / kind / "reward"
-        save_model(causal(kind, **WIDE[kind]), toy_tokenizer(), sft)
-        model = load_scalar(sft, tokenizer=toy_tokenizer(), num_labels=1)
-        model.config.reward_mean = 0.75
-        torch.manual_seed(5)
-        torch.nn.init.normal_(model.score.weight)
-        adapted = add_lora(model, LORA, TaskType.SEQ_CLS, "reward.lora")
-        with torch.no_grad():
-            for name, parameter in adapted.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.2)
-        save_model(adapted, toy_tokenizer(), reward)
-        files = model_files(sft)
-        return {
-            "sft": Parent("sft", sft, {"files": files, "parents": {}}),
-            "reward": Parent("reward", reward, {"parents": {"sft": {"files": files}}}),
-        }
-
-    return parents
-
-
-def trainer_of(
-    parents: dict[str, Parent], share: str, model: ModelSection | None = None, **options: Any
-) -> Any:
-    """A trainer whose roles share or do not."""
-    config = ppo_config(lora=replace(LORA, share_base=share), **options)
-    config = replace(config, model=model or config.model)
-    launch = Launch(0, 1, torch.device("cpu"), config.model.precision)
-    roles = build_roles(config, toy_tokenizer(), parents, launch)
-    return build_trainer(config, roles, toy_tokenizer(), launch)
+    """The parents of a kind."""
+    return parents_in(tmp_path_factory.mktemp("stages"))
 
 
 def frozen_numbers(trainer: Any) -> int:
@@ -256,73 +207,3 @@ def test_it_goes_on_to_the_bit(made: Any, tmp_path: Path) -> None:
     for role, other in zip(whole.roles.trained, again.roles.trained, strict=True):
         for name, parameter in role.unwrapped.named_parameters():
             assert torch.equal(parameter, dict(other.unwrapped.named_parameters())[name]), name
-
-
-def without(parent: Parent, **changes: Any) -> Parent:
-    """A parent whose record says something else."""
-    return replace(parent, record=parent.record | changes)
-
-
-def test_what_keeps_them_apart_is_named(made: Any, capsys: Any, tmp_path: Path) -> None:
-    """Where it must be one base and cannot: which key, why, what to do; by default a line says what
-    is shared and why the rest is not."""
-    parents = made("gpt2")
-    sft, reward = parents["sft"], parents["reward"]
-    other = without(reward, parents={"sft": {"files": {"model.safetensors": "another"}}})
-    based = without(reward, parents={**reward.record["parents"], "base": {}})
-    full = replace(reward, folder=tmp_path)
-    elsewhere = without(reward, source={"hub": "someone/else"})
-    cases = [
-        (other, 0, "stage 2's adapter is to another model than"),
-        (based, 0, r"a base of its own \(reward.base\)"),
-        (full, 0, r"stage 2 trained no adapter \(reward.lora.rank\)"),
-        (elsewhere, 0, r"the reward model is from elsewhere \(reward.path\)"),
-        (reward, 2, r"the launch makes shards \(DeepSpeed ZeRO-2\)"),
-    ]
-    for parent, stage, words in cases:
-        given = {"sft": sft, "reward": parent}
-        must, may, apart = (
-            ppo_config(lora=replace(LORA, share_base=share)) for share in ("true", "auto", "false")
-        )
-        with pytest.raises(
-            UserError, match=f"ppo.lora.share_base: true is not possible: .*{words}"
-        ):
-            bases(must, given, None, stage)
-        found = bases(may, given, None, stage)
-        assert not found.one
-        assert re.search(
-            f"one base: actor, reference; critic and reward model on .*{words}", found.line
-        )
-        assert bases(apart, given, None, stage) == Bases()
-    unhashed = without(sft, files=dict.fromkeys(sft.record["files"], ""))  # on another rank
-    must = ppo_config(lora=replace(LORA, share_base="true"))
-    assert bases(must, {"sft": unhashed, "reward": reward}, None, 0).reward
-    trainer_of(parents, "auto")
-    assert capsys.readouterr().out.startswith("one base: actor, reference, critic, reward model\n")
-    assert not bases(ppo_config(), parents, None, 0).one  # all weights are trained
-    t5 = ppo_config(lora=replace(LORA, share_base="true"))
-    save_model(causal("t5"), toy_tokenizer(), tmp_path / "t5")
-    given = {"sft": Parent("sft", tmp_path / "t5", {}), "reward": reward}
-    with pytest.raises(UserError, match="classifier of t5 have bodies of two kinds"):
-        bases(t5, given, None, 0)
-
-
-def test_an_adapter_that_is_not_whole(made: Any, tmp_path: Path) -> None:
-    """A tensor that is missing, of another shape or no number is refused with its folder."""
-    parents = made("gpt2")
-    folder = tmp_path / "reward"
-    copytree(parents["reward"].folder, folder)
-    file = folder / "adapter/adapter_model.safetensors"
-    whole = load_file(file)
-    first = next(name for name in whole if "lora_A" in name)
-    head = next(name for name in whole if "score" in name)
-    for changed, words in (
-        ({n: t for n, t in whole.items() if n != first}, "are not those of its adapter_config"),
-        ({n: t for n, t in whole.items() if n != head}, "are not those of its adapter_config"),
-        (whole | {head: torch.zeros(1, 3)}, "are not those of its adapter_config"),
-        (whole | {first: whole[first] * float("nan")}, "NaN or infinite values"),
-    ):
-        save_file(changed, file)
-        given = {**parents, "reward": replace(parents["reward"], folder=folder)}
-        with pytest.raises(UserError, match=words):
-            trainer_of(given, "true")

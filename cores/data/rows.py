@@ -14,7 +14,7 @@ from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows, pieces, wind
 from cores.data.formats import LISTS, Example, Reader
 from cores.data.images import finished, with_images
 from cores.data.ratings import RatingReader
-from cores.data.report import SplitReport
+from cores.data.report import FRAMED, SplitReport
 from cores.data.roles import Segment, replaced
 from cores.data.sides import (
     TEXT,
@@ -181,6 +181,8 @@ class RowMaker:
         pad = self.tokenizer.pad_token_id
         if pad != self.tokenizer.eos_token_id and any(pad in row.ids for row in rows):
             return "contains the pad token", False
+        if any(self.template.framed(turns, texts[0]) for turns in example.conversations):
+            return FRAMED, False
         return self.made(example, rows, texts)
 
     def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:

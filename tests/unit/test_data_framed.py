@@ -5,13 +5,22 @@ from typing import Any
 
 import pytest
 from _data_helpers import CHAT, NONE, ROLES, config, write_jsonl
-from _tokenizers import chat_like
+from _tokenizers import chat_like, llama_like
 
+from cores.config.schema import Config
 from cores.data import preference_data, prompt_data, sft_data
+from cores.data.report import SplitReport
 from cores.errors import UserError
 
 FRAMED = "User: A towel?\nAssistant:"
 INST = "{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + eos_token }}{% endfor %}"  # noqa: E501
+
+
+def counted(cfg: Config, tokenizer: Any = None) -> SplitReport:
+    """Of the rows of stage 1."""
+    data: Any = sft_data(cfg, tokenizer or chat_like())
+    report: SplitReport = data.report.train
+    return report
 
 
 def rows(asked: str, reply: str) -> list[dict[str, str]]:
@@ -58,11 +67,11 @@ def test_what_only_looks_alike(tmp_path: Path) -> None:
         ("Assistant: was that you?", "assistant: yes"),
     ):
         path = write_jsonl(tmp_path / "a.jsonl", rows(asked, reply))
-        assert not sft_data(config(path, ROLES), chat_like()).report.train.dropped
+        assert not counted(config(path, ROLES)).dropped
     for mark in ("?", "bot"):
         template = ROLES.__class__(kind="roles", assistant=ROLES.assistant.__class__(mark))
         path = write_jsonl(tmp_path / "a.jsonl", rows(f"Is it a {mark}", "both"))
-        assert not sft_data(config(path, template), chat_like()).report.train.dropped
+        assert not counted(config(path, template)).dropped
 
 
 def test_where_all_rows_are_so_the_error_says_what_to_do(tmp_path: Path) -> None:
@@ -71,3 +80,23 @@ def test_where_all_rows_are_so_the_error_says_what_to_do(tmp_path: Path) -> None
         UserError, match=r"frame already\).* set template.kind to none, or data.sft"
     ):
         sft_data(config(path, ROLES), chat_like())
+
+
+@pytest.mark.parametrize("column", ["text", "completion"])
+def test_verbatim_rows_with_their_own_ends(column: str, tmp_path: Path) -> None:
+    """BOS and stop token stand once, as they are put anyway; the ids are those of the bare text."""
+    asked, reply = "[INST] A towel? [/INST]", " Of course."
+    found = []
+    for before, behind in (("<s>", "</s>"), ("", "")):
+        row = {"prompt": before + asked, "completion": reply + behind}
+        row = {"text": before + asked + reply + behind} if column == "text" else row
+        path = write_jsonl(tmp_path / "a.jsonl", [row])
+        (made,) = sft_data(config(path, NONE), llama_like()).train
+        found.append(made)
+        (prompt,) = prompt_data(config(path, NONE), llama_like()).train
+        assert made["input_ids"][: len(prompt["input_ids"])] == prompt["input_ids"]
+        assert made["input_ids"].count(llama_like().bos_token_id) == 1
+    assert found[0] == found[1]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "<s>Hi<s>", "completion": "Ho"}])
+    with pytest.raises(UserError, match="1 holds the control token <s>"):
+        sft_data(config(path, NONE), llama_like())

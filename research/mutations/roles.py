@@ -104,8 +104,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/sharding/whole.py": (
-        (*PPO, "tests/unit/test_ppo_captured.py", "tests/integration/test_resume.py",
-         "tests/integration/test_optimizers.py"),
+        ("tests/unit/test_two_ranks.py", *PPO, "tests/unit/test_ppo_captured.py",
+         "tests/integration/test_resume.py", "tests/integration/test_optimizers.py"),
         [
             ("loss-average", "averaged over ranks although it is a sum",
              "all_reduce(flat)", "all_reduce(flat.div_(2))"),

@@ -27,7 +27,7 @@ from cores.runtime.checks import check_clipping, check_launch, check_optimizer, 
 from cores.runtime.fingerprint import versions
 from cores.runtime.machines import MACHINES
 from cores.runtime.ranks import WAITING, WATCH
-from cores.sharding import ASKED, FSDP, Whole, deepspeed_asked, fsdp_asked, sharding
+from cores.sharding import ASKED, FSDP, HALVES, Whole, deepspeed_asked, fsdp_asked, sharding
 
 T = TypeVar("T")
 SUMMED = 2**28
@@ -69,9 +69,13 @@ class Launch:
         return sharding(self.precision, self.device.type == "cpu")
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 compute where configured."""
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        """Compute in half precision where configured."""
+        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The type of such compute; None: fp32 alone."""
+        return HALVES.get(self.precision)
 
     def say(self, text: str) -> None:
         """Print a line once, however many processes there are."""
@@ -182,7 +186,12 @@ def launch(config: Config) -> Launch:
     gpu = torch.cuda.is_available()
     if config.model.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
         raise UserError(
-            "model.precision: this GPU does not compute in bf16; use --model.precision fp32."
+            "model.precision: this GPU does not compute in bf16; use --model.precision fp16."
+        )
+    if config.model.precision == "fp16" and not gpu:
+        raise UserError(
+            "model.precision: fp16 is for GPUs, and torch sees none here; use --model.precision "
+            "fp32 (or bf16)."
         )
     # cuDNN attention gives NaN gradients for masked rows of some lengths (64, 192, ...) on Hopper:
     # pytorch issue 196678, torch 2.11. The other kernels do not.

@@ -5,30 +5,27 @@ the excluded ids would come back into the softmax.
 """
 
 import math
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
 )
 
 from cores.config import Config
-from cores.config.ppo import LoraSection
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
 from cores.data.images import ImageTokens
 from cores.data.sides import Inputs
 from cores.draws import seeded
 from cores.errors import ANEW, UserError
-from cores.models import add_lora, save_model
+from cores.models import add_lora
 from cores.models.actor import plain_model
 from cores.models.adapters import language_task
 from cores.models.attention import LENGTHS, attend_both_ways, check_packing, check_prefix
@@ -39,10 +36,8 @@ from cores.models.tuning import add_prefix, freeze_others
 from cores.rollout.pictures import BLANK, opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
-from cores.training.lasting import Lasting, common_arguments, one_gpu, train
-from cores.training.losses import PART, WeightedLosses, loss_weights
-
-IGNORED = -100
+from cores.training.lasting import Lasting, train
+from cores.training.losses import IGNORED, PART, WeightedLosses, loss_weights, row_sums
 
 
 def inputs(base: PretrainedConfig, images: ImageProcessor | None = None) -> Inputs:
@@ -56,19 +51,6 @@ def check_positions(config: Config, base: PretrainedConfig) -> None:
     virtual = config.sft.prefix_tokens
     keys = "sft.max_length + sft.prefix_tokens" if virtual else "sft.max_length"
     check_length(base, config.sft.max_length + virtual, keys)
-
-
-def save_sft(
-    trained: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    images: ImageProcessor | None,
-    lora: LoraSection,
-    folder: Path,
-) -> None:
-    """The trained model with all that it is loaded with."""
-    save_model(trained, tokenizer, folder, lora.merge)
-    if images is not None:
-        images.save(folder)
 
 
 def collate(
@@ -95,28 +77,17 @@ def collate(
     ids, mask = right_pad([row["input_ids"] for row in rows], pad_id)
     labels, _ = right_pad([row["labels"] for row in rows], IGNORED)
     found = {"input_ids": ids, "labels": labels, "attention_mask": mask.long()}
+    for name in (PART, LENGTHS):
+        if name in rows[0]:
+            found[name] = torch.tensor([row.get(name, 0) for row in rows])  # a blank row has none
     if "encoder_ids" in rows[0]:
         before, _ = right_pad([[start_id or 0, *row["labels"][:-1]] for row in rows], pad_id)
-        parts = {PART: torch.tensor([row[PART] for row in rows])} if PART in rows[0] else {}
-        return {**found, "decoder_input_ids": before, **parts}
+        return found | {"decoder_input_ids": before}
     labels[:, 0] = IGNORED
     if "position_ids" in rows[0]:
         positions, _ = right_pad([row["position_ids"] for row in rows], 0)
         return {"input_ids": ids, "position_ids": positions, "labels": labels}
-    if PART in rows[0]:
-        found[PART] = torch.tensor([row.get(PART, 0) for row in rows])  # a blank row has no tokens
-    if LENGTHS in rows[0]:
-        found[LENGTHS] = torch.tensor([row[LENGTHS] for row in rows])
     return found if images is None else found | images.inputs(ids, opened(rows, images))
-
-
-def summed_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
-    """Of an encoder-decoder: cross-entropy of labels (B, T) under logits (B, T, V), over the
-    trained tokens of the optimizer step. T5's own is a mean over the micro-batch, so that the
-    result would hang on its size."""
-    logits = outputs.logits.float().flatten(0, 1)
-    total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / num_items_in_batch
 
 
 def blank_row(images: ImageProcessor) -> dict[str, Any]:
@@ -152,7 +123,6 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def train_sft(
-    config: Config,
     model: PreTrainedModel,
     rows: list[dict[str, Any]] | TextStream,
     pad_id: int,
@@ -160,28 +130,22 @@ def train_sft(
     images: ImageProcessor | None = None,
 ) -> Any:
     """`model`, trained: see `lasting.train`."""
-    dataset, count = _dataset(config, rows, run.launch)
-    start_id, weights = decoder_start(model), loss_weights(config)
-
-    def trainer() -> Lasting:
-        common = common_arguments(config, config.sft, "sft", count, run)
-        if images is not None:  # towers have layers behind those whose features are read
-            common["ddp_find_unused_parameters"] = True
-        weighted: dict[str, Any] = {}
-        if weights:
-            weighted = {"weights": weights, "shifted": start_id is None}
-        return (WeightedLosses if weights else Lasting)(
-            run,
-            ["loss", "grad_norm", "learning_rate"],
-            model=model,
-            args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
-            train_dataset=dataset,
-            data_collator=lambda batch: collate(batch, pad_id, start_id, images),
-            compute_loss_func=None if start_id is None or weights else summed_loss,
-            **weighted,
-        )
-
-    return train(model, run, trainer)
+    dataset, count = _dataset(rows, run)
+    start_id, weights = decoder_start(model), loss_weights(run.config)
+    make: Any = Lasting
+    if weights or start_id is not None:
+        weights = weights or [1.0]
+        make = partial(WeightedLosses, weights=weights, shifted=start_id is None)
+    return train(
+        model,
+        run,
+        make,
+        rows=count,
+        names=["loss", "grad_norm", "learning_rate"],
+        unused=images is not None,  # towers have layers behind those whose features are read
+        train_dataset=dataset,
+        data_collator=partial(collate, pad_id=pad_id, start_id=start_id, images=images),
+    )
 
 
 def decoder_start(model: Any) -> int | None:
@@ -190,22 +154,20 @@ def decoder_start(model: Any) -> int | None:
     return int(config.decoder_start_token_id) if config.is_encoder_decoder else None
 
 
-def _dataset(
-    config: Config, rows: list[dict[str, Any]] | TextStream, launch: Launch
-) -> tuple[Any, int]:
+def _dataset(rows: list[dict[str, Any]] | TextStream, run: StageRun) -> tuple[Any, int]:
     """What the trainer reads, packed if asked for, and its number of rows: 0 for a stream."""
     if isinstance(rows, TextStream):
         return rows, 0
-    if config.sft.packing:
-        width, count = config.sft.max_length, len(rows)
+    if run.config.sft.packing:
+        width, count = run.config.sft.max_length, len(rows)
         rows = pack(rows, width)
         filled = sum(len(row["input_ids"]) for row in rows) / (width * len(rows))
-        launch.say(f"packed: {count} rows in {len(rows)} of {width} tokens, {filled:.0%} filled")
+        line = f"packed: {count} rows in {len(rows)} of {width} tokens, {filled:.0%} filled"
+        run.launch.say(line)
     return Dataset.from_list(rows), len(rows)
 
 
 def train_and_judge(
-    config: Config,
     model: Any,
     data: StageData | StreamedData,
     pad_id: int,
@@ -213,12 +175,13 @@ def train_and_judge(
     images: ImageProcessor | None = None,
 ) -> tuple[Any, dict[str, float | None]]:
     """The trained model, and its loss on held-out rows before and after, which is printed."""
-    size, launch = config.sft.microbatch_size, run.launch
+    config, launch = run.config, run.launch
+    size = config.sft.microbatch_size
     before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch, images)
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
     if run.resumed is None:
         run.metrics.held_out(0, {"loss": before})
-    trained = train_sft(config, model, data.train, pad_id, run, images)
+    trained = train_sft(model, data.train, pad_id, run, images)
     after = held_out_loss(trained, data.test, pad_id, size, launch, images)
     _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
     if config.data.sft.streaming:  # the counts are known only now
@@ -270,13 +233,9 @@ def row_losses(
         batch = {name: tensor.to(launch.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
         with launch.autocast():
-            logits = model(**batch).logits.float()
-        if start_id is None:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        nats = cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view_as(labels)
-        counts = (labels != IGNORED).sum(dim=1)
+            logits = model(**batch).logits
+        nats = row_sums(logits, labels, shifted=start_id is None)
+        counts = (labels != IGNORED).sum(dim=1)  # a first one, which nothing predicts, is ignored
         # A black image's row may stand behind them.
-        found += list(zip(nats.sum(dim=1).tolist(), counts.tolist(), strict=True))[: len(part)]
+        found += list(zip(nats.tolist(), counts.tolist(), strict=True))[: len(part)]
     return found

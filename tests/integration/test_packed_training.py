@@ -26,7 +26,7 @@ def test_packed_is_unpacked(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
         sft = replace(config.sft, packing=packing, max_length=20, batch_size=16)
         config = replace(config, sft=sft)
         model, run = policy_of(kind), begun(config)
-        train_sft(config, model, rows, PAD, run)
+        train_sft(model, rows, PAD, run)
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
         found.append((parameters(model), [json.loads(line)["loss"] for line in lines]))
     (weights, losses), *others = found

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
             here.say(trained_part(model))
         check_saving(model, tokenizer)
         run.begin(depends)
-        trained, metrics = train_and_judge(model, data, tokenizer.pad_token_id, run, images)
+        trained, metrics = train_and_judge(model, data, run, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),

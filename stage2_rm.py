@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         here.alike(depends)
         model: Any = reward_model(config, start, tokenizer)
         run.begin(depends)
-        trained = train_reward(model, data.train, tokenizer, run, images)
+        trained = train_reward(model, data.train, run, images)
         result = judged(reward := ScalarModel(trained), data.test, run, images)
         scale = calibrate(config, reward, sft, asked, tokenizer, here, images=images)
         facts = {

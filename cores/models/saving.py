@@ -21,7 +21,7 @@ from cores.models.actor import plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
 from cores.models.heads import policy_class
-from cores.models.images import ImageProcessor, image_ids
+from cores.models.images import Images, image_ids
 from cores.models.loading import load_as, load_config, load_tokenizer
 from cores.models.vocabulary import NEW_PAD, as_saved, excluded_ids, saved_rows
 
@@ -33,7 +33,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     merge: bool = True,
-    images: ImageProcessor | None = None,
+    images: Images = None,
 ) -> None:
     """Write weights (safetensors), config, generation config, tokenizer and what reads `images`, if
     anything does, to `folder`.

@@ -16,9 +16,10 @@ from cores.draws import in_epochs, uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, check_saving, load_policy, load_scalar
 from cores.models.actor import plain_model, rescale
-from cores.models.images import ImageProcessor
+from cores.models.images import Images
 from cores.models.loading import load_config, max_length
 from cores.models.rows import Rows, Value
+from cores.models.vocabulary import pad_of
 from cores.ppo.roles import Roles, Scale, build_roles
 from cores.rewards.texts import TextReward
 from cores.rollout import RolloutEngine, build_engine
@@ -74,14 +75,12 @@ def score_rows(
     batch_size: int,
     launch: Launch,
     about: Sequence[dict[str, Any]] = (),
-    images: ImageProcessor | None = None,
+    images: Images = None,
 ) -> list[float]:
     """Score of each row of tokens, by all ranks together; `about`: its "prompt_length", which
     encoder-decoders need, and its "images" for a model that reads any."""
     model.eval()
-    # Which id pads makes no difference to scores, but images have ids with a place.
-    pad_id = model.model.config.get_text_config().pad_token_id or 0
-    own = []
+    own, pad_id = [], pad_of(model.model)
     mine = range(launch.rank, len(rows), launch.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
@@ -117,7 +116,7 @@ def calibrate(
     tokenizer: PreTrainedTokenizerBase,
     launch: Launch,
     texts: TextReward | None = None,
-    images: ImageProcessor | None = None,
+    images: Images = None,
 ) -> dict[str, float]:
     """Make scores of replies mean 0 and standard deviation 1 (`rescale`): those of the policy in
     `sft`, with `tokenizer`, to the prompts of the rows `asked`.

@@ -21,7 +21,7 @@ from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.models.bases import check_encoder
-from cores.models.images import ImageProcessor, reads_images
+from cores.models.images import Images, reads_images
 from cores.models.loading import check_length, check_scalar, load_config
 from cores.ppo.experience import Experience, Stats
 from cores.ppo.one_base import bases
@@ -106,7 +106,7 @@ def build_trainer(
     launch: Launch,
     functions: dict[str, RewardFunction] | None = None,
     mixed_in: StageData | None = None,
-    images: ImageProcessor | None = None,
+    images: Images = None,
 ) -> PPOTrainer:
     """The trainer with its rollout engine, which samples from the actor's own weights; `mixed_in`:
     what `ptx_data` gave."""

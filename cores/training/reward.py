@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config, RewardSection
 from cores.data import right_pad
 from cores.draws import seeded
 from cores.evaluate.held_out import mean, wins
 from cores.models import ScalarModel, check_saving, load_scalar
+from cores.models.actor import plain_model
 from cores.models.adapters import add_lora
 from cores.models.heads import LAYERS, linears
-from cores.models.images import ImageProcessor, hold_tower
+from cores.models.images import Images, hold_tower
+from cores.models.vocabulary import pad_of
 from cores.rl.preferences import binned_loss, pairwise_loss, pointwise_loss
 from cores.rollout.pictures import opened
 from cores.run import StageRun
@@ -98,10 +100,7 @@ def sides_of(rows: list[Row]) -> tuple[str, ...]:
 
 
 def collate(
-    rows: list[Row],
-    pad_id: int,
-    start_id: int | None = None,
-    images: ImageProcessor | None = None,
+    rows: list[Row], pad_id: int, start_id: int | None = None, images: Images = None
 ) -> dict[str, Tensor]:
     """input_ids and attention_mask, (B, L) int64, right-padded; of pairs (2B, L), the chosen sides
     first. targets (B,): the pairs' margins, or the ratings.
@@ -160,17 +159,9 @@ class RewardTrainer(Lasting):
         return losses.sum() * (passes / self.step_rows)
 
 
-def train_reward(
-    model: PreTrainedModel,
-    rows: list[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    run: StageRun,
-    images: ImageProcessor | None = None,
-) -> Any:
+def train_reward(model: Any, rows: list[Row], run: StageRun, images: Images = None) -> Any:
     """`model`, trained on `rows`: see `lasting.train`."""
-    collator = partial(
-        collate, pad_id=tokenizer.pad_token_id, start_id=decoder_start(model), images=images
-    )
+    pad_id, start_id = pad_of(plain_model(model)), decoder_start(model)
     return train(
         model,
         run,
@@ -178,12 +169,12 @@ def train_reward(
         rows=len(rows),
         names=["loss", *KINDS[run.config.reward.kind][1], "learning_rate"],
         train_dataset=rows,
-        data_collator=collator,
+        data_collator=partial(collate, pad_id=pad_id, start_id=start_id, images=images),
     )
 
 
 def judged(
-    model: ScalarModel, rows: list[Row], run: StageRun, images: ImageProcessor | None = None
+    model: ScalarModel, rows: list[Row], run: StageRun, images: Images = None
 ) -> dict[str, Any]:
     """Figures on held-out rows, told to the screen and the trackers."""
     found = figures(model, rows, run.config.reward.microbatch_size, run.launch, images)
@@ -203,11 +194,7 @@ def judged(
 
 
 def figures(
-    model: ScalarModel,
-    rows: list[Row],
-    batch_size: int,
-    launch: Launch,
-    images: ImageProcessor | None = None,
+    model: ScalarModel, rows: list[Row], batch_size: int, launch: Launch, images: Images = None
 ) -> dict[str, Any]:
     """What the model says of pairs or ratings, by all ranks together."""
     sides = sides_of(rows)

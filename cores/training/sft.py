@@ -5,6 +5,7 @@ the excluded ids would come back into the softmax.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import (
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -30,17 +30,21 @@ from cores.models.actor import plain_model
 from cores.models.adapters import language_task
 from cores.models.attention import LENGTHS, attend_both_ways, check_packing, check_prefix
 from cores.models.bases import load_base
-from cores.models.images import ImageProcessor
+from cores.models.images import ImageProcessor, Images
 from cores.models.loading import check_length
 from cores.models.tuning import add_prefix, freeze_others
+from cores.models.vocabulary import pad_of
 from cores.rollout.pictures import BLANK, opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.lasting import Lasting, train
 from cores.training.losses import IGNORED, PART, WeightedLosses, loss_weights, row_sums
 
+Row = dict[str, Any]
+"""A demonstration, as `sft_data` tells."""
 
-def inputs(base: PretrainedConfig, images: ImageProcessor | None = None) -> Inputs:
+
+def inputs(base: PretrainedConfig, images: Images = None) -> Inputs:
     """How a base with this configuration, and this reader of images, takes a row."""
     tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
     return Inputs(base.is_encoder_decoder, tokens)
@@ -54,10 +58,7 @@ def check_positions(config: Config, base: PretrainedConfig) -> None:
 
 
 def collate(
-    rows: list[dict[str, Any]],
-    pad_id: int,
-    start_id: int | None = None,
-    images: ImageProcessor | None = None,
+    rows: list[Row], pad_id: int, start_id: int | None = None, images: Images = None
 ) -> dict[str, Tensor]:
     """input_ids, labels and attention_mask, (B, L) int64 each, right-padded; of a base that reads
     images what `ImageProcessor.inputs` says, and a row more where no row has any.
@@ -123,19 +124,14 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def train_sft(
-    model: PreTrainedModel,
-    rows: list[dict[str, Any]] | TextStream,
-    pad_id: int,
-    run: StageRun,
-    images: ImageProcessor | None = None,
+    model: Any, rows: list[Row] | TextStream, run: StageRun, images: Images = None
 ) -> Any:
     """`model`, trained: see `lasting.train`."""
     dataset, count = _dataset(rows, run)
-    start_id, weights = decoder_start(model), loss_weights(run.config)
+    shifted, weights = decoder_start(model) is None, loss_weights(run.config)
     make: Any = Lasting
-    if weights or start_id is not None:
-        weights = weights or [1.0]
-        make = partial(WeightedLosses, weights=weights, shifted=start_id is None)
+    if weights or not shifted:
+        make = partial(WeightedLosses, weights=weights or [1.0], shifted=shifted)
     return train(
         model,
         run,
@@ -144,8 +140,14 @@ def train_sft(
         names=["loss", "grad_norm", "learning_rate"],
         unused=images is not None,  # towers have layers behind those whose features are read
         train_dataset=dataset,
-        data_collator=partial(collate, pad_id=pad_id, start_id=start_id, images=images),
+        data_collator=collator(model, images),
     )
+
+
+def collator(model: Any, images: Images) -> Callable[[list[Row]], dict[str, Tensor]]:
+    """`collate` for rows that `model` reads."""
+    pad_id, start_id = pad_of(plain_model(model)), decoder_start(model)
+    return partial(collate, pad_id=pad_id, start_id=start_id, images=images)
 
 
 def decoder_start(model: Any) -> int | None:
@@ -154,7 +156,7 @@ def decoder_start(model: Any) -> int | None:
     return int(config.decoder_start_token_id) if config.is_encoder_decoder else None
 
 
-def _dataset(rows: list[dict[str, Any]] | TextStream, run: StageRun) -> tuple[Any, int]:
+def _dataset(rows: list[Row] | TextStream, run: StageRun) -> tuple[Any, int]:
     """What the trainer reads, packed if asked for, and its number of rows: 0 for a stream."""
     if isinstance(rows, TextStream):
         return rows, 0
@@ -168,21 +170,17 @@ def _dataset(rows: list[dict[str, Any]] | TextStream, run: StageRun) -> tuple[An
 
 
 def train_and_judge(
-    model: Any,
-    data: StageData | StreamedData,
-    pad_id: int,
-    run: StageRun,
-    images: ImageProcessor | None = None,
+    model: Any, data: StageData | StreamedData, run: StageRun, images: Images = None
 ) -> tuple[Any, dict[str, float | None]]:
     """The trained model, and its loss on held-out rows before and after, which is printed."""
     config, launch = run.config, run.launch
     size = config.sft.microbatch_size
-    before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch, images)
+    before = held_out_loss(model.to(launch.device), data.test, size, launch, images)
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
     if run.resumed is None:
         run.metrics.held_out(0, {"loss": before})
-    trained = train_sft(model, data.train, pad_id, run, images)
-    after = held_out_loss(trained, data.test, pad_id, size, launch, images)
+    trained = train_sft(model, data.train, run, images)
+    after = held_out_loss(trained, data.test, size, launch, images)
     _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
     if config.data.sft.streaming:  # the counts are known only now
         launch.say("\n".join(data.report.lines()))
@@ -198,43 +196,32 @@ def _check_loss(loss: float | None, why: str) -> None:
 
 
 def held_out_loss(
-    model: Any,
-    rows: list[dict[str, Any]],
-    pad_id: int,
-    batch_size: int,
-    launch: Launch,
-    images: ImageProcessor | None = None,
+    model: Any, rows: list[Row], batch_size: int, launch: Launch, images: Images = None
 ) -> float | None:
     """Mean nats a trained token over `rows`, by all ranks together; None without rows."""
     if not rows:
         return None
     own = rows[launch.rank :: launch.world]
-    losses = row_losses(model, own, pad_id, batch_size, launch, images)
+    losses = row_losses(model, own, batch_size, launch, images)
     everyone = gather_object(losses) if launch.world > 1 else losses
     return sum(nats for nats, _ in everyone) / max(1, sum(tokens for _, tokens in everyone))
 
 
 @torch.no_grad()
 def row_losses(
-    model: Any,
-    rows: list[dict[str, Any]],
-    pad_id: int,
-    batch_size: int,
-    launch: Launch,
-    images: ImageProcessor | None = None,
+    model: Any, rows: list[Row], batch_size: int, launch: Launch, images: Images = None
 ) -> list[tuple[float, int]]:
     """Nats of each row's trained tokens together, and how many these are; of this rank alone."""
     model.eval()
     found: list[tuple[float, int]] = []
-    start_id = decoder_start(model)
+    shifted, batch_of = decoder_start(model) is None, collator(model, images)
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        batch = collate(part, pad_id, start_id, images)
-        batch = {name: tensor.to(launch.device) for name, tensor in batch.items()}
+        batch = {name: tensor.to(launch.device) for name, tensor in batch_of(part).items()}
         labels = batch.pop("labels")
         with launch.autocast():
             logits = model(**batch).logits
-        nats = row_sums(logits, labels, shifted=start_id is None)
+        nats = row_sums(logits, labels, shifted)
         counts = (labels != IGNORED).sum(dim=1)  # a first one, which nothing predicts, is ignored
         # A black image's row may stand behind them.
         found += list(zip(nats.tolist(), counts.tolist(), strict=True))[: len(part)]

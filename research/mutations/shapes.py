@@ -51,9 +51,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("start-token", "a decoder that reads what it is to write",
              '[start_id or 0, *row["labels"][:-1]]', 'row["labels"]'),
             ("sides-mean", "an encoder-decoder's own loss, a mean over the micro-batch",
-             "if weights or start_id is not None:", "if weights:"),
+             "if weights or not shifted:", "if weights:"),
             ("sides-held-out", "held-out labels of an encoder-decoder shifted",
-             "labels, shifted=start_id is None", "labels, shifted=True"),
+             "labels, shifted)\n        counts", "labels, True)\n        counts"),
         ],
     ),
     "cores/models/heads.py": (

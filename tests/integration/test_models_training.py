@@ -75,7 +75,7 @@ def test_sft_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         model = policy_of("gpt2")
         config = training_config(tmp_path / str(micro), micro)
         run = begun(config)
-        train_sft(model, sft_rows(13), PAD, run)
+        train_sft(model, sft_rows(13), run)
         found.append(parameters(model))
         assert files(run) == LEFT
     assert largest_difference(found[0], parameters(policy_of("gpt2"))) > 1e-4
@@ -93,7 +93,7 @@ def test_reward_micro_batches_change_nothing(
         model = load_scalar(reward_folder("gpt2"))
         config = training_config(tmp_path / str(micro), micro)
         run = begun(config, "reward")
-        train_reward(model, pairs(13), toy_tokenizer(), run)
+        train_reward(model, pairs(13), run)
         found.append(parameters(model))
         assert files(run) == LEFT
     assert largest_difference(found[0], parameters(load_scalar(reward_folder("gpt2")))) > 1e-4
@@ -109,7 +109,7 @@ def test_reward_adapters_train_with_the_head(kind: str, tmp_path: Path) -> None:
     start = {name: p.clone() for name, p in load_scalar(reward_folder(kind)).named_parameters()}
     model = reward_model(config, reward_folder(kind), toy_tokenizer())
     first = model.score.weight.clone()
-    trained = train_reward(model, pairs(16), toy_tokenizer(), run)
+    trained = train_reward(model, pairs(16), run)
     state = dict(trained.named_parameters())
     moved = [n for n, p in state.items() if "lora_B" in n and p.abs().max() > 0]
     assert moved
@@ -125,7 +125,7 @@ def test_microbatches_that_do_not_divide(tmp_path: Path) -> None:
     """Invariant 21: refused with the key, since the last one would weigh more."""
     config = training_config(tmp_path, 3)
     with pytest.raises(UserError, match=r"sft\.microbatch_size: 3 does not divide the 8 rows"):
-        train_sft(causal("gpt2"), sft_rows(8), PAD, begun(config))
+        train_sft(causal("gpt2"), sft_rows(8), begun(config))
 
 
 def test_sft_loss_counts_trained_tokens_only() -> None:
@@ -140,12 +140,12 @@ def test_sft_loss_counts_trained_tokens_only() -> None:
                 total -= logprobs[t - 1, row["input_ids"][t]].item()
                 count += 1
     for size in (1, 3, 7):
-        loss = held_out_loss(model, rows, PAD, size, LAUNCH)
+        loss = held_out_loss(model, rows, size, LAUNCH)
         assert loss == pytest.approx(total / count, abs=1e-5)
     masked = [{**row, "labels": [-100] * (len(row["labels"]) - 1) + row["labels"][-1:]}
               for row in rows]  # fmt: skip
-    assert held_out_loss(model, masked, PAD, 3, LAUNCH) != pytest.approx(total / count, abs=1e-3)
-    assert held_out_loss(model, [], PAD, 3, LAUNCH) is None
+    assert held_out_loss(model, masked, 3, LAUNCH) != pytest.approx(total / count, abs=1e-3)
+    assert held_out_loss(model, [], 3, LAUNCH) is None
 
 
 def test_sft_is_judged_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,10 +153,10 @@ def test_sft_is_judged_before_and_after(tmp_path: Path, capsys: pytest.CaptureFi
     config, rows = training_config(tmp_path, 8), sft_rows(20)
     report = DataReport(SplitReport("a.jsonl", {}, "text"), None)
     data = StageData(rows[:13], rows[13:], report)
-    start = held_out_loss(policy_of("gpt2"), rows[13:], PAD, 8, LAUNCH)
+    start = held_out_loss(policy_of("gpt2"), rows[13:], 8, LAUNCH)
     run = begun(config)
-    trained, metrics = train_and_judge(policy_of("gpt2"), data, PAD, run)
-    end = held_out_loss(trained, rows[13:], PAD, 8, LAUNCH)
+    trained, metrics = train_and_judge(policy_of("gpt2"), data, run)
+    end = held_out_loss(trained, rows[13:], 8, LAUNCH)
     assert start is not None
     assert end is not None
     assert abs(start - end) > 1e-3

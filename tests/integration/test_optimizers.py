@@ -28,7 +28,7 @@ def trained(folder: Path, rows: int = 8, **changes: Any) -> tuple[Any, list[dict
     config = training_config(folder, 8)
     config = replace(config, sft=replace(config.sft, **changes))
     run = begun(config)
-    model = train_sft(policy_of("gpt2"), sft_rows(rows), PAD, run)
+    model = train_sft(policy_of("gpt2"), sft_rows(rows), run)
     text = (run.path / "metrics.jsonl").read_text(encoding="utf-8")
     return model, [json.loads(line) for line in text.splitlines()]
 

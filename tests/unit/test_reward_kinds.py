@@ -54,7 +54,7 @@ def trained(folder: Path, rows: list[dict[str, Any]], micro: int = 8, **reward: 
     config = config_of(folder, micro, **reward)
     run = begun(config, "reward")
     model = reward_model(config, sft_folder("gpt2"), toy_tokenizer())
-    model = train_reward(model, rows, toy_tokenizer(), run)
+    model = train_reward(model, rows, run)
     first, *_ = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return model, json.loads(first)
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from _models import (
     LAUNCH,
-    PAD,
     PROMPTS,
     classifier,
     model_config,
@@ -34,9 +33,9 @@ def test_held_out_loss_is_without_dropout() -> None:
     """Invariant 7: of a model that has dropout and is in training, it is that without, and the
     same again."""
     rows = sft_rows(5)
-    expected = held_out_loss(policy_of("gpt2"), rows, PAD, 2, LAUNCH)
+    expected = held_out_loss(policy_of("gpt2"), rows, 2, LAUNCH)
     model = policy_of("gpt2", dropout=True).train()
-    found = [held_out_loss(model, rows, PAD, 2, LAUNCH) for _ in range(2)]
+    found = [held_out_loss(model, rows, 2, LAUNCH) for _ in range(2)]
     assert found == [pytest.approx(expected, rel=1e-6)] * 2
 
 
@@ -56,7 +55,7 @@ def test_the_loss_of_pairs(tmp_path: Path) -> None:
         torch.tensor(score_rows(ScalarModel(model), side, 8, LAUNCH)) for side in sides
     )
     run = begun(config, "reward")
-    train_reward(model, rows, toy_tokenizer(), run)
+    train_reward(model, rows, run)
     first, *_ = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     lead = -torch.nn.functional.logsigmoid(chosen - rejected - margins).mean()
     centre = 0.5 * (chosen + rejected).square().mean()

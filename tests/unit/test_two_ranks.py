@@ -11,7 +11,6 @@ import pytest
 import torch
 from _models import (
     LAUNCH,
-    PAD,
     PROMPTS,
     CountReward,
     fixed_rollout,
@@ -229,10 +228,10 @@ def test_scores_of_two_ranks_are_in_the_order_of_the_rows(monkeypatch: pytest.Mo
 def test_the_held_out_loss_of_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 21: each measures its rows; sums and counts are added before they are divided."""
     model, rows = policy_of("gpt2"), sft_rows(7)
-    alone = sft.held_out_loss(model, rows, PAD, 2, LAUNCH)
+    alone = sft.held_out_loss(model, rows, 2, LAUNCH)
     sent: list[Any] = []
     for launch in RANKS:
         monkeypatch.setattr(sft, "gather_object", lambda own: (sent.extend(own), own)[1])
-        sft.held_out_loss(model, rows, PAD, 2, launch)
+        sft.held_out_loss(model, rows, 2, launch)
     monkeypatch.setattr(sft, "gather_object", lambda _: sent)
-    assert sft.held_out_loss(model, rows, PAD, 2, RANKS[1]) == pytest.approx(alone, rel=1e-5)
+    assert sft.held_out_loss(model, rows, 2, RANKS[1]) == pytest.approx(alone, rel=1e-5)

@@ -20,7 +20,6 @@ from cores.models.actor import plain_model, rescale
 from cores.models.adapters import hold_linears, language_task
 from cores.models.body import compile_layers, packs
 from cores.models.images import hold_tower
-from cores.models.loading import exclude_from
 from cores.models.rows import Policy, Value
 from cores.models.shells import frozen_sum, keep_adapter, scalar_on, shell
 from cores.ppo.one_base import StartOfCritic, bases, from_reward
@@ -166,7 +165,6 @@ def build_roles(
     if not ppo.lora.rank:
         folder = parents["sft"].folder
         reference = _held(load_policy(folder, dropout=False, tokenizer=tokenizer), sharding)
-        exclude_from(reference, tokenizer)
         frozen = _as_actor(reference, config, tokenizer)
     reward = None
     if "reward" in parents and not share.begun:
@@ -202,9 +200,7 @@ def policy_model(
 ) -> Any:
     """Stage 1's model as the actor begins."""
     folder, held = parents["sft"].folder, config.model
-    policy = load_policy(folder, dropout=False, frozen=held, tokenizer=tokenizer)
-    exclude_from(policy, tokenizer)
-    return policy
+    return load_policy(folder, dropout=False, frozen=held, tokenizer=tokenizer)
 
 
 def actor_model(policy: Any, config: Config, tokenizer: PreTrainedTokenizerBase) -> Actor:

@@ -22,7 +22,6 @@ from cores.models.actor import rescale
 from cores.models.adapters import hold_linears
 from cores.models.attention import attend_both_ways
 from cores.models.bases import load_base
-from cores.models.loading import exclude_from
 from cores.models.rows import Policy
 from cores.ppo.score import Scorer
 from cores.rewards.call import RewardFunctions
@@ -144,7 +143,6 @@ def loaded(judged: Judged, folder: Path | None) -> Any:
         model: Any = load_base(pinned(config).model.path, judged.tokenizer, fresh=fresh)
     else:
         model = load_policy(folder, dropout=False, tokenizer=judged.tokenizer)
-        exclude_from(model, judged.tokenizer)
     return held(model, judged.launch)
 
 

@@ -97,18 +97,12 @@ def _parents(record: dict[str, Any], license: str | None) -> Iterator[str]:
 
 
 def _data(record: dict[str, Any]) -> Iterator[str]:
-    def splits(place: str, value: Any) -> Iterator[str]:
-        if not isinstance(value, dict):
-            return
-        if isinstance(value.get("path"), str) and "used" in value:
-            yield f"{place}: `{value['path']}`, {value['used']:,} of {value.get('read', 0):,} rows"
-        for key, inner in value.items():
-            yield from splits(f"{place} {key}".strip(), inner)
-        if isinstance(sources := value.get("sources"), list):
-            for inner in sources:
-                yield from splits(place, inner)
-
-    yield from splits("", record.get("data", {}))
+    data = record.get("data", {})
+    for source in data.get("sources", [data]):
+        for name in ("train", "test"):
+            if split := source.get(name):
+                counts = f"{split['used']:,} of {split['read']:,} rows"
+                yield f"{name}: `{split['path']}`, {counts}"
     yield "licences: those of the sources, which this program does not know"
 
 

@@ -24,10 +24,9 @@ OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot
 def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dict[str, Any]]:
     """Folder of the model that `<stage>.path` names, and as much of a stage.json as there is.
 
-    Tokenizer and vocab_size as they will be, with a pad token of its own; template and attention,
-    of a folder that a stage wrote; chat: whether it knows texts by a chat template; source: its
-    files' hashes, or the hub's commit; notes to print. UserError if it cannot take the stage's
-    place.
+    Tokenizer and vocab_size as they will be, with a pad token of its own; config, of a folder that
+    a stage wrote; chat: whether it knows texts by a chat template; source: see `source_of`; notes
+    to print. UserError if it cannot take the stage's place.
     """
     path, revision, note = getattr(config, stage).path, getattr(config, stage).revision, None
     try:
@@ -44,25 +43,33 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     except UserError as error:  # it names the key of stage 1's base
         raise UserError(str(error).replace("model.path", f"{stage}.path")) from None
     written = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {}
-    config_then = written.get("config", {"template": {}})
-    template = config_then.get("template") if isinstance(config_then, dict) else None
-    model_then = config_then.get("model", {}) if isinstance(config_then, dict) else {}
-    if not (isinstance(template, dict) and isinstance(model_then, dict)):
+    then = written.get("config", {"template": {}})
+    parts: list[Any] = [None]
+    if isinstance(then, dict):
+        parts = [then.get("template"), then.get("model", {})]
+    if not all(isinstance(part, dict) for part in parts):
         raise UserError(
             f"{stage}.path: {folder / 'stage.json'} is damaged (unlike config.template). Remove "
             "it, and the folder is read as a model of no stage's."
         )
-    hub = {} if Path(path).expanduser().is_dir() else {"hub": path, "commit": folder.name}
+    source = source_of(path, folder, hashed)
+    notes = [f"{stage}: from {source if 'hub' in source else path}", note]
     return folder, {
         "parents": {},
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "vocab_size": max(model.get_text_config().vocab_size, len(tokenizer)),
-        "template": template,
-        "attention": model_then.get("attention", "causal"),
-        "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",
-        "source": hub or {"folder": path, "files": model_files(folder, hashed)},
-        "notes": [f"{stage}: from {hub or path}", *([note] if note else [])],
+        "config": then,
+        "chat": parts[0].get("kind", "chat" if tokenizer.chat_template else "") == "chat",
+        "source": source,
+        "notes": [line for line in notes if line],
     }
+
+
+def source_of(path: str, folder: Path, hashed: bool) -> dict[str, Any]:
+    """For stage.json, what `fetched` gave for a path: its files' hashes, or the hub's commit."""
+    if Path(path).expanduser().is_dir():
+        return {"folder": path, "files": model_files(folder, hashed)}
+    return {"hub": path, "commit": folder.name}
 
 
 def fetched(path: str, revision: str | None, key: str) -> Path:

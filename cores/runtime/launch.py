@@ -23,7 +23,7 @@ from torch import Tensor
 from cores.config import Config, PPOSection, RewardSection, SFTSection, plain
 from cores.errors import ElsewhereError, NoRoomError, UserError, out_of_memory
 from cores.files import changes
-from cores.runtime.checks import check_clipping, check_launch, check_optimizer, option
+from cores.runtime.checks import check_launch, check_steps, option
 from cores.runtime.fingerprint import versions
 from cores.runtime.machines import MACHINES
 from cores.runtime.ranks import WAITING, WATCH
@@ -217,8 +217,7 @@ def check_batches(
         launch.share(section.minibatch_size, f"{key}.minibatch_size")
     else:
         launch.split(section, key)
-    check_clipping(section, key, ASKED)
-    check_optimizer(section, key, ASKED)
+    check_steps(section, key, ASKED)
 
 
 def quiet() -> None:

@@ -11,8 +11,7 @@ from cores.models import load_tokenizer
 from cores.models.bases import check_base
 from cores.models.images import reads_images
 from cores.models.loading import check_length, check_scalar, load_config
-from cores.runtime.elsewhere import fetched
-from cores.runtime.fingerprint import model_files
+from cores.runtime.elsewhere import fetched, source_of
 from cores.runtime.parents import Parent, parent_facts
 
 KEY = "reward.base"
@@ -59,6 +58,4 @@ def own_base(
             f"ids. Give a model of the same tokenizer, or train a reward model apart and set "
             "reward.path."
         )
-    local = Path(path).expanduser().is_dir()
-    files = {"folder": path, "files": model_files(folder, hashed)}
-    return folder, files if local else {"hub": path, "commit": folder.name}
+    return folder, source_of(path, folder, hashed)

@@ -23,7 +23,7 @@ REWARD: dict[str, Any] = {
     "stage": "reward",
     "reward_mean": 0.25,
     "parents": {"sft": {"folder": "runs/a/sft", "files": {}}},
-    "data": {"train": {"sources": [{"train": SPLIT}]}, "test": None},
+    "data": {"sources": [{"train": SPLIT, "weight": 2.0}]},
     "metrics": {"pairs": 90, "accuracy": 0.8, "accuracy_longer": 0.5, "correlation": None},
     "config": {"output_dir": "runs/a", "model": {"path": "me/base"}, "template": {"kind": "roles"}},
 }

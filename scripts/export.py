@@ -67,8 +67,7 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
     from cores.models.bases import base_tokenizer
     from cores.ppo import roles
     from cores.rewards.texts import text_reward
-    from cores.runtime.elsewhere import pinned
-    from cores.runtime.own_base import own_base
+    from cores.runtime.elsewhere import own_base, pinned
     from cores.runtime.parents import load_parents, policy_tokenizer
     from cores.sharding.whole import load_weights
     from cores.training.ppo import needed_stages

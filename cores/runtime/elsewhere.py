@@ -1,4 +1,5 @@
-"""Models that no stage of this run wrote: fetched, and as much of a stage.json as they tell."""
+"""Models that no stage of this run wrote, in a stage's place (`sft.path`, `reward.path`) or as the
+reward model's own base (`reward.base`): fetched, and as much of a stage.json as they tell."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,33 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     }
 
 
+def own_base(
+    path: str, tokenizer: PreTrainedTokenizerBase, hashed: bool
+) -> tuple[Path, dict[str, Any]]:
+    """Folder of the model that `path` names, and its files or commit for stage.json; UserError if
+    it is no language model whose tokenizer gives the ids of the policy's, `tokenizer`."""
+    key = "reward.base"
+    try:
+        folder = fetched(path, None, key)
+        theirs = load_tokenizer(folder)
+        check_base(folder, base := load_config(folder), tokenizer)
+        _check_text(base, path, "cannot judge replies of a policy that does not")
+    except UserError as error:  # it names the key of stage 1's base
+        raise UserError(str(error).replace("model.path", key)) from None
+    ours, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    known = theirs.get_vocab()
+    unlike = [token for token, number in known.items() if ours.get(token) != number]
+    unlike += [token for token in ours if token not in known and token not in added]
+    if unlike:
+        raise UserError(
+            f"{key}: {path} has another tokenizer than the stage-1 model ({len(unlike)} tokens "
+            f"differ, such as {min(unlike)!r}), and stage 3 hands the reward model the policy's "
+            f"ids. Give a model of the same tokenizer, or train a reward model apart and set "
+            "reward.path."
+        )
+    return folder, source_of(path, folder, hashed)
+
+
 def source_of(path: str, folder: Path, hashed: bool) -> dict[str, Any]:
     """For stage.json, what `fetched` gave for a path: its files' hashes, or the hub's commit."""
     if Path(path).expanduser().is_dir():
@@ -102,13 +130,17 @@ def _check_reward(model: PretrainedConfig, path: str) -> None:
             f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
             "score is one number. Give a sequence-classification model with num_labels 1."
         )
+    _check_text(model, path, "judges replies of the policy that it was trained beside alone")
+    check_scalar(model)
+
+
+def _check_text(model: PretrainedConfig, path: str, judges: str) -> None:
+    """UserError unless the model reads a prompt and a reply as one text."""
     if model.is_encoder_decoder or reads_images(model):
         raise UserError(
-            f"model.path: {path} reads more than one text (an encoder's, or images), and judges "
-            "replies of the policy that it was trained beside alone. Give a model that reads "
-            "prompt and reply as one text."
+            f"model.path: {path} reads more than one text (an encoder's, or images), and {judges}. "
+            "Give a model that reads prompt and reply as one text."
         )
-    check_scalar(model)
 
 
 def _check_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config, TemplateSection, plain
 from cores.errors import UserError
 from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
 from cores.models.adapters import base_of, lone_adapter
-from cores.runtime.elsewhere import found_elsewhere
+from cores.models.loading import check_length, check_scalar, load_config
+from cores.runtime.elsewhere import found_elsewhere, own_base
 from cores.runtime.fingerprint import model_files
 
 BASES = {"sft": "base", "reward": "sft", "ppo": "sft"}
@@ -255,3 +256,16 @@ def parent_facts(parents: dict[str, Parent]) -> dict[str, Any]:
         or {"folder": str(parent.folder), "files": parent.record["files"]}
         for name, parent in parents.items()
     }
+
+
+def first_model(
+    config: Config, parents: dict[str, Parent], tokenizer: PreTrainedTokenizerBase, hashed: bool
+) -> tuple[Path, PretrainedConfig, dict[str, Any]]:
+    """Folder and configuration of what stage 2 starts from, stage 1's model or `reward.base`, and
+    the parents for stage.json; UserError if it can be no reward model."""
+    folder, key, about = parents["sft"].folder, parents["sft"].key, parent_facts(parents)
+    if (base := config.reward.base) is not None:
+        key, (folder, about["base"]) = "reward.base", own_base(base, tokenizer, hashed)
+    check_scalar(model := load_config(folder), key)
+    check_length(model, config.reward.max_length, "reward.max_length")
+    return folder, model, about

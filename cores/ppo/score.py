@@ -213,8 +213,8 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
     """What `work` returns. If memory runs out for the first time in a run, again with micro-batches
     of half as many rows or tokens: the same numbers, within rounding.
 
-    On several processes where `work` told all of them (NoRoomError). Elsewhere the others wait
-    inside a pass, for this rank's part of a sum, and cannot turn back.
+    On several processes where `work` told all of them (NoRoomError). Where weights or gradients are
+    shards the others wait inside a pass, for this rank's part of a sum, and cannot turn back.
     """
     while True:
         try:

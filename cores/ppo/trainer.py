@@ -259,20 +259,15 @@ class PPOTrainer(Scorer):
         if (halved := self.state.halved) not in parts:
             parts.clear()
             parts[halved] = list(self._micro_batches(experience, rows))
-        *turns, last = parts[halved]
 
-        def run(batch: Experience, turn: Turn) -> None:
-            accumulate(sums, self.passes.run(role, batch, minibatch, turn))
-
-        def before_last() -> None:
+        def passes() -> None:
             if self.ptx is not None and acts:
                 self._train_ptx(self.ptx, sums)
-            for batch, turn in turns:
-                run(batch, turn)
+            for batch, turn in parts[halved]:
+                accumulate(sums, self.passes.run(role, batch, minibatch, turn))
 
-        meet = bool(turns) and self.roles.sharding.apart  # where memory runs out it is mostly here
-        self.launch.together(before_last, memory=True) if meet else before_last()
-        run(*last)
+        self.launch.together(passes, memory=self.roles.sharding.apart)
+        self.passes.step(role)
         return sums
 
     def _train_ptx(self, ptx: PtxRows, sums: dict[str, Tensor]) -> None:
@@ -281,7 +276,7 @@ class PPOTrainer(Scorer):
         micro = self.config.microbatch_size
         batches, tokens = ptx.at(actor.steps, launch.rank, launch.world, micro)
         for batch in batches:
-            with actor.trained.micro_batch(last=False), launch.autocast():
+            with launch.autocast():
                 logprobs, _ = actor.says.logprobs(batch.rows, plain=True, entropy=False)
                 loss = ptx_loss(logprobs, batch.trained, tokens)
                 actor.trained.backward(self.config.ptx_coef * loss, last=False)

@@ -5,7 +5,7 @@ training and afterwards."""
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -207,10 +207,6 @@ class Finding:
     def line(self) -> str:
         """For the screen."""
         return f"doctor: {self.rule}: {self.evidence}. {self.cause} {self.change}"
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
 
 
 class Watch:

@@ -48,7 +48,9 @@ def card(record: dict[str, Any]) -> str:
     head["tags"] = ["tristage", *TAGS[stage]]
     if base is not None:
         head["base_model"] = base["hub"]
-    if (found := license_of(config["model"]["path"])) is not None:
+    own = Path(config["model"]["path"]).expanduser() / "README.md"
+    found = license_in(own.read_text("utf-8", errors="replace")) if own.is_file() else None
+    if found is not None:
         head["license"] = found
     top = "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items())
     parts = [
@@ -62,14 +64,6 @@ def card(record: dict[str, Any]) -> str:
         "Configuration, versions and the sha256 of every file: `stage.json`.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def license_of(path: str) -> str | None:
-    """What the model card in a local folder says; None if there is none, or it does not say."""
-    file = Path(path).expanduser() / "README.md"
-    if not file.is_file():
-        return None
-    return license_in(file.read_text(encoding="utf-8", errors="replace"))
 
 
 def license_in(text: str) -> str | None:

@@ -158,9 +158,7 @@ def show(tracker: Any, name: str, step: int, rows: list[dict[str, Any]]) -> None
         tracker.writer.add_text(name, "\n".join(lines), step)
         tracker.writer.flush()
     elif tracker.name == "wandb":
-        import wandb
-
-        tracker.tracker.log({name: wandb.Table(columns=columns, data=data)}, step=step)
+        tracker.log_table(name, columns, data, step=step)
     else:
         import pandas  # which trackio brings
         import trackio

@@ -275,11 +275,7 @@ def _join() -> PartialState:
     """
     if torch.cuda.is_available():
         return PartialState()
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return PartialState(backend="gloo")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return PartialState(cpu=True, backend="gloo")
-    return PartialState(cpu=True)
+    return PartialState(cpu=not deepspeed_asked(), backend="gloo")
 
 
 def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:

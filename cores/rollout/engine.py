@@ -81,6 +81,7 @@ class RolloutEngine(Protocol):
     """Samples replies from the policy as it is now."""
 
     sampling: Sampling
+    """May be another from one rollout to the next."""
 
     def generate(
         self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None
@@ -91,10 +92,6 @@ class RolloutEngine(Protocol):
         reply: number t of row i decides token t of reply i, so a reply depends on its own row alone
         and on no generator.
         """
-        ...
-
-    def adopt(self, sampling: Sampling) -> None:
-        """Sample by that from the next rollout on."""
         ...
 
 

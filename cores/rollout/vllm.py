@@ -74,10 +74,6 @@ class VllmEngine:
         if self.on_gpu:
             self.llm.sleep(level=1)
 
-    def adopt(self, sampling: Sampling) -> None:
-        """See `RolloutEngine`."""
-        self.sampling = sampling
-
     @torch.no_grad()
     def generate(
         self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None

@@ -23,7 +23,7 @@ from torch import Tensor
 from cores.config import Config, PPOSection, RewardSection, SFTSection, plain
 from cores.errors import ElsewhereError, NoRoomError, UserError, out_of_memory
 from cores.files import changes
-from cores.runtime.checks import check_clipping, check_launch, check_optimizer, option
+from cores.runtime.checks import check_launch, check_steps, option
 from cores.runtime.fingerprint import versions
 from cores.runtime.machines import MACHINES
 from cores.runtime.ranks import WAITING, WATCH
@@ -226,8 +226,7 @@ def check_batches(
         launch.share(section.minibatch_size, f"{key}.minibatch_size")
     else:
         launch.split(section, key)
-    check_clipping(section, key, ASKED)
-    check_optimizer(section, key, ASKED)
+    check_steps(section, key, ASKED)
 
 
 def quiet() -> None:
@@ -285,11 +284,7 @@ def _join() -> PartialState:
     """
     if torch.cuda.is_available():
         return PartialState()
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return PartialState(backend="gloo")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return PartialState(cpu=True, backend="gloo")
-    return PartialState(cpu=True)
+    return PartialState(cpu=not deepspeed_asked(), backend="gloo")
 
 
 def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:

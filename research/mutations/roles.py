@@ -195,7 +195,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("eval-padding", "padding in sample replies",
              "response_ids[i][scored.response_mask[i]]", "response_ids[i]"),
             ("eval-interval", "half-width divided by n, not its root",
-             "math.sqrt(len(values))", "len(values)"),
+             "math.sqrt(count)", "count"),
         ],
     ),
     "cores/training/ppo.py": (

@@ -151,7 +151,7 @@ class Asked:
         self.launch = launch
         self.state = PPOState(0.1)
         self.roles = SimpleNamespace(
-            actor=SimpleNamespace(steps=0, unwrapped=SimpleNamespace(model=None))
+            actor=SimpleNamespace(steps=0, unwrapped=SimpleNamespace(model=torch.nn.Identity()))
         )
         self.prompts: list[list[list[int]]] = []
 

@@ -62,12 +62,6 @@ class GraphEngine:
         self.steps: Steps | None = None
         self._release()
 
-    def adopt(self, sampling: Sampling) -> None:
-        """See `RolloutEngine`. What was captured had the old one in it."""
-        if sampling != self.sampling:
-            self.sampling = sampling
-            self._release()
-
     @torch.no_grad()
     def generate(
         self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None
@@ -105,7 +99,10 @@ class GraphEngine:
         self.steps = None
 
     def _room(self, rows: int, wide: int) -> Steps:
-        """Buffers for a rollout; the graphs of smaller ones are of no use any more."""
+        """Buffers for a rollout; the graphs of smaller ones are of no use any more, nor are those
+        with another sampling in them."""
+        if self.steps is not None and self.steps.sampling != self.sampling:
+            self._release()
         needed = -(-(wide + self.sampling.max_new_tokens) // ROUND) * ROUND
         have = self.steps
         if have is not None and have.cache.rows >= rows and have.cache.positions >= needed:

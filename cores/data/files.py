@@ -116,7 +116,7 @@ def read_csv(path: Path, mark: str = ",") -> Rows:
     try:
         for values in reader:
             if values and not header:
-                header = values
+                header = [name.strip() for name in values]
                 _once(header, f"{path}:{line}: the header")
             elif values and len(values) != len(header):
                 raise UserError(

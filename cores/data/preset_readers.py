@@ -204,10 +204,8 @@ def _answered(row: Row, job: Job) -> tuple[Any, Any]:
             return turns[:-1], turns[-1:]
     if "instruction" not in row.columns:
         return need(row, "prompt", *ASKED), need(row, "completion", *ASKED)
-    parts = [need(row, "instruction", *TEXT) or ""]
-    if row.columns.get("input"):
-        parts.append(need(row, "input", str))
-    return job.config.template.separator.join(parts), need(row, "output", *TEXT)
+    parts = [need(row, "instruction", *TEXT), row.columns.get("input") and need(row, "input", str)]
+    return job.config.template.separator.join(filter(None, parts)), need(row, "output", *TEXT)
 
 
 def label_studio(row: Row, job: Job) -> Comparison:

@@ -124,6 +124,8 @@ def turns_of(row: Row, column: str, ignore: Ignored = NOTHING) -> list[Turn]:
     value = value_of(row, column)
     if value is None:
         return []
+    if isinstance(value, str):
+        words_of(row, column)  # says so of the text of a list
     if not isinstance(value, list):
         raise UserError(
             f"{row.where}: column {column!r} must be a list of {{role, content}} or {{from, value}}"
@@ -158,9 +160,9 @@ def before_of(row: Row, columns: Collection[str], ignore: Ignored = NOTHING) -> 
     turns: list[Turn] = []
     if "system" in columns and row.columns.get("system"):
         turns.append({"role": "system", "content": text_of(row, "system")})
-    history = (row.columns.get("history") if "history" in columns else None) or []
+    history = row.columns.get("history") if "history" in columns else None
     if not isinstance(history, list):
-        history = [history]
+        history = [] if history in (None, "", "[]") else [history]
     for number, pair in enumerate(history, 1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(

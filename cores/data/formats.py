@@ -287,10 +287,10 @@ class Reader:
         if self.template.kind != "none":
             raise UserError(
                 f"{row.where}: there is no column for the prompt ({', '.join(PROMPTS)}), so "
-                "'chosen' and 'rejected' must hold it. Name another that does (columns "
-                "{prompt: NAME}), set transcripts: true in the section of the source (texts with "
-                '"\\n\\nHuman:" and "\\n\\nAssistant:") or template.kind: none (others), or give lists '
-                "of turns."
+                "'chosen' and 'rejected' must hold it. Name another that does (columns {prompt: "
+                "NAME}), set transcripts: true in the section of the source (texts with Human: and "
+                "Assistant: after empty lines) or template.kind: none (others), or give lists of "
+                "turns."
             )
         prompt, rests = part_texts(text_of(row, "chosen"), text_of(row, "rejected"))
         return [{"role": "user", "content": prompt}], list(rests[: self.sides]), None

@@ -25,8 +25,7 @@ def main(argv: list[str]) -> None:
     from cores.run import StageRun
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.runtime.own_base import first_model
-    from cores.runtime.parents import load_parents, policy_tokenizer, stale_parents
+    from cores.runtime.parents import first_model, load_parents, policy_tokenizer, stale_parents
     from cores.training.calibration import calibrate, calibration_asked
     from cores.training.ppo import check_sampling
     from cores.training.reward import judged, reward_model, train_reward

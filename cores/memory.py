@@ -21,6 +21,8 @@ PREFILL, KEPT = 32768, 0.05
 (cores/rollout/graph/engine.py)."""
 POOL = 1.15
 """Measured (W1, W2 captured): bytes of a pool of captured passes for each that they hold."""
+SUMMED = 2**25
+"""Gradients that ranks add up at a time (cores/sharding/whole.py)."""
 BUCKET = 5e8
 """Numbers in a bucket of DeepSpeed's; two are in use."""
 MOMENTS = {"adamw": 8.0, "lion": 4.0, "adafactor": 0.02, "paged_adamw_8bit": 2.0}
@@ -85,7 +87,7 @@ class Case:
     @property
     def half(self) -> int:
         """Bytes of a number that is computed with."""
-        return 2 if self.config.model.precision == "bf16" else 4
+        return 4 if self.config.model.precision == "fp32" else 2
 
     @property
     def shares_base(self) -> bool:
@@ -101,7 +103,7 @@ class Case:
         size = shape.parameters(scalar)
         small = size <= CAPTURED and size * ppo.pass_tokens <= WORK
         small &= ppo.passes in ("auto", "compiled")
-        able = self.layout.world == 1 and self.layout.shards == "none"
+        able = self.layout.shards == "none"
         able &= not model.gradient_checkpointing and model.quantization not in ("8bit", "4bit")
         return able and (small or ppo.passes == "captured") and (scalar or not ppo.ptx_coef)
 
@@ -141,8 +143,8 @@ def owned(
     if layout.shards.startswith("zero"):  # DeepSpeed's own fp32 copy of what it steps
         found.append(Held(role, "optimizer", 4.0 * own * layout.states))
         found.append(Held(role, "buckets", 8.0 * min(BUCKET, own)))
-    elif layout.shards == "none" and layout.world > 1:
-        found.append(Held(role, "buckets", 4.0 * own))
+    elif layout.shards == "none" and layout.world > 1:  # DDP's; stage 3's are made a few at a time
+        found.append(Held(role, "buckets", 4.0 * (own if role == "model" else min(SUMMED, own))))
     return found
 
 
@@ -278,7 +280,7 @@ def alternating(case: Case) -> Phases:
         read = 0.0 if scalar else logits(shape, replies, half)
         held = update(case, name, shape, scalar, ppo.lora, tokens, read, passes)
         if case.captures(shape, scalar):
-            if passes > 1:
+            if passes > 1 or layout.world > 1:  # they lie where graphs know them to be
                 always += [each for each in held if each.what == "gradients"]
                 held = [each for each in held if each.what != "gradients"]
             graphs = max(graphs, POOL * total(held))

@@ -1,16 +1,19 @@
 """Are captured passes eager ones? Four updates of each on a GPU, from the same weights and replies.
 
     python scripts/check_passes.py
+    torchrun --nproc_per_node 2 scripts/check_passes.py
 
 A small GPT-2 of random weights (scripts/bench, W4's shape), in fp32 and bf16, rows with and without
 padding, replies of one and of many lengths, optimizer steps of one and of several micro-batches, a
 falling learning rate. Eager micro-batches are padded or packed as captured ones, so that both run
-the same kernels. Prints the largest difference of the statistics, relative to their size, and
+the same kernels. Several ranks may share a GPU: what they exchange then goes by way of the host
+(gloo). Prints the largest difference of the statistics, relative to their size, and
 ends with status 1 if it is above TOLERANCE anywhere. Without a GPU
 tests/unit/test_ppo_captured.py replays Python in place of graphs.
 """
 
 import math
+import os
 import sys
 from dataclasses import replace
 from itertools import product
@@ -66,7 +69,7 @@ def statistics(passes: str, case: Case) -> list[dict[str, float]]:
     trainer.widths = module.WIDTHS
     with patch.object(trainer.passes, "widths", module.WIDTHS):
         for update in range(UPDATES):
-            prompts = prompts_of(workload, workload.batch, update)
+            prompts = prompts_of(workload, workload.batch, update)[run.rank :: run.world]
             if case.padded:
                 prompts = [prompt[: 4 + i % 12] for i, prompt in enumerate(prompts)]
             torch.manual_seed(update)
@@ -88,14 +91,27 @@ def difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
     return max(found) if all(map(math.isfinite, found)) else math.inf
 
 
+def meet() -> None:
+    """Let ranks that share a GPU exchange numbers; NCCL wants a GPU for each."""
+    import torch
+
+    from cores.sharding import ASKED
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > torch.cuda.device_count():
+        os.environ["LOCAL_RANK"], ASKED["LOCAL_WORLD_SIZE"] = "0", "1"
+        torch.distributed.init_process_group("gloo")
+
+
 def main(argv: list[str]) -> None:
     """Command line."""
     wrong = False
+    meet()
     for values in product(("fp32", "bf16"), (False, True), (False, True), (16, 8)):
         case = Case(*values)
         found = difference(statistics("eager", case), statistics("captured", case))
         wrong |= not found <= TOLERANCE
-        print(f"{case}: {found:.1e}", flush=True)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"{case}: {found:.1e}", flush=True)
     sys.exit(int(wrong))
 
 

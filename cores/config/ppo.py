@@ -89,16 +89,15 @@ class PPOSection:
     eighth more, so that shapes come again."""
     passes: Literal["auto", "eager", "captured", "compiled"] = "auto"
     """How micro-batches go forward and back; no number changes beyond rounding. auto: as CUDA
-    graphs, one launch in place of thousands, for models of up to 500 million parameters in one
-    process on a GPU, where they can be captured and a pass is small (parameters times tokens up to
-    3e12); eager elsewhere. A shape of micro-batch is
-    captured when it comes the third time, the first 64 of them; they keep the memory of their
-    activations. captured: so for all models, or an error: not with DeepSpeed or several
-    processes, checkpointed layers, quantised bases or ptx rows, and for the architectures of
-    `rollout.engine: graph` alone; of a large model, whose rollouts then keep their buffers too,
-    this is faster than eager and takes more memory. compiled: as auto, with layers by
-    torch.compile, fewer and fused kernels; the first update takes longer, less so where torch
-    finds what it compiled before."""
+    graphs, one launch in place of thousands, for models of up to 500 million parameters on a
+    GPU, where they can be captured and a pass is small (parameters times tokens up to 3e12); eager
+    elsewhere. A shape of micro-batch is captured when it comes the third time, the first 64 of
+    them; they keep the memory of their activations. captured: so for all models, or an error: not
+    with DeepSpeed or FSDP2, checkpointed layers, quantised bases or ptx rows, and for the
+    architectures of `rollout.engine: graph` alone; of a large model, whose rollouts then keep
+    their buffers too, this is faster than eager and takes more memory. compiled: as auto, with
+    layers by torch.compile, fewer and fused kernels; the first update takes longer, less so where
+    torch finds what it compiled before."""
     epochs: int = number(4, above=0)
     """Passes over a rollout; 4 as in the original PPO and TRL."""
     max_prompt_length: int = number(256, above=0)

@@ -62,7 +62,8 @@ class Turn(NamedTuple):
 
 class Passes:
     """Adds a micro-batch's gradients to a role's, and takes the step behind the last one; roles in
-    `kept` by CUDA graphs (see `ppo.passes`), with the same numbers."""
+    `kept` by CUDA graphs (see `ppo.passes`), with the same numbers. A graph of one process has the
+    step in it; where ranks have gradients to add up, the step is a graph of its own."""
 
     def __init__(self, config: PPOSection, roles: Roles, launch: Launch) -> None:
         self.config, self.roles, self.launch = config, roles, launch
@@ -70,6 +71,8 @@ class Passes:
         """Whether losses are means over tokens; else over replies."""
         self.captured = Captured()
         self.kept: dict[str, KeptGradients] = {}
+        self.norm: Tensor | None = None
+        """0-d, of the gradient of a captured step; None until one is taken."""
         for role in roles.trained:
             if self._captures(role):
                 role.make_capturable()
@@ -95,7 +98,7 @@ class Passes:
         model = plain_model(role.unwrapped.model)
         if self.launch.device.type != "cuda":
             return "there is no GPU"
-        if self.launch.world > 1 or self.roles.sharding.stage:
+        if not self.roles.sharding.apart:
             return "processes exchange gradients within a pass"
         if looks_for_outliers(model):
             return "layers in 8 bits look for outliers"
@@ -112,30 +115,41 @@ class Passes:
         loss_of = self._value_loss if role is self.roles.critic else self._policy_loss
         if role.name in self.kept:
             terms = self._captured(role, loss_of, batch, minibatch, turn)
-            norm = terms.pop("grad_norm", None)
-        else:
-            with role.trained.micro_batch(turn.last), self.launch.autocast():
-                loss, terms = loss_of(batch, minibatch)
-                norm = role.trained.backward(loss, turn.last)
-        if norm is not None:  # a step was taken
-            role.grad_norm, role.steps = norm, role.steps + 1
+            self.norm = terms.pop("grad_norm", None)
+            return terms
+        with self.launch.autocast():
+            loss, terms = loss_of(batch, minibatch)
+            role.trained.backward(loss, turn.last)
         return terms
+
+    def step(self, role: TrainedRole) -> None:
+        """The step behind the last micro-batch, unless its graph has taken it."""
+        norm = self.norm if role.name in self.kept else role.trained.step()
+        if norm is None:
+            gradients = self.kept[role.name]
+            gradients.begin(first=False, last=True)
+            role.trained.add_up()
+            found = self.captured.run(role.name, {}, lambda _: {"norm": role.trained.descend()})
+            gradients.end(first=False, last=True)
+            norm = found["norm"]
+        role.grad_norm, role.steps = norm, role.steps + 1
 
     def _captured(
         self, role: TrainedRole, loss_of: Any, batch: Experience, minibatch: Minibatch, turn: Turn
     ) -> Terms:
         """The same as a CUDA graph, where the shape has come before."""
         gradients = self.kept[role.name]
+        steps = turn.last and self.launch.world == 1
 
         def work(inputs: Tensors) -> Tensors:
             shares = replace(minibatch, tokens=inputs["tokens"], kl_coef=inputs["kl_coef"])
-            gradients.begin(turn.first, turn.last)
+            gradients.begin(turn.first, steps)
             with self.launch.autocast():
                 loss, terms = loss_of(batch.holding(inputs), shares)
-                loss.backward()
-            if turn.last:
+                role.trained.backward(loss, turn.last)
+            if steps:
                 terms["grad_norm"] = role.trained.descend()
-            gradients.end(turn.first, turn.last)
+            gradients.end(turn.first, steps)
             return {name: term.detach() for name, term in terms.items()}
 
         price = torch.full((), minibatch.kl_coef, device=self.launch.device)

@@ -213,8 +213,8 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
     """What `work` returns. If memory runs out for the first time in a run, again with micro-batches
     of half as many rows or tokens: the same numbers, within rounding.
 
-    On several processes where `work` told all of them (NoRoomError). Elsewhere the others wait
-    inside a pass, for this rank's part of a sum, and cannot turn back.
+    On several processes where `work` told all of them (NoRoomError). Where weights or gradients are
+    shards the others wait inside a pass, for this rank's part of a sum, and cannot turn back.
     """
     while True:
         try:
@@ -264,7 +264,8 @@ class Tolerance:
     """Of any token."""
 
 
-TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "bf16": Tolerance(0.01, 0.5)}
+HALF = Tolerance(0.01, 0.5)
+TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "bf16": HALF, "fp16": HALF}
 """By precision. fp32: rounding through some tens of layers stays below; a ratio is off by 0.01% at
 most, where it is clipped at 20%. bf16: with 8 bits two right computations of one token differ by
 hundredths, in the tail by tenths; 0.01 moves a ratio by a twentieth of the clip. A real mistake (a

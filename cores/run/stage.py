@@ -114,11 +114,10 @@ class StageRun:
             self.beside = Beside(self.config, self.stage, self.path, self.launch, facts)
         self.saved_at = time.monotonic()
 
-    def going_on(self, total: int, model: Any = None) -> None:
+    def going_on(self, total: int, model: Any) -> None:
         """Say what is trained, and where the run goes on, if it does; steps begin now."""
-        if model is not None:
-            about = described(model, self.config, self.launch)
-            self.launch.say(f"{self.stage}: {about}, {total} steps")
+        about = described(model, self.config, self.launch)
+        self.launch.say(f"{self.stage}: {about}, {total} steps")
         if self.launch.is_main:
             self.progress = Progress(self.stage, total, self.saved, self.launch.device)
         if self.resumed is not None:

@@ -23,6 +23,12 @@ from cores.sharding.whole import Trained, Whole
 class FullyTrained(Trained):
     """The optimizer's parameters are shards; a step is as with whole ones."""
 
+    def backward(self, loss: Tensor, last: bool) -> None:
+        (loss * self.accelerator.num_processes).backward()  # ranks' gradients are averaged
+
+    def add_up(self) -> None:
+        """Each backward pass does."""
+
     @staticmethod
     def whole(tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -108,6 +114,10 @@ class Fully(Whole):
     def adopt(self, accelerator: Accelerator) -> None:
         accelerator.__class__ = ShardingAccelerator
         vars(accelerator)["held"] = self
+
+    def prepare(self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float) -> Trained:
+        made = self._accelerator.prepare(model, optimizer)
+        return FullyTrained(made[0], made[1], self._accelerator, max_grad_norm)
 
     def frozen(self, module: nn.Module, device: torch.device) -> Any:
         return self.shard(module)

@@ -1,24 +1,29 @@
-"""Whole weights on every process: one process, or several that exchange gradients (DDP)."""
+"""Whole weights on every process: one process, or several that add up gradients."""
 
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cores.errors import UserError
+from cores.sharding.scale import LossScale
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes in, by `model.precision`."""
 WEIGHTS = "weights"
 COPIES = 8
 """Tensors copied at a time."""
+BUCKET = 1 << 25
+"""Numbers of gradients that go around together, unless one tensor has more."""
 
 
 @dataclass(eq=False)
@@ -30,11 +35,14 @@ class Trained:
     optimizer: Any
     accelerator: Accelerator
     max_grad_norm: float
+    scale: LossScale | None = None
+    """Of losses in float16."""
 
     @property
     def unwrapped(self) -> Any:
-        """The model itself."""
-        return self.accelerator.unwrap_model(self.module)
+        """The model itself. (accelerate's own answer imports DeepSpeed to ask for its engine.)"""
+        wrapped = isinstance(self.module, DistributedDataParallel)
+        return self.module.module if wrapped else self.module
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -45,19 +53,51 @@ class Trained:
         """The same by name, each once."""
         return {n: p for n, p in self.unwrapped.named_parameters() if p.requires_grad}
 
-    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and `backward`: ranks exchange gradients at the last one only."""
-        return nullcontext() if last else self.accelerator.no_sync(self.module)
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of `loss`, this rank's part of a sum over all ranks; `last`: of a
+        step."""
+        (loss if self.scale is None else loss * self.scale.factor).backward()
 
-    def backward(self, loss: Tensor, last: bool) -> Tensor | None:
-        """Add the gradients of `loss`, this rank's part of a sum over all ranks; at the last
-        micro-batch clip, step and clear them, and return their norm, 0-d."""
-        (loss * self.accelerator.num_processes).backward()  # ranks' gradients are averaged
-        if not last:
-            return None
+    def step(self) -> Tensor:
+        """The step behind the last `backward`, with the gradients of all ranks, which it clears.
+        Their norm before clipping, 0-d."""
+        self.add_up()
         norm = self.descend()
-        self.module.zero_grad()
+        self.clear()
         return norm
+
+    def add_up(self) -> None:
+        """Make each gradient the sum over ranks, which wait for each other here alone."""
+        if self.accelerator.num_processes == 1:
+            return
+        there = [parameter.grad is not None for parameter in self.parameters]
+        self._check_even([a != b for a, b in zip(there, self._there, strict=True)])
+        part: list[Tensor] = []
+        for gradient in (p.grad for p in self.parameters if p.grad is not None):
+            if part and sum(g.numel() for g in part) + gradient.numel() > BUCKET:
+                _sum_over_ranks(part)
+                part = []
+            part.append(gradient)
+        _sum_over_ranks(part)
+
+    @cached_property
+    def _there(self) -> list[bool]:
+        """Which of `parameters` have a gradient in the first step, on every rank."""
+        there = [parameter.grad is not None for parameter in self.parameters]
+        ranks = torch.tensor(there, dtype=torch.float32, device=self.parameters[0].device)
+        torch.distributed.all_reduce(ranks)
+        self._check_even(((ranks > 0) & (ranks < self.accelerator.num_processes)).tolist())
+        return there
+
+    def _check_even(self, apart: list[bool]) -> None:
+        """UserError if any of `parameters` has a gradient in some steps or on some ranks alone."""
+        names = [name for name, differs in zip(self.named(), apart, strict=True) if differs]
+        if names:
+            raise UserError(
+                f"{len(names)} weights have a gradient in some steps or on some ranks alone "
+                f"({names[0]}): whether a row reaches them depends on the row, and ranks add up "
+                "what all of them have. Train this model in one process."
+            )
 
     def clear(self) -> None:
         """Let go of gradients."""
@@ -70,11 +110,16 @@ class Trained:
         It does so by `found_inf`, meant for gradient scalers (torch.optim.AdamW, fused), so that
         nobody has to wait for the norm before the step.
         """
+        if self.scale is not None:
+            self.scale.unscale([p.grad for p in self.parameters if p.grad is not None])
         norm = self.clip()
+        bad = ~norm.isfinite()
         # Torch's own: accelerate's around it counts micro-batches by itself, and might not step.
         optimizer = self.optimizer.optimizer
-        optimizer.found_inf = (~norm.isfinite()).float()
+        optimizer.found_inf = bad.float()
         optimizer.step()
+        if self.scale is not None:
+            self.scale.update(bad)
         return norm
 
     def clip(self) -> Tensor:
@@ -134,7 +179,7 @@ class Trained:
 
 @dataclass(eq=False)
 class Whole:
-    """One process, or DDP."""
+    """One process, or several that add up gradients (stages 1 and 2: DDP)."""
 
     precision: str
     cpu: bool
@@ -146,7 +191,7 @@ class Whole:
     name = "DDP"
     """For the screen."""
     apart = True
-    """Whether ranks meet nowhere in a pass but where the last micro-batch's gradients are added."""
+    """Whether ranks meet in no pass, but behind the last one of a step."""
     offload = False
     """Whether weights or optimizer states wait in the machine's memory."""
     fused = True
@@ -156,14 +201,19 @@ class Whole:
 
     @cached_property
     def _accelerator(self) -> Accelerator:
-        # Models' buffers are tables that never change; sent around, ranks would meet in a forward.
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-        return Accelerator(cpu=self.cpu, mixed_precision="no", kwargs_handlers=[ddp])
+        return Accelerator(cpu=self.cpu, mixed_precision="no")
 
     def prepare(self, name: str, model: nn.Module, optimizer: Any, max_grad_norm: float) -> Trained:
         """`model` and its optimizer as this launch trains them; `name` tells them from others."""
-        made = self._accelerator.prepare(model, optimizer)
-        return self.kind(made[0], made[1], self._accelerator, max_grad_norm)
+        held = self._accelerator
+        # An evaluation is wrapped by nothing: DDP would exchange gradients within a pass.
+        model = held.prepare_model(model, evaluation_mode=True)
+        scale = LossScale(held.device) if self.precision == "fp16" else None
+        trained = Trained(model, held.prepare_optimizer(optimizer), held, max_grad_norm, scale)
+        if held.num_processes > 1:
+            for parameter in trained.parameters:  # whatever a rank has read
+                torch.distributed.broadcast(parameter.detach(), src=0)
+        return trained
 
     def frozen(self, module: nn.Module, device: torch.device) -> Any:
         """`module`, which is never trained, as this launch holds it."""
@@ -174,7 +224,8 @@ class Whole:
 
     def trainer_arguments(self, max_grad_norm: float, micro: int, passes: int) -> dict[str, Any]:
         """Arguments for the trainers of stages 1 and 2."""
-        return {"bf16": self.precision == "bf16", "use_cpu": self.cpu}
+        halves = {name: name == self.precision for name in HALVES}
+        return {**halves, "use_cpu": self.cpu}
 
     def adopt(self, accelerator: Accelerator) -> None:
         """Let the accelerator of such a trainer prepare models as this launch does."""
@@ -196,6 +247,17 @@ class Whole:
         for ours, theirs in zip(stand_in.parameters(), trained.parameters(), strict=True):
             ours.copy_(self.kind.whole(theirs))
         return stand_in
+
+
+def _sum_over_ranks(tensors: list[Tensor]) -> None:
+    """Each of them the sum over ranks, in one exchange."""
+    if not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    sums = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(tensors, sums)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import copy
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,26 +35,31 @@ COMPILING = 1800.0
 
 @dataclass(eq=False)
 class ZeroTrained(Trained):
-    """The engine clips and steps inside its backward pass; a step is the same."""
+    """The engine clips and steps inside the last backward pass; a step is the same."""
 
     max_grad_norm: float = 0.0
     steps: int = 0
     """Taken by us; the engine decides by its own count of micro-batches."""
 
-    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext()
+    @property
+    def unwrapped(self) -> Any:
+        return self.module.module
 
-    def backward(self, loss: Tensor, last: bool) -> Tensor | None:
-        engine: Any = self.accelerator.deepspeed_engine_wrapped
-        engine.backward(loss * self.accelerator.num_processes, sync_gradients=last)
-        if not last:
-            return None
+    def backward(self, loss: Tensor, last: bool) -> None:
+        whole = loss * self.accelerator.num_processes  # ranks' gradients are averaged
+        self._engine.backward(whole, sync_gradients=last)
+
+    @property
+    def _engine(self) -> Any:
+        return self.accelerator.deepspeed_engine_wrapped
+
+    def step(self) -> Tensor:
         self.steps += 1
         taken = self.module.global_steps
         if taken != self.steps:
             raise RuntimeError(f"DeepSpeed took {taken} optimizer steps, not {self.steps}.")
-        norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32)
-        return norm.detach().to(loss.device)  # offloaded: it is on the CPU
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+        return norm.detach().to(self.accelerator.device)  # offloaded: it is on the CPU
 
     def clear(self) -> None:
         """The engine's own affair."""

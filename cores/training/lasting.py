@@ -185,6 +185,8 @@ class Lasting(Trainer):
         resumed = self.run.resumed
         if resumed is not None and resumed.step:
             self.held.of_trainer(self).load_moments(resumed.parts())
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(resumed.numbers["loss_scale"])
             self.lr_scheduler.load_state_dict(resumed.numbers["schedule"])
             rates = resumed.numbers["schedule"]["_last_lr"]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -195,6 +197,9 @@ class Lasting(Trainer):
         norm = super()._clip_grad_norm(model)
         if math.isfinite(float(norm)):
             self.skipped = 0
+            return norm
+        if (scaler := self.accelerator.scaler) is not None and scaler.get_scale() >= 1:
+            self.left_out += 1  # by the scaler, which halves its scale
             return norm
         self.skipped += 1
         faults = self.run.config.faults
@@ -245,5 +250,6 @@ class Lasting(Trainer):
             "sums": gather_object([{name: float(x) for name, x in self.sums.items()}]),
             "logged": self._globalstep_last_logged,
             "skipped": [self.skipped, self.left_out],
+            "loss_scale": scaler.state_dict() if (scaler := self.accelerator.scaler) else None,
         }
         self.run.save(self.state.global_step, State(state, numbers))

@@ -23,7 +23,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ("tests/unit/test_models_sided.py",),
         [
             ("decoder-prompt", "a decoder's reply cut where a prompt would end",
-             "1 if self.decodes else prompt_ids.shape[1]", "prompt_ids.shape[1]"),
+             "1 if decodes else prompt_ids.shape[1]", "prompt_ids.shape[1]"),
         ],
     ),
     "cores/data/sides.py": (

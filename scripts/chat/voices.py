@@ -220,7 +220,7 @@ class Voices:
             max_new_tokens=controls.max_new_tokens,
             min_new_tokens=min(engine.sampling.min_new_tokens, controls.max_new_tokens - 1),
         )
-        engine.adopt(now)
+        engine.sampling = now
         ids: list[int] = []
         first = shown = 0.0
 

@@ -22,8 +22,10 @@ from cores.ppo.experience import gather_rows
 from cores.runtime.cli import guarded
 from cores.runtime.launch import launch
 
-ROWS = {"never": 4, "score": 2, "update": 1, "again": 0}
-"""Of the largest passes that have room: scoring takes 4 at a time, an update 2 of each rank's 4."""
+ROWS = {"never": 4, "score": 2, "update": 1, "last": 2, "again": 0}
+"""Of the largest passes that have room: scoring takes 4 at a time, an update 2 of each rank's 4, or
+all of them in a pass that is the first and the last."""
+SIZES = {"update": 2, "last": 4}
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def short(where: str, rank: int) -> Iterator[None]:
 
     def limited(actor: Any, ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = forward(actor, ids, *args, **kwargs)
-        in_update = where == "update"
+        in_update = where in SIZES
         if rank == 1 and ids.shape[0] > ROWS[where] and torch.is_grad_enabled() is in_update:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return result
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> None:
     mine = slice(4 * process.rank, 4 * process.rank + 4)
     columns = {name: tensor[mine] for name, tensor in vars(whole).items() if tensor is not None}
     for where in ROWS:
-        size = 2 if where == "update" else 1
+        size = SIZES.get(where, 1)
         trainer = _models.make_trainer("gpt2", microbatch_size=size, **options)
         trainer.packed = trainer.passes.packed = False  # so that passes have rows in known numbers
         with short(where, process.rank):

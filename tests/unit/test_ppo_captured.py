@@ -2,12 +2,20 @@
 a graph runs its work again on the addresses that it was captured with."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from _engines import CAPTURABLE
-from _models import ROUNDING, fixed_rollout, largest_difference, make_trainer, parameters
+from _models import (
+    LAUNCH,
+    ROUNDING,
+    fixed_rollout,
+    largest_difference,
+    make_trainer,
+    parameters,
+)
 from _ppo import experience_of
 
 from cores.config import LoraSection
@@ -45,12 +53,16 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes.Passes, "_problem", lambda self, role: None)
 
 
-def trained(updates: int = 3, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
-    """A trainer after updates on changing rows, and their statistics."""
+def trained(updates: int = 3, ranks: int = 1, **ppo: Any) -> tuple[Any, list[dict[str, float]]]:
+    """A trainer after updates on changing rows, and their statistics; as one of several ranks, of
+    which nobody but the test adds anything."""
     settings = {"microbatch_tokens": 20, "minibatch_size": 4, "batch_size": 8, "epochs": 2}
     settings |= {"actor_learning_rate": 0.001, "updates": max(4, updates + 2), **ROUNDING}
     trainer = make_trainer("gpt2", **{**settings, **ppo})
     trainer.passes.packed = True  # as in half precision on a GPU
+    trainer.passes.launch = replace(LAUNCH, world=ranks)
+    for role in trainer.roles.trained:
+        role.trained.accelerator = SimpleNamespace(num_processes=ranks)
     found = []
     for seed in range(updates):
         trainer.state.kl_coef = 0.1 * (seed + 1)
@@ -82,6 +94,36 @@ def test_captured_passes_change_nothing(ppo: dict[str, Any]) -> None:
     for role in ("actor", "critic"):
         a, b = (parameters(getattr(t.roles, role).unwrapped) for t in (plain, same))
         assert largest_difference(a, b) < 1e-6
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("tokens", [20, 99])
+def test_several_ranks_add_up_between_captured_passes_and_a_captured_step(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is exchanged within a graph; each step is, once, and the weights are those of eager
+    passes."""
+    exchanged = []
+
+    def all_reduce(own: torch.Tensor) -> None:
+        exchanged.append(own.numel())
+        own += own.roll(1)  # some other gradient, as far as this rank can tell
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    alone, _ = trained(microbatch_tokens=tokens, passes="eager")
+    assert not exchanged
+    plain, expected = trained(ranks=2, microbatch_tokens=tokens, passes="eager")
+    told = list(exchanged)
+    exchanged.clear()
+    same, found = trained(ranks=2, microbatch_tokens=tokens)
+    assert exchanged == told
+    assert {key[0] for key in same.passes.captured.graphs} >= {"actor", "critic"}
+    assert [t.roles.actor.steps for t in (alone, plain, same)] == [12] * 3
+    assert found == [pytest.approx(step, rel=1e-4, abs=1e-6) for step in expected]
+    for role in ("actor", "critic"):
+        by = [parameters(getattr(t.roles, role).unwrapped) for t in (alone, plain, same)]
+        assert largest_difference(by[1], by[2]) < 1e-6
+        assert largest_difference(by[0], by[1]) > 1e-5
 
 
 @pytest.mark.usefixtures("_stand_in")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from _models import LAUNCH, causal, toy_tokenizer
 from _stages import begun, config, facts, save_weights, state, write
+from torch import nn
 
 from cores import files
 from cores.config import Config, LoggingSection
@@ -130,7 +131,7 @@ def test_it_goes_on_from_the_newest_checkpoint(tmp_path: Path, capsys: Any) -> N
     assert [row["step"] for row in rows] == [2, 4]
     assert run.last_row() == {"loss": 0.25}
     with run:
-        run.going_on(9)
+        run.going_on(9, nn.Linear(1, 1))
         assert STOP.stepping
         run.stepped()
         run.finish(save_weights(), facts())

@@ -1,6 +1,6 @@
 """What each of two processes does, the exchange between them played by the tests."""
 
-from contextlib import nullcontext
+import re
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -23,15 +23,18 @@ from _models import (
 )
 from _stages import begun
 from _training import random_rows, sft_rows
+from torch import Tensor
 
 from cores.config import CoatiSection
 from cores.draws import in_epochs, uniforms
+from cores.errors import UserError
 from cores.evaluate import evaluate
 from cores.models import ScalarModel, load_scalar
 from cores.ppo import PPOState, experience
 from cores.rollout import Rollout
 from cores.run.checkpoint import State
 from cores.runtime.launch import Launch
+from cores.sharding import whole
 from cores.training import calibration, sft
 from cores.training.calibration import policy_engine
 from cores.training.ppo import train
@@ -76,20 +79,69 @@ def test_a_minibatch_is_shared_by_the_ranks() -> None:
     assert sorted(seen) == sorted(experience.scores[rows].tolist())
 
 
-def test_a_rank_s_sum_outlives_the_average() -> None:
-    """Invariant 21: gradients are averaged over ranks, so each rank's part of a sum is multiplied
-    by their number before."""
-    found = []
-    for processes in (1, 2):
+class Added:
+    """Plays what two ranks add up: the second pass of a rank is told what the first one sent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: list[Tensor] = []
+        self.told: list[Tensor] = []
+        monkeypatch.setattr(torch.distributed, "all_reduce", self.all_reduce)
+
+    def all_reduce(self, own: Tensor) -> None:
+        """The sum, as if the other sent the same where it has not been here."""
+        self.sent.append(own.clone())
+        own += self.told.pop(0) if self.told else own.clone()
+
+    def turn(self) -> None:
+        """The other rank goes on."""
+        self.told, self.sent = self.sent, []
+
+
+SIZES = {"each alone": 1, "a few": 500, "all": whole.BUCKET}
+
+
+@pytest.mark.parametrize("bucket", SIZES)
+def test_gradients_are_the_sum_over_ranks(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 21: each rank's gradients are its part of a sum; behind the last micro-batch both
+    have what one process has of all rows, however many tensors go around at a time."""
+    monkeypatch.setattr(whole, "BUCKET", SIZES[bucket])
+    rollout, added = fixed_rollout(), Added(monkeypatch)
+
+    def summed(processes: int, rows: slice) -> list[Tensor]:
         role = make_trainer("gpt2").roles.critic
-        role.trained.accelerator = SimpleNamespace(
-            num_processes=processes, no_sync=lambda _: nullcontext()
-        )
-        rollout = fixed_rollout()
-        role.trained.backward(role.module(rollout.ids, rollout.mask).sum(), last=False)
-        weights = role.module.parameters()
-        found.append(torch.cat([p.grad.flatten() for p in weights if p.grad is not None]))
-    torch.testing.assert_close(found[1], 2 * found[0])
+        role.trained.accelerator = SimpleNamespace(num_processes=processes)
+        role.trained.backward(role.module(rollout.ids[rows], rollout.mask[rows]).sum(), last=True)
+        role.trained.add_up()
+        return [p.grad for p in role.trained.parameters if p.grad is not None]
+
+    expected = summed(1, slice(None))
+    assert not added.sent
+    summed(2, slice(0, 3))
+    added.turn()
+    torch.testing.assert_close(summed(2, slice(3, None)), expected)
+    exchanges = len(added.sent) - 1  # the first tells who has a gradient
+    assert exchanges == {"each alone": len(expected), "all": 1}.get(bucket, exchanges)
+    assert exchanges <= len(expected)
+
+
+def test_a_weight_that_one_rank_alone_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks would add up other weights than each other: said by name, in the first step on both."""
+    added = Added(monkeypatch)
+    for rank in (0, 1):
+        trained = make_trainer("gpt2").roles.critic.trained
+        trained.accelerator = SimpleNamespace(num_processes=2)
+        names = list(trained.named())
+        for parameter in trained.parameters[rank:]:
+            parameter.grad = torch.ones_like(parameter)
+        if rank == 0:
+            added.told = [torch.ones(len(names)) * (torch.arange(len(names)) > 0)]
+        with pytest.raises(UserError, match=rf"1 weights have .*\({re.escape(names[0])}\)"):
+            trained.add_up()
+        added.turn()
+    trained.clear()
+    vars(trained)["_there"] = [True] * len(names)
+    with pytest.raises(UserError, match=f"{len(names)} weights have a gradient in some steps"):
+        trained.add_up()
 
 
 class Asked:
@@ -99,7 +151,7 @@ class Asked:
         self.launch = launch
         self.state = PPOState(0.1)
         self.roles = SimpleNamespace(
-            actor=SimpleNamespace(steps=0, unwrapped=SimpleNamespace(model=None))
+            actor=SimpleNamespace(steps=0, unwrapped=SimpleNamespace(model=torch.nn.Identity()))
         )
         self.prompts: list[list[list[int]]] = []
 

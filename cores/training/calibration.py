@@ -151,7 +151,6 @@ def calibrate(
         )
     stock: Any = plain_model(model.model)
     rescale(stock, mean, std)
-    model.calibrate()
     launch.say(f"calibrated: mean {mean:.3f}, deviation {std:.3f} -> 0, 1")
     return {"samples": len(rows), "raw_mean": mean, "raw_std": std, "reward_mean": model.mean}
 

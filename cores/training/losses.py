@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cores.config import Config
+from cores.data.encode import IGNORED
 from cores.training.lasting import Lasting
 
-IGNORED = -100
 PART = "part"
 """Of a row: the number of its source, where sources have losses of their own."""
 

@@ -21,6 +21,7 @@ from transformers import (
 from cores.config import Config
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
+from cores.data.encode import IGNORED
 from cores.data.images import ImageTokens
 from cores.data.sides import Inputs
 from cores.draws import seeded
@@ -38,7 +39,7 @@ from cores.rollout.pictures import BLANK, opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.lasting import Lasting, train
-from cores.training.losses import IGNORED, PART, WeightedLosses, loss_weights, row_sums
+from cores.training.losses import PART, WeightedLosses, loss_weights, row_sums
 
 Row = dict[str, Any]
 """A demonstration, as `sft_data` tells."""

@@ -77,8 +77,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "raw.std(correction=0)", "raw.std(correction=1)"),
             ("calibration-numbers", "the same random numbers on all ranks in calibration",
              "    drawn = drawn[launch.rank :: launch.world]\n", ""),
-            ("calibration-live", "the model in memory keeps its old mean",
-             "    model.calibrate()\n", ""),
         ],
     ),
     "cores/models/actor.py": (

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cores.data import sft_data
+from cores.data.encode import IGNORED
 from cores.models.images import image_processor, reads_images
 from cores.models.loading import load_config
-from cores.training.sft import IGNORED, inputs, row_losses
+from cores.training.sft import inputs, row_losses
 from scripts.evaluation.runs import Judged, Row, as_trained
 from scripts.evaluation.stats import Estimate, ratio
 

@@ -209,6 +209,9 @@ SIGNS: dict[tuple[str, ...], Format] = {
     ("message_tree_id", "prompt"): "oasst",
     ("input", "preferred_output", "non_preferred_output"): "openai_preference",
     ("data", "annotations"): "label_studio",
+    ("prompt", "completion", "label"): "kto",
+    ("messages", "label"): "kto",
+    ("kto_tag",): "kto",
 }
 """By which columns the rows of a preset are known (cores/data/presets.py)."""
 
@@ -261,5 +264,7 @@ def column_hints(columns: list[str], key: str) -> str:
     """Sentences on what may be wrong: the preset that reads such rows was not named, or columns are
     separated by another sign; empty if nothing is known."""
     found = next((name for signs, name in SIGNS.items() if set(signs) <= set(columns)), None)
-    preset = "" if found is None else f" Perhaps these are rows for {key}.format {found}."
-    return preset + separator_hint(columns)
+    hint = "" if found is None else f" Perhaps these are rows for {key}.format {found}."
+    if not hint and key.startswith("data.preference") and "score" in columns:
+        hint = " Replies with a score each are for reward.kind pointwise or binned."
+    return hint + separator_hint(columns)

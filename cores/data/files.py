@@ -34,7 +34,7 @@ def read_jsonl(path: Path) -> Rows:
             if line[end:].strip():
                 raise UserError(
                     f"{where}: more than one JSON value (text follows the first); put one object a "
-                    "line and nothing else."
+                    "line and nothing else (lines end with LF or CR LF, not with CR alone)."
                 )
             yield where, _object(value, where)
 

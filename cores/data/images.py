@@ -18,7 +18,7 @@ from cores.data.formats import Example
 from cores.data.image_files import INTERLEAVED, captioned, check_options, found_image, image_names
 from cores.data.roles import Segment
 from cores.data.sources import Row
-from cores.data.values import SPEAKERS, Turn
+from cores.data.values import Turn, role_of
 from cores.draws import key
 from cores.errors import UserError
 
@@ -110,7 +110,7 @@ class Shown:
     ) -> dict[str, Any]:
         """The conversation of a row whose reply is told of its image alone."""
         turns = columns.pop("messages", None) or columns.pop("conversations", None)
-        replies = [t for t in turns or [] if _role(t) == "assistant"]
+        replies = [t for t in turns or [] if role_of(t) == "assistant"]
         said = [turn.get("content", turn.get("value")) for turn in replies]
         caption = columns.pop("caption", said[0] if len(said) == 1 else None)
         if not images or not isinstance(caption, str):
@@ -149,12 +149,6 @@ class Shown:
         return replace(row, columns={**columns, "text": text}, images=self._found(names, row.where))
 
 
-def _role(turn: Any) -> str | None:
-    """Of a turn in any form; None for what is none."""
-    turn = turn if isinstance(turn, dict) else {}
-    return SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower())
-
-
 def _place(columns: dict[str, Any], images: int, where: str, template: ImageTemplate) -> None:
     """Put `MARK` where the texts of a row say `<image>`; where none does, before the first text of
     a user (TRL's convention)."""
@@ -181,7 +175,7 @@ def _holders(columns: dict[str, Any]) -> list[tuple[Any, str]]:
         turns = columns.get(name)
         if isinstance(turns, list):
             copies = columns[name] = [dict(t) if isinstance(t, dict) else t for t in turns]
-            asked = [turn for turn in copies if _role(turn) == "user"]
+            asked = [turn for turn in copies if role_of(turn) == "user"]
             keys = [(turn, "content" if "content" in turn else "value") for turn in asked]
             return [(turn, key) for turn, key in keys if isinstance(turn.get(key), str | list)]
     return [(columns, name) for name in TEXTS if isinstance(columns.get(name), str)][:1]

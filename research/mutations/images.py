@@ -96,9 +96,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("split-by-question", "rows of one image on both sides of the split",
              'return replace(example, key="\\n".join(names)) if names else example',
              "return example"),
-            ("bot", "a speaker of another name is nobody",
-             'return SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower())',
-             'return {"user": "user", "assistant": "assistant"}.get(str(turn.get("role")))'),
         ],
     ),
     "cores/models/images.py": (

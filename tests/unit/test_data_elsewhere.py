@@ -10,7 +10,7 @@ from _data_helpers import ROLES, config, write_jsonl
 from _tokenizers import chat_like
 from test_data_formats import REPLY, USER, read, said
 
-from cores.data import sft_data
+from cores.data import preference_data, sft_data
 from cores.errors import UserError
 
 PAIR = {"chosen": "Yes, it is.", "rejected": "Yes, no."}
@@ -95,3 +95,55 @@ def test_messages_as_the_text_of_a_list() -> None:
         read({"messages": text}, "sft")
     with pytest.raises(UserError, match=r"'messages' must be a list of {role, content}"):
         read({"messages": "Q"}, "sft")
+
+
+def test_a_turn_in_two_forms() -> None:
+    """One is read, the other named; where one is empty, as in Parquet's unions, it is none."""
+    both = {**USER, "from": "gpt", "value": "other"}
+    row = {"messages": [both, REPLY]}
+    assert read(row, "sft").conversations == ([USER, REPLY],)
+    union = {"role": None, "content": None, "from": "human", "value": "Q"}
+    assert read({"messages": [union, REPLY]}, "sft").conversations == ([USER, REPLY],)
+
+
+def test_the_other_form_is_named(tmp_path: Path) -> None:
+    both = {**USER, "from": "gpt", "value": "other"}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": [both, REPLY]}])
+    (line,) = sft_data(config(path, ROLES), chat_like()).report.lines()
+    assert line.endswith("; columns not read: from (of turns), value (of turns)")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (DONE | {"label": True}, "Perhaps these are rows for data.preference.format kto."),
+        ({"conversations": [USER, REPLY], "kto_tag": True}, "data.preference.format kto."),
+        (DONE | {"score": 3}, "a score each are for reward.kind pointwise or binned."),
+    ],
+)
+def test_rows_of_stage_2_in_another_form(row: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """The error says which option reads them."""
+    path = write_jsonl(tmp_path / "a.jsonl", [row])
+    with pytest.raises(UserError) as caught:
+        preference_data(config(path, ROLES), chat_like())
+    assert str(caught.value).endswith(told)
+
+
+@pytest.mark.parametrize("turns", [[], [USER], [REPLY, USER]])
+def test_a_judged_conversation_without_a_reply(turns: Any, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": turns, "label": True}])
+    with pytest.raises(UserError, match=r"a.jsonl:1: 'messages' does not end with a reply, which"):
+        sft_data(config(path, ROLES, source={"format": "kto"}), chat_like())
+
+
+@pytest.mark.parametrize("path", ["https://huggingface.co/datasets/a/b", "hf://datasets/a/b.csv"])
+def test_an_address_is_no_path(path: str) -> None:
+    with pytest.raises(UserError, match=rf"^data.sft.path '{path}' is an address, from which"):
+        sft_data(config(path, ROLES), chat_like())
+
+
+def test_lines_that_end_with_cr_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\r{"text": "b"}\r')
+    with pytest.raises(UserError, match="lines end with LF or CR LF, not with CR alone"):
+        sft_data(config(str(path), ROLES), chat_like())

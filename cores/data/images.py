@@ -18,7 +18,7 @@ from cores.data.formats import Example
 from cores.data.image_files import INTERLEAVED, captioned, check_options, found_image, image_names
 from cores.data.roles import Segment
 from cores.data.sources import Row
-from cores.data.values import Turn, role_of
+from cores.data.values import Turn, role_of, short
 from cores.draws import key
 from cores.errors import UserError
 
@@ -34,6 +34,8 @@ MATCHED = ("matched_text_index", "matched_sim", "image_name")
 SIDES = ("chosen_ids", "rejected_ids", "ids", "input_ids")
 """Ids of a row of stage 2 or 3."""
 TURNS = ("messages", "conversations", "prompt")
+OWN = ("image", "path", "url")
+"""Keys of a part that name its file."""
 TEXTS = ("prompt", "instruction", "text")
 """Columns of turns, or of a text, that an image stands in."""
 
@@ -153,7 +155,7 @@ def _place(columns: dict[str, Any], images: int, where: str, template: ImageTemp
     """Put `MARK` where the texts of a row say `<image>`; where none does, before the first text of
     a user (TRL's convention)."""
     holders = _holders(columns)
-    texts = [_joined(holder[name]) for holder, name in holders]
+    texts = [_joined(holder[name], where) for holder, name in holders]
     count = sum(text.count(WRITTEN) + text.count(MARK) for text in texts)
     if not count and texts:
         texts[0] = MARK * images + texts[0]
@@ -181,11 +183,18 @@ def _holders(columns: dict[str, Any]) -> list[tuple[Any, str]]:
     return [(columns, name) for name in TEXTS if isinstance(columns.get(name), str)][:1]
 
 
-def _joined(content: Any) -> str:
-    """A turn's content; of a list of parts the texts, with `MARK` for images (TRL's convention)."""
+def _joined(content: Any, where: str) -> str:
+    """A turn's content; of a list of parts the texts, with `MARK` for images (TRL's convention).
+    UserError for parts of other types, and for images that name a file of their own."""
     if isinstance(content, str):
         return content
     parts = [part if isinstance(part, dict) else {} for part in content]
+    for part in parts:
+        if part.get("type") not in ("image", "text") or any(part.get(name) for name in OWN):
+            raise UserError(
+                f"{where}: a part of a turn is {short(part)}; beside images a part has type text "
+                "and its text, or type image alone: name the files in `images`, in their order."
+            )
     return "".join(MARK if p.get("type") == "image" else str(p.get("text", "")) for p in parts)
 
 

@@ -60,10 +60,9 @@ def main(argv: list[str]) -> None:
         check_saving(model, tokenizer)
         run.begin(depends)
         trained, metrics = train_and_judge(model, data, run, images)
-        facts = {
+        facts = depends | {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),
-            **depends,
             "data": data.report.to_json(),  # what was read of a stream is known only now
             "metrics": metrics,
         }

@@ -84,11 +84,7 @@ def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Sour
 
 def _source(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Source:
     where, hidden, named = f"{key} {path!r}", 0, path
-    if "://" in path:
-        raise UserError(
-            f"{where} is an address, from which nothing is fetched; download the file, or give the "
-            "id of a data set on the Hugging Face hub (owner/name)."
-        )
+    _no_address(path, where)
     if section.revision is not None and (_is_local(path) or os.path.lexists(path)):
         raise UserError(
             f"{where} is a local path, and revision is for hub data sets; remove "
@@ -144,6 +140,14 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
             raise UserError(f"{where} holds no rows; give a source with at least one row.")
 
     return Source(named, fingerprints, a_pass, hidden)
+
+
+def _no_address(path: str, where: str) -> None:
+    if "://" in path:
+        raise UserError(
+            f"{where} is an address, from which nothing is fetched; download the file, or give the "
+            "id of a data set on the Hugging Face hub (owner/name)."
+        )
 
 
 def _saved(path: Path, split: str, where: str) -> Path | None:

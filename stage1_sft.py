@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),
             **depends,
+            "data": data.report.to_json(),  # what was read of a stream is known only now
             "metrics": metrics,
         }
         run.finish(lambda to: here.once(save_model, trained, tokenizer, to, merge, images), facts)

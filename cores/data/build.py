@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config.data import OneSource, SourceSection
 from cores.config.schema import Config
 from cores.data.columns import columns_of, renaming, require_read, standard
+from cores.data.files import kind_of
 from cores.data.formats import LISTS, Example, Reader, Stage
 from cores.data.images import by_images, shown
 from cores.data.mixture import Rows, held_out, interleave, mix, require, tokens_in
@@ -21,7 +22,7 @@ from cores.data.ratings import RatingReader
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sides import TEXT, Inputs
-from cores.data.sources import Source, sources
+from cores.data.sources import Row, Source, sources
 from cores.data.stream import StreamedData, streamed
 from cores.data.transcripts import first_user_turn
 from cores.errors import UserError
@@ -126,6 +127,8 @@ def _read(
     rated = stage == "reward" and config.reward.kind != "pairwise"
     kind = RatingReader if rated else Reader
     rows = list(source.open())
+    if stage == "ppo" and section.format is None and kind_of(Path(source.path)) == ".txt":
+        rows = _prompts(rows[0], f"{key}.path {source.path}")[: section.limit]
     names = renaming(section.columns, columns_of(rows), source.path, key)
     rows = standard(rows, names)
     rows, fitted, counts = converted(rows, section, config, stage, key)
@@ -135,6 +138,15 @@ def _read(
     if stage != "ppo":  # reward functions get them all
         require_read(names, reader.unread, reader.format, key)
     return reader, [by_images(reader.read(row)) for row in rows], counts
+
+
+def _prompts(text: Row, what: str) -> list[Row]:
+    """Of a text file the prompts, one a line; empty lines are none. UserError if it has none."""
+    file, found = text.where.rpartition(":")[0], text.columns["text"].split("\n")
+    rows = [Row(f"{file}:{i}", {"prompt": x.strip()}) for i, x in enumerate(found, 1) if x.strip()]
+    if not rows:
+        raise UserError(f"{what}: holds no prompt; write one a line.")
+    return rows
 
 
 def check_options(section: OneSource, stage: Stage, reader: Reader, key: str, path: str) -> None:

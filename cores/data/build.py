@@ -260,14 +260,15 @@ def _stream(
     fraction = config.data.test_fraction
     source, other = sources(section, key, streaming=True)
     fit = partial(_fitted, config, "sft", key, section, TEXT, first=1)
-    for each in (other, source) if other else (source,):
-        reader, names, _, _ = fit(each)
+    fitted = [(each, fit(each)) for each in (source, other) if each is not None]
+    for each, (reader, *_) in fitted:
         if reader.format != "text":
             raise UserError(
                 f"data.sft.streaming reads rows of format text, but {each.path!r} is of format "
                 f"{reader.format}; turn streaming off, or set {key}.format to text if it has a "
                 "column text."
             )
+    reader, names = fitted[0][1][:2]
     maker = RowMaker(config, tokenizer, section, reader)
     known = {"text", *reader.unread}
     """Columns; what comes with a later row is refused or named as if it were in the first."""

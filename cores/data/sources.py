@@ -84,7 +84,7 @@ def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Sour
 
 def _source(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Source:
     where, hidden, named = f"{key} {path!r}", 0, path
-    if section.revision is not None and (_is_local(path) or os.path.lexists(path)):
+    if section.revision is not None and _is_local(path):
         raise UserError(
             f"{where} is a local path, and revision is for hub data sets; remove "
             f"{key.rpartition('.')[0]}.revision."
@@ -103,9 +103,8 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
 
         with readable(where):
             found = datasets.load_from_disk(str(saved)).with_format(None)
-            fingerprints = {
-                f.name: _fingerprint(f, streaming) for f in sorted(saved.glob("*.arrow"))
-            }
+            stored = sorted(saved.glob("*.arrow"))
+            fingerprints = {file.name: _fingerprint(file, streaming) for file in stored}
     elif _is_local(path):
         with readable(where):
             files, hidden, several = data_files(Path(path).expanduser(), key, split)

@@ -16,7 +16,7 @@ from typing import Any
 
 from cores.config.data import OneSource
 from cores.data.files import READERS, kind_of
-from cores.data.folders import data_files, held_out_split
+from cores.data.folders import data_files, held_out_split, is_saved
 from cores.errors import UserError, readable
 from cores.runtime.fingerprint import HUB_TIMEOUT
 
@@ -69,7 +69,7 @@ def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Sour
     if section.test_path is not None:
         split = split or held_out_split(section.test_path, f"{key}.test_path") or section.split
         return train, _source(section.test_path, split, section, f"{key}.test_path", streaming)
-    local = _is_local(section.path) and not _is_saved(Path(section.path).expanduser())
+    local = _is_local(section.path)
     inside = held_out_split(section.path, f"{key}.path", split) if local else split
     if split is not None and inside is None:
         raise UserError(
@@ -150,15 +150,9 @@ def _saved(path: Path, split: str, where: str) -> Path | None:
                 f"not {split!r}; set split to one of them."
             )
         return path / split
-    if _is_saved(path) and split != "train":
+    if is_saved(path) and split != "train":
         raise UserError(f"{where} was saved by datasets without splits, so there is no {split!r}.")
-    return path if _is_saved(path) else None
-
-
-def _is_saved(path: Path) -> bool:
-    names = ("state.json", "dataset_info.json")
-    one = all((path / name).is_file() for name in names)
-    return one or (path / "dataset_dict.json").is_file()
+    return path if is_saved(path) else None
 
 
 def _is_local(path: str) -> bool:

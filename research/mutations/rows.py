@@ -96,7 +96,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              'split or held_out_split(section.test_path, f"{key}.test_path") or section.split',
              "split or section.split"),
             ("saved-split", "a saved set without splits is its own test set",
-             'if _is_saved(path) and split != "train":', "if False:"),
+             'if is_saved(path) and split != "train":', "if False:"),
         ],
     ),
 }  # fmt: skip

@@ -263,3 +263,6 @@ def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
     _, held = sources(SourceSection(path=str(tmp_path / "both"), test_split="test"), "data.sft")
     assert [row.columns["text"] for row in rows(held)] == ["two"]
     assert "without splits, so there is no 'test'" in refused(tmp_path / "saved", split="test")
+    section = SourceSection(path=str(tmp_path / "both"), test_path=str(tmp_path / "saved"))
+    _, held = sources(section, "data.sft")
+    assert [row.columns["text"] for row in rows(held)] == ["one", "two"]

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from cores.errors import UserError
 
@@ -54,11 +54,11 @@ def read_json(path: Path, remedy: str = "", finite: bool = True) -> dict[str, An
             raise ValueError(f"more than {LARGEST >> 20} MiB")
         if other := impostor(path):
             raise ValueError(other)
-        text = path.read_text(encoding="utf-8-sig")
-        hooks = (_refuse, _finite) if finite else (None, None)
-        value = json.loads(text, parse_constant=hooks[0], parse_float=hooks[1])
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}, not an object")
+        for key in not_finite(value) if finite else ():
+            raise ValueError(f"{key} is no number of JSON")
     except (OSError, ValueError, RecursionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: damaged ({reason}). {remedy}".rstrip()) from None
@@ -87,15 +87,6 @@ def impostor(path: Path) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer, not the file: run `git lfs pull` there"
     return "a web page" if head.startswith(b"<") else "" if head else "empty"
-
-
-def _refuse(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse(text)
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
             "no stage writes. If nobody has edited it, this is a mistake of the doctor's."
         )
     if arguments.json is not None:
-        told = json.dumps([finding.to_json() for finding in findings], indent=2, ensure_ascii=False)
+        told = json.dumps([asdict(one) for one in findings], indent=2, ensure_ascii=False)
         try:
             arguments.json.write_text(f"{told}\n", encoding="utf-8")
         except OSError as error:  # status 1 would say that something was found

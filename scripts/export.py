@@ -9,9 +9,7 @@ they were when the run began.
 """
 
 import argparse
-import json
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +67,7 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
     from cores.models.bases import base_tokenizer
     from cores.ppo import roles
     from cores.rewards.texts import text_reward
-    from cores.runtime.elsewhere import pinned
-    from cores.runtime.own_base import own_base
+    from cores.runtime.elsewhere import own_base, pinned
     from cores.runtime.parents import load_parents, policy_tokenizer
     from cores.sharding.whole import load_weights
     from cores.training.ppo import needed_stages
@@ -105,12 +102,9 @@ def built(config: Any, stage: str, saved: Any, role: str) -> tuple[Any, Any, boo
 
 def _config(state: dict[str, Any], root: Path) -> Any:
     """The configuration that the run began with, in the folder where it is now."""
-    from cores.config import parse_config
+    from cores.interop import config_of
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "run.yaml")
-        file.write_text(json.dumps(state["config"]), encoding="utf-8")  # JSON is YAML
-        config = parse_config(["--config", str(file)], "export.py", "")
+    config = config_of(state)
     # How the run held what it did not train, and ran it, is no part of what it made.
     model, ppo = replace(config.model, quantization="none"), replace(config.ppo, passes="eager")
     return replace(config, output_dir=str(root), model=model, ppo=ppo)

@@ -158,7 +158,7 @@ def _fitted(
     kind = RatingReader if rated else Reader
     rows = list(islice(source.open(), first))
     names = renaming(section.columns, columns_of(rows), source.path, key)
-    rows = [standard(row, names) for row in rows]
+    rows = standard(rows, names)
     rows, fitted, counts = converted(rows, section, config, stage, key)
     rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
     columns = columns_of(rows)
@@ -275,7 +275,7 @@ def _stream(
 
     def examples(held: bool) -> Iterator[Example]:
         for row in (other if other and held else source).open():
-            row = standard(row, names)
+            (row,) = standard([row], names)
             reader.unread += [name for name in row.columns if name not in known]
             known.update(row.columns)
             example = reader.read(row)

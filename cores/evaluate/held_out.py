@@ -40,21 +40,16 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """Means; of score and KL with the half-width of a 95% interval (normal approximation),
         which one prompt has not."""
-        halves = {"score_interval": self.scores, "kl_interval": self.kl}
-        return {
-            "prompts": len(self.scores),
-            "score": _mean(self.scores),
-            "kl": _mean(self.kl),
-            **{k: _half_width(values) for k, values in halves.items() if len(values) > 1},
-            "length": _mean([float(n) for n in self.lengths]),
-            "ended": _mean([float(e) for e in self.ended]),
-            **{f"score_{name}": _mean(values) for name, values in self._said().items()},
-        }
-
-    def _said(self) -> dict[str, list[float]]:
-        """Of each source what it said, if it said anything."""
-        said = {name: [x for x in part if x is not None] for name, part in self.parts.items()}
-        return {name: values for name, values in said.items() if values}
+        figures = {"score": mean(self.scores), "kl": mean(self.kl)}
+        for name, values in (("score", self.scores), ("kl", self.kl)):
+            if (count := len(values)) > 1:
+                deviation = torch.tensor(values).std().item()
+                figures[f"{name}_interval"] = Z95 * deviation / math.sqrt(count)
+        figures |= {"length": mean(self.lengths), "ended": mean(self.ended)}
+        for name, part in self.parts.items():
+            if said := [x for x in part if x is not None]:
+                figures[f"score_{name}"] = mean(said)
+        return {"prompts": len(self.scores), **{name: round(x, 4) for name, x in figures.items()}}
 
 
 def evaluate(scorer: Scorer, prompts: list[list[int]], rows: Sequence[Row] = ()) -> Evaluation:
@@ -116,11 +111,3 @@ def wins(left: Sequence[float], right: Sequence[float] | None = None) -> list[fl
     default, so that `left` are margins."""
     against = [0.0] * len(left) if right is None else right
     return [(a > b) + 0.5 * (a == b) for a, b in zip(left, against, strict=True)]
-
-
-def _mean(values: list[float]) -> float:
-    return round(mean(values), 4)
-
-
-def _half_width(values: list[float]) -> float:
-    return round(Z95 * torch.tensor(values).std().item() / math.sqrt(len(values)), 4)

@@ -252,12 +252,11 @@ class ScalarModel(nn.Module):
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.model = model
-        self.calibrate()
 
-    def calibrate(self) -> None:
-        """Take the scale over that the config holds now."""
-        self.mean = float(getattr(self.model.config, "reward_mean", 0.0))
-        self.scale = float(getattr(self.model.config, "reward_scale", 1.0))
+    @property
+    def mean(self) -> float:
+        """`reward_mean` of the config as it is now: 0 where it has none."""
+        return float(getattr(self.model.config, "reward_mean", 0.0))
 
     def forward(
         self,
@@ -274,8 +273,9 @@ class ScalarModel(nn.Module):
         # In fp32 whatever the autocast: bf16 has 8 bits, and scores that close would tie.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = inner.score(hidden.float())
-            several = logits.shape[-1] > 1
-            values = self.scale * expected_rating(logits) if several else logits.squeeze(-1)
+            values = logits.squeeze(-1)
+            if logits.shape[-1] > 1:
+                values = getattr(inner.config, "reward_scale", 1.0) * expected_rating(logits)
             return rows.spread(values - self.mean)
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:

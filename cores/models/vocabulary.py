@@ -105,6 +105,11 @@ def embedding(model: PreTrainedModel) -> torch.Tensor:
     return table.weight
 
 
+def pad_of(model: Any) -> int:
+    """The id that pads rows of `model`; 0 where its configuration names none."""
+    return model.config.get_text_config().pad_token_id or 0
+
+
 def rounded(rows: int, to: int = ROWS) -> int:
     """`rows` or more, a multiple of `to`."""
     return -(-rows // to) * to
@@ -115,14 +120,20 @@ def saved_rows(model: Any) -> int:
     return getattr(model, "saved_rows", model.config.get_text_config().vocab_size)
 
 
+def tables(model: PreTrainedModel) -> dict[int, nn.Parameter]:
+    """What has a row or a number for every id, by Python's id of it: the embedding, and weight and
+    perhaps bias (GPT-J) of the head."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {id(p): p for end in ends if end is not None for p in end.parameters(recurse=False)}
+
+
 @contextmanager
 def as_saved(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
     """The model's tensors without the rows that only memory has; its configuration says so too."""
     text, rows = model.config.get_text_config(), saved_rows(model)
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    tables = {id(p) for end in ends if end is not None for p in end.parameters(recurse=False)}
+    known = tables(model)
     state = {
-        name: tensor.detach()[:rows] if id(tensor) in tables else tensor.detach()
+        name: tensor.detach()[:rows] if id(tensor) in known else tensor.detach()
         for name, tensor in model.state_dict(keep_vars=True).items()
     }
     before, text.vocab_size = text.vocab_size, rows
@@ -158,14 +169,8 @@ def fit_vocabulary(
     vars(model)["saved_rows"] = written
     first = old if known is None else min(known, old)
     last = len(tokenizer)
-    tables = [embedding(model)]
-    head: Any = model.get_output_embeddings()
-    if head is not None and head.weight is not tables[0]:
-        tables.append(head.weight)
-    if getattr(head, "bias", None) is not None:  # GPT-J
-        tables.append(head.bias)
     with torch.no_grad():
-        for table in tables:
+        for table in tables(model).values():
             mean = table[:first].mean(dim=0)
             table[first:last] = mean  # of new tokens; in rows that a base has to spare, if it can
             table[old:] = mean

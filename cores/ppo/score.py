@@ -15,8 +15,8 @@ from cores.errors import ANEW, NoRoomError, UserError, out_of_memory
 from cores.models.images import ImageProcessor
 from cores.models.rows import Rows, Value, on_device
 from cores.ppo.experience import Scored
-from cores.ppo.passes import in_parts, response_values, shared
-from cores.ppo.roles import Roles
+from cores.ppo.passes import in_parts, shared
+from cores.ppo.roles import Roles, response_values
 from cores.ppo.state import PPOState
 from cores.rewards.call import RewardFunctions
 from cores.rl import masked_mean
@@ -264,7 +264,8 @@ class Tolerance:
     """Of any token."""
 
 
-TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "bf16": Tolerance(0.01, 0.5)}
+HALF = Tolerance(0.01, 0.5)
+TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "bf16": HALF, "fp16": HALF}
 """By precision. fp32: rounding through some tens of layers stays below; a ratio is off by 0.01% at
 most, where it is clipped at 20%. bf16: with 8 bits two right computations of one token differ by
 hundredths, in the tail by tenths; 0.01 moves a ratio by a twentieth of the clip. A real mistake (a

@@ -5,7 +5,7 @@ training and afterwards."""
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -58,17 +58,13 @@ def read_run(root: Path) -> list[Record]:
     """
     found = [stage for name in STAGES if (stage := read_stage(root, name)) is not None]
     if not found:
-        hint = " It is a stage's folder: give the one above it." if is_stage(root) else ""
+        stages = [name for name in ("stage.json", "state.json") if (root / name).is_file()]
+        hint = " It is a stage's folder: give the one above it." if stages else ""
         raise UserError(
             f"{root}: holds no stage of a run ({', '.join(STAGES)}, or one of them with "
             f".unfinished behind its name). Give the output_dir of a run.{hint}"
         )
     return found
-
-
-def is_stage(folder: Path) -> bool:
-    """Whether a stage, finished or not, has its record there."""
-    return any((folder / name).is_file() for name in ("stage.json", "state.json"))
 
 
 def read_stage(root: Path, name: str) -> Record | None:
@@ -211,10 +207,6 @@ class Finding:
     def line(self) -> str:
         """For the screen."""
         return f"doctor: {self.rule}: {self.evidence}. {self.cause} {self.change}"
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
 
 
 class Watch:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import secrets
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -43,7 +44,7 @@ def payload(root: Path) -> dict[str, Any]:
     return {
         "name": root.resolve().name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "findings": [finding.to_json() for finding in examine(RULES, records)],
+        "findings": [asdict(finding) for finding in examine(RULES, records)],
         "stages": [stage(record) for record in records],
         "private": not shown,
         "pairs": pairs(held_out),

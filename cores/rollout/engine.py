@@ -64,8 +64,8 @@ class Sampling:
     temperature: float
     min_new_tokens: int = 0
     """Tokens at the start of a reply of which none ends it."""
-    autocast: bool = False
-    """Whether the model computes under bfloat16 autocast, as in training."""
+    autocast: torch.dtype | None = None
+    """What the model computes in under autocast, as in training; None: in its own type."""
     text_matcher: StopStringCriteria | None = None
     """Finds the texts that end a reply; see `TextStops`."""
     top_p: float = 1.0
@@ -81,6 +81,7 @@ class RolloutEngine(Protocol):
     """Samples replies from the policy as it is now."""
 
     sampling: Sampling
+    """May be another from one rollout to the next."""
 
     def generate(
         self, prompts: list[list[int]], uniform: Tensor, listen: Listener | None = None
@@ -91,10 +92,6 @@ class RolloutEngine(Protocol):
         reply: number t of row i decides token t of reply i, so a reply depends on its own row alone
         and on no generator.
         """
-        ...
-
-    def adopt(self, sampling: Sampling) -> None:
-        """Sample by that from the next rollout on."""
         ...
 
 

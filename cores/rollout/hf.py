@@ -98,15 +98,6 @@ class HFEngine:
     prefix: bool = False
     """Prompts are read both ways."""
 
-    @property
-    def decodes(self) -> bool:
-        """Whether an encoder reads the prompts, and a decoder writes."""
-        return bool(self.model.config.is_encoder_decoder)
-
-    def adopt(self, sampling: Sampling) -> None:
-        """See `RolloutEngine`."""
-        self.sampling = sampling
-
     @torch.no_grad()
     def generate(
         self,
@@ -121,8 +112,9 @@ class HFEngine:
         prompt_ids, prompt_mask = (t.to(device) for t in left_pad(prompts, s.pad_id))
         sampler = _Sampler(s, uniform.to(device))
         # A decoder's row begins with its start token, not with the prompt.
-        start = self.model.config.decoder_start_token_id if self.decodes else None
-        before = 1 if self.decodes else prompt_ids.shape[1]
+        decodes = self.model.config.is_encoder_decoder
+        start = self.model.config.decoder_start_token_id if decodes else None
+        before = 1 if decodes else prompt_ids.shape[1]
         texts = None
         if s.text_matcher is not None:
             texts = TextStops(s.text_matcher, before, s.min_new_tokens)
@@ -138,7 +130,7 @@ class HFEngine:
             # Layers that are compiled for training would be compiled anew for every length here.
             with (
                 torch.compiler.set_stance("force_eager"),
-                torch.autocast(device.type, dtype=torch.bfloat16, enabled=s.autocast),
+                torch.autocast(device.type, s.autocast, enabled=s.autocast is not None),
                 prompts_both_ways(self.model) if self.prefix else nullcontext(),
             ):
                 ids = self.model.generate(

@@ -48,7 +48,9 @@ def card(record: dict[str, Any]) -> str:
     head["tags"] = ["tristage", *TAGS[stage]]
     if base is not None:
         head["base_model"] = base["hub"]
-    if (found := license_of(config["model"]["path"])) is not None:
+    own = Path(config["model"]["path"]).expanduser() / "README.md"
+    found = license_in(own.read_text("utf-8", errors="replace")) if own.is_file() else None
+    if found is not None:
         head["license"] = found
     top = "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items())
     parts = [
@@ -62,14 +64,6 @@ def card(record: dict[str, Any]) -> str:
         "Configuration, versions and the sha256 of every file: `stage.json`.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def license_of(path: str) -> str | None:
-    """What the model card in a local folder says; None if there is none, or it does not say."""
-    file = Path(path).expanduser() / "README.md"
-    if not file.is_file():
-        return None
-    return license_in(file.read_text(encoding="utf-8", errors="replace"))
 
 
 def license_in(text: str) -> str | None:
@@ -97,18 +91,12 @@ def _parents(record: dict[str, Any], license: str | None) -> Iterator[str]:
 
 
 def _data(record: dict[str, Any]) -> Iterator[str]:
-    def splits(place: str, value: Any) -> Iterator[str]:
-        if not isinstance(value, dict):
-            return
-        if isinstance(value.get("path"), str) and "used" in value:
-            yield f"{place}: `{value['path']}`, {value['used']:,} of {value.get('read', 0):,} rows"
-        for key, inner in value.items():
-            yield from splits(f"{place} {key}".strip(), inner)
-        if isinstance(sources := value.get("sources"), list):
-            for inner in sources:
-                yield from splits(place, inner)
-
-    yield from splits("", record.get("data", {}))
+    data = record.get("data", {})
+    for source in data.get("sources", [data]):
+        for name in ("train", "test"):
+            if split := source.get(name):
+                counts = f"{split['used']:,} of {split['read']:,} rows"
+                yield f"{name}: `{split['path']}`, {counts}"
     yield "licences: those of the sources, which this program does not know"
 
 

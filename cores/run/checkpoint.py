@@ -139,21 +139,19 @@ def damage(folder: Path, step: int) -> str | None:
     try:
         manifest = read_json(folder / MANIFEST)
         version, files = manifest["version"], manifest["files"]
-        newer, wrong = version > VERSION, []
-        if not newer:
+        if version <= VERSION:
             wrong = [name for name, facts in files.items() if _facts(folder / name) != facts]
             if manifest["step"] != step or NUMBERS not in files:
                 return "its manifest is of another"
+            return f"{wrong[0]} is not what was written" if wrong else None
     except UserError as error:
         return str(error)
     except (OSError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
-    if newer:
-        raise UserError(
-            f"{folder}: written by a newer version of this program (checkpoints of form "
-            f"{version}, known up to {VERSION}). Go on with that one."
-        )
-    return f"{wrong[0]} is not what was written" if wrong else None
+    raise UserError(
+        f"{folder}: written by a newer version of this program (checkpoints of form {version}, "
+        f"known up to {VERSION}). Go on with that one."
+    )
 
 
 def _found(root: Path) -> list[tuple[int, Path]]:

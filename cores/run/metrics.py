@@ -15,6 +15,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from cores.config import Config, plain
 from cores.errors import UserError
 from cores.files import not_finite
+from cores.report import json_lines
 from cores.run.folder import flat
 from cores.runtime.launch import Launch
 
@@ -37,9 +38,10 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         self.stage, self.launch = stage, launch
         self.trackers: list[Any] = []
-        self.last: dict[str, float] = last_row(self.path) if launch.is_main else {}
-        """The newest row."""
+        self.last: dict[str, float] = {}
+        """The newest row, on the main process."""
         if launch.is_main:
+            self.last = (json_lines(self.path) or [{}])[-1]
             start = partial(start_trackers, config, stage, folder, name, resumed)
             self._try("start", lambda: self.trackers.extend(start()))
 
@@ -156,9 +158,7 @@ def show(tracker: Any, name: str, step: int, rows: list[dict[str, Any]]) -> None
         tracker.writer.add_text(name, "\n".join(lines), step)
         tracker.writer.flush()
     elif tracker.name == "wandb":
-        import wandb
-
-        tracker.tracker.log({name: wandb.Table(columns=columns, data=data)}, step=step)
+        tracker.log_table(name, columns, data, step=step)
     else:
         import pandas  # which trackio brings
         import trackio
@@ -183,9 +183,3 @@ def append(path: Path, row: dict[str, Any]) -> None:
     line = json.dumps(row, ensure_ascii=False) + "\n"
     with path.open("a", encoding="utf-8") as file:
         file.write(line)
-
-
-def last_row(path: Path) -> dict[str, Any]:
-    """The last row of a file of JSON lines; empty where there is none."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return json.loads(lines[-2]) if len(lines) > 1 else {}

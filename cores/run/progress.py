@@ -13,6 +13,7 @@ import torch
 from cores.config import Config
 from cores.models.actor import plain_model
 from cores.runtime.launch import Launch
+from cores.runtime.parents import SCRIPTS
 from cores.runtime.screen import draw
 
 ON_TERMINAL, IN_FILE = 10.0, 60.0
@@ -41,7 +42,7 @@ def described(model: Any, config: Config, launch: Launch) -> str:
 
 def onward(words: list[str], stage: str, config: Config) -> str | None:
     """The command behind that of `words`, which ran the stage; None where it was run otherwise."""
-    script = {"sft": "stage1_sft.py", "reward": "stage2_rm.py", "ppo": "stage3_ppo.py"}[stage]
+    script = SCRIPTS[stage]
     at = next((i for i, word in enumerate(words) if Path(word).name == script), None)
     if at is None:
         return None
@@ -72,9 +73,9 @@ class Progress:
         self.said_at: float | None = None
         self.drawn_at = 0.0
 
-    def note(self, step: int, line: str) -> None:
-        """Figures, behind the words that say which step it is."""
-        self.figures = line.partition("  ")[2]
+    def note(self, step: int, figures: str) -> None:
+        """The figures of a step."""
+        self.figures = figures
         if self.said_at is None or step == self.total:
             self._say(step)
 
@@ -87,7 +88,8 @@ class Progress:
             self.drawn_at = now
             full = BAR * step // max(1, self.total)
             bar = "#" * full + "-" * (BAR - full)
-            draw(f"{self.stage} [{bar}] {step}/{self.total}  {self._left(step)}"[: _columns()])
+            line = f"{self.stage} [{bar}] {step}/{self.total}  {self._left(step)}"
+            draw(line[: shutil.get_terminal_size().columns - 1])
 
     def _say(self, step: int) -> None:
         self.said_at = time.monotonic()
@@ -101,11 +103,8 @@ class Progress:
         if steps > 0 and step < self.total:
             parts.append(f"{clock(taken / steps * (self.total - step))} left")
         if self.device.type == "cuda":
-            peak, all_of_it = (
-                torch.cuda.max_memory_allocated(self.device),
-                torch.cuda.mem_get_info(),
-            )
-            parts.append(f"peak {peak / 2**30:.1f} of {all_of_it[1] / 2**30:.0f} GiB")
+            peak, card = torch.cuda.max_memory_allocated(self.device), torch.cuda.mem_get_info()[1]
+            parts.append(f"peak {peak / 2**30:.1f} of {card / 2**30:.0f} GiB")
         else:
             parts.append(f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB")
         return "  ".join(parts)
@@ -116,7 +115,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _columns() -> int:
-    return shutil.get_terminal_size().columns - 1

@@ -114,11 +114,10 @@ class StageRun:
             self.beside = Beside(self.config, self.stage, self.path, self.launch, facts)
         self.saved_at = time.monotonic()
 
-    def going_on(self, total: int, model: Any = None) -> None:
+    def going_on(self, total: int, model: Any) -> None:
         """Say what is trained, and where the run goes on, if it does; steps begin now."""
-        if model is not None:
-            about = described(model, self.config, self.launch)
-            self.launch.say(f"{self.stage}: {about}, {total} steps")
+        about = described(model, self.config, self.launch)
+        self.launch.say(f"{self.stage}: {about}, {total} steps")
         if self.launch.is_main:
             self.progress = Progress(self.stage, total, self.saved, self.launch.device)
         if self.resumed is not None:
@@ -191,14 +190,12 @@ class StageRun:
                 self.launch.say(f"note: {what} failed and is left out: {reason}")
             return None
 
-    def log(self, step: int, values: dict[str, float], line: str) -> None:
-        """A row of metrics.jsonl, and its figures on the screen when a line is due."""
+    def log(self, step: int, values: dict[str, float], figures: str) -> None:
+        """A row of metrics.jsonl, and its `figures` on the screen when a line is due."""
         values = {"seconds": round(self.seconds, 3), **values}
         self.metrics.log(step, values)
         if self.progress is not None:
-            self.progress.note(step, line)
-        else:  # before there are steps
-            self.launch.say(line)
+            self.progress.note(step, figures)
         if self.beside is not None:  # it speaks of the line above
             self.beside.row({"step": step, **values})
 

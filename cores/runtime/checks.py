@@ -28,8 +28,14 @@ BESIDE_A_FILE = {"zero_stage", "offload_optimizer_device", "offload_param_device
 """Inline keys that a DeepSpeed file of its own overrules."""
 INLINE = ("gradient_clipping", "gradient_accumulation_steps")
 """Those of accelerate's inline DeepSpeed keys that the stages decide themselves."""
-BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu")
-"""Keys of a DeepSpeed file that the stages decide themselves as well."""
+SIZES = "batch_size and microbatch_size are the stages' own configuration"
+OWN = {
+    "gradient_accumulation_steps": "a step has batch_size rows, taken microbatch_size at a time "
+    "(both in the stages' own configuration)",
+    "train_batch_size": SIZES,
+    "train_micro_batch_size_per_gpu": SIZES,
+}
+"""Keys of DeepSpeed that the stages decide themselves, and how."""
 FSDP_KEYS = {
     "RESHARD_AFTER_FORWARD": ("true", "weights are shards again behind each layer"),
     "AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "a unit is a layer"),
@@ -162,18 +168,10 @@ def _deepspeed(env: Mapping[str, str]) -> Iterator[str]:
     if not _is_stage(stage):
         yield f"zero_stage {stage} is none of 0, 1, 2 and 3; {FILES}/zero3.yaml has 3."
     settings = deepspeed_settings(env)
-    steps = settings.get("gradient_accumulation_steps", "auto")
-    if steps not in (1, "auto"):
-        yield (
-            f"gradient_accumulation_steps {steps} is not used: a step has batch_size rows, taken "
-            "microbatch_size at a time (both in the stages' own configuration). Remove it."
-        )
-    for name in BATCHES:
-        if settings.get(name, "auto") != "auto":
-            yield (
-                f"{name} {settings[name]} is not used: batch_size and microbatch_size are the "
-                "stages' own configuration. Remove it."
-            )
+    for name, why in OWN.items():
+        asked = settings.get(name, "auto")
+        if asked != "auto" and (name, asked) != ("gradient_accumulation_steps", 1):
+            yield f"{name} {asked} is not used: {why}. Remove it."
     for name in ("optimizer", "scheduler"):
         if name in settings:
             yield f"DeepSpeed's own {name} is not used: the stages bring theirs. Remove it."
@@ -243,28 +241,23 @@ def _value(text: str) -> Any:
         return text
 
 
-def check_optimizer(
+def check_steps(
     section: SFTSection | RewardSection | PPOSection, key: str, env: Mapping[str, str]
 ) -> None:
-    """UserError if the launch cannot hold the states of the stage's optimizer as shards."""
-    name = "adamw" if isinstance(section, PPOSection) else section.optimizer
-    if name != "adamw" and (launched := sharder(env)):
-        raise UserError(
-            f"{key}.optimizer: {name} does not go with {launched}, which hands optimizers "
-            "pieces of the weights and whose states are saved as AdamW has them; choose adamw, or "
-            f"launch without {launched}."
-        )
-
-
-def check_clipping(
-    section: SFTSection | RewardSection | PPOSection, key: str, env: Mapping[str, str]
-) -> None:
-    """UserError if DeepSpeed's settings clip otherwise than the stage's section `key`."""
-    if env.get("ACCELERATE_USE_DEEPSPEED") != "true":
-        return
-    clipping = deepspeed_settings(env).get("gradient_clipping", "auto")
+    """UserError if DeepSpeed's settings clip otherwise than the stage's section `key`, or the
+    launch cannot hold the states of its optimizer as shards."""
+    launched = sharder(env)
+    settings = deepspeed_settings(env) if launched == "DeepSpeed" else {}
+    clipping = settings.get("gradient_clipping", "auto")
     if clipping not in ("auto", "none", section.max_grad_norm):
         raise UserError(
             f"gradient_clipping {clipping} of the launch is not used: {key}.max_grad_norm is "
             f"{section.max_grad_norm}. Remove gradient_clipping from the accelerate file."
+        )
+    name = "adamw" if isinstance(section, PPOSection) else section.optimizer
+    if launched and name != "adamw":
+        raise UserError(
+            f"{key}.optimizer: {name} does not go with {launched}, which hands optimizers "
+            "pieces of the weights and whose states are saved as AdamW has them; choose adamw, or "
+            f"launch without {launched}."
         )

@@ -1,4 +1,5 @@
-"""Models that no stage of this run wrote: fetched, and as much of a stage.json as they tell."""
+"""Models that no stage of this run wrote, in a stage's place (`sft.path`, `reward.path`) or as the
+reward model's own base (`reward.base`): fetched, and as much of a stage.json as they tell."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,9 @@ OTHERS = ["*/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot
 def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dict[str, Any]]:
     """Folder of the model that `<stage>.path` names, and as much of a stage.json as there is.
 
-    Tokenizer and vocab_size as they will be, with a pad token of its own; template and attention,
-    of a folder that a stage wrote; chat: whether it knows texts by a chat template; source: its
-    files' hashes, or the hub's commit; notes to print. UserError if it cannot take the stage's
-    place.
+    Tokenizer and vocab_size as they will be, with a pad token of its own; config, of a folder that
+    a stage wrote; chat: whether it knows texts by a chat template; source: see `source_of`; notes
+    to print. UserError if it cannot take the stage's place.
     """
     path, revision, note = getattr(config, stage).path, getattr(config, stage).revision, None
     try:
@@ -44,25 +44,60 @@ def found_elsewhere(config: Config, stage: str, hashed: bool) -> tuple[Path, dic
     except UserError as error:  # it names the key of stage 1's base
         raise UserError(str(error).replace("model.path", f"{stage}.path")) from None
     written = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {}
-    config_then = written.get("config", {"template": {}})
-    template = config_then.get("template") if isinstance(config_then, dict) else None
-    model_then = config_then.get("model", {}) if isinstance(config_then, dict) else {}
-    if not (isinstance(template, dict) and isinstance(model_then, dict)):
+    then = written.get("config", {"template": {}})
+    parts: list[Any] = [None]
+    if isinstance(then, dict):
+        parts = [then.get("template"), then.get("model", {})]
+    if not all(isinstance(part, dict) for part in parts):
         raise UserError(
             f"{stage}.path: {folder / 'stage.json'} is damaged (unlike config.template). Remove "
             "it, and the folder is read as a model of no stage's."
         )
-    hub = {} if Path(path).expanduser().is_dir() else {"hub": path, "commit": folder.name}
+    source = source_of(path, folder, hashed)
+    notes = [f"{stage}: from {source if 'hub' in source else path}", note]
     return folder, {
         "parents": {},
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "vocab_size": max(model.get_text_config().vocab_size, len(tokenizer)),
-        "template": template,
-        "attention": model_then.get("attention", "causal"),
-        "chat": template.get("kind", "chat" if tokenizer.chat_template else "") == "chat",
-        "source": hub or {"folder": path, "files": model_files(folder, hashed)},
-        "notes": [f"{stage}: from {hub or path}", *([note] if note else [])],
+        "config": then,
+        "chat": parts[0].get("kind", "chat" if tokenizer.chat_template else "") == "chat",
+        "source": source,
+        "notes": [line for line in notes if line],
     }
+
+
+def own_base(
+    path: str, tokenizer: PreTrainedTokenizerBase, hashed: bool
+) -> tuple[Path, dict[str, Any]]:
+    """Folder of the model that `path` names, and its files or commit for stage.json; UserError if
+    it is no language model whose tokenizer gives the ids of the policy's, `tokenizer`."""
+    key = "reward.base"
+    try:
+        folder = fetched(path, None, key)
+        theirs = load_tokenizer(folder)
+        check_base(folder, base := load_config(folder), tokenizer)
+        _check_text(base, path, "cannot judge replies of a policy that does not")
+    except UserError as error:  # it names the key of stage 1's base
+        raise UserError(str(error).replace("model.path", key)) from None
+    ours, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    known = theirs.get_vocab()
+    unlike = [token for token, number in known.items() if ours.get(token) != number]
+    unlike += [token for token in ours if token not in known and token not in added]
+    if unlike:
+        raise UserError(
+            f"{key}: {path} has another tokenizer than the stage-1 model ({len(unlike)} tokens "
+            f"differ, such as {min(unlike)!r}), and stage 3 hands the reward model the policy's "
+            f"ids. Give a model of the same tokenizer, or train a reward model apart and set "
+            "reward.path."
+        )
+    return folder, source_of(path, folder, hashed)
+
+
+def source_of(path: str, folder: Path, hashed: bool) -> dict[str, Any]:
+    """For stage.json, what `fetched` gave for a path: its files' hashes, or the hub's commit."""
+    if Path(path).expanduser().is_dir():
+        return {"folder": path, "files": model_files(folder, hashed)}
+    return {"hub": path, "commit": folder.name}
 
 
 def fetched(path: str, revision: str | None, key: str) -> Path:
@@ -95,13 +130,17 @@ def _check_reward(model: PretrainedConfig, path: str) -> None:
             f"model.path: {path} is a {names or model.model_type}{labels}, and a reward model's "
             "score is one number. Give a sequence-classification model with num_labels 1."
         )
+    _check_text(model, path, "judges replies of the policy that it was trained beside alone")
+    check_scalar(model)
+
+
+def _check_text(model: PretrainedConfig, path: str, judges: str) -> None:
+    """UserError unless the model reads a prompt and a reply as one text."""
     if model.is_encoder_decoder or reads_images(model):
         raise UserError(
-            f"model.path: {path} reads more than one text (an encoder's, or images), and judges "
-            "replies of the policy that it was trained beside alone. Give a model that reads "
-            "prompt and reply as one text."
+            f"model.path: {path} reads more than one text (an encoder's, or images), and {judges}. "
+            "Give a model that reads prompt and reply as one text."
         )
-    check_scalar(model)
 
 
 def _check_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:

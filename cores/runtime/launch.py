@@ -23,11 +23,11 @@ from torch import Tensor
 from cores.config import Config, PPOSection, RewardSection, SFTSection, plain
 from cores.errors import ElsewhereError, NoRoomError, UserError, out_of_memory
 from cores.files import changes
-from cores.runtime.checks import check_clipping, check_launch, check_optimizer, option
+from cores.runtime.checks import check_launch, check_steps, option
 from cores.runtime.fingerprint import versions
 from cores.runtime.machines import MACHINES
 from cores.runtime.ranks import WAITING, WATCH
-from cores.sharding import ASKED, FSDP, Whole, deepspeed_asked, fsdp_asked, sharding
+from cores.sharding import ASKED, FSDP, HALVES, Whole, deepspeed_asked, fsdp_asked, sharding
 
 T = TypeVar("T")
 SUMMED = 2**28
@@ -69,9 +69,13 @@ class Launch:
         return sharding(self.precision, self.device.type == "cpu")
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 compute where configured."""
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        """Compute in half precision where configured."""
+        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The type of such compute; None: fp32 alone."""
+        return HALVES.get(self.precision)
 
     def say(self, text: str) -> None:
         """Print a line once, however many processes there are."""
@@ -182,7 +186,12 @@ def launch(config: Config) -> Launch:
     gpu = torch.cuda.is_available()
     if config.model.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
         raise UserError(
-            "model.precision: this GPU does not compute in bf16; use --model.precision fp32."
+            "model.precision: this GPU does not compute in bf16; use --model.precision fp16."
+        )
+    if config.model.precision == "fp16" and not gpu:
+        raise UserError(
+            "model.precision: fp16 is for GPUs, and torch sees none here; use --model.precision "
+            "fp32 (or bf16)."
         )
     # cuDNN attention gives NaN gradients for masked rows of some lengths (64, 192, ...) on Hopper:
     # pytorch issue 196678, torch 2.11. The other kernels do not.
@@ -217,8 +226,7 @@ def check_batches(
         launch.share(section.minibatch_size, f"{key}.minibatch_size")
     else:
         launch.split(section, key)
-    check_clipping(section, key, ASKED)
-    check_optimizer(section, key, ASKED)
+    check_steps(section, key, ASKED)
 
 
 def quiet() -> None:
@@ -276,7 +284,7 @@ def _join() -> PartialState:
     """
     if torch.cuda.is_available():
         return PartialState()
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if deepspeed_asked():
         return PartialState(backend="gloo")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return PartialState(cpu=True, backend="gloo")

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cores.config import Config, TemplateSection, plain
 from cores.errors import UserError
 from cores.files import read_json
 from cores.models import load_tokenizer, settle_pad_token
 from cores.models.adapters import base_of, lone_adapter
-from cores.runtime.elsewhere import found_elsewhere
+from cores.models.loading import check_length, check_scalar, load_config
+from cores.runtime.elsewhere import found_elsewhere, own_base
 from cores.runtime.fingerprint import model_files
 
 BASES = {"sft": "base", "reward": "sft", "ppo": "sft"}
@@ -89,19 +90,17 @@ def elsewhere(config: Config, stage: str) -> str | None:
 def _parent(config: Config, stage: str, folder: Path, hashed: bool) -> Parent:
     if elsewhere(config, stage) is not None:
         parent = Parent(stage, *found_elsewhere(config, stage, hashed))
-        _check_attention(config, parent, parent.record["attention"])
-        if stage == "sft" or not parent.record["chat"]:
-            _check_template(config, parent, parent.record["template"])
-        return parent
-    remedy = f"Run {_again(stage)}."
-    parent = Parent(stage, folder, read_json(folder / "stage.json", remedy))
-    _check_record(parent, remedy)
-    _check_files(parent, hashed, remedy)
-    if hashed:
-        _check_base(parent)
-    _check_template(config, parent, parent.record["config"]["template"])
-    model = parent.record["config"].get("model", {})
-    _check_attention(config, parent, model.get("attention", "causal"))
+    else:
+        remedy = f"Run {_again(stage)}."
+        parent = Parent(stage, folder, read_json(folder / "stage.json", remedy))
+        _check_record(parent, remedy)
+        _check_files(parent, hashed, remedy)
+        if hashed:
+            _check_base(parent)
+    if stage == "sft" or not parent.record.get("chat"):  # of a reward model that reads texts
+        _check_template(config, parent)
+    if stage == "sft":
+        _check_attention(config, parent)
     return parent
 
 
@@ -186,15 +185,19 @@ def _check_base(parent: Parent) -> None:
         )
 
 
-def _check_template(config: Config, parent: Parent, theirs: dict[str, Any]) -> None:
-    again = "" if parent.elsewhere else f", or run {_again(parent.stage)}"
+def _or_again(parent: Parent) -> str:
+    return "" if parent.elsewhere else f", or run {_again(parent.stage)}"
+
+
+def _check_template(config: Config, parent: Parent) -> None:
+    theirs = parent.record["config"]["template"]
     then = _filled(plain(TemplateSection()), theirs)
     for key, mine in plain(config.template).items():
         if theirs and then[key] != mine:
             raise UserError(
                 f"template.{key}: {mine!r} here, but {parent.folder} was trained with "
                 f"{then[key]!r}: its model would see text it does not know. Use the same "
-                f"template{again}."
+                f"template{_or_again(parent)}."
             )
 
 
@@ -205,14 +208,14 @@ def _filled(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return found | {k: _filled(default[k], v) for k in nested if isinstance(v := found[k], dict)}
 
 
-def _check_attention(config: Config, parent: Parent, theirs: str) -> None:
+def _check_attention(config: Config, parent: Parent) -> None:
     """UserError unless the policy attends as it was trained to."""
     mine = config.model.attention
-    if parent.stage == "sft" and theirs != mine:
+    theirs = parent.record["config"].get("model", {}).get("attention", "causal")
+    if theirs != mine:
         raise UserError(
             f"model.attention: {mine} here, but {parent.folder} was trained with {theirs}, and "
-            f"would read prompts as it never did. Set model.attention {theirs}"
-            f"{'' if parent.elsewhere else f', or run {_again(parent.stage)}'}."
+            f"would read prompts as it never did. Set model.attention {theirs}{_or_again(parent)}."
         )
 
 
@@ -253,3 +256,16 @@ def parent_facts(parents: dict[str, Parent]) -> dict[str, Any]:
         or {"folder": str(parent.folder), "files": parent.record["files"]}
         for name, parent in parents.items()
     }
+
+
+def first_model(
+    config: Config, parents: dict[str, Parent], tokenizer: PreTrainedTokenizerBase, hashed: bool
+) -> tuple[Path, PretrainedConfig, dict[str, Any]]:
+    """Folder and configuration of what stage 2 starts from, stage 1's model or `reward.base`, and
+    the parents for stage.json; UserError if it can be no reward model."""
+    folder, key, about = parents["sft"].folder, parents["sft"].key, parent_facts(parents)
+    if (base := config.reward.base) is not None:
+        key, (folder, about["base"]) = "reward.base", own_base(base, tokenizer, hashed)
+    check_scalar(model := load_config(folder), key)
+    check_length(model, config.reward.max_length, "reward.max_length")
+    return folder, model, about

@@ -49,14 +49,14 @@ class Stop:
         """Steps are being taken: what was told waits for the end of one."""
         self.how = ""
         """The command to go on with, once there are steps."""
-        self.leave: Callable[[str, int], None] = _leave
-        """Ends the process: a word to say, and the exit status."""
+        self.leave: Callable[[str, int], None]
+        """Ends the process: a word to say, and the exit status. Whoever watches sets it."""
         self.bereft: Callable[[], bool] = lambda: False
         """Whether another rank is gone, so that no step will end."""
         self.told_at = -ECHO
         self.echo = 0.0
 
-    def tell(self, reason: str, status: int = STOPPED) -> None:
+    def tell(self, reason: str) -> None:
         """Ask for the end; called from a thread, whatever the main one waits for."""
         again, now = self.reason is not None, time.monotonic()
         if again and now - self.told_at < self.echo:
@@ -67,7 +67,7 @@ class Stop:
             self.leave(f"{said}\n{self.how}\n", 128 + signal.SIGTERM)
         self.reason = reason
         if not self.stepping or self.bereft():
-            self.leave(f"{reason}: stopped; no step was under way, nothing is lost\n", status)
+            self.leave(f"{reason}: stopped; no step was under way, nothing is lost\n", STOPPED)
         sys.stderr.write(f"{reason}: stopping behind this step (once more: at once)\n")
 
     def watch(self, launched: bool) -> None:
@@ -94,12 +94,6 @@ class Stop:
             time.sleep(LOOK)
         if self.reason is None:
             self.tell("the launcher is gone")
-
-
-def _leave(text: str, status: int) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
-    os._exit(status)
 
 
 STOP = Stop()

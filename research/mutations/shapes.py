@@ -23,7 +23,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ("tests/unit/test_models_sided.py",),
         [
             ("decoder-prompt", "a decoder's reply cut where a prompt would end",
-             "1 if self.decodes else prompt_ids.shape[1]", "prompt_ids.shape[1]"),
+             "1 if decodes else prompt_ids.shape[1]", "prompt_ids.shape[1]"),
         ],
     ),
     "cores/data/sides.py": (
@@ -50,10 +50,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("start-token", "a decoder that reads what it is to write",
              '[start_id or 0, *row["labels"][:-1]]', 'row["labels"]'),
-            ("sides-mean", "a micro-batch's sum not divided by the step's tokens",
-             "total / num_items_in_batch", "total / labels.ne(IGNORED).sum()"),
+            ("sides-mean", "an encoder-decoder's own loss, a mean over the micro-batch",
+             "if weights or not shifted:", "if weights:"),
             ("sides-held-out", "held-out labels of an encoder-decoder shifted",
-             "if start_id is None:\n            logits", "if True:\n            logits"),
+             "labels, shifted)\n        counts", "labels, True)\n        counts"),
         ],
     ),
     "cores/models/heads.py": (

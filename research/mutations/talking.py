@@ -24,8 +24,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("listened-stale", "behind a rollout that was ended stands the one before",
              "(each[:, :taken] for each in drawn)", "iter(drawn)"),
             ("adopted-graphs", "graphs that were captured keep the old controls",
-             "            self.sampling = sampling\n            self._release()\n",
-             "            self.sampling = sampling\n"),
+             "self.steps.sampling != self.sampling:", "False:"),
         ],
     ),
     "cores/run/progress.py": (

@@ -11,7 +11,7 @@ import pytest
 from cores.config import PPOSection, SFTSection
 from cores.errors import UserError
 from cores.runtime import checks
-from cores.runtime.checks import check_clipping, check_launch, check_optimizer
+from cores.runtime.checks import check_launch, check_steps
 
 NO_STAGE = re.compile(r"zero\.json does not say the ZeRO stage\. .*or use conf")
 
@@ -55,12 +55,12 @@ def test_deepspeed_file(settings: dict[str, Any], said: str, tmp_path: Path) -> 
     }  # fmt: skip
     path.write_text(json.dumps(good), encoding="utf-8")
     check_launch(env, 0, None)
-    check_clipping(SFTSection(), "sft", env)
+    check_steps(SFTSection(), "sft", env)
     path.write_text(json.dumps({**good, **settings}), encoding="utf-8")
 
     def check() -> None:
         check_launch(env, 0, None)
-        check_clipping(SFTSection(), "sft", env)
+        check_steps(SFTSection(), "sft", env)
 
     with pytest.raises(UserError, match=said):
         check()
@@ -112,9 +112,9 @@ def test_other_optimizers() -> None:
     """Under DeepSpeed and FSDP2 AdamW alone."""
     env, lion = {"ACCELERATE_USE_DEEPSPEED": "true"}, SFTSection(optimizer="lion")
     with pytest.raises(UserError, match=r"^sft\.optimizer: lion does not go with DeepSpeed"):
-        check_optimizer(lion, "sft", env)
-    check_optimizer(SFTSection(), "sft", env)
-    check_optimizer(PPOSection(), "ppo", env)
-    check_optimizer(lion, "sft", {})
+        check_steps(lion, "sft", env)
+    check_steps(SFTSection(), "sft", env)
+    check_steps(PPOSection(), "ppo", env)
+    check_steps(lion, "sft", {})
     with pytest.raises(UserError, match=r"^sft\.optimizer: lion does not go with FSDP2"):
-        check_optimizer(lion, "sft", {"ACCELERATE_USE_FSDP": "true"})
+        check_steps(lion, "sft", {"ACCELERATE_USE_FSDP": "true"})

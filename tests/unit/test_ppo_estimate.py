@@ -213,7 +213,7 @@ def test_sources_that_say_none() -> None:
     assert stats["unscored_g"] == rows
     assert "score_g" not in stats
     assert "unscored_model" not in stats
-    trainer.roles.reward.mean = nan
+    trainer.roles.reward.model.config.reward_mean = nan
     with pytest.raises(UserError, match="the reward model scores a reply NaN"):
         trainer.score(fixed_rollout())
 

@@ -73,7 +73,7 @@ def test_an_engine_adopts_other_controls(
     if captured and name == "graph":
         as_on_cuda(made, monkeypatch)
     before = made.generate(PROMPT, numbers(made, 1))
-    made.adopt(replace(made.sampling, **wanted))
+    made.sampling = replace(made.sampling, **wanted)
     found = made.generate(PROMPT, numbers(made, 1))
     fresh = engine(name, causal(kind), stop_ids=[1], temperature=0.3, tokens=5, top_p=0.5)
     assert replies(found) == replies(fresh.generate(PROMPT, numbers(fresh, 1)))

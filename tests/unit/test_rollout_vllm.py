@@ -110,7 +110,7 @@ def test_a_text_ends_a_reply(engine_of: Any) -> None:
     engine = engine_of("gpt2", min_new_tokens=1)
     whole = sample(engine)
     met: Any = lambda ids, scores: ids[:, -1] % 3 == 0  # noqa: E731
-    engine.adopt(replace(engine.sampling, text_matcher=met))
+    engine.sampling = replace(engine.sampling, text_matcher=met)
     cut = sample(engine)
     for i, row in enumerate(whole.response_ids.tolist()):
         ends = [t + 1 for t, token in enumerate(row) if t >= 1 and token % 3 == 0]

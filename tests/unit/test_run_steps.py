@@ -10,6 +10,7 @@ import torch
 from _models import LAUNCH
 from _stages import begun, config
 from test_run_stage import OTHER_RANK, break_off, record
+from torch import nn
 
 from cores.config import CheckpointSection
 from cores.errors import UserError
@@ -116,10 +117,11 @@ def test_a_second_signal_says_how_to_go_on(tmp_path: Path, monkeypatch, capsys: 
     monkeypatch.setattr(sys, "argv", ["stage1_sft.py", "--seed", "3"])
     said: list[tuple[str, int]] = []
     with begun(config(tmp_path)) as run:
-        run.going_on(9)
+        run.going_on(9, nn.Linear(1, 1))
         how = record(run.path / "state.json")["resume"]
         monkeypatch.setattr("cores.run.stage.command", None)
-        monkeypatch.setattr(STOP, "leave", lambda *leaving: said.append(leaving))
+        monkeypatch.setattr(STOP, "reason", None)  # put back: trainers of other tests ask it too
+        monkeypatch.setattr(STOP, "leave", lambda *told: said.append(told), raising=False)
         STOP.tell("SIGINT")
         assert (said, STOP.reason) == ([], "SIGINT")
         with pytest.raises(Stopped, match=f"to go on:\n{how}$"):

@@ -73,8 +73,8 @@ def data_files(path: Path, key: str, split: str) -> tuple[list[Path], int, bool]
 
 
 def held_out_split(path: str, key: str, wanted: str | None = None) -> str | None:
-    """The split of a folder's files that is held out: `wanted`, else the one that is not train's;
-    None for a path whose files have no splits, and of what `datasets` saved `wanted` alone.
+    """The split of a folder that is held out: `wanted`, else the one that is not train's; None for
+    a path that has no splits.
 
     UserError where it is unclear. `key` is the dotted key of the path.
     """
@@ -83,15 +83,16 @@ def held_out_split(path: str, key: str, wanted: str | None = None) -> str | None
         if not folder.is_dir():
             return None
         if is_saved(folder):
-            return wanted
-        splits = _splits(folder, _found(folder, what)[0], what).keys()
+            splits = {part.parent.name for part in folder.glob("*/state.json")}
+        else:
+            splits = {*_splits(folder, _found(folder, what)[0], what)}
     others = sorted(splits - {"train"})
     if len(others) > 1 and wanted is None:
         raise UserError(
             f"{what} holds files of the splits {', '.join(others)}; set "
             f"{key.rpartition('.')[0]}.test_split to the one that is held out."
         )
-    return (wanted or others[0]) if splits else None
+    return (wanted or others[0]) if others else None
 
 
 def is_saved(path: Path) -> bool:

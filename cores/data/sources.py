@@ -69,7 +69,7 @@ def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Sour
     if section.test_path is not None:
         split = split or held_out_split(section.test_path, f"{key}.test_path") or section.split
         return train, _source(section.test_path, split, section, f"{key}.test_path", streaming)
-    local = _is_local(section.path)
+    local = _is_local(section.path) and not is_saved(Path(section.path).expanduser())
     inside = held_out_split(section.path, f"{key}.path", split) if local else split
     if split is not None and inside is None:
         raise UserError(

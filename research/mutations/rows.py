@@ -79,8 +79,12 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/folders.py": (
-        ("tests/unit/test_data_folders.py", "tests/unit/test_data_files.py"),
+        ("tests/unit/test_data_folders.py", "tests/unit/test_data_files.py",
+         "tests/unit/test_data_sources.py"),
         [
+            ("saved-tested", "a test_path that datasets saved is judged on its training rows",
+             'splits = {part.parent.name for part in folder.glob("*/state.json")}',
+             "splits = set()"),
             ("splits-mixed", "held-out files are trained on", "if len(found) < 2 or", "if True or"),
             ("splits-of-one-kind", "train_sft and train_gen are one split",
              "        told |= own\n", "        pass\n"),

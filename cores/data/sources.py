@@ -43,8 +43,8 @@ class Source:
     path: str
     """As configured, with the split where a folder holds files of several."""
     fingerprints: dict[str, str]
-    """sha256 in hex by file name, of a streamed file its size; for a hub data set `datasets`'
-    fingerprint by its id."""
+    """sha256 in hex by file name (of several folders: by folder and name), of a streamed file its
+    size; for a hub data set `datasets`' fingerprint by its id."""
     open: Callable[[], Iterator[Row]]
     """Begins a pass, in the order of the file, files of a folder by name. UserError for the first
     malformed row, or if there is none at all."""
@@ -119,8 +119,9 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
                 "(.jsonl), or turn streaming off."
             )
         named = f"{path} ({split})" if several else path
+        parts = 1 if len({file.parent for file in files}) < 2 else 2  # files may have one name
         with readable(where):
-            fingerprints = {file.name: _fingerprint(file, streaming) for file in files}
+            fingerprints = {"/".join(f.parts[-parts:]): _fingerprint(f, streaming) for f in files}
     else:
         found = _load_hub(path, split, section, key, streaming)
         fingerprints = {path: "streamed" if streaming else found._fingerprint}

@@ -108,6 +108,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("tested-on-training", "a test_path with splits is judged on its training rows",
              'split or held_out_split(section.test_path, f"{key}.test_path") or section.split',
              "split or section.split"),
+            ("one-name", "of files of one name in several folders one is known",
+             "parts = 1 if len({file.parent for file in files}) < 2 else 2", "parts = 1"),
             ("saved-split", "a saved set without splits is its own test set",
              'if is_saved(path) and split != "train":', "if False:"),
         ],

@@ -94,9 +94,8 @@ class TRLReward:
         """The ids of a prompt with its reply, as a row of stage 2 would have them."""
         own = self.tokenizer
         if ids is None or self.policy is not None:
-            ended = ids is None or self.policy is None or (bool(ids) and ids[-1] in self.ends)
             text = self.controls.sub(" ", reply) if self.controls else reply
-            if ended:
+            if ids is None or (ids and ids[-1] in self.ends):  # it ended
                 suffix = self.config.template.assistant.suffix
                 text = text.removesuffix(suffix) + suffix + self.template.eos
             said = Segment("assistant", text, True)

@@ -21,10 +21,8 @@ PREFILL, KEPT = 32768, 0.05
 (cores/rollout/graph/engine.py)."""
 POOL = 1.15
 """Measured (W1, W2 captured): bytes of a pool of captured passes for each that they hold."""
-SUMMED = 2**25
-"""Gradients that ranks add up at a time (cores/sharding/whole.py)."""
-BUCKET = 5e8
-"""Numbers in a bucket of DeepSpeed's; two are in use."""
+SUMMED, BUCKET = 2**25, 5e8
+"""Gradients that ranks add up at a time (cores/sharding/whole.py); DeepSpeed's, two are in use."""
 MOMENTS = {"adamw": 8.0, "lion": 4.0, "adafactor": 0.02, "paged_adamw_8bit": 2.0}
 """Bytes of an optimizer's state a trained weight."""
 

@@ -26,6 +26,10 @@ SPLITS = {
 """How files are named by their split, as a word between other characters than letters."""
 
 
+PART = re.compile(r"(.+)-\d{5}-of-\d{5}\b")
+"""How the hub names the parts of a split's file."""
+
+
 def data_files(path: Path, key: str, split: str) -> tuple[list[Path], int, bool]:
     """The file itself, or the data files of a folder, all of one kind; how many hidden ones it has,
     such as copies that editors and systems leave; and whether it has splits, so that those of
@@ -127,11 +131,15 @@ def _is_data(file: Path) -> bool:
 
 
 def _splits(path: Path, files: list[Path], what: str) -> dict[str, list[Path]]:
-    """Files by split, where some are held out by their name and others are not; else none."""
+    """Files by split, where some are held out by their name and others are not, or where the hub's
+    parts of files are of several splits of one kind (train_sft, train_gen); else none."""
+    told = {file: _split(str(file.relative_to(path)) if file != path else "") for file in files}
+    own = {file: part[1] for file in files if told[file] and (part := PART.match(file.name))}
+    if len({(told[file], name) for file, name in own.items()}) > len({told[f] for f in own}):
+        told |= own
     found: dict[str | None, list[Path]] = {}
     for file in files:
-        name = str(file.relative_to(path)) if file != path else ""
-        found.setdefault(_split(name), []).append(file)
+        found.setdefault(told[file], []).append(file)
     if len(found) < 2 or not found.keys() - {None, "train"}:
         return {}
     if None in found:

@@ -10,11 +10,13 @@ from itertools import pairwise
 from cores.config.template import TemplateSection
 from cores.data.values import Turn
 
-FIRST = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?: (?:\n(?!\n))?)?")
+BLANK = r"(?:\r?\n){2}"
+"""Line ends may be those of Windows."""
+FIRST = re.compile(rf"(?:\A\s*|{BLANK})(Human|Assistant):(?: (?:\r?\n(?!\r?\n))?)?")
 """A turn begins: after a blank line, or at the beginning of the text."""
-FURTHER = re.compile(r"\n\n(?:Human|Assistant):")
+FURTHER = re.compile(BLANK + "(?:Human|Assistant):")
 NO_TURN = 'no turn "Human:" or "Assistant:"'
-ASSISTANT = "\n\nAssistant:"
+ASSISTANT = re.compile(BLANK + "Assistant:")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 UNSPACED = (
     "CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "HALFWIDTH KATAKANA ", "BOPOMOFO ",
@@ -131,9 +133,9 @@ def part_texts(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
     pairs = zip(chosen, rejected, strict=False)
     alike = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
     common = chosen[:alike]
-    mark = common.rfind(ASSISTANT)
-    if mark >= 0:
-        cut = mark + len(ASSISTANT)
+    marks = [*ASSISTANT.finditer(common)]
+    if marks:
+        cut = marks[-1].end()
     else:
         longer = [text for text in (chosen, rejected) if len(text) > alike]
         cut = min((_base(text, alike) for text in longer), default=alike)

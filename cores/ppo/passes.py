@@ -12,9 +12,8 @@ from cores.config import PPOSection
 from cores.errors import UserError
 from cores.models.actor import plain_model
 from cores.models.body import attention_problem, looks_for_outliers
-from cores.models.rows import Value, before_replies
-from cores.ppo.experience import Experience, Lengths, Scored
-from cores.ppo.roles import Roles, TrainedRole
+from cores.ppo.experience import Experience, Lengths
+from cores.ppo.roles import Roles, TrainedRole, response_values
 from cores.rl import (
     kl_estimate,
     masked_mean,
@@ -23,7 +22,6 @@ from cores.rl import (
     sequence_weights,
     value_loss,
 )
-from cores.rl.coati import mean_over_row, read_values
 from cores.runtime.captured import Captured, KeptGradients, Tensors
 from cores.runtime.launch import Launch
 
@@ -38,8 +36,8 @@ class Minibatch:
     """0-d, response tokens on all ranks: what sums over its parts are divided by."""
     replies: int
     """On all ranks."""
-    kl_coef: Any
-    """Price of KL: a float, or 0-d where a graph reads it."""
+    kl_coef: Tensor
+    """0-d, price of KL."""
     measured: bool
     """Whether the actor's statistics have the entropy among them."""
 
@@ -62,8 +60,8 @@ class Turn(NamedTuple):
 
 class Passes:
     """Adds a micro-batch's gradients to a role's, and takes the step behind the last one; roles in
-    `kept` by CUDA graphs (see `ppo.passes`), with the same numbers. A graph of one process has the
-    step in it; where ranks have gradients to add up, the step is a graph of its own."""
+    `kept` by CUDA graphs (see `ppo.passes`), with the same numbers: in one process the step in the
+    last pass's, where ranks add up gradients in one of its own."""
 
     def __init__(self, config: PPOSection, roles: Roles, launch: Launch) -> None:
         self.config, self.roles, self.launch = config, roles, launch
@@ -96,19 +94,17 @@ class Passes:
     def _problem(self, role: TrainedRole) -> str | None:
         """What keeps the role's passes from being captured, if anything."""
         model = plain_model(role.unwrapped.model)
-        if self.launch.device.type != "cuda":
-            return "there is no GPU"
-        if not self.roles.sharding.apart:
-            return "processes exchange gradients within a pass"
-        if looks_for_outliers(model):
-            return "layers in 8 bits look for outliers"
-        if any(not p.is_floating_point() for p in model.parameters()):
-            return "its base is quantised"
-        if model.is_gradient_checkpointing:
-            return "layers are checkpointed (model.gradient_checkpointing)"
-        if self.config.ptx_coef and role is self.roles.actor:
-            return "ptx rows add to its gradients (ppo.ptx_coef)"
-        return attention_problem(model.config)
+        adds = self.config.ptx_coef > 0 and role is self.roles.actor
+        problems = {
+            "there is no GPU": self.launch.device.type != "cuda",
+            "processes exchange gradients within a pass": not self.roles.sharding.apart,
+            "layers in 8 bits look for outliers": looks_for_outliers(model),
+            "its base is quantised": any(not p.is_floating_point() for p in model.parameters()),
+            "its layers are checkpointed (gradient_checkpointing)": model.is_gradient_checkpointing,
+            "ptx rows add to its gradients (ppo.ptx_coef)": adds,
+        }
+        found = [text for text, there in problems.items() if there]
+        return found[0] if found else attention_problem(model.config)
 
     def run(self, role: TrainedRole, batch: Experience, minibatch: Minibatch, turn: Turn) -> Terms:
         """One micro-batch; its share of the minibatch's statistics."""
@@ -124,9 +120,10 @@ class Passes:
 
     def step(self, role: TrainedRole) -> None:
         """The step behind the last micro-batch, unless its graph has taken it."""
-        norm = self.norm if role.name in self.kept else role.trained.step()
-        if norm is None:
-            gradients = self.kept[role.name]
+        norm, gradients = self.norm, self.kept.get(role.name)
+        if gradients is None:
+            norm = role.trained.step()
+        elif norm is None:
             gradients.begin(first=False, last=True)
             role.trained.add_up()
             found = self.captured.run(role.name, {}, lambda _: {"norm": role.trained.descend()})
@@ -152,9 +149,8 @@ class Passes:
             gradients.end(turn.first, steps)
             return {name: term.detach() for name, term in terms.items()}
 
-        price = torch.full((), minibatch.kl_coef, device=self.launch.device)
         how = (role.name, minibatch.measured, minibatch.replies, turn, batch.layout)
-        given = batch.tensors | {"tokens": minibatch.tokens, "kl_coef": price}
+        given = batch.tensors | {"tokens": minibatch.tokens, "kl_coef": minibatch.kl_coef}
         return self.captured.run(how, given, work)
 
     def _policy_loss(self, batch: Experience, minibatch: Minibatch) -> tuple[Tensor, Terms]:
@@ -215,16 +211,6 @@ class Passes:
             weights=None if self.by_token else sequence_weights(mask, tokens, minibatch.replies),
         )
         return loss, {**stats, "value_loss": loss.detach()}
-
-
-def response_values(critic: Value, batch: Scored, ppo: PPOSection) -> Tensor:
-    """Values (B, T) of the states before the response tokens, as the estimator reads them."""
-    if ppo.estimator != "coati":
-        return critic.values(batch.rows)
-    everywhere = critic.everywhere(batch.rows)
-    means = mean_over_row(everywhere, batch.mask) if ppo.coati.mean_over_positions else None
-    values = before_replies(everywhere, batch.response_mask.shape[1])
-    return read_values(values, means, ppo.coati.r_minus_v)
 
 
 def cut(rows: Sequence[int], lengths: Lengths, tokens: int, size: int | None) -> list[list[int]]:

@@ -20,10 +20,12 @@ from cores.models.actor import plain_model, rescale
 from cores.models.adapters import hold_linears, language_task
 from cores.models.body import compile_layers, packs
 from cores.models.images import hold_tower
-from cores.models.rows import Policy, Value
+from cores.models.rows import Policy, Value, before_replies
 from cores.models.shells import frozen_sum, keep_adapter, scalar_on, shell
+from cores.ppo.experience import Scored
 from cores.ppo.one_base import StartOfCritic, bases, from_reward
 from cores.rewards.texts import TextReward
+from cores.rl.coati import mean_over_row, read_values
 from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint
 from cores.runtime.launch import Launch
@@ -281,3 +283,13 @@ def freeze(module: nn.Module, launch: Launch, sharding: Whole) -> nn.Module:
     """`module` in evaluation mode, its weights out of every gradient, as the launch holds it."""
     module.requires_grad_(False).eval()
     return sharding.frozen(module, launch.device)
+
+
+def response_values(critic: Value, batch: Scored, ppo: PPOSection) -> Tensor:
+    """Values (B, T) of the states before the response tokens, as the estimator reads them."""
+    if ppo.estimator != "coati":
+        return critic.values(batch.rows)
+    everywhere = critic.everywhere(batch.rows)
+    means = mean_over_row(everywhere, batch.mask) if ppo.coati.mean_over_positions else None
+    values = before_replies(everywhere, batch.response_mask.shape[1])
+    return read_values(values, means, ppo.coati.r_minus_v)

@@ -15,8 +15,8 @@ from cores.errors import ANEW, NoRoomError, UserError, out_of_memory
 from cores.models.images import ImageProcessor
 from cores.models.rows import Rows, Value, on_device
 from cores.ppo.experience import Scored
-from cores.ppo.passes import in_parts, response_values, shared
-from cores.ppo.roles import Roles
+from cores.ppo.passes import in_parts, shared
+from cores.ppo.roles import Roles, response_values
 from cores.ppo.state import PPOState
 from cores.rewards.call import RewardFunctions
 from cores.rl import masked_mean

@@ -197,11 +197,8 @@ class PPOTrainer(Scorer):
         scaled = not any(scale is None or scale.lost for scale in scales)
         for number, step in enumerate(steps, start=1):
             bad = [name for name, value in step.items() if not math.isfinite(value)]
-            if scaled and all(name.endswith("_grad_norm") for name in bad):
-                self.state.skipped = 0  # half the loss scale may do
-                taken += [] if bad else [step]
-                continue
-            self.state.skipped = self.state.skipped + 1 if bad else 0
+            large = scaled and all(name.endswith("_grad_norm") for name in bad)
+            self.state.skipped = self.state.skipped + 1 if bad and not large else 0
             allowed = self.faults.max_skips if self.faults.nonfinite == "skip" else 0
             if self.state.skipped > allowed:
                 raise UserError(
@@ -261,7 +258,7 @@ class PPOTrainer(Scorer):
         minibatch = Minibatch(
             tokens=torch.full((), tokens, device=self.launch.device),
             replies=len(rows),
-            kl_coef=self.state.kl_coef,
+            kl_coef=torch.full((), self.state.kl_coef, device=self.launch.device),
             measured=acts and experience.entropy is None and first,
         )
         if (halved := self.state.halved) not in parts:

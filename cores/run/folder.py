@@ -78,10 +78,10 @@ class Folder:
             _clean(self.final)
         if self.path.exists() and not (self.path / STATE).exists():
             self._discard()  # the older stage, replaced by a run that was killed then
-        resumed, unwanted = None, self.config.resume == "never" and self.path.exists()
-        if not unwanted:
-            if self.path.exists():
-                self.found = read_state(self.path / STATE)
+        resumed, stands = None, self.path.exists()
+        unwanted = stands and self.config.resume == "never"
+        if stands and not unwanted:
+            self.found = read_state(self.path / STATE)
             resumed, notes = checkpoint.newest(self.path / CHECKPOINTS)
             for note in notes:
                 self.launch.say(note)

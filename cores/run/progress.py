@@ -73,9 +73,9 @@ class Progress:
         self.said_at: float | None = None
         self.drawn_at = 0.0
 
-    def note(self, step: int, line: str) -> None:
-        """Figures, behind the words that say which step it is."""
-        self.figures = line.partition("  ")[2]
+    def note(self, step: int, figures: str) -> None:
+        """The figures of a step."""
+        self.figures = figures
         if self.said_at is None or step == self.total:
             self._say(step)
 

@@ -190,14 +190,12 @@ class StageRun:
                 self.launch.say(f"note: {what} failed and is left out: {reason}")
             return None
 
-    def log(self, step: int, values: dict[str, float], line: str) -> None:
-        """A row of metrics.jsonl, and its figures on the screen when a line is due."""
+    def log(self, step: int, values: dict[str, float], figures: str) -> None:
+        """A row of metrics.jsonl, and its `figures` on the screen when a line is due."""
         values = {"seconds": round(self.seconds, 3), **values}
         self.metrics.log(step, values)
         if self.progress is not None:
-            self.progress.note(step, line)
-        else:  # before there are steps
-            self.launch.say(line)
+            self.progress.note(step, figures)
         if self.beside is not None:  # it speaks of the line above
             self.beside.row({"step": step, **values})
 

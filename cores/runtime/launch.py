@@ -284,7 +284,11 @@ def _join() -> PartialState:
     """
     if torch.cuda.is_available():
         return PartialState()
-    return PartialState(cpu=not deepspeed_asked(), backend="gloo")
+    if deepspeed_asked():
+        return PartialState(backend="gloo")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return PartialState(cpu=True, backend="gloo")
+    return PartialState(cpu=True)
 
 
 def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:

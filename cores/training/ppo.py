@@ -145,7 +145,7 @@ def train(
         experience, stats = trainer.step([row["input_ids"] for row in rows], rows)
         tokens = int(experience.response_mask.sum())
         stats["tokens_per_second"] = tokens / (time.monotonic() - start)
-        run.log(update, stats, status_line(update, ppo.updates, stats))
+        run.log(update, stats, shown(stats))
         if ppo.sample_every and update % ppo.sample_every == 0:
             make = partial(_samples, tokenizer, experience, update)
             _show(run, update, run.samples("samples.jsonl", make))
@@ -211,8 +211,8 @@ def _look(
         save_role(trainer, trainer.roles.actor, tokenizer, run.path / "weights/best")
 
 
-def status_line(update: int, total: int, stats: Stats) -> str:
-    """One update on the screen."""
+def shown(stats: Stats) -> str:
+    """The figures of an update on the screen."""
     parts = {  # the critic's warm-up clips nothing, and not every estimator has a critic
         "score": "{score:+.3f}",
         "kl": "{kl:.3f}",
@@ -222,8 +222,8 @@ def status_line(update: int, total: int, stats: Stats) -> str:
         "length": "{response_length:.1f}",
         "ended": "{ended:.0%}",
     }
-    shown = "  ".join(f"{name} {form.format(**stats)}" for name, form in parts.items() if form)
-    return f"ppo {update}/{total}  {shown}  {stats['tokens_per_second']:.0f} tok/s"
+    told = [f"{name} {form.format(**stats)}" for name, form in parts.items() if form]
+    return "  ".join([*told, f"{stats['tokens_per_second']:.0f} tok/s"])
 
 
 def save_roles(trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

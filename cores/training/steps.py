@@ -74,6 +74,4 @@ class Steps(TrainerCallback):
             )
         rate = values["tokens_per_second"]
         told = (f"{k} {v:.4g}" for k, v in values.items() if k != "tokens_per_second")
-        shown = "  ".join([*told, f"{rate:.0f} tok/s"])
-        line = f"{run.stage} {state.global_step}/{state.max_steps}  {shown}"
-        run.log(state.global_step, values, line)
+        run.log(state.global_step, values, "  ".join([*told, f"{rate:.0f} tok/s"]))

@@ -41,6 +41,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("transcript-prefix", "what a template puts before a turn stands there twice",
              "max(begin, mark.end())", "mark.end()"),
+            ("transcript-crlf", "transcripts with line ends of Windows are one turn",
+             'BLANK = r"(?:\\r?\\n){2}"', 'BLANK = r"\\n\\n"'),
         ],
     ),
     "cores/data/columns.py": (

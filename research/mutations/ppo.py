@@ -81,7 +81,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("order-update", "the same order of minibatches in every update",
              '"minibatches", at, epoch', '"minibatches", 0, epoch'),
             ("skips-kept", "steps left out are counted though others lie between",
-             "self.state.skipped + 1 if bad else 0", "self.state.skipped + 1 if bad else 1"),
+             "skipped + 1 if bad and not large else 0", "skipped + 1 if bad else 1"),
             ("entropy-later", "the entropy measured in every pass over the rows",
              "experience.entropy is None and first", "experience.entropy is None"),
             ("denominator-rollout", "divided by the tokens of the whole rollout",

@@ -14,6 +14,11 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ("tests/unit/test_rl_schedule.py", *PPO, "tests/integration/test_quantization.py",
          "tests/unit/test_ppo_captured.py"),
         [
+            ("value-shift", "values of the state after the token",
+             "        return critic.values(batch.rows)\n",
+             "        return critic.everywhere(batch.rows)[:, -batch.rows.width :]\n"),
+            ("value-mean", "values are means over the row (the original's)",
+             'if ppo.estimator != "coati":', "if False:"),
             ("actor-dropout", "dropout on in the actor",
              "load_policy(folder, dropout=False, frozen",
              "load_policy(folder, dropout=True, frozen"),

@@ -82,6 +82,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ("tests/unit/test_data_folders.py", "tests/unit/test_data_files.py"),
         [
             ("splits-mixed", "held-out files are trained on", "if len(found) < 2 or", "if True or"),
+            ("splits-of-one-kind", "train_sft and train_gen are one split",
+             "        told |= own\n", "        pass\n"),
+            ("parts-apart", "parts of one file are several splits",
+             'r"(.+)-\\d{5}-of', 'r"(.+-\\d{5})-of'),
             ("unnamed-mixed", "files of no split beside held-out ones are lost",
              "    if None in found:", "    if False:"),
             ("first-held-out", "of several held-out splits the first",

@@ -78,6 +78,18 @@ def test_a_clone_of_a_hub_data_set(tmp_path: Path) -> None:
     assert "holds data files in several folders (data, more); name the one" in refused(tmp_path)
 
 
+def test_several_training_splits_of_a_hub_data_set(tmp_path: Path) -> None:
+    """Parts of one file belong together; those of others hold the same prompts again, or others."""
+    train, held = ("train_sft", "train_gen"), ("test_sft", "test_gen")
+    folder(tmp_path, *(f"data/{name}-00000-of-00001.jsonl" for name in (*train, *held)))
+    folder(tmp_path, "data/train_sft-00001-of-00002.jsonl")
+    with pytest.raises(UserError, match=r"splits test_gen, test_sft, train_gen, train_sft, not 't"):
+        texts(tmp_path)
+    found, test = texts(tmp_path, split="train_sft", test_split="test_sft")
+    assert found == [f"data/train_sft-0000{i}-of-0000{i + 1}.jsonl" for i in (0, 1)]
+    assert test == ["data/test_sft-00000-of-00001.jsonl"]
+
+
 def test_folders_named_by_their_split(tmp_path: Path) -> None:
     folder(tmp_path, "train/a.jsonl", "test/a.jsonl")
     assert texts(tmp_path) == (["train/a.jsonl"], ["test/a.jsonl"])

@@ -36,6 +36,7 @@ def turns(*contents: str, system: str = "") -> list[dict[str, str]]:
         ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", turns("a\n\nb", "c")),
         ("Human: \n盐呢？\n\nAssistant: \n在这。", turns("盐呢？", "在这。")),  # BELLE's form
         ("Human: \nHi\n\nAssistant: \n", turns("Hi", "")),
+        ("\r\n\r\nHuman: a\r\n\r\nAssistant: \r\nb\r\nc", turns("a", "b\r\nc")),
         ("Human: \n\nAssistant:\nHi", turns("", "\nHi")),
         ("Hi there", []),
         ("The Human: no", []),
@@ -68,6 +69,12 @@ def test_what_a_template_puts_before_a_turn_is_no_part_of_it(lines: str) -> None
         # the last marker that both have, though they differ only later
         (LONG + " Of course", LONG + " Of late", LONG, (" Of course", " Of late")),
         (LONG + " A", LONG[:-12] + "?\n\nAssistant: B", "\n\nHuman: Hi\n\nAssistant:", None),
+        (
+            "\r\n\r\nHuman: a\r\n\r\nAssistant: b c",
+            "\r\n\r\nHuman: a\r\n\r\nAssistant: b d",
+            "\r\n\r\nHuman: a\r\n\r\nAssistant:",
+            (" b c", " b d"),
+        ),
         # no marker: before the space and the word in which they part
         ("Q: Hi? A: Sure it is", "Q: Hi? A: Sorry", "Q: Hi? A:", (" Sure it is", " Sorry")),
         ("Desk:\nYes", "Desk:\nNo", "Desk:", ("\nYes", "\nNo")),

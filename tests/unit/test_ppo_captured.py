@@ -21,7 +21,7 @@ from _ppo import experience_of
 from cores.config import LoraSection
 from cores.errors import UserError
 from cores.ppo import passes
-from cores.ppo.passes import response_values
+from cores.ppo.roles import response_values
 from cores.runtime import captured
 from cores.runtime.captured import Captured, Graph, Tensors
 

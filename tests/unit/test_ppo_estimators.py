@@ -17,7 +17,7 @@ from _models import (
 from _ppo import SGD, experience_of, gradients
 
 from cores.config import CoatiSection
-from cores.training.ppo import save_roles, status_line
+from cores.training.ppo import save_roles, shown
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "gae": {},
@@ -74,7 +74,7 @@ def test_critic_only_where_needed(name: str, tmp_path: Path) -> None:
     about = {"explained_variance", "value_loss", "value_error", "critic_grad_norm"}
     assert about <= stats.keys() if wanted else not about & stats.keys()
     assert bool(e.values.any()) == wanted
-    assert "score" in status_line(1, 1, {**stats, "tokens_per_second": 1.0})
+    assert "score" in shown({**stats, "tokens_per_second": 1.0})
     save_roles(trainer, toy_tokenizer(), tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     assert (tmp_path / "critic").exists() == wanted

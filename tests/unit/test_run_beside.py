@@ -22,15 +22,15 @@ def test_a_finding_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """When it first holds; a run that goes on has said it."""
     run = begun(config(tmp_path), "ppo")
     for step in (1, 2, 3):
-        run.log(step, sick(step), f"update {step}")
-    said = [x for x in capsys.readouterr().out.splitlines() if not x.startswith("update")]
+        run.log(step, sick(step), "")
+    said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
     assert said[0].startswith("doctor: equal_rewards: all replies of a rollout score")
     run.save(3, state(3))
     run.__exit__(None, KeyboardInterrupt(), None)
     capsys.readouterr()
     again = begun(config(tmp_path), "ppo")
-    again.log(4, sick(4), "update 4")
+    again.log(4, sick(4), "")
     assert "doctor" not in capsys.readouterr().out
 
 

@@ -27,11 +27,11 @@ def test_metrics_are_one_json_object_a_line(
     """Invariant 24: each entry is on disk at once, with its step and seconds, and on the screen."""
     run = begun(config(tmp_path))
     run.going_on(3, nn.Linear(1, 1))
-    run.log(1, {"loss": 2.5}, "sft 1/3  loss 2.5")
+    run.log(1, {"loss": 2.5}, "loss 2.5")
     path = run.path / "metrics.jsonl"
     assert rows(path)[0].items() >= {"step": 1, "loss": 2.5}.items()
-    run.log(2, {"loss": 1.25, "kl": 0.1234567891}, "sft 2/3  loss 1.25")
-    run.log(3, {"loss": 1.25, "kl": 0.1234567891}, "sft 3/3  loss 1.25")
+    run.log(2, {"loss": 1.25, "kl": 0.1234567891}, "loss 1.25")
+    run.log(3, {"loss": 1.25, "kl": 0.1234567891}, "loss 1.25")
     found = rows(path)
     assert [(r["step"], r["loss"]) for r in found] == [(1, 2.5), (2, 1.25), (3, 1.25)]
     assert found[1]["seconds"] >= found[0]["seconds"] >= 0

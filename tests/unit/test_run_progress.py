@@ -40,7 +40,7 @@ def steps(made: Progress, time: Clock, last: int, seconds: float, logged: int) -
         time.now += seconds
         made.step(step)
         if step % logged == 0:
-            made.note(step, f"sft {step}/{last}  loss {step}")
+            made.note(step, f"loss {step}")
 
 
 def test_a_line_a_minute_in_a_file(time: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +139,6 @@ def test_a_screen_that_user_code_has_closed(monkeypatch: Any) -> None:
     monkeypatch.setattr("sys.stdout", screen)
     screen.close()
     made = Progress("sft", 40, 0, CPU)
-    made.note(1, "sft 1/40  loss 1")
+    made.note(1, "loss 1")
     assert not made.terminal
     assert "sft 1/40" in screen.log.waiting[0]

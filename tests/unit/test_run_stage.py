@@ -37,8 +37,9 @@ def break_off(made: Config, *steps: int, error: BaseException | None = None, **a
     failure, run = error or RuntimeError("broken"), begun(made, **about)
 
     def train() -> None:
+        run.going_on(9, nn.Linear(1, 1))
         for step in steps:
-            run.log(step, {"loss": 1.0 / step}, f"step {step}")
+            run.log(step, {"loss": 1.0 / step}, f"loss {step}")
             run.save(step, state(step))
         raise failure
 
@@ -137,7 +138,7 @@ def test_it_goes_on_from_the_newest_checkpoint(tmp_path: Path, capsys: Any) -> N
         run.finish(save_weights(), facts())
     assert "resuming sft at step 4 of 9" in capsys.readouterr().out
     text = (tmp_path / "sft" / "log.txt").read_text()
-    assert text.index("step 4") < text.index("resuming sft at step 4 of 9") < text.index("wrote ")
+    assert text.index("sft 2/9") < text.index("resuming sft at step 4 of 9") < text.index("wrote ")
 
 
 def test_without_a_checkpoint_it_begins_anew(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_a_second_signal_says_how_to_go_on(tmp_path: Path, monkeypatch, capsys: 
         run.going_on(9, nn.Linear(1, 1))
         how = record(run.path / "state.json")["resume"]
         monkeypatch.setattr("cores.run.stage.command", None)
+        monkeypatch.setattr(STOP, "reason", None)  # put back: trainers of other tests ask it too
         monkeypatch.setattr(STOP, "leave", lambda *told: said.append(told), raising=False)
         STOP.tell("SIGINT")
         assert (said, STOP.reason) == ([], "SIGINT")

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     # Heavy imports come after the arguments are known to be right.
     from cores.data import sft_data, show
     from cores.forecast import forecast
-    from cores.models import check_saving
+    from cores.models import check_saving, save_model
     from cores.models.adapters import check_quantization
     from cores.models.bases import base_tokenizer, check_base, check_encoder
     from cores.models.images import image_processor
@@ -27,14 +27,14 @@ def main(argv: list[str]) -> None:
     from cores.runtime.elsewhere import pinned
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.training.sft import check_positions, inputs, save_sft, sft_model, train_and_judge
+    from cores.training.sft import check_positions, inputs, sft_model, train_and_judge
 
     here = launch(config)
     check_batches(config.sft, here, "sft")
     with StageRun(config, "sft", here, started) as run:
         if not config.data.inspecting:
             run.claim()
-        lora, frozen = config.sft.lora, config.sft.lora.rank + config.sft.prefix_tokens > 0
+        merge, frozen = config.sft.lora.merge, config.sft.lora.rank + config.sft.prefix_tokens > 0
         check_quantization(config.model, frozen, "sft.lora", here.sharding.stage, here.device)
         cache_if_unreachable(config.model.path)
         config, given = pinned(config), config.model
@@ -59,14 +59,14 @@ def main(argv: list[str]) -> None:
             here.say(trained_part(model))
         check_saving(model, tokenizer)
         run.begin(depends)
-        trained, metrics = train_and_judge(config, model, data, tokenizer.pad_token_id, run, images)
+        trained, metrics = train_and_judge(model, data, run, images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),
             **depends,
             "metrics": metrics,
         }
-        run.finish(lambda to: here.once(save_sft, trained, tokenizer, images, lora, to), facts)
+        run.finish(lambda to: here.once(save_model, trained, tokenizer, to, merge, images), facts)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     # Heavy imports come after the arguments are known to be right.
     from cores.data import preference_data, show
     from cores.forecast import forecast
-    from cores.models import ScalarModel
+    from cores.models import ScalarModel, save_model
     from cores.models.adapters import check_quantization
     from cores.models.bases import check_encoder
     from cores.models.images import later_processor
@@ -26,17 +26,17 @@ def main(argv: list[str]) -> None:
     from cores.runtime.fingerprint import tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
     from cores.runtime.parents import first_model, load_parents, policy_tokenizer, stale_parents
-    from cores.training.calibration import calibrated, calibration_asked
+    from cores.training.calibration import calibrate, calibration_asked
     from cores.training.ppo import check_sampling
     from cores.training.reward import judged, reward_model, train_reward
-    from cores.training.sft import inputs, save_sft
+    from cores.training.sft import inputs
 
     here = launch(config)
     check_batches(config.reward, here, "reward")
     with StageRun(config, "reward", here, started) as run:
         if not config.data.inspecting:
             run.claim()
-        stage, lora = here.sharding.stage, config.reward.lora
+        stage, lora, merge = here.sharding.stage, config.reward.lora, config.reward.lora.merge
         check_quantization(config.model, lora.rank > 0, "reward.lora", stage, here.device)
         parents = load_parents(config, ["sft"], here.is_local_main, run.place)
         forecast(config, "reward", here)
@@ -55,9 +55,9 @@ def main(argv: list[str]) -> None:
         here.alike(depends)
         model: Any = reward_model(config, start, tokenizer)
         run.begin(depends)
-        reward = ScalarModel(train_reward(config, model, data.train, tokenizer, run, images))
-        result = judged(config, reward, data.test, tokenizer.pad_token_id, run, images)
-        scale = calibrated(config, reward, sft, asked, tokenizer, here, images)
+        trained = train_reward(model, data.train, run, images)
+        result = judged(reward := ScalarModel(trained), data.test, run, images)
+        scale = calibrate(config, reward, sft, asked, tokenizer, here, images=images)
         facts = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
             "reward_mean": scale["reward_mean"],
             "metrics": {**result, "calibration": scale},
         }
-        run.finish(lambda to: here.once(save_sft, reward.model, tokenizer, images, lora, to), facts)
+        run.finish(lambda to: here.once(save_model, trained, tokenizer, to, merge, images), facts)
 
 
 if __name__ == "__main__":

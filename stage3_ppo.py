@@ -1,6 +1,7 @@
 """Stage 3: PPO. From <output_dir>/sft, <output_dir>/reward and prompts to <output_dir>/ppo."""
 
 import time
+from functools import partial
 
 from cores.config import parse_config
 from cores.runtime.cli import guarded
@@ -63,9 +64,9 @@ def main(argv: list[str]) -> None:
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(roles.actor.unwrapped.model),
             **depends,
-            "metrics": ppo.train(config, trainer, data, tokenizer, run),
+            "metrics": ppo.train(trainer, data, tokenizer, run),
         }
-        run.finish(lambda to: ppo.save_roles(config, roles, tokenizer, to, images), facts)
+        run.finish(partial(ppo.save_roles, trainer, tokenizer), facts)
 
 
 if __name__ == "__main__":

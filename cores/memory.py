@@ -87,7 +87,7 @@ class Case:
     @property
     def half(self) -> int:
         """Bytes of a number that is computed with."""
-        return 2 if self.config.model.precision == "bf16" else 4
+        return 4 if self.config.model.precision == "fp32" else 2
 
     @property
     def shares_base(self) -> bool:

@@ -34,8 +34,10 @@ class ModelSection:
     pad_token: Optional[str] = None
     """Token of the vocabulary to pad with, one that no text uses. None: the tokenizer's own if it
     is not the end-of-sequence token, else a new token `<|pad|>` is added."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: compute under bfloat16 autocast with fp32 master weights. fp32 runs everywhere."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16: compute under bfloat16 autocast with fp32 master weights. fp16: in float16, with losses
+    scaled so that gradients neither vanish nor overflow, for GPUs that have no bf16; not with
+    DeepSpeed or FSDP2. fp32 runs everywhere."""
     quantization: Literal["none", "bf16", "8bit", "4bit"] = "none"
     """How frozen bases are held, in stages with adapters. bf16, with precision bf16: linear layers
     as autocast rounds them anyway, so half the memory for the same numbers. 8bit, 4bit

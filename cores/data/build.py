@@ -127,7 +127,7 @@ def _read(
     kind = RatingReader if rated else Reader
     rows = list(source.open())
     names = renaming(section.columns, columns_of(rows), source.path, key)
-    rows = [standard(row, names) for row in rows]
+    rows = standard(rows, names)
     rows, fitted, counts = converted(rows, section, config, stage, key)
     rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
     reader = kind(config, fitted, columns_of(rows), source.path, stage, key)

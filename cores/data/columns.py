@@ -27,6 +27,9 @@ NAMES = (
 PARALLEL = (("input", "output"), ("instruction", "output"), ("prompt", "completion"))
 """Columns that are questions and their replies where both are lists of texts."""
 
+LISTS = {"messages", "conversations"}
+"""Columns of turns."""
+
 MOSS = {
     "Human": "user",
     "Inner Thoughts": "thoughts",
@@ -93,31 +96,55 @@ def require_read(names: dict[str, str], unread: Collection[str], form: str, key:
             )
 
 
-def standard(row: Row, names: dict[str, str]) -> Row:
-    """The row with its columns renamed, its shape as turns in `messages` if it is one of those
-    above."""
-    columns = {names.get(name, name): value for name, value in row.columns.items()}
-    row = replace(row, columns=columns)
+def standard(rows: Iterable[Row], names: dict[str, str]) -> list[Row]:
+    """The rows of a file with their columns renamed, their shape as turns in `messages` if it is
+    one of those above."""
+    renamed = [
+        replace(row, columns={names.get(name, name): value for name, value in row.columns.items()})
+        for row in rows
+    ]
+    lists = {pair: None for row in renamed if (pair := _parallel(row))}
+    return [_shaped(row, next(iter(lists), None)) for row in renamed]
+
+
+def _shaped(row: Row, pair: tuple[str, str] | None) -> Row:
+    """`pair`: the columns that hold questions and replies in this file."""
+    columns = row.columns
     if (spoken := columns.get("conversations")) and _texts(spoken):  # LIMA's rows
         roles = cycle(("user", "assistant"))
         turns = [{"role": role, "content": text} for role, text in zip(roles, spoken, strict=False)]
         return replace(row, columns={**columns, "conversations": turns})
-    if "messages" in columns or "conversations" in columns:
+    if _told(row):
         return row
-    turns, read = _parallel(row) or _rounds(row) or ([], ())
+    turns, read = (_asked(row, pair), pair) if pair else _rounds(row) or ([], ())
     if not read:
         return row
     rest = {name: value for name, value in columns.items() if name not in read}
     return replace(row, columns={"messages": turns, **rest})
 
 
-def _parallel(row: Row) -> tuple[list[Turn], tuple[str, ...]] | None:
-    """Turns of two lists of texts, and the columns that they are from."""
-    lists = {name for name, value in row.columns.items() if _texts(value)}
-    pair = next((pair for pair in PARALLEL if lists.issuperset(pair)), None)
-    if pair is None or {"input", "instruction"} <= row.columns.keys():
+def _told(row: Row) -> bool:
+    """Whether other columns tell what was asked."""
+    return bool(LISTS & row.columns.keys()) or {"input", "instruction"} <= row.columns.keys()
+
+
+def _parallel(row: Row) -> tuple[str, str] | None:
+    """The two columns of a row that are lists of texts, questions and replies."""
+    if _told(row):
         return None
-    asked, replies = (row.columns[name] for name in pair)
+    lists = {name for name, value in row.columns.items() if _texts(value)}
+    return next((pair for pair in PARALLEL if lists.issuperset(pair)), None)
+
+
+def _asked(row: Row, pair: tuple[str, str]) -> list[Turn]:
+    """Turns of the two; a text alone is a list of one."""
+    values: list[Any] = [row.columns.get(name) for name in pair]
+    asked, replies = ([value] if isinstance(value, str) else value for value in values)
+    if not (_texts(asked) and _texts(replies)):
+        raise UserError(
+            f"{row.where}: {pair[0]!r} and {pair[1]!r} are lists of texts in this file, but hold "
+            f"{short(values[0])} and {short(values[1])} here; correct the row."
+        )
     if len(asked) != len(replies):
         raise UserError(
             f"{row.where}: {pair[0]!r} holds {len(asked)} texts and {pair[1]!r} {len(replies)}, so "
@@ -125,8 +152,7 @@ def _parallel(row: Row) -> tuple[list[Turn], tuple[str, ...]] | None:
         )
     both = zip(asked, replies, strict=True)
     roles = ("user", "assistant")
-    turns = [{"role": r, "content": t} for texts in both for r, t in zip(roles, texts, strict=True)]
-    return turns, pair
+    return [{"role": r, "content": t} for texts in both for r, t in zip(roles, texts, strict=True)]
 
 
 def _texts(value: Any) -> bool:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import accumulate, zip_longest
 from typing import Any
 
-from cores.data.report import SplitReport
+from cores.data.report import FRAMED, SplitReport
 from cores.data.transcripts import NO_TURN
 from cores.errors import UserError
 
@@ -90,6 +90,8 @@ def require(rows: Rows, report: SplitReport, what: str, key: str) -> None:
     remedy = f", or set {key}.transcripts to false" if NO_TURN in report.dropped else ""
     if any(reason.startswith("holds the control token") for reason in report.dropped):
         remedy += ", or turns (messages) in place of texts that a chat template has written"
+    if FRAMED in report.dropped:
+        remedy += f", or set template.kind to none, or {key}.transcripts to true for hh-rlhf's form"
     raise UserError(
         f"{key}: no {what} of {report.path!r} is left: {report.read} read as format "
         f"{report.format}, all dropped ({report.reasons()}); correct the rows, raise the length "

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+FRAMED = "in the template's frame already"
+"""Why rows are left out whose prompt or reply a template has written before."""
+
 
 @dataclass
 class SplitReport:

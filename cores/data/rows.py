@@ -14,7 +14,7 @@ from cores.data.encode import CHUNK, IGNORED, Encoded, encode_rows, pieces, wind
 from cores.data.formats import LISTS, Example, Reader
 from cores.data.images import finished, with_images
 from cores.data.ratings import RatingReader
-from cores.data.report import SplitReport
+from cores.data.report import FRAMED, SplitReport
 from cores.data.roles import Segment, replaced
 from cores.data.sides import (
     TEXT,
@@ -181,6 +181,8 @@ class RowMaker:
         pad = self.tokenizer.pad_token_id
         if pad != self.tokenizer.eos_token_id and any(pad in row.ids for row in rows):
             return "contains the pad token", False
+        if any(self.template.framed(turns, texts[0]) for turns in example.conversations):
+            return FRAMED, False
         return self.made(example, rows, texts)
 
     def _demonstration(self, example: Example, rows: list[Encoded], texts: Texts) -> Outcome:
@@ -268,11 +270,12 @@ class RowMaker:
         """Dropped if a turn holds a control token, which would be read as one: a stop token that a
         user typed would end his turn.
 
-        A verbatim text or reply may bring the stop token at its own end, where it is put anyway.
+        A verbatim text may bring BOS at its beginning, and it or a verbatim reply the stop token at
+        its end, where they are put anyway.
         """
         if example.dropped is not None:
             return example
-        conversations = tuple(self._ended_once(turns) for turns in example.conversations)
+        conversations = tuple(self._framed_once(turns) for turns in example.conversations)
         if self.config.template.alternate and conversations[0][0]["role"] != "text":
             before, conversations = conversations, tuple(map(from_the_first_user, conversations))
             if not all(map(in_turn, conversations)):
@@ -286,9 +289,12 @@ class RowMaker:
                     return replace(example, dropped=f"holds the control token {token}")
         return example
 
-    def _ended_once(self, turns: list[Turn]) -> list[Turn]:
-        *before, last = turns
-        rest = last["content"].removesuffix(self.template.eos)
-        verbatim = self.config.template.kind == "none" and last["role"] == "assistant"
-        own = last["role"] == "text" or verbatim
-        return [*before, {**last, "content": rest}] if own and rest.strip() else turns
+    def _framed_once(self, turns: list[Turn]) -> list[Turn]:
+        text, verbatim = turns[0]["role"] == "text", self.config.template.kind == "none"
+        contents = [turn["content"] for turn in turns]
+        if (text or verbatim) and self.leading:
+            contents[0] = contents[0].removeprefix(self.template.bos or "")
+        if text or (verbatim and turns[-1]["role"] == "assistant"):
+            contents[-1] = contents[-1].removesuffix(self.template.eos)
+        made = [{**turn, "content": c} for turn, c in zip(turns, contents, strict=True)]
+        return made if contents[-1].strip() else turns

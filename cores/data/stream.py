@@ -176,7 +176,7 @@ def _one(
 def _renamed(source: Source, section: OneSource, key: str) -> Source:
     """The columns are those of the first row."""
     names = renaming(section.columns, columns_of([next(source.open())]), source.path, key)
-    return replace(source, open=lambda: (standard(row, names) for row in source.open()))
+    return replace(source, open=lambda: (standard([row], names)[0] for row in source.open()))
 
 
 def _text_reader(config: Config, section: OneSource, source: Source, key: str) -> Reader:

@@ -65,6 +65,21 @@ class Template:
         except Rewritten:
             return self._last(turns, where)
 
+    def framed(self, turns: list[Turn], segments: list[Segment]) -> bool:
+        """Whether the last question ends with what `segments`, the row's, put behind it, or the
+        reply begins with what they put before one: a template wrote it before."""
+        asked = next((t["content"].strip() for t in turns[::-1] if t["role"] == "user"), None)
+        if asked is None:  # a text without turns
+            return False
+        given = "".join(segment.text for segment in segments if segment.role == "prompt")
+        opened = self.section.kind == "roles" and not self.section.marked
+        mark = self.section.assistant.prefix.strip() if opened else ""
+        replied = turns[-1]["role"] == "assistant" and turns[-1]["content"].lstrip().startswith(
+            mark
+        )
+        behind = given.rpartition(asked)[2].strip()
+        return (_speaks(behind) and asked.endswith(behind)) or (_speaks(mark) and replied)
+
     def _placed(self, turns: list[Turn], where: str) -> None:
         """UserError for a turn that would run into its neighbours, or that a chat template does
         not know."""
@@ -251,6 +266,11 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None
         tokens.discard(tokenizer.pad_token)
     found = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
     return re.compile(found) if found else None
+
+
+def _speaks(mark: str) -> bool:
+    """Whether a text tells a speaker: what ends with a letter, or is one sign, may be a message."""
+    return len(mark) > 1 and not mark[-1].isalnum()
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -38,6 +38,8 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 ADAPTER = "adapter"
 MOST_RANK = 2**14
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What weights in 4 bits are computed with, by `model.precision`; else fp32."""
 BLOCK = 64
 """Weights that share one scale in 4 bits, bitsandbytes' default."""
 SCALAR_HEAD = "score"
@@ -205,7 +207,7 @@ def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
     if section.quantization == "none":
         return model
     if section.quantization == "bf16":
-        return hold_linears_in_bf16(model)
+        return hold_linears(model, torch.bfloat16)
     head: Any = model.get_output_embeddings()
     heads = [name for name, m in model.named_modules() if m is head or name == SCALAR_HEAD]
     how = BitsAndBytesConfig(
@@ -214,7 +216,7 @@ def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
         llm_int8_skip_modules=heads,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if section.precision == "bf16" else torch.float32,
+        bnb_4bit_compute_dtype=HALVES.get(section.precision, torch.float32),
     )
     small: Any = type(model).from_pretrained(
         None,
@@ -234,10 +236,10 @@ def quantize(model: PreTrainedModel, section: ModelSection) -> PreTrainedModel:
     return small.eval()
 
 
-def hold_linears_in_bf16(model: Any) -> Any:
-    """`model` (never to be trained itself; adapters may be) with its linear weights in bfloat16.
+def hold_linears(model: Any, half: torch.dtype) -> Any:
+    """`model` (never to be trained itself; adapters may be) with its linear weights in `half`.
 
-    Under bfloat16 autocast linear layers (nn.Linear, GPT-2's Conv1D) round their weights so at each
+    Under autocast to it linear layers (nn.Linear, GPT-2's Conv1D) round their weights so at each
     use, so outputs stay the same bit for bit, for about half the memory. Everything else stays as
     it is: biases, embeddings, norms, the scalar head. A head tied to the embeddings gets a weight
     of its own. Outside autocast the model does not run any more.
@@ -245,6 +247,6 @@ def hold_linears_in_bf16(model: Any) -> Any:
     for name, module in model.named_modules():
         linear = isinstance(module, (nn.Linear, Conv1D)) and SCALAR_HEAD not in name.split(".")
         if linear and module.weight.dtype == torch.float32:
-            weight = module.weight.detach().to(torch.bfloat16)
+            weight = module.weight.detach().to(half)
             module.weight = nn.Parameter(weight, requires_grad=False)
     return model

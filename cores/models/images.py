@@ -225,6 +225,10 @@ class ImageProcessor:
         self.processor.save_pretrained(folder)
 
 
+Images = ImageProcessor | None
+"""Of a base that may read none."""
+
+
 def one_vocabulary(model: PreTrainedModel) -> PreTrainedModel:
     """`model` with IDEFICS's additional ids as ordinary rows of its embedding and head.
 

@@ -127,9 +127,12 @@ def load_policy(
     under DDP all parameters need gradients, and ranks would drop different layers.
 
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.
-    `tokenizer`: it gets a row for every id of this one.
+    `tokenizer`: it gets a row for every id of this one, and pad and what lies beyond is excluded.
     """
-    return load_as(policy_class(load_config(path)), path, dropout, tokenizer, frozen)
+    model = load_as(policy_class(load_config(path)), path, dropout, tokenizer, frozen)
+    if tokenizer is not None:
+        exclude_from(model, tokenizer)
+    return model
 
 
 def load_scalar(

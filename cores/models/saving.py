@@ -21,7 +21,7 @@ from cores.models.actor import plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
 from cores.models.heads import policy_class
-from cores.models.images import image_ids
+from cores.models.images import Images, image_ids
 from cores.models.loading import load_as, load_config, load_tokenizer
 from cores.models.vocabulary import NEW_PAD, as_saved, excluded_ids, saved_rows
 
@@ -33,8 +33,10 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     merge: bool = True,
+    images: Images = None,
 ) -> None:
-    """Write weights (safetensors), config, generation config and tokenizer to `folder`.
+    """Write weights (safetensors), config, generation config, tokenizer and what reads `images`, if
+    anything does, to `folder`.
 
     Of a model with adapters: `folder`/adapter, and (if `merge`, and it can be) the weights of its
     base with the adapter merged into them. The base is read again, in fp32 whatever it was trained
@@ -56,6 +58,8 @@ def save_model(
     else:
         with as_saved(model) as state:
             model.save_pretrained(str(folder), state_dict=state)
+    if images is not None:
+        images.save(folder)
     mode = (folder / "config.json").stat().st_mode
     for weights in folder.rglob("*.safetensors"):  # written for their owner alone
         weights.chmod(mode)

@@ -105,6 +105,11 @@ def embedding(model: PreTrainedModel) -> torch.Tensor:
     return table.weight
 
 
+def pad_of(model: Any) -> int:
+    """The id that pads rows of `model`; 0 where its configuration names none."""
+    return model.config.get_text_config().pad_token_id or 0
+
+
 def rounded(rows: int, to: int = ROWS) -> int:
     """`rows` or more, a multiple of `to`."""
     return -(-rows // to) * to

@@ -146,7 +146,7 @@ class Passes:
             gradients.begin(turn.first, steps)
             with self.launch.autocast():
                 loss, terms = loss_of(batch.holding(inputs), shares)
-                loss.backward()
+                role.trained.backward(loss, turn.last)
             if steps:
                 terms["grad_norm"] = role.trained.descend()
             gradients.end(turn.first, steps)

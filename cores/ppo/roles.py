@@ -17,10 +17,9 @@ from cores.config.ppo import WITH_CRITIC
 from cores.draws import seeded
 from cores.models import Actor, ScalarModel, add_lora, load_policy, load_scalar
 from cores.models.actor import plain_model, rescale
-from cores.models.adapters import hold_linears_in_bf16, language_task
+from cores.models.adapters import hold_linears, language_task
 from cores.models.body import compile_layers, packs
 from cores.models.images import hold_tower
-from cores.models.loading import exclude_from
 from cores.models.rows import Policy, Value
 from cores.models.shells import frozen_sum, keep_adapter, scalar_on, shell
 from cores.ppo.one_base import StartOfCritic, bases, from_reward
@@ -29,7 +28,7 @@ from cores.rollout import stop_ids
 from cores.run.checkpoint import Checkpoint
 from cores.runtime.launch import Launch
 from cores.runtime.parents import Parent
-from cores.sharding import Trained, Whole
+from cores.sharding import HALVES, Trained, Whole
 from cores.sharding.whole import load_weights
 
 ACTOR, CRITIC = "actor", "critic"
@@ -91,6 +90,8 @@ class TrainedRole:
     def load(self, saved: Checkpoint) -> None:
         """Go on from there. The weights were put in before the launch took the model."""
         self.steps = saved.numbers["optimizer_steps"][self.name]
+        if (scale := self.trained.scale) is not None:
+            scale.load_state_dict(saved.numbers["loss_scales"][self.name])
         if self.steps:
             self.trained.load_moments(saved.parts(f"{self.name}."))
 
@@ -164,7 +165,6 @@ def build_roles(
     if not ppo.lora.rank:
         folder = parents["sft"].folder
         reference = _held(load_policy(folder, dropout=False, tokenizer=tokenizer), sharding)
-        exclude_from(reference, tokenizer)
         frozen = _as_actor(reference, config, tokenizer)
     reward = None
     if "reward" in parents and not share.begun:
@@ -200,9 +200,7 @@ def policy_model(
 ) -> Any:
     """Stage 1's model as the actor begins."""
     folder, held = parents["sft"].folder, config.model
-    policy = load_policy(folder, dropout=False, frozen=held, tokenizer=tokenizer)
-    exclude_from(policy, tokenizer)
-    return policy
+    return load_policy(folder, dropout=False, frozen=held, tokenizer=tokenizer)
 
 
 def actor_model(policy: Any, config: Config, tokenizer: PreTrainedTokenizerBase) -> Actor:
@@ -274,10 +272,9 @@ def _trainable(model: Any, config: Config, task: TaskType, name: str) -> Any:
 
 
 def _held(model: Any, sharding: Whole) -> Any:
-    """A frozen model's weights, in bf16 where autocast would round them so at each use."""
-    if sharding.precision != "bf16" or not sharding.mixed:
-        return model
-    return hold_linears_in_bf16(model)
+    """A frozen model's weights, in half precision where autocast would round them at each use."""
+    half = HALVES.get(sharding.precision)
+    return model if half is None or not sharding.mixed else hold_linears(model, half)
 
 
 def freeze(module: nn.Module, launch: Launch, sharding: Whole) -> nn.Module:

@@ -264,7 +264,8 @@ class Tolerance:
     """Of any token."""
 
 
-TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "bf16": Tolerance(0.01, 0.5)}
+HALF = Tolerance(0.01, 0.5)
+TOLERANCES = {"fp32": Tolerance(1e-5, 1e-4), "bf16": HALF, "fp16": HALF}
 """By precision. fp32: rounding through some tens of layers stays below; a ratio is off by 0.01% at
 most, where it is clipped at 20%. bf16: with 8 bits two right computations of one token differ by
 hundredths, in the tail by tenths; 0.01 moves a ratio by a twentieth of the clip. A real mistake (a

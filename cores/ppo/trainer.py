@@ -83,6 +83,8 @@ class PPOTrainer(Scorer):
         roles = [role.state(keep) for role in self.roles.trained]
         steps = {role.name: role.steps for role in self.roles.trained}
         numbers = {**vars(self.state), "optimizer_steps": steps}
+        scales = {r.name: r.trained.scale for r in self.roles.trained}
+        numbers["loss_scales"] = {k: scale.state_dict() for k, scale in scales.items() if scale}
         return State({k: v for role in roles for k, v in role.items()}, numbers)
 
     def load_state_dict(self, saved: Checkpoint) -> None:
@@ -191,8 +193,14 @@ class PPOTrainer(Scorer):
         """The steps that were taken; UserError for a gradient that was no number, unless it may be
         left out. Until here such a step has changed no weight: see `Trained.descend`."""
         taken = []
+        scales = [role.trained.scale for role in self.roles.trained]
+        scaled = not any(scale is None or scale.lost for scale in scales)
         for number, step in enumerate(steps, start=1):
             bad = [name for name, value in step.items() if not math.isfinite(value)]
+            if scaled and all(name.endswith("_grad_norm") for name in bad):
+                self.state.skipped = 0  # half the loss scale may do
+                taken += [] if bad else [step]
+                continue
             self.state.skipped = self.state.skipped + 1 if bad else 0
             allowed = self.faults.max_skips if self.faults.nonfinite == "skip" else 0
             if self.state.skipped > allowed:
@@ -207,7 +215,7 @@ class PPOTrainer(Scorer):
             if not bad:
                 taken.append(step)
         skipped = len(steps) - len(taken)
-        if self.faults.nonfinite == "skip":
+        if self.faults.nonfinite == "skip" or scaled:
             taken = taken or [{k: v for k, v in steps[0].items() if math.isfinite(v)}]
             taken = [{**step, "skipped_steps": float(skipped)} for step in taken]
         return taken

@@ -48,7 +48,7 @@ def build_engine(
         max_new_tokens=max_new_tokens,
         temperature=ppo.temperature,
         min_new_tokens=ppo.min_new_tokens,
-        autocast=launch.precision == "bf16",
+        autocast=launch.half,
         text_matcher=text_matcher(ppo, tokenizer),
     )
     if serves:

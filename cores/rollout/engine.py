@@ -64,8 +64,8 @@ class Sampling:
     temperature: float
     min_new_tokens: int = 0
     """Tokens at the start of a reply of which none ends it."""
-    autocast: bool = False
-    """Whether the model computes under bfloat16 autocast, as in training."""
+    autocast: torch.dtype | None = None
+    """What the model computes in under autocast, as in training; None: in its own type."""
     text_matcher: StopStringCriteria | None = None
     """Finds the texts that end a reply; see `TextStops`."""
     top_p: float = 1.0

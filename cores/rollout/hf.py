@@ -130,7 +130,7 @@ class HFEngine:
             # Layers that are compiled for training would be compiled anew for every length here.
             with (
                 torch.compiler.set_stance("force_eager"),
-                torch.autocast(device.type, dtype=torch.bfloat16, enabled=s.autocast),
+                torch.autocast(device.type, s.autocast, enabled=s.autocast is not None),
                 prompts_both_ways(self.model) if self.prefix else nullcontext(),
             ):
                 ids = self.model.generate(

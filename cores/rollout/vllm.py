@@ -65,7 +65,7 @@ class VllmEngine:
         rollout. room: vLLM's names for how much it prepares for."""
         self.model, self.sampling = model, sampling
         self.on_gpu: bool = model.device.type == "cuda"
-        self.dtype = torch.bfloat16 if sampling.autocast else torch.float32
+        self.dtype = sampling.autocast or torch.float32
         self.pushed = transfer()
         with seeded(0, "vllm"):  # it seeds the generators of this process
             self.llm = self._start(world, **room)
@@ -185,7 +185,7 @@ class VllmEngine:
         try:
             for i, length in enumerate(rollout.lengths[:COMPARED].tolist()):
                 ids = rollout.ids[i][rollout.mask[i]]
-                with torch.autocast(stops.device.type, torch.bfloat16, enabled=s.autocast):
+                with torch.autocast(stops.device.type, s.autocast, enabled=s.autocast is not None):
                     logits = self.model(input_ids=ids[None]).logits[0, -length - 1 : -1]
                 early = torch.arange(length, device=stops.device) < s.min_new_tokens
                 asked = (logits, ids[-length:], s.temperature, stops, early)
@@ -193,7 +193,7 @@ class VllmEngine:
                 gaps.append((told - rollout.logprobs[i, :length]).abs())
         finally:
             self.model.train(training)
-        gap, most = torch.cat(gaps).mean().item(), LIMITS[s.autocast]
+        gap, most = torch.cat(gaps).mean().item(), LIMITS[s.autocast is not None]
         if gap > most:  # NaN is the scoring's to tell of
             raise _another_policy(
                 f"its log-probs of {len(gaps)} replies are {gap:.2g} nats a token from the "

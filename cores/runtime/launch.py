@@ -27,7 +27,7 @@ from cores.runtime.checks import check_launch, check_steps, option
 from cores.runtime.fingerprint import versions
 from cores.runtime.machines import MACHINES
 from cores.runtime.ranks import WAITING, WATCH
-from cores.sharding import ASKED, FSDP, Whole, deepspeed_asked, fsdp_asked, sharding
+from cores.sharding import ASKED, FSDP, HALVES, Whole, deepspeed_asked, fsdp_asked, sharding
 
 T = TypeVar("T")
 SUMMED = 2**28
@@ -69,9 +69,13 @@ class Launch:
         return sharding(self.precision, self.device.type == "cpu")
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 compute where configured."""
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        """Compute in half precision where configured."""
+        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The type of such compute; None: fp32 alone."""
+        return HALVES.get(self.precision)
 
     def say(self, text: str) -> None:
         """Print a line once, however many processes there are."""
@@ -182,7 +186,12 @@ def launch(config: Config) -> Launch:
     gpu = torch.cuda.is_available()
     if config.model.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
         raise UserError(
-            "model.precision: this GPU does not compute in bf16; use --model.precision fp32."
+            "model.precision: this GPU does not compute in bf16; use --model.precision fp16."
+        )
+    if config.model.precision == "fp16" and not gpu:
+        raise UserError(
+            "model.precision: fp16 is for GPUs, and torch sees none here; use --model.precision "
+            "fp32 (or bf16)."
         )
     # cuDNN attention gives NaN gradients for masked rows of some lengths (64, 192, ...) on Hopper:
     # pytorch issue 196678, torch 2.11. The other kernels do not.
@@ -258,13 +267,13 @@ def _facts(config: Config) -> dict[str, Any]:
 
 def _speed(run: Launch) -> str:
     """How fast the machines add up numbers, in words."""
-    numbers = torch.zeros(SUMMED >> 2 if run.device.type == "cuda" else SUMMED >> 6,
-                          device=run.device)  # fmt: skip
+    size = SUMMED if run.device.type == "cuda" else SUMMED >> 4
+    numbers = torch.zeros(size >> 2, device=run.device)
     for _ in range(2):  # the first one makes connections
         began = time.monotonic()
         torch.distributed.all_reduce(numbers)
         numbers.sum().item()  # it is there
-    seconds, size = time.monotonic() - began, 4 * len(numbers)
+    seconds = time.monotonic() - began
     return f"which add up {size >> 20} MiB in {seconds:.3f} s ({size / seconds / 1e9:.2f} GB/s)"
 
 
@@ -275,11 +284,8 @@ def _join() -> PartialState:
     """
     if torch.cuda.is_available():
         return PartialState()
-    if deepspeed_asked():
-        return PartialState(backend="gloo")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return PartialState(cpu=True, backend="gloo")
-    return PartialState(cpu=True)
+    asked, several = deepspeed_asked(), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=not asked, backend="gloo" if several or asked else None)
 
 
 def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:

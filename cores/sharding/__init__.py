@@ -7,9 +7,10 @@ outside asks which it is.
 import os
 from collections.abc import Mapping
 
-from cores.sharding.whole import Trained, Whole
+from cores.errors import UserError
+from cores.sharding.whole import HALVES, Trained, Whole
 
-__all__ = ["ASKED", "Trained", "Whole", "deepspeed_asked", "fsdp_asked", "sharding"]
+__all__ = ["ASKED", "HALVES", "Trained", "Whole", "deepspeed_asked", "fsdp_asked", "sharding"]
 
 ASKED = dict(os.environ)
 """The environment as the launcher left it; trainers add to it later."""
@@ -29,6 +30,12 @@ def fsdp_asked(env: Mapping[str, str] = ASKED) -> bool:
 
 def sharding(precision: str, cpu: bool) -> Whole:
     """The one that the launcher asked for; UserError if it could never begin."""
+    if precision == "fp16" and (fsdp_asked() or deepspeed_asked()):
+        raise UserError(
+            "model.precision: fp16 does not go with DeepSpeed or FSDP2, which scale no losses "
+            "here. Set it to bf16 or fp32, or launch with whole weights "
+            "(configs/accelerate/ddp.yaml)."
+        )
     if fsdp_asked():
         from cores.sharding.fully import Fully
 

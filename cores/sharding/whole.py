@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cores.errors import UserError
+from cores.sharding.scale import LossScale
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes in, by `model.precision`."""
 WEIGHTS = "weights"
 COPIES = 8
 """Tensors copied at a time."""
@@ -32,6 +35,8 @@ class Trained:
     optimizer: Any
     accelerator: Accelerator
     max_grad_norm: float
+    scale: LossScale | None = None
+    """Of losses in float16."""
 
     @property
     def unwrapped(self) -> Any:
@@ -51,7 +56,7 @@ class Trained:
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradients of `loss`, this rank's part of a sum over all ranks; `last`: of a
         step."""
-        loss.backward()
+        (loss if self.scale is None else loss * self.scale.factor).backward()
 
     def step(self) -> Tensor:
         """The step behind the last `backward`, with the gradients of all ranks, which it clears.
@@ -105,11 +110,16 @@ class Trained:
         It does so by `found_inf`, meant for gradient scalers (torch.optim.AdamW, fused), so that
         nobody has to wait for the norm before the step.
         """
+        if self.scale is not None:
+            self.scale.unscale([p.grad for p in self.parameters if p.grad is not None])
         norm = self.clip()
+        bad = ~norm.isfinite()
         # Torch's own: accelerate's around it counts micro-batches by itself, and might not step.
         optimizer = self.optimizer.optimizer
-        optimizer.found_inf = (~norm.isfinite()).float()
+        optimizer.found_inf = bad.float()
         optimizer.step()
+        if self.scale is not None:
+            self.scale.update(bad)
         return norm
 
     def clip(self) -> Tensor:
@@ -198,7 +208,8 @@ class Whole:
         held = self._accelerator
         # An evaluation is wrapped by nothing: DDP would exchange gradients within a pass.
         model = held.prepare_model(model, evaluation_mode=True)
-        trained = Trained(model, held.prepare_optimizer(optimizer), held, max_grad_norm)
+        scale = LossScale(held.device) if self.precision == "fp16" else None
+        trained = Trained(model, held.prepare_optimizer(optimizer), held, max_grad_norm, scale)
         if held.num_processes > 1:
             for parameter in trained.parameters:  # whatever a rank has read
                 torch.distributed.broadcast(parameter.detach(), src=0)
@@ -213,7 +224,8 @@ class Whole:
 
     def trainer_arguments(self, max_grad_norm: float, micro: int, passes: int) -> dict[str, Any]:
         """Arguments for the trainers of stages 1 and 2."""
-        return {"bf16": self.precision == "bf16", "use_cpu": self.cpu}
+        halves = {name: name == self.precision for name in HALVES}
+        return {**halves, "use_cpu": self.cpu}
 
     def adopt(self, accelerator: Accelerator) -> None:
         """Let the accelerator of such a trainer prepare models as this launch does."""

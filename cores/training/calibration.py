@@ -16,9 +16,10 @@ from cores.draws import in_epochs, uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, check_saving, load_policy, load_scalar
 from cores.models.actor import plain_model, rescale
-from cores.models.images import ImageProcessor
-from cores.models.loading import exclude_from, load_config, max_length
+from cores.models.images import Images
+from cores.models.loading import load_config, max_length
 from cores.models.rows import Rows, Value
+from cores.models.vocabulary import pad_of
 from cores.ppo.roles import Roles, Scale, build_roles
 from cores.rewards.texts import TextReward
 from cores.rollout import RolloutEngine, build_engine
@@ -35,22 +36,21 @@ def reply_tokens(config: Config) -> int:
     return config.reward.calibration_tokens or config.ppo.max_new_tokens
 
 
+def prompt_of(row: dict[str, Any]) -> Row:
+    """What is asked of the policy, of a row of pairs, ratings or prompts."""
+    if "input_ids" in row:
+        return row["input_ids"]
+    return (row.get("chosen_ids") or row["ids"])[: row["prompt_length"]]
+
+
 def calibration_asked(
     config: Config, rows: list[dict], *models: PretrainedConfig
-) -> list[tuple[Row, dict[str, Any]]]:
-    """Prompts of the training pairs or ratings, drawn at random as `calibration_rows`, and their
-    rows."""
-    prompts = [(row.get("chosen_ids") or row["ids"])[: row["prompt_length"]] for row in rows]
-    return [(prompts[i], rows[i]) for i in calibration_rows(config, prompts, *models)]
-
-
-def calibration_rows(config: Config, prompts: list[Row], *models: PretrainedConfig) -> list[int]:
-    """Which of the prompts are asked, at random; UserError if none leaves room for a reply in all
-    of the models that read it."""
+) -> list[dict[str, Any]]:
+    """The rows whose prompts are asked, drawn at random; UserError if no prompt leaves room for a
+    reply in all of the models that read it."""
     tokens = reply_tokens(config)
     positions = min(max_length(model) or math.inf for model in models)
-    room = positions - tokens
-    short = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+    short = [row for row in rows if len(prompt_of(row)) <= positions - tokens]
     if not short:
         raise UserError(
             f"reward.calibration_tokens: {tokens} new tokens after any "
@@ -65,7 +65,6 @@ def policy_engine(
 ) -> RolloutEngine:
     """An engine over the model in `folder`, sampling as stage 3 will."""
     policy: Any = load_policy(folder, dropout=False, frozen=config.model, tokenizer=tokenizer)
-    exclude_from(policy, tokenizer)
     return build_engine(config, policy.to(launch.device), tokenizer, reply_tokens(config), launch)
 
 
@@ -73,16 +72,15 @@ def policy_engine(
 def score_rows(
     model: ScalarModel,
     rows: list[Row],
-    pad_id: int,
     batch_size: int,
     launch: Launch,
     about: Sequence[dict[str, Any]] = (),
-    images: ImageProcessor | None = None,
+    images: Images = None,
 ) -> list[float]:
     """Score of each row of tokens, by all ranks together; `about`: its "prompt_length", which
     encoder-decoders need, and its "images" for a model that reads any."""
     model.eval()
-    own = []
+    own, pad_id = [], pad_of(model.model)
     mine = range(launch.rank, len(rows), launch.world)
     for start in range(0, len(mine), batch_size):
         indices = mine[start : start + batch_size]
@@ -110,61 +108,38 @@ def two_sided(rows: list[Row], prompts: Sequence[int], pad_id: int, device: torc
     return Rows(ids.to(device), mask.to(device), ids.shape[1] - max(prompts))
 
 
-def calibrated(
-    config: Config,
-    reward: ScalarModel,
-    sft: Path,
-    asked: Sequence[tuple[Row, dict[str, Any]]],
-    tokenizer: PreTrainedTokenizerBase,
-    launch: Launch,
-    images: ImageProcessor | None = None,
-) -> dict[str, float]:
-    """Stage 2's calibration of `reward`, on replies of the policy in `sft`: see `calibrate`.
-    `asked`: prompts, and what there is to know of each."""
-    prompts, told = [prompt for prompt, _ in asked], [about for _, about in asked]
-    engine, size = policy_engine(config, sft, tokenizer, launch), config.reward.microbatch_size
-    pad_id: Any = tokenizer.pad_token_id
-    return calibrate(
-        config, reward, engine, prompts, pad_id, size, launch, told=told, images=images
-    )
-
-
 def calibrate(
     config: Config,
     model: ScalarModel,
-    engine: RolloutEngine,
-    prompts: list[Row],
-    pad_id: int,
-    batch_size: int,
+    sft: Path,
+    asked: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
     launch: Launch,
     texts: TextReward | None = None,
-    told: Sequence[dict[str, Any]] = (),
-    images: ImageProcessor | None = None,
+    images: Images = None,
 ) -> dict[str, float]:
-    """Make scores of the engine's replies to `prompts` mean 0 and standard deviation 1 (`rescale`).
+    """Make scores of replies mean 0 and standard deviation 1 (`rescale`): those of the policy in
+    `sft`, with `tokenizer`, to the prompts of the rows `asked`.
 
-    Ziegler et al. 2019, section 2. `texts`: how the model reads replies to the rows `told`, if not
-    the engine's ids; `images`: what is made of theirs. UserError if the scores do not vary, or are
-    not numbers.
+    Ziegler et al. 2019, section 2. `texts`: how the model reads replies, if not the policy's ids;
+    `images`: what is made of the rows'. UserError if the scores do not vary, or are not numbers.
     """
-    own: list[tuple[Row, int]] = []
-    drawn = uniforms(len(prompts), reply_tokens(config), config.seed, "calibration")
+    engine = policy_engine(config, sft, tokenizer, launch)
+    batch_size = (config.ppo if config.reward.path else config.reward).microbatch_size
+    own: list[Row] = []
+    drawn = uniforms(len(asked), reply_tokens(config), config.seed, "calibration")
     drawn = drawn[launch.rank :: launch.world]
-    mine, asked = prompts[launch.rank :: launch.world], told[launch.rank :: launch.world]
+    shares = [asked[rank :: launch.world] for rank in range(launch.world)]
+    mine = shares[launch.rank]
     for start in range(0, len(mine), batch_size):
         part = slice(start, start + batch_size)
-        seen: dict[str, Any] = {}
-        if images is not None:
-            seen["images"] = pictures(images, list(asked[part]))
-        rollout = engine.generate(mine[part], drawn[part], **seen)
+        seen: Any = {} if images is None else {"images": pictures(images, mine[part])}
+        rollout = engine.generate([prompt_of(row) for row in mine[part]], drawn[part], **seen)
         ids = [rollout.row(i) for i in range(rollout.ids.shape[0])]
-        read = ids if texts is None else texts(rollout, asked[part])
-        own += zip(read, map(len, mine[part]), strict=True)
-    every = gather_object(own) if launch.world > 1 else own
-    rows, about = [row for row, _ in every], [{"prompt_length": length} for _, length in every]
-    if images is not None:  # one process, whose rows are all there are
-        about = [row | length for row, length in zip(told, about, strict=True)]
-    scores = score_rows(model, rows, pad_id, batch_size, launch, about, images)
+        own += ids if texts is None else texts(rollout, mine[part])
+    rows = gather_object(own) if launch.world > 1 else own
+    about = [row | {"prompt_length": len(prompt_of(row))} for share in shares for row in share]
+    scores = score_rows(model, rows, batch_size, launch, about, images)
     raw = torch.tensor(scores, dtype=torch.float64)
     mean, std = raw.mean().item(), raw.std(correction=0).item()
     if not std > 0:
@@ -210,11 +185,7 @@ def calibrate_elsewhere(
 ) -> dict[str, float]:
     """`calibrate` for the reward model of `reward.path`, on replies to stage 3's prompts `rows`."""
     folder, sft = parents["reward"].folder, parents["sft"].folder
-    found = calibration_rows(config, [row["input_ids"] for row in rows], load_config(sft))
-    told = [rows[i] for i in found]
+    asked = calibration_asked(config, rows, load_config(sft))
     model: Any = load_scalar(folder, tokenizer=texts.tokenizer if texts else tokenizer)
     reward = ScalarModel(model).to(launch.device)
-    engine = policy_engine(config, sft, tokenizer, launch)
-    prompts, size = [row["input_ids"] for row in told], config.ppo.microbatch_size
-    pad_id = 0  # never read; every vocabulary has it
-    return calibrate(config, reward, engine, prompts, pad_id, size, launch, texts, told)
+    return calibrate(config, reward, sft, asked, tokenizer, launch, texts)

@@ -17,11 +17,11 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from cores.config import Config, RewardSection, SFTSection
+from cores.config import RewardSection, SFTSection
 from cores.errors import ANEW, UserError
 from cores.models.actor import plain_model
 from cores.models.tuning import fitting
@@ -38,14 +38,13 @@ SHOWN = 3
 """Tensors named in an error."""
 
 
-def common_arguments(
-    config: Config, section: SFTSection | RewardSection, name: str, rows: int, run: StageRun
-) -> dict[str, Any]:
-    """Arguments of `TrainingArguments` for the stage's `section` of that name, over so many `rows`.
+def common_arguments(run: StageRun, rows: int) -> dict[str, Any]:
+    """Arguments of `TrainingArguments` for the run's stage, over so many `rows`.
 
     Batches are counted over all processes and accumulated; UserError if they do not divide.
     """
-    micro, passes = run.launch.split(section, name)
+    config, section = run.config, getattr(run.config, run.stage)
+    micro, passes = run.launch.split(section, run.stage)
     steps = section.max_steps or math.ceil(section.epochs * math.ceil(rows / section.batch_size))
     return {
         "output_dir": str(run.path),
@@ -59,7 +58,7 @@ def common_arguments(
         "optim": NAMES.get(section.optimizer, section.optimizer),
         "gradient_checkpointing": config.model.gradient_checkpointing,
         "seed": config.seed,
-        "ddp_find_unused_parameters": False,
+        "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": max(1, steps // STATUS_LINES),
         # A loss that is no number counts as the mean of the others where its step is left out.
@@ -74,27 +73,16 @@ def common_arguments(
     }
 
 
-def one_gpu(arguments: Any) -> Any:
-    """`arguments` with nn.DataParallel off: a process takes one GPU, however many it sees.
-
-    The trainers would spread each batch over all of them, and so make it as many times larger.
-    Hiding the others by CUDA_VISIBLE_DEVICES fails once a library has counted them (bitsandbytes
-    does when it is imported).
-    """
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def train(model: Any, run: StageRun, make: Callable[[], "Lasting"]) -> Any:
-    """Train `model` by the trainer that `make` makes, from the run's checkpoint if it has one;
-    return it with all its weights on every rank."""
+def train(model: Any, run: StageRun, make: Callable[..., "Lasting"], **arguments: Any) -> Any:
+    """Train `model` by the trainer that `make` makes of it and `arguments`, from the run's
+    checkpoint if it has one; return it with all its weights on every rank."""
     resumed, held = run.resumed, run.launch.sharding
     config = plain_model(model).config
     cached = getattr(config, "use_cache", None)  # the trainer sets it, and it would be saved
     if resumed is not None:
         load_weights(model, resumed.tensors("weights"))
     stand_in = held.stand_in(model)
-    trainer = make()
+    trainer = make(run, model=model, **arguments)
     with tempfile.TemporaryDirectory() as folder:
         if resumed is not None:
             progress = json.dumps(resumed.numbers["trainer"])
@@ -117,12 +105,21 @@ class Lasting(Trainer):
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(self, run: StageRun, names: list[str], **arguments: Any) -> None:
-        """`names`: entries of the trainer's log that are shown."""
+    def __init__(
+        self, run: StageRun, rows: int, names: list[str], unused: bool = False, **arguments: Any
+    ) -> None:
+        """Over so many `rows`. `names`: entries of the trainer's log that are shown. `unused`: some
+        of the weights that are trained may have no gradient."""
         self.section: SFTSection | RewardSection = getattr(run.config, run.stage)
+        common = common_arguments(run, rows)
+        args: Any = TrainingArguments(ddp_find_unused_parameters=unused, **common)
+        # No nn.DataParallel, which would spread each batch over all GPUs that the process sees, and
+        # so make it as many times larger. Hiding the others by CUDA_VISIBLE_DEVICES fails once a
+        # library has counted them (bitsandbytes does when it is imported).
+        args._n_gpu = min(args.n_gpu, 1)
         if self.section.optimizer == "lion":
             arguments["optimizer_cls_and_kwargs"] = (Lion, {"lr": self.section.learning_rate})
-        super().__init__(**arguments)
+        super().__init__(args=args, **arguments)
         self.run, self.held = run, run.launch.sharding
         self.held.adopt(self.accelerator)
         self.skipped = self.left_out = 0
@@ -188,6 +185,8 @@ class Lasting(Trainer):
         resumed = self.run.resumed
         if resumed is not None and resumed.step:
             self.held.of_trainer(self).load_moments(resumed.parts())
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(resumed.numbers["loss_scale"])
             self.lr_scheduler.load_state_dict(resumed.numbers["schedule"])
             rates = resumed.numbers["schedule"]["_last_lr"]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -198,6 +197,9 @@ class Lasting(Trainer):
         norm = super()._clip_grad_norm(model)
         if math.isfinite(float(norm)):
             self.skipped = 0
+            return norm
+        if (scaler := self.accelerator.scaler) is not None and scaler.get_scale() >= 1:
+            self.left_out += 1  # by the scaler, which halves its scale
             return norm
         self.skipped += 1
         faults = self.run.config.faults
@@ -248,5 +250,6 @@ class Lasting(Trainer):
             "sums": gather_object([{name: float(x) for name, x in self.sums.items()}]),
             "logged": self._globalstep_last_logged,
             "skipped": [self.skipped, self.left_out],
+            "loss_scale": scaler.state_dict() if (scaler := self.accelerator.scaler) else None,
         }
         self.run.save(self.state.global_step, State(state, numbers))

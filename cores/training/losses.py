@@ -1,4 +1,5 @@
-"""Stage 1 with a loss for each of several sources, added by weights in every step."""
+"""Cross-entropy of stage 1 by rows, and steps whose loss is made of them: with a loss for each of
+several sources, added by weights, and of models whose own loss is another."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,23 +22,31 @@ def loss_weights(config: Config) -> list[float]:
     return [weight for weight in weights if weight is not None]
 
 
-def row_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (B,), nats, summed over each row's trained tokens: logits (B, T, V) are of the
-    labels (B, T) at the same place."""
-    losses = cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+def row_sums(logits: Tensor, labels: Tensor, shifted: bool) -> Tensor:
+    """Cross-entropy (B,), nats, summed over each row's trained tokens, of logits (B, T, V).
+
+    shifted: a token of labels (B, T) is predicted at the place before it, as in models without an
+    encoder.
+    """
+    if shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    nats = cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return losses.sum(dim=-1)
+    return nats.view_as(labels).sum(dim=1)
 
 
 class WeightedLosses(Lasting):
     """The loss of a step is the sum over sources of a source's weight times the mean over its
     trained tokens in that step, on all ranks (Awadalla et al. 2023 add those of two batches). A
     source without a row in a step adds nothing.
+
+    Encoder-decoders have it with one source too: T5's own loss is a mean over the micro-batch, so
+    that the result would hang on its size.
     """
 
     def __init__(self, *args: Any, weights: list[float], shifted: bool, **kwargs: Any) -> None:
-        """shifted: a token is predicted at the place before it, as in models without an encoder."""
+        """shifted: see `row_sums`."""
         super().__init__(*args, **kwargs)
         self.weights, self.shifted = torch.tensor(weights), shifted
 
@@ -50,7 +59,7 @@ class WeightedLosses(Lasting):
         own = torch.zeros(len(self.weights), device=device)
         for sample in samples:
             counts = (sample["labels"] != IGNORED).sum(dim=-1).to(own)
-            own.index_add_(0, sample[PART].to(device), counts)
+            own.index_add_(0, _parts(sample).to(device), counts)
         self.trained = self.accelerator.gather(own[None]).sum(dim=0).clamp(min=1)
         return samples, None
 
@@ -58,11 +67,15 @@ class WeightedLosses(Lasting):
         """A micro-batch's share, times the number of micro-batches on all ranks, which the trainer
         divides by."""
         own = {name: tensor for name, tensor in inputs.items() if name not in ("labels", PART)}
-        logits, labels = model(**own, use_cache=False).logits, inputs["labels"]
-        if self.shifted:
-            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits = model(**own, use_cache=False).logits
         share = self.weights.to(logits.device) / self.trained.to(logits.device)
-        losses = row_sums(logits, labels) * share[inputs[PART]]
+        losses = row_sums(logits, inputs["labels"], self.shifted) * share[_parts(inputs)]
         return losses.sum() * (
             self.current_gradient_accumulation_steps * self.accelerator.num_processes
         )
+
+
+def _parts(rows: Any) -> Tensor:
+    """The source (B,) of each row of a micro-batch: the first where it has no number."""
+    found: Tensor = rows.get(PART, torch.zeros_like(rows["labels"][:, 0]))
+    return found

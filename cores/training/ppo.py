@@ -21,7 +21,7 @@ from cores.evaluate import Evaluation, evaluate, sample_pairs
 from cores.models import save_model
 from cores.models.actor import plain_model
 from cores.models.bases import check_encoder
-from cores.models.images import ImageProcessor, reads_images
+from cores.models.images import Images, reads_images
 from cores.models.loading import check_length, check_scalar, load_config
 from cores.ppo.experience import Experience, Stats
 from cores.ppo.one_base import bases
@@ -106,7 +106,7 @@ def build_trainer(
     launch: Launch,
     functions: dict[str, RewardFunction] | None = None,
     mixed_in: StageData | None = None,
-    images: ImageProcessor | None = None,
+    images: Images = None,
 ) -> PPOTrainer:
     """The trainer with its rollout engine, which samples from the actor's own weights; `mixed_in`:
     what `ptx_data` gave."""
@@ -121,15 +121,12 @@ def build_trainer(
 
 
 def train(
-    config: Config,
-    trainer: PPOTrainer,
-    data: StageData,
-    tokenizer: PreTrainedTokenizerBase,
-    run: StageRun,
+    trainer: PPOTrainer, data: StageData, tokenizer: PreTrainedTokenizerBase, run: StageRun
 ) -> dict[str, Any]:
     """The updates that are left, with an evaluation before the first and behind the last; returns
     what stage.json keeps of them."""
-    ppo, launch, state = config.ppo, trainer.launch, trainer.state
+    config, launch, state = run.config, trainer.launch, trainer.state
+    ppo = config.ppo
     held_out = data.test[: ppo.eval_prompts]
     if run.resumed is not None:
         trainer.load_state_dict(run.resumed)
@@ -153,10 +150,10 @@ def train(
             make = partial(_samples, tokenizer, experience, update)
             _show(run, update, run.samples("samples.jsonl", make))
         if ppo.eval_every and update % ppo.eval_every == 0 and update < ppo.updates:
-            _look(config, trainer, held_out, tokenizer, run)
+            _look(trainer, held_out, tokenizer, run)
         if (every := config.checkpoint.keep_weights) and update % every == 0:
             place = run.path / f"weights/step-{update}"
-            save_role(trainer.roles.actor, tokenizer, place, config, trainer.images)
+            save_role(trainer, trainer.roles.actor, tokenizer, place)
         save, stop = run.look(update, last=update == ppo.updates)
         if save:
             run.save(update, trainer.state_dict())
@@ -198,14 +195,10 @@ def _result(
 
 
 def _look(
-    config: Config,
-    trainer: PPOTrainer,
-    held_out: list[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    run: StageRun,
+    trainer: PPOTrainer, held_out: list[Row], tokenizer: PreTrainedTokenizerBase, run: StageRun
 ) -> None:
     """An evaluation in between; the best policy so far is kept if that is asked for."""
-    state, limit = trainer.state, config.ppo.keep_best
+    state, limit = trainer.state, run.config.ppo.keep_best
     found = _evaluate(trainer, held_out, f"update {state.update}")
     if found is None:
         return
@@ -215,7 +208,7 @@ def _look(
     better = not state.best or summary["score"] > state.best["score"]
     if limit is not None and summary["kl"] <= limit and better:
         state.best = {"update": state.update, **summary}
-        save_role(trainer.roles.actor, tokenizer, run.path / "weights/best", config, trainer.images)
+        save_role(trainer, trainer.roles.actor, tokenizer, run.path / "weights/best")
 
 
 def shown(stats: Stats) -> str:
@@ -233,32 +226,22 @@ def shown(stats: Stats) -> str:
     return "  ".join([*told, f"{stats['tokens_per_second']:.0f} tok/s"])
 
 
-def save_roles(
-    config: Config,
-    roles: Roles,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    images: ImageProcessor | None = None,
-) -> None:
+def save_roles(trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The actor in `folder`, the critic in `folder`/critic in the reward model's form."""
+    roles = trainer.roles
     roles.check_base()
     for role, part in zip(roles.trained, ("", "critic"), strict=False):
-        save_role(role, tokenizer, folder / part, config, images)
+        save_role(trainer, role, tokenizer, folder / part)
 
 
 def save_role(
-    role: TrainedRole,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    config: Config,
-    images: ImageProcessor | None = None,
+    trainer: PPOTrainer, role: TrainedRole, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """An ordinary folder of the role's model, written by the main process."""
+    merge, images = trainer.config.lora.merge, trainer.images
     with role.trained.gathered():  # every rank takes part where weights are sharded
         if role.trained.accelerator.is_main_process:
-            save_model(role.unwrapped.model, tokenizer, folder, config.ppo.lora.merge)
-            if images is not None:
-                images.save(folder)
+            save_model(role.unwrapped.model, tokenizer, folder, merge, images)
 
 
 def _evaluate(trainer: PPOTrainer, rows: list[Row], when: str) -> Evaluation | None:

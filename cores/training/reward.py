@@ -11,28 +11,31 @@ from typing import Any
 import torch
 from peft import TaskType
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from cores.config import Config, RewardSection
 from cores.data import right_pad
 from cores.draws import seeded
 from cores.evaluate.held_out import mean, wins
 from cores.models import ScalarModel, check_saving, load_scalar
+from cores.models.actor import plain_model
 from cores.models.adapters import add_lora
 from cores.models.heads import LAYERS, linears
-from cores.models.images import ImageProcessor, hold_tower
+from cores.models.images import Images, hold_tower
+from cores.models.vocabulary import pad_of
 from cores.rl.preferences import binned_loss, pairwise_loss, pointwise_loss
 from cores.rollout.pictures import opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
 from cores.training.calibration import score_rows
-from cores.training.lasting import Lasting, common_arguments, one_gpu, train
+from cores.training.lasting import Lasting, train
 from cores.training.sft import decoder_start
 
 Row = dict[str, Any]
 """A pair or a rating, as `preference_data` tells."""
 Judged = tuple[Tensor, dict[str, Tensor]]
 """Losses (B,), and figures (B,) for the log."""
+PAIR = ("chosen_ids", "rejected_ids")
 
 
 def init_head(model: Any, seed: int) -> None:
@@ -91,11 +94,13 @@ KINDS = {
 """Kind of reward model: what judges its logits, and the figures."""
 
 
+def sides_of(rows: list[Row]) -> tuple[str, ...]:
+    """Names of what is scored in each of the rows, which are pairs where there are none."""
+    return ("ids",) if rows and "score" in rows[0] else PAIR
+
+
 def collate(
-    rows: list[Row],
-    pad_id: int,
-    start_id: int | None = None,
-    images: ImageProcessor | None = None,
+    rows: list[Row], pad_id: int, start_id: int | None = None, images: Images = None
 ) -> dict[str, Tensor]:
     """input_ids and attention_mask, (B, L) int64, right-padded; of pairs (2B, L), the chosen sides
     first. targets (B,): the pairs' margins, or the ratings.
@@ -104,9 +109,9 @@ def collate(
     (B, T + 1) are `start_id` and the replies'. Of a base that reads images pixel_values
     (N, C, H, W) are those of the rows, where there are any.
     """
-    sides = ("chosen_ids", "rejected_ids") if "chosen_ids" in rows[0] else ("ids",)
+    sides = sides_of(rows)
     ids = [row[side] for side in sides for row in rows]
-    target = "margin" if len(sides) > 1 else "score"
+    target = "margin" if sides == PAIR else "score"
     targets = torch.tensor([float(row[target]) for row in rows])
     if start_id is None:
         found = _padded(ids, pad_id) | {"targets": targets}
@@ -154,110 +159,81 @@ class RewardTrainer(Lasting):
         return losses.sum() * (passes / self.step_rows)
 
 
-def train_reward(
-    config: Config,
-    model: PreTrainedModel,
-    rows: list[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    run: StageRun,
-    images: ImageProcessor | None = None,
-) -> Any:
+def train_reward(model: Any, rows: list[Row], run: StageRun, images: Images = None) -> Any:
     """`model`, trained on `rows`: see `lasting.train`."""
-    pad_id: Any = tokenizer.pad_token_id
-
-    def trainer() -> RewardTrainer:
-        common = common_arguments(config, config.reward, "reward", len(rows), run)
-        return RewardTrainer(
-            run,
-            ["loss", *KINDS[config.reward.kind][1], "learning_rate"],
-            model=model,
-            args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
-            train_dataset=rows,
-            data_collator=partial(
-                collate, pad_id=pad_id, start_id=decoder_start(model), images=images
-            ),
-        )
-
-    return train(model, run, trainer)
+    pad_id, start_id = pad_of(plain_model(model)), decoder_start(model)
+    return train(
+        model,
+        run,
+        RewardTrainer,
+        rows=len(rows),
+        names=["loss", *KINDS[run.config.reward.kind][1], "learning_rate"],
+        train_dataset=rows,
+        data_collator=partial(collate, pad_id=pad_id, start_id=start_id, images=images),
+    )
 
 
 def judged(
-    config: Config,
-    model: ScalarModel,
-    rows: list[Row],
-    pad_id: int,
-    run: StageRun,
-    images: ImageProcessor | None = None,
+    model: ScalarModel, rows: list[Row], run: StageRun, images: Images = None
 ) -> dict[str, Any]:
     """Figures on held-out rows, told to the screen and the trackers."""
-    size, line = config.reward.microbatch_size, ""
-    if rows and "score" in rows[0]:
-        found = agreement(model, rows, pad_id, size, run.launch, images)
+    found = figures(model, rows, run.config.reward.microbatch_size, run.launch, images)
+    run.metrics.held_out(run.saved, found)
+    if "mse" in found:
         related = "-" if found["correlation"] is None else f"{found['correlation']:.3f}"
-        line = (
+        run.launch.say(
             f"held-out mean squared error {found['mse']:.4f}, correlation {related} on "
             f"{found['rows']} ratings (their variance: {found['variance']:.4f})"
         )
-    else:
-        found = accuracy(model, rows, pad_id, size, run.launch, images)
-        if rows:
-            line = (
-                f"held-out accuracy {found['accuracy']:.3f} on {found['pairs']} pairs "
-                f"(the longer reply wins: {found['accuracy_longer']:.3f})"
-            )
-    run.metrics.held_out(run.saved, found)
-    if line:
-        run.launch.say(line)
+    elif rows:
+        run.launch.say(
+            f"held-out accuracy {found['accuracy']:.3f} on {found['pairs']} pairs "
+            f"(the longer reply wins: {found['accuracy_longer']:.3f})"
+        )
     return found
 
 
-def agreement(
-    model: ScalarModel,
-    rows: list[Row],
-    pad_id: int,
-    batch_size: int,
-    launch: Launch,
-    images: ImageProcessor | None = None,
+def figures(
+    model: ScalarModel, rows: list[Row], batch_size: int, launch: Launch, images: Images = None
 ) -> dict[str, Any]:
+    """What the model says of pairs or ratings, by all ranks together."""
+    sides = sides_of(rows)
+    about = [row for row in rows for _ in sides]
+    ids = [row[side] for row in rows for side in sides]
+    scores = score_rows(model, ids, batch_size, launch, about, images)
+    if sides == PAIR:
+        return accuracy(scores, [float(len(each)) for each in ids])
+    return agreement(scores, [row["score"] for row in rows])
+
+
+def agreement(scores: list[float], ratings: list[float]) -> dict[str, Any]:
     """Mean squared error and correlation of scores and ratings (None where one of them does not
     vary), and the ratings' variance, which is the error of their mean."""
-    ids = [row["ids"] for row in rows]
-    scores = score_rows(model, ids, pad_id, batch_size, launch, rows, images)
-    x, y = (torch.tensor(v, dtype=torch.float64) for v in (scores, [row["score"] for row in rows]))
+    x, y = (torch.tensor(v, dtype=torch.float64) for v in (scores, ratings))
     spread = x.std(correction=0) * y.std(correction=0)
     together = ((x - x.mean()) * (y - y.mean())).mean()
     return {
-        "rows": len(rows),
+        "rows": len(x),
         "mse": (x - y).square().mean().item(),
         "correlation": (together / spread).item() if spread > 0 else None,
         "variance": y.var(correction=0).item(),
     }
 
 
-def accuracy(
-    model: ScalarModel,
-    pairs: list[Row],
-    pad_id: int,
-    batch_size: int,
-    launch: Launch,
-    images: ImageProcessor | None = None,
-) -> dict[str, Any]:
+def accuracy(scores: list[float], lengths: list[float]) -> dict[str, Any]:
     """Share of pairs whose chosen side scores higher, that of "the longer reply wins", and how
-    often the model scores the longer reply of a pair higher (None where no lengths differ).
+    often the model scores the longer reply of a pair higher (None where no lengths differ), of
+    the sides of all pairs, the chosen one first.
 
     Over all pairs at once, not a mean of batch means; a tie counts half.
     """
-    if not pairs:
+    if not scores:
         return {"pairs": 0, "accuracy": None, "accuracy_longer": None, "prefers_longer": None}
-    rows = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
-    about = [pair for pair in pairs for _ in range(2)]
-    scores = score_rows(model, rows, pad_id, batch_size, launch, about, images)
-    lengths = [float(len(row)) for row in rows]
     both = zip(scores[::2], scores[1::2], lengths[::2], lengths[1::2], strict=True)
     uneven = [(a, b) if x > y else (b, a) for a, b, x, y in both if x != y]
     longer, shorter = ([pair[side] for pair in uneven] for side in (0, 1))
     return {
-        "pairs": len(pairs),
+        "pairs": len(scores) // 2,
         "accuracy": mean(wins(scores[::2], scores[1::2])),
         "accuracy_longer": mean(wins(lengths[::2], lengths[1::2])),
         "prefers_longer": mean(wins(longer, shorter)) if uneven else None,

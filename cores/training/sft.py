@@ -5,47 +5,46 @@ the excluded ids would come back into the softmax.
 """
 
 import math
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import (
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
 )
 
 from cores.config import Config
-from cores.config.ppo import LoraSection
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
 from cores.data.images import ImageTokens
 from cores.data.sides import Inputs
 from cores.draws import seeded
 from cores.errors import ANEW, UserError
-from cores.models import add_lora, save_model
+from cores.models import add_lora
 from cores.models.actor import plain_model
 from cores.models.adapters import language_task
 from cores.models.attention import LENGTHS, attend_both_ways, check_packing, check_prefix
 from cores.models.bases import load_base
-from cores.models.images import ImageProcessor
+from cores.models.images import ImageProcessor, Images
 from cores.models.loading import check_length
 from cores.models.tuning import add_prefix, freeze_others
+from cores.models.vocabulary import pad_of
 from cores.rollout.pictures import BLANK, opened
 from cores.run import StageRun
 from cores.runtime.launch import Launch
-from cores.training.lasting import Lasting, common_arguments, one_gpu, train
-from cores.training.losses import PART, WeightedLosses, loss_weights
+from cores.training.lasting import Lasting, train
+from cores.training.losses import IGNORED, PART, WeightedLosses, loss_weights, row_sums
 
-IGNORED = -100
+Row = dict[str, Any]
+"""A demonstration, as `sft_data` tells."""
 
 
-def inputs(base: PretrainedConfig, images: ImageProcessor | None = None) -> Inputs:
+def inputs(base: PretrainedConfig, images: Images = None) -> Inputs:
     """How a base with this configuration, and this reader of images, takes a row."""
     tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
     return Inputs(base.is_encoder_decoder, tokens)
@@ -58,24 +57,8 @@ def check_positions(config: Config, base: PretrainedConfig) -> None:
     check_length(base, config.sft.max_length + virtual, keys)
 
 
-def save_sft(
-    trained: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    images: ImageProcessor | None,
-    lora: LoraSection,
-    folder: Path,
-) -> None:
-    """The trained model with all that it is loaded with."""
-    save_model(trained, tokenizer, folder, lora.merge)
-    if images is not None:
-        images.save(folder)
-
-
 def collate(
-    rows: list[dict[str, Any]],
-    pad_id: int,
-    start_id: int | None = None,
-    images: ImageProcessor | None = None,
+    rows: list[Row], pad_id: int, start_id: int | None = None, images: Images = None
 ) -> dict[str, Tensor]:
     """input_ids, labels and attention_mask, (B, L) int64 each, right-padded; of a base that reads
     images what `ImageProcessor.inputs` says, and a row more where no row has any.
@@ -95,28 +78,17 @@ def collate(
     ids, mask = right_pad([row["input_ids"] for row in rows], pad_id)
     labels, _ = right_pad([row["labels"] for row in rows], IGNORED)
     found = {"input_ids": ids, "labels": labels, "attention_mask": mask.long()}
+    for name in (PART, LENGTHS):
+        if name in rows[0]:
+            found[name] = torch.tensor([row.get(name, 0) for row in rows])  # a blank row has none
     if "encoder_ids" in rows[0]:
         before, _ = right_pad([[start_id or 0, *row["labels"][:-1]] for row in rows], pad_id)
-        parts = {PART: torch.tensor([row[PART] for row in rows])} if PART in rows[0] else {}
-        return {**found, "decoder_input_ids": before, **parts}
+        return found | {"decoder_input_ids": before}
     labels[:, 0] = IGNORED
     if "position_ids" in rows[0]:
         positions, _ = right_pad([row["position_ids"] for row in rows], 0)
         return {"input_ids": ids, "position_ids": positions, "labels": labels}
-    if PART in rows[0]:
-        found[PART] = torch.tensor([row.get(PART, 0) for row in rows])  # a blank row has no tokens
-    if LENGTHS in rows[0]:
-        found[LENGTHS] = torch.tensor([row[LENGTHS] for row in rows])
     return found if images is None else found | images.inputs(ids, opened(rows, images))
-
-
-def summed_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
-    """Of an encoder-decoder: cross-entropy of labels (B, T) under logits (B, T, V), over the
-    trained tokens of the optimizer step. T5's own is a mean over the micro-batch, so that the
-    result would hang on its size."""
-    logits = outputs.logits.float().flatten(0, 1)
-    total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / num_items_in_batch
 
 
 def blank_row(images: ImageProcessor) -> dict[str, Any]:
@@ -152,36 +124,30 @@ def sft_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def train_sft(
-    config: Config,
-    model: PreTrainedModel,
-    rows: list[dict[str, Any]] | TextStream,
-    pad_id: int,
-    run: StageRun,
-    images: ImageProcessor | None = None,
+    model: Any, rows: list[Row] | TextStream, run: StageRun, images: Images = None
 ) -> Any:
     """`model`, trained: see `lasting.train`."""
-    dataset, count = _dataset(config, rows, run.launch)
-    start_id, weights = decoder_start(model), loss_weights(config)
+    dataset, count = _dataset(rows, run)
+    shifted, weights = decoder_start(model) is None, loss_weights(run.config)
+    make: Any = Lasting
+    if weights or not shifted:
+        make = partial(WeightedLosses, weights=weights or [1.0], shifted=shifted)
+    return train(
+        model,
+        run,
+        make,
+        rows=count,
+        names=["loss", "grad_norm", "learning_rate"],
+        unused=images is not None,  # towers have layers behind those whose features are read
+        train_dataset=dataset,
+        data_collator=collator(model, images),
+    )
 
-    def trainer() -> Lasting:
-        common = common_arguments(config, config.sft, "sft", count, run)
-        if images is not None:  # towers have layers behind those whose features are read
-            common["ddp_find_unused_parameters"] = True
-        weighted: dict[str, Any] = {}
-        if weights:
-            weighted = {"weights": weights, "shifted": start_id is None}
-        return (WeightedLosses if weights else Lasting)(
-            run,
-            ["loss", "grad_norm", "learning_rate"],
-            model=model,
-            args=one_gpu(TrainingArguments(**common, remove_unused_columns=False)),
-            train_dataset=dataset,
-            data_collator=lambda batch: collate(batch, pad_id, start_id, images),
-            compute_loss_func=None if start_id is None or weights else summed_loss,
-            **weighted,
-        )
 
-    return train(model, run, trainer)
+def collator(model: Any, images: Images) -> Callable[[list[Row]], dict[str, Tensor]]:
+    """`collate` for rows that `model` reads."""
+    pad_id, start_id = pad_of(plain_model(model)), decoder_start(model)
+    return partial(collate, pad_id=pad_id, start_id=start_id, images=images)
 
 
 def decoder_start(model: Any) -> int | None:
@@ -190,36 +156,31 @@ def decoder_start(model: Any) -> int | None:
     return int(config.decoder_start_token_id) if config.is_encoder_decoder else None
 
 
-def _dataset(
-    config: Config, rows: list[dict[str, Any]] | TextStream, launch: Launch
-) -> tuple[Any, int]:
+def _dataset(rows: list[Row] | TextStream, run: StageRun) -> tuple[Any, int]:
     """What the trainer reads, packed if asked for, and its number of rows: 0 for a stream."""
     if isinstance(rows, TextStream):
         return rows, 0
-    if config.sft.packing:
-        width, count = config.sft.max_length, len(rows)
+    if run.config.sft.packing:
+        width, count = run.config.sft.max_length, len(rows)
         rows = pack(rows, width)
         filled = sum(len(row["input_ids"]) for row in rows) / (width * len(rows))
-        launch.say(f"packed: {count} rows in {len(rows)} of {width} tokens, {filled:.0%} filled")
+        line = f"packed: {count} rows in {len(rows)} of {width} tokens, {filled:.0%} filled"
+        run.launch.say(line)
     return Dataset.from_list(rows), len(rows)
 
 
 def train_and_judge(
-    config: Config,
-    model: Any,
-    data: StageData | StreamedData,
-    pad_id: int,
-    run: StageRun,
-    images: ImageProcessor | None = None,
+    model: Any, data: StageData | StreamedData, run: StageRun, images: Images = None
 ) -> tuple[Any, dict[str, float | None]]:
     """The trained model, and its loss on held-out rows before and after, which is printed."""
-    size, launch = config.sft.microbatch_size, run.launch
-    before = held_out_loss(model.to(launch.device), data.test, pad_id, size, launch, images)
+    config, launch = run.config, run.launch
+    size = config.sft.microbatch_size
+    before = held_out_loss(model.to(launch.device), data.test, size, launch, images)
     _check_loss(before, "before training: the base's weights, or its config, are at fault")
     if run.resumed is None:
         run.metrics.held_out(0, {"loss": before})
-    trained = train_sft(config, model, data.train, pad_id, run, images)
-    after = held_out_loss(trained, data.test, pad_id, size, launch, images)
+    trained = train_sft(model, data.train, run, images)
+    after = held_out_loss(trained, data.test, size, launch, images)
     _check_loss(after, f"behind training: lower sft.learning_rate, {ANEW}")
     if config.data.sft.streaming:  # the counts are known only now
         launch.say("\n".join(data.report.lines()))
@@ -235,48 +196,33 @@ def _check_loss(loss: float | None, why: str) -> None:
 
 
 def held_out_loss(
-    model: Any,
-    rows: list[dict[str, Any]],
-    pad_id: int,
-    batch_size: int,
-    launch: Launch,
-    images: ImageProcessor | None = None,
+    model: Any, rows: list[Row], batch_size: int, launch: Launch, images: Images = None
 ) -> float | None:
     """Mean nats a trained token over `rows`, by all ranks together; None without rows."""
     if not rows:
         return None
     own = rows[launch.rank :: launch.world]
-    losses = row_losses(model, own, pad_id, batch_size, launch, images)
+    losses = row_losses(model, own, batch_size, launch, images)
     everyone = gather_object(losses) if launch.world > 1 else losses
     return sum(nats for nats, _ in everyone) / max(1, sum(tokens for _, tokens in everyone))
 
 
 @torch.no_grad()
 def row_losses(
-    model: Any,
-    rows: list[dict[str, Any]],
-    pad_id: int,
-    batch_size: int,
-    launch: Launch,
-    images: ImageProcessor | None = None,
+    model: Any, rows: list[Row], batch_size: int, launch: Launch, images: Images = None
 ) -> list[tuple[float, int]]:
     """Nats of each row's trained tokens together, and how many these are; of this rank alone."""
     model.eval()
     found: list[tuple[float, int]] = []
-    start_id = decoder_start(model)
+    shifted, batch_of = decoder_start(model) is None, collator(model, images)
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        batch = collate(part, pad_id, start_id, images)
-        batch = {name: tensor.to(launch.device) for name, tensor in batch.items()}
+        batch = {name: tensor.to(launch.device) for name, tensor in batch_of(part).items()}
         labels = batch.pop("labels")
         with launch.autocast():
-            logits = model(**batch).logits.float()
-        if start_id is None:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        nats = cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view_as(labels)
-        counts = (labels != IGNORED).sum(dim=1)
+            logits = model(**batch).logits
+        nats = row_sums(logits, labels, shifted)
+        counts = (labels != IGNORED).sum(dim=1)  # a first one, which nothing predicts, is ignored
         # A black image's row may stand behind them.
-        found += list(zip(nats.sum(dim=1).tolist(), counts.tolist(), strict=True))[: len(part)]
+        found += list(zip(nats.tolist(), counts.tolist(), strict=True))[: len(part)]
     return found

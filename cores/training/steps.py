@@ -62,7 +62,8 @@ class Steps(TrainerCallback):
         now, tokens = time.monotonic(), self.trainer.tokens * run.launch.world
         values["tokens_per_second"] = tokens / max(now - self.seen_at, 1e-9)
         self.seen_at, self.trainer.tokens = now, 0
-        if run.config.faults.nonfinite == "skip":  # of the last step, which may be left out
+        scaled = self.trainer.accelerator.scaler is not None
+        if run.config.faults.nonfinite == "skip" or scaled:  # the last step may be left out
             values = {name: x for name, x in values.items() if name == "loss" or math.isfinite(x)}
             values["skipped_steps"], self.trainer.left_out = float(self.trainer.left_out), 0
         if not math.isfinite(values["loss"]):

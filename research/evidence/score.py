@@ -51,7 +51,7 @@ class Scorer:
         from cores.training.calibration import score_rows
 
         model = ScalarModel(load_scalar(folder)).to(self.launch.device)
-        return score_rows(model, rows, self.tokenizer.pad_token_id, 32, self.launch)
+        return score_rows(model, rows, 32, self.launch)
 
 
 def score_pairs(config: Any, tokenizer: Any, scorer: Scorer, folders: dict[str, Path]) -> Any:

@@ -133,11 +133,8 @@ def scalar(folder: Path) -> Any:
 def policy_of(folder: Path, tokenizer: Any) -> Any:
     """The stage-1 model with pad excluded from its distributions, as in our rollouts."""
     from cores.models import load_policy
-    from cores.models.loading import exclude_from
 
-    model = load_policy(folder, dropout=False)
-    exclude_from(model, tokenizer)
-    return model
+    return load_policy(folder, dropout=False, tokenizer=tokenizer)
 
 
 def recorder(path: Path) -> Any:

@@ -104,6 +104,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/models/images.py": (
         ("tests/unit/test_models_images.py", *STAGES),
         [
+            ("processes-unseen", "several processes share out images in stages 2 and 3",
+             "processes > 1,", "False,"),
+            ("base-unseen", "a reward base of texts beside a policy of images",
+             '        "reward.base": config.reward.base,\n', ""),
             ("tower-trained", "the vision tower is trained in stage 3",
              "            parameter.requires_grad_(False)\n", "            pass\n"),
             ("all-images", "IDEFICS shows every image so far, or a later one",

@@ -3,6 +3,13 @@
 from research.mutations.ppo import PPO, Bug
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/models/loading.py": (
+        (*PPO, "tests/unit/test_rollout_stops.py"),
+        [
+            ("policy-exclusion", "pad not excluded from actor, reference and calibration's policy",
+             "        exclude_from(model, tokenizer)\n", "        pass\n"),
+        ],
+    ),
     "cores/ppo/roles.py": (
         ("tests/unit/test_rl_schedule.py", *PPO, "tests/integration/test_quantization.py",
          "tests/unit/test_ppo_captured.py"),
@@ -15,10 +22,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "frozen = Actor(reference, 1.0, stop_ids(ppo, tokenizer), ppo.min_new_tokens)"),
             ("actor-temperature", "temperature forgotten in the actor",
              "return Actor(model, ppo.temperature,", "return Actor(model, 1.0,"),
-            ("reference-exclusion", "pad not excluded from the reference",
-             "        exclude_from(reference, tokenizer)\n", ""),
-            ("actor-exclusion", "pad not excluded from the actor",
-             "    exclude_from(policy, tokenizer)\n", ""),
             ("critic-parent", "the critic starts from stage 1 with a random head",
              'critic = _reward(parents["reward"].folder', 'critic = _reward(parents["sft"].folder'),
             ("entropy-grad", "no gradient from the entropy bonus",
@@ -127,7 +130,13 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "norm = self.descend()\n        self.clear()\n",
              "norm = self.descend()\n"),
             ("nan-steps", "a step that is no number is taken before it is seen",
-             "found_inf = (~norm.isfinite()).float()", "found_inf = 0 * norm.isfinite().float()"),
+             "found_inf = bad.float()", "found_inf = 0 * bad.float()"),
+            ("scale-unused", "losses in float16 are not scaled",
+             "loss * self.scale.factor).backward()", "loss).backward()"),
+            ("scale-kept", "gradients in float16 are stepped with their factor",
+             "self.scale.unscale([p.grad for", "len([p.grad for"),
+            ("scale-still", "the factor stays whatever overflows",
+             "            self.scale.update(bad)\n", "            pass\n"),
             ("moments-first", "the first moment in the place of the second, where a run goes on",
              "{k: r[name] for k, r in",
              "{k: parts[k.removesuffix('_sq')][name] for k, r in"),

@@ -128,7 +128,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "        self.twin.refresh()\n",
              "        'done' in vars(self) or setattr(self, 'done', self.twin.refresh())\n"),
             ("autocast-forgotten", "rollouts in fp32 whatever the precision",
-             "torch.bfloat16, enabled=self.sampling.autocast", "torch.bfloat16, enabled=False"),
+             "half, enabled=half is not None", "half, enabled=False"),
             ("small-buffers", "buffers of an earlier rollout used where they are too short",
              " and have.cache.positions >= needed", ""),
             ("one-token", "a step is taken for the capture where no step is due",

@@ -50,10 +50,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("start-token", "a decoder that reads what it is to write",
              '[start_id or 0, *row["labels"][:-1]]', 'row["labels"]'),
-            ("sides-mean", "a micro-batch's sum not divided by the step's tokens",
-             "total / num_items_in_batch", "total / labels.ne(IGNORED).sum()"),
+            ("sides-mean", "an encoder-decoder's own loss, a mean over the micro-batch",
+             "if weights or not shifted:", "if weights:"),
             ("sides-held-out", "held-out labels of an encoder-decoder shifted",
-             "if start_id is None:\n            logits", "if True:\n            logits"),
+             "labels, shifted)\n        counts", "labels, True)\n        counts"),
         ],
     ),
     "cores/models/heads.py": (

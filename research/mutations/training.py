@@ -10,14 +10,16 @@ TRAINING = (
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/training/losses.py": (
-        ("tests/unit/test_weighted_losses.py",),
+        ("tests/unit/test_weighted_losses.py", "tests/integration/test_models_training.py"),
         [
             ("parts-one-mean", "all sources are divided by the tokens of the first",
              "(logits.device) / self.trained", "(logits.device) / self.trained[0]"),
             ("parts-micro", "a micro-batch alone counts the tokens of a source",
              "for sample in samples:", "for sample in samples[:1]:"),
             ("parts-unshifted", "labels are predicted at their own place",
-             "if self.shifted:", "if False:"),
+             "    if shifted:", "    if False:"),
+            ("held-out-shift", "held-out loss against the token itself",
+             "logits[:, :-1], labels[:, 1:]", "logits[:, :-1], labels[:, :-1]"),
             ("parts-passes", "the losses of micro-batches are averaged",
              "self.current_gradient_accumulation_steps * self", "1 * self"),
         ],
@@ -35,8 +37,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("packed-pad-position", "padding of packed rows goes on with the last row",
              'right_pad([row["position_ids"] for row in rows], 0)',
              'right_pad([row["position_ids"] for row in rows], 1)'),
-            ("held-out-shift", "held-out loss against the token itself",
-             "logits[:, :-1], labels[:, 1:]", "logits[:, :-1], labels[:, :-1]"),
             ("held-out-denominator", "held-out loss divided by all places",
              "(labels != IGNORED).sum(dim=1)", "(labels != 0).sum(dim=1)"),
             ("held-out-dropout", "held-out loss with dropout",
@@ -69,8 +69,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("calibration-prompts", "the chosen reply is part of the prompt",
              '[: row["prompt_length"]]', '[:]'),
-            ("calibration-exclusion", "pad sampled in calibration",
-             "    exclude_from(policy, tokenizer)\n", ""),
+            ("calibration-lengths", "prompt lengths in the order of the rows, not of the ranks",
+             "for share in shares for row in share]", "for row in asked]"),
             ("scores-order", "scores in the order of the ranks, not the rows",
              "in sorted(everyone)", "in everyone"),
             ("calibration-std", "the unbiased deviation in calibration",

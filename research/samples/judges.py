@@ -34,4 +34,4 @@ def judge(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) 
     texts = [prompt + reply for prompt, reply in zip(prompts, responses, strict=True)]
     read = tokenizer(texts, add_special_tokens=False)["input_ids"]
     ids = [[*one, tokenizer.eos_token_id] for one in read]
-    return score_rows(model, ids, tokenizer.pad_token_id, BATCH, launch)
+    return score_rows(model, ids, BATCH, launch)

@@ -22,7 +22,7 @@ from cores.draws import uniforms
 from cores.errors import UserError
 from cores.models import ScalarModel, load_policy
 from cores.models.bases import load_base
-from cores.models.loading import exclude_from, load_config, max_length
+from cores.models.loading import load_config, max_length
 from cores.rewards.texts import text_reward
 from cores.rollout import Rollout, RolloutEngine, build_engine
 from cores.runtime.elsewhere import pinned
@@ -129,7 +129,6 @@ class Voices:
         for name in ("sft", "ppo"):
             if name in parents:
                 model = load_policy(parents[name].folder, False, tokenizer=self.tokenizer)
-                exclude_from(model, self.tokenizer)
                 self._add(name, model)
         self.reward, self.texts, self.judging = None, None, Lock()
         if "reward" in parents:

@@ -42,10 +42,9 @@ class Demonstrations:
 
     def losses(self, judged: Judged, model: Any) -> dict[str, Any]:
         """Nats a trained token, and their exponential: the perplexity; intervals by prompt."""
-        pad_id: Any = judged.tokenizer and judged.tokenizer.pad_token_id
         size = judged.config.sft.microbatch_size
         with as_trained(model, judged.config.model.attention):
-            found = row_losses(model, self.rows, pad_id, size, judged.launch, self.images)
+            found = row_losses(model, self.rows, size, judged.launch, self.images)
         nats, tokens = zip(*found, strict=True)
         loss = ratio(nats, tokens, [_prompt(row) for row in self.rows])
         limits = (math.exp(min(x, LARGEST)) for x in (loss.value, loss.low, loss.high))

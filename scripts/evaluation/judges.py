@@ -137,7 +137,7 @@ class RewardModelJudge(Scores):
             ids = self.reader.read([self.reader.text(*one) for one in each])
         size = self.config.ppo.microbatch_size
         about = [{"prompt_length": len(row["input_ids"])} for row in rows]
-        return score_rows(self.model, ids, 0, size, self.judged.launch, about)
+        return score_rows(self.model, ids, size, self.judged.launch, about)
 
 
 class FunctionJudge(Scores):

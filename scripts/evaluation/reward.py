@@ -20,7 +20,7 @@ from cores.models import ScalarModel, load_tokenizer, settle_pad_token
 from cores.models.images import reads_images
 from cores.models.loading import load_config
 from cores.training.calibration import score_rows
-from cores.training.reward import agreement
+from cores.training.reward import figures
 from scripts.evaluation.baselines import length_margins, replies, tfidf_margins
 from scripts.evaluation.benchmark import Item, is_benchmark, result
 from scripts.evaluation.preferences import by_difference, by_length, calibration, grouped
@@ -47,9 +47,8 @@ class Reader:
     def scores(self, ids: list[list[int]], prompts: list[int]) -> list[float]:
         """Of rows of tokens, whose first so many are the prompt's."""
         size = 4 * self.config.reward.microbatch_size  # nothing is kept for a backward pass
-        pad_id = self.tokenizer.pad_token_id or 0
         about = [{"prompt_length": length} for length in prompts]
-        return score_rows(self.model, ids, pad_id, size, self.judged.launch, about)
+        return score_rows(self.model, ids, size, self.judged.launch, about)
 
 
 def reader_of(judged: Judged) -> Reader:
@@ -106,8 +105,7 @@ def held_out(reader: Reader, pairs: str | None) -> None:
         return judged.leave_out("accuracy", "no rows are held out (data.test_fraction is 0)")
     if "score" in test[0][1]:
         rows = [row for _, row in test]
-        pad_id, size = reader.tokenizer.pad_token_id or 0, config.reward.microbatch_size
-        found = agreement(reader.model, rows, pad_id, size, judged.launch)
+        found = figures(reader.model, rows, config.reward.microbatch_size, judged.launch)
         judged.found["reward_model"] = found
         return judged.leave_out("accuracy", f"reward.kind {config.reward.kind} reads no pairs")
     judged.found["reward_model"] = on_pairs(reader, train, test)

@@ -19,10 +19,9 @@ from cores.data.files import lines
 from cores.errors import UserError, readable
 from cores.models import Actor, ScalarModel, load_policy, load_scalar
 from cores.models.actor import rescale
-from cores.models.adapters import hold_linears_in_bf16
+from cores.models.adapters import hold_linears
 from cores.models.attention import attend_both_ways
 from cores.models.bases import load_base
-from cores.models.loading import exclude_from
 from cores.models.rows import Policy
 from cores.ppo.score import Scorer
 from cores.rewards.call import RewardFunctions
@@ -144,14 +143,13 @@ def loaded(judged: Judged, folder: Path | None) -> Any:
         model: Any = load_base(pinned(config).model.path, judged.tokenizer, fresh=fresh)
     else:
         model = load_policy(folder, dropout=False, tokenizer=judged.tokenizer)
-        exclude_from(model, judged.tokenizer)
     return held(model, judged.launch)
 
 
 def held(model: Any, launch: Launch) -> Any:
-    """Frozen, on the device; linear layers in bf16 where autocast would round them at each use."""
-    if launch.precision == "bf16":
-        model = hold_linears_in_bf16(model)
+    """Frozen, on the device; linear layers as autocast would round them at each use."""
+    if launch.half is not None:
+        model = hold_linears(model, launch.half)
     return model.requires_grad_(False).eval().to(launch.device)
 
 

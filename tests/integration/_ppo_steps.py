@@ -75,8 +75,9 @@ def ppo_steps(parents: Path, out: Path, lora_rank: int, run: Launch) -> None:
     engine = FixedReplies(tokenizer.pad_token_id, tokenizer.eos_token_id, run.device)
     trainer = PPOTrainer(config.ppo, roles, engine, run, seed=3)
     stats = [trainer.step(share(PROMPTS, run.rank, run.world))[1] for _ in range(2)]
-    gap = sampled_gap(build_trainer(config, roles, tokenizer, run))
-    save_roles(config, roles, tokenizer, out)
+    trainer = build_trainer(config, roles, tokenizer, run)
+    gap = sampled_gap(trainer)
+    save_roles(trainer, tokenizer, out)
     if run.is_main:
         steps = {"actor": roles.actor.steps, "critic": roles.critic.steps}
         engines = [getattr(r.module, "global_steps", r.steps) for r in (roles.actor, roles.critic)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from _documented import lines
 from _helpers import in_process, record, rows
+from _models import LAUNCH
 from _resume import goes_on_exactly
 from _tiny import write_jsonl
 from PIL import Image
@@ -25,6 +26,7 @@ from cores.models.rows import Policy, Rows, Value
 from cores.rollout.engine import Rollout, Sampling
 from cores.rollout.hf import HFEngine
 from cores.rollout.pictures import flat, pictures
+from cores.training.calibration import score_rows
 from scripts.recipes import bases_images
 
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
@@ -137,6 +139,21 @@ def test_log_probs_values_and_scores_are_those_of_stock_llava(home: Path) -> Non
     assert changed[1] == 0
     assert (changed[[0, 2, 3]] > 1e-5).all()
     assert not (rollout.response_ids == model.config.image_token_id).any()
+
+
+@torch.no_grad()
+def test_rows_are_scored_with_their_images(home: Path) -> None:
+    """Held-out rows and those of calibration, whatever batches they come in."""
+    judge: Any = ScalarModel(load_scalar(home / "run" / "reward"))
+    rollout, told = rollout_of(home, policy_of(home))
+    folder = home / "run" / "reward"
+    images = ImageProcessor(str(folder), load_config(folder), load_tokenizer(folder))
+    ids = [rollout.row(i) for i in range(len(told))]
+    expected = Value(judge).score(rows_of(rollout)).tolist()
+    for size in (1, 3):
+        found = score_rows(judge, ids, size, LAUNCH, told, images)
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert score_rows(judge, ids, 4, LAUNCH) != pytest.approx(expected, abs=1e-3)
 
 
 def test_the_reward_model_learns_and_is_loaded(home: Path) -> None:

@@ -35,9 +35,9 @@ from cores.models import ScalarModel, load_scalar, save_model
 from cores.rollout import Rollout
 from cores.rollout.graph.buffers import StaticCache
 from cores.run import StageRun
-from cores.training import lasting
+from cores.training import calibration, lasting
 from cores.training.calibration import calibrate, policy_engine, score_rows
-from cores.training.reward import accuracy, init_head, reward_model, train_reward
+from cores.training.reward import figures, init_head, reward_model, train_reward
 from cores.training.sft import collate, held_out_loss, train_and_judge, train_sft
 from scripts.evaluation.stats import wins
 
@@ -75,7 +75,7 @@ def test_sft_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         model = policy_of("gpt2")
         config = training_config(tmp_path / str(micro), micro)
         run = begun(config)
-        train_sft(config, model, sft_rows(13), PAD, run)
+        train_sft(model, sft_rows(13), run)
         found.append(parameters(model))
         assert files(run) == LEFT
     assert largest_difference(found[0], parameters(policy_of("gpt2"))) > 1e-4
@@ -93,7 +93,7 @@ def test_reward_micro_batches_change_nothing(
         model = load_scalar(reward_folder("gpt2"))
         config = training_config(tmp_path / str(micro), micro)
         run = begun(config, "reward")
-        train_reward(config, model, pairs(13), toy_tokenizer(), run)
+        train_reward(model, pairs(13), run)
         found.append(parameters(model))
         assert files(run) == LEFT
     assert largest_difference(found[0], parameters(load_scalar(reward_folder("gpt2")))) > 1e-4
@@ -109,7 +109,7 @@ def test_reward_adapters_train_with_the_head(kind: str, tmp_path: Path) -> None:
     start = {name: p.clone() for name, p in load_scalar(reward_folder(kind)).named_parameters()}
     model = reward_model(config, reward_folder(kind), toy_tokenizer())
     first = model.score.weight.clone()
-    trained = train_reward(config, model, pairs(16), toy_tokenizer(), run)
+    trained = train_reward(model, pairs(16), run)
     state = dict(trained.named_parameters())
     moved = [n for n, p in state.items() if "lora_B" in n and p.abs().max() > 0]
     assert moved
@@ -125,7 +125,7 @@ def test_microbatches_that_do_not_divide(tmp_path: Path) -> None:
     """Invariant 21: refused with the key, since the last one would weigh more."""
     config = training_config(tmp_path, 3)
     with pytest.raises(UserError, match=r"sft\.microbatch_size: 3 does not divide the 8 rows"):
-        train_sft(config, causal("gpt2"), sft_rows(8), PAD, begun(config))
+        train_sft(causal("gpt2"), sft_rows(8), begun(config))
 
 
 def test_sft_loss_counts_trained_tokens_only() -> None:
@@ -140,12 +140,12 @@ def test_sft_loss_counts_trained_tokens_only() -> None:
                 total -= logprobs[t - 1, row["input_ids"][t]].item()
                 count += 1
     for size in (1, 3, 7):
-        loss = held_out_loss(model, rows, PAD, size, LAUNCH)
+        loss = held_out_loss(model, rows, size, LAUNCH)
         assert loss == pytest.approx(total / count, abs=1e-5)
     masked = [{**row, "labels": [-100] * (len(row["labels"]) - 1) + row["labels"][-1:]}
               for row in rows]  # fmt: skip
-    assert held_out_loss(model, masked, PAD, 3, LAUNCH) != pytest.approx(total / count, abs=1e-3)
-    assert held_out_loss(model, [], PAD, 3, LAUNCH) is None
+    assert held_out_loss(model, masked, 3, LAUNCH) != pytest.approx(total / count, abs=1e-3)
+    assert held_out_loss(model, [], 3, LAUNCH) is None
 
 
 def test_sft_is_judged_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,10 +153,10 @@ def test_sft_is_judged_before_and_after(tmp_path: Path, capsys: pytest.CaptureFi
     config, rows = training_config(tmp_path, 8), sft_rows(20)
     report = DataReport(SplitReport("a.jsonl", {}, "text"), None)
     data = StageData(rows[:13], rows[13:], report)
-    start = held_out_loss(policy_of("gpt2"), rows[13:], PAD, 8, LAUNCH)
+    start = held_out_loss(policy_of("gpt2"), rows[13:], 8, LAUNCH)
     run = begun(config)
-    trained, metrics = train_and_judge(config, policy_of("gpt2"), data, PAD, run)
-    end = held_out_loss(trained, rows[13:], PAD, 8, LAUNCH)
+    trained, metrics = train_and_judge(policy_of("gpt2"), data, run)
+    end = held_out_loss(trained, rows[13:], 8, LAUNCH)
     assert start is not None
     assert end is not None
     assert abs(start - end) > 1e-3
@@ -180,7 +180,7 @@ def test_accuracy_over_all_pairs() -> None:
     """Invariant 26: over all pairs at once, a tie counts half; beside it "the longer wins"."""
     assert wins([2.0, 1.0, 3.0, 0.0], [1.0, 1.0, 4.0, -1.0]) == [1.0, 0.5, 0.0, 1.0]
     model, held_out = ScalarModel(load_scalar(reward_folder("gpt2"))), pairs(9)
-    found = [accuracy(model, held_out, PAD, size, LAUNCH) for size in (1, 4, 18)]
+    found = [figures(model, held_out, size, LAUNCH) for size in (1, 4, 18)]
     assert found[0] == found[1] == found[2]
     stock = AutoModelForSequenceClassification.from_pretrained(reward_folder("gpt2")).eval()
 
@@ -196,14 +196,14 @@ def test_accuracy_over_all_pairs() -> None:
     uneven = [(a > b) == right for (a, b), right in zip(lengths, won, strict=True) if a != b]
     assert 0 < sum(uneven) < len(uneven)
     assert found[0]["prefers_longer"] == pytest.approx(sum(uneven) / len(uneven))
-    assert accuracy(model, [], PAD, 4, LAUNCH)["accuracy"] is None
+    assert figures(model, [], 4, LAUNCH)["accuracy"] is None
 
 
 def test_scores_come_back_in_order() -> None:
     """Invariant 25: whatever the batches, score i is that of row i."""
     model, rows = ScalarModel(load_scalar(reward_folder("llama"))), random_rows(7)
-    alone = [score_rows(model, [row], PAD, 1, LAUNCH)[0] for row in rows]
-    assert score_rows(model, rows, PAD, 3, LAUNCH) == pytest.approx(alone, abs=1e-5)
+    alone = [score_rows(model, [row], 1, LAUNCH)[0] for row in rows]
+    assert score_rows(model, rows, 3, LAUNCH) == pytest.approx(alone, abs=1e-5)
 
 
 def test_the_head_starts_small() -> None:
@@ -238,19 +238,22 @@ class Remembering:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> None:
+def test_calibrated_scores_have_mean_0_and_std_1(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Invariant 12: on the engine's own samples; the saved stock logit less reward_mean is the
     score, and calibrating shifts and scales but reorders nothing."""
     model = ScalarModel(classifier(kind))
-    made = Remembering(
-        policy_engine(short_replies(), sft_folder(kind), toy_tokenizer(), LAUNCH), []
-    )
+    config, policy = short_replies(), sft_folder(kind)
+    made = Remembering(policy_engine(config, policy, toy_tokenizer(), LAUNCH), [])
+    monkeypatch.setattr(calibration, "policy_engine", lambda *_: made)
     raw = ScalarModel(classifier(kind))
     for each in (model, raw):
         each.model.score.weight.data *= 3  # far from a deviation of 1
-    facts = calibrate(short_replies(), model, made, PROMPTS * 10, PAD, 8, LAUNCH)
-    before = torch.tensor(score_rows(raw, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
-    after = torch.tensor(score_rows(model, made.rows, PAD, 8, LAUNCH), dtype=torch.float64)
+    asked = [{"input_ids": prompt} for prompt in PROMPTS * 10]
+    facts = calibrate(config, model, policy, asked, toy_tokenizer(), LAUNCH)
+    before = torch.tensor(score_rows(raw, made.rows, 8, LAUNCH), dtype=torch.float64)
+    after = torch.tensor(score_rows(model, made.rows, 8, LAUNCH), dtype=torch.float64)
     assert len(made.rows) == facts["samples"] == 40
     assert abs(after.mean().item()) < 1e-5
     assert after.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
@@ -267,7 +270,7 @@ def test_calibrated_scores_have_mean_0_and_std_1(kind: str, tmp_path: Path) -> N
         logit = stock(input_ids=torch.tensor([row])).logits.item()
         assert logit - stock.config.reward_mean == pytest.approx(score, abs=1e-5)
     critic = ScalarModel(load_scalar(tmp_path))
-    again = score_rows(critic, made.rows, PAD, 8, LAUNCH)
+    again = score_rows(critic, made.rows, 8, LAUNCH)
     assert again == pytest.approx(after.tolist(), abs=1e-6)
 
 
@@ -287,14 +290,3 @@ def test_calibration_samples_as_stage_3_will() -> None:
     first = made.generate(PROMPTS, numbers).ids
     again = policy_engine(config, sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
     assert torch.equal(first, again.generate(PROMPTS, numbers).ids)
-
-
-@pytest.mark.parametrize("weight", [0.0, float("nan")])
-def test_a_reward_model_that_does_not_vary_is_refused(weight: float) -> None:
-    """Invariant 12: scores all equal, or no numbers, cannot be calibrated."""
-    model = classifier("gpt2")
-    with torch.no_grad():
-        model.score.weight.fill_(weight)
-    made = policy_engine(short_replies(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
-    with pytest.raises(UserError, match="teaches nothing"):
-        calibrate(short_replies(), ScalarModel(model), made, PROMPTS, PAD, 4, LAUNCH)

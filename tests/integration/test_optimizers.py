@@ -28,7 +28,7 @@ def trained(folder: Path, rows: int = 8, **changes: Any) -> tuple[Any, list[dict
     config = training_config(folder, 8)
     config = replace(config, sft=replace(config.sft, **changes))
     run = begun(config)
-    model = train_sft(config, policy_of("gpt2"), sft_rows(rows), PAD, run)
+    model = train_sft(policy_of("gpt2"), sft_rows(rows), run)
     text = (run.path / "metrics.jsonl").read_text(encoding="utf-8")
     return model, [json.loads(line) for line in text.splitlines()]
 
@@ -167,9 +167,9 @@ def test_the_trainer_takes_that_order(tmp_path: Path, monkeypatch: pytest.Monkey
     """Rows reach the model in it, epoch by epoch."""
     seen: list[list[int]] = []
 
-    def noting(rows: list[dict[str, list[int]]], *others: Any) -> Any:
+    def noting(rows: list[dict[str, list[int]]], **others: Any) -> Any:
         seen.extend(row["input_ids"] for row in rows)
-        return collate(rows, *others)
+        return collate(rows, **others)
 
     monkeypatch.setattr("cores.training.sft.collate", noting)
     trained(tmp_path, 20, group_by_length=True, max_steps=None, epochs=2)

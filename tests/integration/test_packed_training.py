@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from _families import PACKABLE
-from _models import PAD, largest_difference, parameters, policy_of
+from _models import largest_difference, parameters, policy_of
 from _stages import begun
 from _training import gradient_descent, sft_rows, training_config
 
@@ -26,7 +26,7 @@ def test_packed_is_unpacked(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
         sft = replace(config.sft, packing=packing, max_length=20, batch_size=16)
         config = replace(config, sft=sft)
         model, run = policy_of(kind), begun(config)
-        train_sft(config, model, rows, PAD, run)
+        train_sft(model, rows, run)
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
         found.append((parameters(model), [json.loads(line)["loss"] for line in lines]))
     (weights, losses), *others = found

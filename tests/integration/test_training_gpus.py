@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 from _models import (
-    PAD,
     largest_difference,
     parameters,
     policy_of,
     reward_folder,
-    toy_tokenizer,
 )
 from _stages import begun
 from _training import pairs, several_gpus, sft_rows, training_config
@@ -25,10 +23,10 @@ def trained_by(name: str, folder: Path) -> dict[str, Tensor]:
     config = training_config(folder, 2)
     if name == "sft":
         model = policy_of("gpt2")
-        train_sft(config, model, sft_rows(13), PAD, begun(config))
+        train_sft(model, sft_rows(13), begun(config))
     else:
         model = load_scalar(reward_folder("gpt2"))
-        train_reward(config, model, pairs(13), toy_tokenizer(), begun(config, "reward"))
+        train_reward(model, pairs(13), begun(config, "reward"))
     return parameters(model)
 
 

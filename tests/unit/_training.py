@@ -49,8 +49,7 @@ def gradient_descent(monkeypatch: pytest.MonkeyPatch) -> None:
     def arguments(*args: Any) -> dict[str, Any]:
         return {**common_arguments(*args), "adam_epsilon": 1.0, "max_grad_norm": 1e9}
 
-    for module in ("sft", "reward"):
-        monkeypatch.setattr(f"cores.training.{module}.common_arguments", arguments)
+    monkeypatch.setattr("cores.training.lasting.common_arguments", arguments)
 
 
 def several_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -60,5 +59,4 @@ def several_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         return {**common_arguments(*args), "use_cpu": False}
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    for module in ("sft", "reward"):
-        monkeypatch.setattr(f"cores.training.{module}.common_arguments", arguments)
+    monkeypatch.setattr("cores.training.lasting.common_arguments", arguments)

@@ -60,7 +60,7 @@ def test_names_that_cannot_be(wanted: dict[str, str], problem: str) -> None:
 
 
 def shaped(columns: dict[str, Any]) -> dict[str, Any]:
-    return standard(Row("rows.jsonl:1", columns), {}).columns
+    return standard([Row("rows.jsonl:1", columns)], {})[0].columns
 
 
 def test_questions_and_replies_as_lists() -> None:
@@ -77,6 +77,19 @@ def test_questions_and_replies_as_lists() -> None:
     with pytest.raises(UserError, match=r"^rows.jsonl:1: 'input' holds 2 texts and 'output' 1"):
         shaped({"input": ["a", "b"], "output": ["c"]})
     assert shaped({"input": [], "output": []}) == {"messages": []}, "dropped and counted, later"
+
+
+@pytest.mark.parametrize("source", [{}, {"columns": {"prompt": "input", "reply": "output"}}])
+def test_a_text_alone_among_lists_is_a_list_of_one(source: Any, tmp_path: Path) -> None:
+    """Rows of one question have it as a text in some files; a row without either is an error."""
+    lone, lists = {"input": "谢", "output": "好"}, {"input": ["几点"], "output": ["三点"]}
+    path = write_jsonl(tmp_path / "a.jsonl", [lone, lists])
+    data = sft_data(config(path, NONE, source=source), chat_like())
+    shown = [chat_like().decode(row["input_ids"]) for row in data.train]
+    assert shown == ["谢好<|im_end|>", "几点三点<|im_end|>"]
+    path = write_jsonl(tmp_path / "b.jsonl", [lists, {"input": ["几点"]}])
+    with pytest.raises(UserError, match=r"b.jsonl:2: '\w+' and '\w+' are lists .* but hold list"):
+        sft_data(config(path, NONE, source=source), chat_like())
 
 
 def test_what_is_said_in_turn() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from _data_helpers import NONE, config, write_jsonl
-from _models import PAD, reward_folder, toy_tokenizer
+from _models import PAD, reward_folder
 from _stages import begun
 from _tokenizers import gpt2_like
 from _training import training_config
@@ -56,7 +56,7 @@ def test_margins_reach_the_loss(tmp_path: Path) -> None:
     made = training_config(tmp_path, 2)
     made = replace(made, reward=replace(made.reward, batch_size=4, max_steps=1))
     run = begun(made, "reward")
-    train_reward(made, model, pairs, toy_tokenizer(), run)
+    train_reward(model, pairs, run)
     (first, *_) = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     loss = json.loads(first)["loss"]
     assert loss == pytest.approx(sum(by_hand) / 4, rel=1e-3)

@@ -10,7 +10,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cores.memory import Layout, micro_batches, needed, peak
-from cores.models.adapters import hold_linears_in_bf16
+from cores.models.adapters import hold_linears
 from cores.models.layers import fuse_layers
 from cores.shapes import Texts, kept, shape_from, weights
 
@@ -35,7 +35,7 @@ def test_weights_are_counted(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_bytes_of_weights_held_in_bf16(family: str) -> None:
-    model = hold_linears_in_bf16(made(family))
+    model = hold_linears(made(family), torch.bfloat16)
     sizes = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
     assert weights(shape_from(numbers_of(family), family), False, "bf16") == sum(sizes.values())
 

@@ -13,7 +13,7 @@ from cores.config import Config, LoraSection, ModelSection
 from cores.errors import UserError
 from cores.models import save_model
 from cores.models.bases import check_base
-from cores.models.images import image_ids, image_processor, run_ids
+from cores.models.images import image_ids, image_processor, later_processor, run_ids
 from cores.models.loading import check_scalar, load_config
 from cores.models.vocabulary import EXCLUDED_LOGIT
 from cores.training.sft import collate
@@ -161,6 +161,28 @@ def test_what_does_not_go_with_images(key: str, changes: dict[str, dict[str, Any
         image_processor(config, base, tokenizer, 0)
     with pytest.raises(UserError, match=r"not trained with shards \(DeepSpeed, FSDP2\)"):
         image_processor(Config(), base, tokenizer, 2)
+
+
+@pytest.mark.parametrize("stage", ["reward", "ppo"])
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("several processes", {}),
+        ("{stage}.lora.rank", {"lora": LoraSection(rank=2)}),
+        ("reward.base", {"base": "elsewhere"}),
+        ("reward.path", {"path": "elsewhere"}),
+    ],
+)
+def test_what_stages_2_and_3_do_not_have(stage: str, key: str, changes: dict[str, Any]) -> None:
+    """Refused by its name, and nothing else is: one process with none of it has its processor."""
+    config, section = Config(), stage if "lora" in changes else "reward"
+    config = replace(config, **{section: replace(getattr(config, section), **changes)})
+    base, tokenizer = load_config(folder("llava")), reader("llava").tokenizer
+    given = (base, tokenizer, folder("llava"), stage)
+    said = rf"LlavaForCond.* reads images, .* go without {key.format(stage=stage)}; set back"
+    with pytest.raises(UserError, match=said):
+        later_processor(config, *given, processes=1 if changes else 2)
+    assert later_processor(Config(), *given, processes=1) is not None
 
 
 def test_processors_and_tokenizers_of_other_models() -> None:

@@ -94,7 +94,7 @@ def test_values_and_score_are_read_at_decoder_states() -> None:
     batch = collate(rated, PAD, start_id=PAD)
     del batch["targets"]
     torch.testing.assert_close(model(**batch).logits[:, 0] - 0.75, scores, **CLOSE)
-    again = score_rows(value.module, [row["ids"] for row in rated], PAD, 4, LAUNCH, rated)
+    again = score_rows(value.module, [row["ids"] for row in rated], 4, LAUNCH, rated)
     assert again == pytest.approx(scores.tolist(), abs=1e-5)
 
 

@@ -12,7 +12,6 @@ from _models import (
     largest_difference,
     make_trainer,
     parameters,
-    ppo_config,
     toy_tokenizer,
 )
 from _ppo import SGD, experience_of, gradients
@@ -76,7 +75,7 @@ def test_critic_only_where_needed(name: str, tmp_path: Path) -> None:
     assert about <= stats.keys() if wanted else not about & stats.keys()
     assert bool(e.values.any()) == wanted
     assert "score" in shown({**stats, "tokens_per_second": 1.0})
-    save_roles(ppo_config(), trainer.roles, toy_tokenizer(), tmp_path)
+    save_roles(trainer, toy_tokenizer(), tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     assert (tmp_path / "critic").exists() == wanted
 

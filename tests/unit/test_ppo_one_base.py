@@ -105,8 +105,8 @@ def test_equal_to_roles_apart(
         moved = (one - getattr(start, name)).abs().max()
         assert moved > 1e-3 if name in ("logprobs", "values") else moved < 1e-5
     for trainer, place in zip(both, ("one", "apart"), strict=True):
-        config = ppo_config(lora=replace(LORA, merge=False))
-        save_roles(config, trainer.roles, toy_tokenizer(), tmp_path / place)
+        trainer.config = replace(trainer.config, lora=replace(LORA, merge=False))
+        save_roles(trainer, toy_tokenizer(), tmp_path / place)
     for part in ("", "critic"):
         files = [
             sorted(p.name for p in (tmp_path / w / part).rglob("*") if p.is_file())

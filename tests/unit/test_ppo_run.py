@@ -27,7 +27,7 @@ def test_saved_actor_and_critic_are_the_trained_ones(kind: str, rank: int, tmp_p
     trainer = make_trainer(kind, lora=config.ppo.lora, actor_learning_rate=0.02)
     trainer.step(PROMPTS)
     expected = trainer.score(fixed_rollout())
-    save_roles(config, trainer.roles, toy_tokenizer(), tmp_path)
+    save_roles(trainer, toy_tokenizer(), tmp_path)
     policy: Any = load_policy(tmp_path, dropout=False)
     exclude_from(policy, toy_tokenizer())
     critic = ScalarModel(load_scalar(tmp_path / "critic"))

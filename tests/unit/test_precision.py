@@ -27,7 +27,7 @@ from cores.config import Config, ModelSection
 from cores.config.validate import check
 from cores.errors import UserError
 from cores.models import Actor, ScalarModel, load_scalar
-from cores.models.adapters import check_quantization, hold_linears_in_bf16
+from cores.models.adapters import check_quantization, hold_linears
 from cores.ppo import build_roles
 from cores.training.ppo import build_trainer
 
@@ -53,8 +53,8 @@ def test_outputs_are_the_same_bits(kind: str) -> None:
     before = [*outputs(policy), *outputs(ScalarModel(scalar))]
     embeddings = policy.get_input_embeddings().weight.clone()
     bytes_before = size(policy)
-    hold_linears_in_bf16(policy)
-    hold_linears_in_bf16(scalar)
+    hold_linears(policy, torch.bfloat16)
+    hold_linears(scalar, torch.bfloat16)
     after = [*outputs(policy), *outputs(ScalarModel(scalar))]
     for a, b in zip(before, after, strict=True):
         assert torch.equal(a, b)

@@ -30,7 +30,7 @@ from cores.data import right_pad
 from cores.models import ScalarModel, load_scalar, save_model
 from cores.models.actor import rescale
 from cores.models.heads import expected_rating
-from cores.training.reward import agreement, judged, reward_model, score_rows, train_reward
+from cores.training.reward import figures, judged, reward_model, score_rows, train_reward
 
 ROWS = random_rows(8, seed=5)
 
@@ -54,7 +54,7 @@ def trained(folder: Path, rows: list[dict[str, Any]], micro: int = 8, **reward: 
     config = config_of(folder, micro, **reward)
     run = begun(config, "reward")
     model = reward_model(config, sft_folder("gpt2"), toy_tokenizer())
-    model = train_reward(config, model, rows, toy_tokenizer(), run)
+    model = train_reward(model, rows, run)
     first, *_ = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return model, json.loads(first)
 
@@ -69,7 +69,7 @@ def test_the_expected_rating() -> None:
 def test_the_loss_of_scores(tmp_path: Path) -> None:
     """The first step's is the mean squared error of the scores at the replies' ends."""
     model, rows = fresh(tmp_path, kind="pointwise"), rated(8)
-    scores = score_rows(ScalarModel(model), [row["ids"] for row in rows], PAD, 8, LAUNCH)
+    scores = score_rows(ScalarModel(model), [row["ids"] for row in rows], 8, LAUNCH)
     errors = [(s - row["score"]) ** 2 for s, row in zip(scores, rows, strict=True)]
     _, first = trained(tmp_path / "run", rows, kind="pointwise")
     assert first["loss"] == pytest.approx(sum(errors) / 8, rel=1e-4)
@@ -125,11 +125,11 @@ def test_adapters_leave_both_layers_of_the_head(family: str, tmp_path: Path) -> 
             if name in names:
                 weight.normal_(std=0.3)
         rescale(model.get_base_model(), 1.5, 0.5)
-    scores = score_rows(ScalarModel(model), ROWS, PAD, 4, LAUNCH)
+    scores = score_rows(ScalarModel(model), ROWS, 4, LAUNCH)
     for merge in (False, True):
         save_model(model, toy_tokenizer(), tmp_path / str(merge), merge)
         again = ScalarModel(load_scalar(tmp_path / str(merge)))
-        assert score_rows(again, ROWS, PAD, 4, LAUNCH) == pytest.approx(scores, abs=1e-4)
+        assert score_rows(again, ROWS, 4, LAUNCH) == pytest.approx(scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("bins", [1, 3])
@@ -138,17 +138,17 @@ def test_calibrated_heads_survive_saving(layers: int, bins: int, tmp_path: Path)
     """Scores are those before, less the mean, over the deviation, twice; a folder keeps them, and
     stock transformers reads it: one layer by its class, two by the lines of docs/models.md."""
     model = fresh(tmp_path, kind="binned" if bins > 1 else "pointwise", head_layers=layers)
-    before = torch.tensor(score_rows(ScalarModel(model), ROWS, PAD, 8, LAUNCH))
+    before = torch.tensor(score_rows(ScalarModel(model), ROWS, 8, LAUNCH))
     if bins > 1:
         assert ((before > 1) & (before < 3)).all()
     with torch.no_grad():
         rescale(model, 1.5, 0.25)
         rescale(model, -0.5, 2.0)
     expected = ((before - 1.5) / 0.25 + 0.5) / 2.0
-    found = score_rows(ScalarModel(model), ROWS, PAD, 8, LAUNCH)
+    found = score_rows(ScalarModel(model), ROWS, 8, LAUNCH)
     assert found == pytest.approx(expected.tolist(), abs=1e-4)
     save_model(model, toy_tokenizer(), tmp_path / "out")
-    again = score_rows(ScalarModel(load_scalar(tmp_path / "out")), ROWS, PAD, 8, LAUNCH)
+    again = score_rows(ScalarModel(load_scalar(tmp_path / "out")), ROWS, 8, LAUNCH)
     assert again == pytest.approx(found, abs=1e-5)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     if layers == 2:
@@ -167,25 +167,24 @@ def test_calibrated_heads_survive_saving(layers: int, bins: int, tmp_path: Path)
 def test_figures_on_held_out_ratings(capsys: pytest.CaptureFixture[str]) -> None:
     """Mean squared error, correlation and the ratings' variance, by hand."""
     model, rows = ScalarModel(classifier("gpt2")), rated(8)
-    scores = torch.tensor(score_rows(model, [r["ids"] for r in rows], PAD, 8, LAUNCH)).double()
+    scores = torch.tensor(score_rows(model, [r["ids"] for r in rows], 8, LAUNCH)).double()
     ratings = torch.tensor([row["score"] for row in rows]).double()
-    found = agreement(model, rows, PAD, 3, LAUNCH)
+    found = figures(model, rows, 3, LAUNCH)
     assert found["rows"] == 8
     assert found["mse"] == pytest.approx(((scores - ratings) ** 2).mean().item(), rel=1e-5)
     expected = torch.corrcoef(torch.stack([scores, ratings]))[0, 1].item()
     assert found["correlation"] == pytest.approx(expected, rel=1e-4)
     assert found["variance"] == pytest.approx(ratings.var(correction=0).item())
     told: list[Any] = []
-    run: Any = SimpleNamespace(
-        saved=3, launch=LAUNCH, metrics=SimpleNamespace(held_out=lambda *given: told.append(given))
-    )
-    figures = judged(Config(), model, rows, PAD, run)
-    assert told == [(3, figures)]
-    assert figures == pytest.approx(found, rel=1e-4)
+    metrics = SimpleNamespace(held_out=lambda *given: told.append(given))
+    run: Any = SimpleNamespace(config=Config(), saved=3, launch=LAUNCH, metrics=metrics)
+    said = judged(model, rows, run)
+    assert told == [(3, said)]
+    assert said == pytest.approx(found, rel=1e-4)
     assert f"correlation {expected:.3f} on 8 ratings" in capsys.readouterr().out
     same = [{**row, "score": 2.0} for row in rows]
-    assert agreement(model, same, PAD, 8, LAUNCH)["correlation"] is None
-    judged(Config(), model, same, PAD, run)
+    assert figures(model, same, 8, LAUNCH)["correlation"] is None
+    judged(model, same, run)
     assert "correlation -" in capsys.readouterr().out
 
 

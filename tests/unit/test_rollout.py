@@ -79,7 +79,7 @@ def test_bf16_logprobs_stay_close(name: str, kind: str) -> None:
     """Invariant 1: under bfloat16 autocast, which the engine shares with the trainer, recorded and
     teacher-forced log-probs differ by rounding only."""
     model = policy_of(kind)
-    rollout = sample(engine(name, model, autocast=True), PROMPTS * 4)
+    rollout = sample(engine(name, model, autocast=torch.bfloat16), PROMPTS * 4)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         width = rollout.response_mask.shape[1]
         logprobs, _ = Actor(model, 1.0)(rollout.ids, rollout.mask, width)

@@ -200,7 +200,7 @@ def test_captured_prefills(kind: str, tokens: int, monkeypatch: pytest.MonkeyPat
 def test_large_buffers_are_lent_to_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a rollout whose cache is larger than what is kept there are no buffers, graphs and
     rounded weights; the next one makes them anew."""
-    made = engine("graph", policy_of("llama"), autocast=True)
+    made = engine("graph", policy_of("llama"), autocast=torch.bfloat16)
     as_on_cuda(made, monkeypatch)
     expected = sample(made, MANY)
     for keeps, there in ((1e9, True), (1.0, False), (1.0, False), (1e9, True)):

@@ -63,8 +63,8 @@ def test_rollout_weights_are_the_trainers(name: str, kind: str, way: str) -> Non
     assert toy_tokenizer().pad_token_id == trainer.engine.sampling.pad_id == PAD
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_adapters_are_on_while_the_reference_has_them_off(autocast: bool) -> None:
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_adapters_are_on_while_the_reference_has_them_off(autocast: torch.dtype | None) -> None:
     """Invariant 10: the twin has switches of its own."""
     trainer = make_trainer("llama", engine="graph", lora=LORA, actor_learning_rate=0.05)
     trainer.step(PROMPTS)
@@ -92,7 +92,7 @@ def test_rounded_weights_are_rounded_anew(kind: str, anew: bool) -> None:
     """Invariant 29: under bfloat16 autocast too: changed in place, or put into other memory, as a
     sharded optimizer does when it starts."""
     model = policy_of(kind)
-    made = engine("graph", model, autocast=True)
+    made = engine("graph", model, autocast=torch.bfloat16)
     assert bf16_gap(model, sample(made, PROMPTS * 4)) < 0.05
     torch.manual_seed(3)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_rounded_weights_are_rounded_anew(kind: str, anew: bool) -> None:
                 p.data = new
             else:
                 p.copy_(new)
-    stale = engine("hf", policy_of(kind), autocast=True)
+    stale = engine("hf", policy_of(kind), autocast=torch.bfloat16)
     assert bf16_gap(model, sample(stale, PROMPTS * 4)) > 0.1
     assert bf16_gap(model, sample(made, PROMPTS * 4)) < 0.05
 
@@ -114,13 +114,13 @@ def test_the_twin_shares_what_it_can(kind: str) -> None:
     model = policy_of(kind)
     before = model.config._attn_implementation
     modes = [module.training for module in model.train().modules()]
-    plain = Twin(model, autocast=False)
+    plain = Twin(model, autocast=None)
     theirs = {id(p) for p in model.parameters()}
     assert {id(p) for p in plain.model.parameters()} == theirs
     layers = [m for m in model.modules() if type(m).__name__ in ("Linear", "Conv1D")]
     with torch.no_grad():
         layers[0].weight.data = layers[0].weight.bfloat16()
-    rounded = Twin(model, autocast=True)
+    rounded = Twin(model, autocast=torch.bfloat16)
     copied = [p for p in rounded.model.parameters() if id(p) not in theirs]
     assert len({id(p) for p in copied}) == len(copied) == len(rounded.copies)
     assert len(copied) == sum(len(list(m.parameters())) for m in layers) - 1
@@ -137,7 +137,7 @@ def test_one_step_under_autocast_is_the_models() -> None:
     """Logits of a prefill are those of the model itself under autocast, bit for bit: weights are
     rounded once instead of at every use, to the same numbers."""
     model, ids = policy_of("llama"), torch.tensor([[5, 9, 13, 20]])
-    twin = Twin(model, autocast=True)
+    twin = Twin(model, autocast=torch.bfloat16)
     twin.refresh()
     cache = StaticCache(model.config, 1, 64, torch.bfloat16, ids.device)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from cores.models import Actor
-from cores.models.adapters import hold_linears_in_bf16
+from cores.models.adapters import hold_linears
 from cores.sharding import Trained, Whole
 from cores.sharding.fully import Fully, FullyTrained
 
@@ -39,11 +39,10 @@ def trained(sharding: Whole, seed: int = 0, rate: float = 1e-2, clip: float = 0.
 
 def step(role: Trained, scale: float = 1.0) -> float:
     """One optimizer step of two micro-batches; the norm of its gradients."""
-    norm = None
     for last, ids in zip((False, True), IDS.split(1), strict=True):
-        with role.micro_batch(last):
-            logprobs, _ = role.module(ids, None, 3)
-            norm = role.backward(-scale * logprobs.sum(), last)
+        logprobs, _ = role.module(ids, None, 3)
+        role.backward(-scale * logprobs.sum(), last)
+    norm = role.step()
     assert type(norm) is torch.Tensor
     return norm.item()
 
@@ -127,7 +126,7 @@ def test_frozen_models_say_the_same(precision: str) -> None:
     """In shards again behind a pass, embeddings too, and also with linear layers held in bf16."""
     made = [classifier("llama").eval().requires_grad_(False) for _ in range(2)]
     if precision == "bf16":
-        made = [hold_linears_in_bf16(model) for model in made]
+        made = [hold_linears(model, torch.bfloat16) for model in made]
     whole, shards = made[0], Fully(precision, True).frozen(made[1], torch.device("cpu"))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         assert torch.equal(whole(input_ids=IDS).logits, shards(input_ids=IDS).logits)

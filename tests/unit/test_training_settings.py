@@ -6,14 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from _models import LAUNCH, PAD, PROMPTS, classifier, model_config, policy_of, toy_tokenizer
+from _models import (
+    LAUNCH,
+    PROMPTS,
+    classifier,
+    model_config,
+    policy_of,
+    ppo_config,
+    sft_folder,
+    toy_tokenizer,
+)
 from _stages import begun
 from _training import pairs, sft_rows, training_config
 
 from cores.config import Config, SFTSection
+from cores.errors import UserError
 from cores.models import ScalarModel
 from cores.run import StageRun
-from cores.training.calibration import calibration_asked
+from cores.training.calibration import calibrate, calibration_asked, prompt_of
 from cores.training.lasting import common_arguments
 from cores.training.reward import score_rows, train_reward
 from cores.training.sft import held_out_loss
@@ -23,9 +33,9 @@ def test_held_out_loss_is_without_dropout() -> None:
     """Invariant 7: of a model that has dropout and is in training, it is that without, and the
     same again."""
     rows = sft_rows(5)
-    expected = held_out_loss(policy_of("gpt2"), rows, PAD, 2, LAUNCH)
+    expected = held_out_loss(policy_of("gpt2"), rows, 2, LAUNCH)
     model = policy_of("gpt2", dropout=True).train()
-    found = [held_out_loss(model, rows, PAD, 2, LAUNCH) for _ in range(2)]
+    found = [held_out_loss(model, rows, 2, LAUNCH) for _ in range(2)]
     assert found == [pytest.approx(expected, rel=1e-6)] * 2
 
 
@@ -42,10 +52,10 @@ def test_the_loss_of_pairs(tmp_path: Path) -> None:
             module.p = 0.0
     sides = ([pair[name] for pair in rows] for name in ("chosen_ids", "rejected_ids"))
     chosen, rejected = (
-        torch.tensor(score_rows(ScalarModel(model), side, PAD, 8, LAUNCH)) for side in sides
+        torch.tensor(score_rows(ScalarModel(model), side, 8, LAUNCH)) for side in sides
     )
     run = begun(config, "reward")
-    train_reward(config, model, rows, toy_tokenizer(), run)
+    train_reward(model, rows, run)
     first, *_ = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     lead = -torch.nn.functional.logsigmoid(chosen - rejected - margins).mean()
     centre = 0.5 * (chosen + rejected).square().mean()
@@ -60,7 +70,7 @@ def test_calibration_asks_the_prompts_of_the_pairs() -> None:
     config = replace(config, reward=replace(config.reward, calibration_tokens=4))
     rows = [{"chosen_ids": [*p, 50, 1], "prompt_length": len(p)} for p in PROMPTS]
     model = model_config("llama", max_position_embeddings=9)
-    found = [prompt for prompt, _ in calibration_asked(config, rows, model)]
+    found = [prompt_of(row) for row in calibration_asked(config, rows, model)]
     fitting = [p for p in PROMPTS if len(p) <= 5]
     assert len(fitting) < len(PROMPTS)
     assert sorted(found) == sorted(2 * fitting + found[-2:])
@@ -70,6 +80,16 @@ def test_calibration_asks_the_prompts_of_the_pairs() -> None:
 def test_rows_of_a_step() -> None:
     """Invariant 22: 8 rows as two passes of 4."""
     section = SFTSection(batch_size=8, microbatch_size=4)
-    run = StageRun(Config(), "sft", LAUNCH, 0.0)
-    made = common_arguments(Config(), section, "sft", 40, run)
+    made = common_arguments(StageRun(Config(sft=section), "sft", LAUNCH, 0.0), 40)
     assert made["gradient_accumulation_steps"] == 2
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_a_reward_model_that_does_not_vary_is_refused(weight: float) -> None:
+    """Invariant 12: scores all equal, or no numbers, cannot be calibrated."""
+    model = classifier("gpt2")
+    with torch.no_grad():
+        model.score.weight.fill_(weight)
+    policy, asked = sft_folder("gpt2"), [{"input_ids": prompt} for prompt in PROMPTS]
+    with pytest.raises(UserError, match="teaches nothing"):
+        calibrate(ppo_config(), ScalarModel(model), policy, asked, toy_tokenizer(), LAUNCH)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from _models import PAD, policy_of
+from _models import policy_of
 from _stages import begun
 from _training import sft_rows, training_config
 from torch import nn
@@ -49,7 +49,7 @@ def test_weights_that_are_no_numbers_stop_the_stage(tmp_path: Path) -> None:
     run = begun(training_config(tmp_path, 8))
     message = r"sft: the gradient is not finite at step 1.*bad weights \(transformer\.ln_f"
     with pytest.raises(UserError, match=message) as caught, run:
-        train_sft(run.config, model, sft_rows(16), PAD, run)
+        train_sft(model, sft_rows(16), run)
     assert "(--faults.nonfinite skip; so" in str(caught.value)
     assert "lower sft.learning_rate, or compute in fp32" in str(caught.value)
     assert str(caught.value).endswith("begins the run anew (--resume never).")
@@ -63,7 +63,7 @@ def test_a_gradient_that_is_no_number_stops_the_stage(tmp_path: Path) -> None:
     infinite_at(model, 1)
     run = begun(training_config(tmp_path, 8))
     with pytest.raises(UserError, match=r"not finite at step 1, in the gradients of .* from sound"):
-        train_sft(run.config, model, sft_rows(16), PAD, run)
+        train_sft(model, sft_rows(16), run)
     start = dict(policy_of("gpt2").named_parameters())
     assert all(torch.equal(p, start[name]) for name, p in model.named_parameters())
 
@@ -80,7 +80,7 @@ def test_steps_left_out(tmp_path: Path) -> None:
     config, model = skipping(tmp_path, 4), policy_of("gpt2")
     infinite_at(model, 1, 3)
     run = begun(config)
-    train_sft(config, model, sft_rows(32), PAD, run)
+    train_sft(model, sft_rows(32), run)
     start = dict(policy_of("gpt2").named_parameters())
     assert all(p.isfinite().all() for p in model.parameters())
     assert any(not torch.equal(p, start[name]) for name, p in model.named_parameters())
@@ -95,4 +95,4 @@ def test_too_many_steps_left_out(tmp_path: Path) -> None:
     config, model = skipping(tmp_path, 3), policy_of("gpt2")
     infinite_at(model, 1, 2)
     with pytest.raises(UserError, match="not finite at step 2"):
-        train_sft(config, model, sft_rows(24), PAD, begun(config))
+        train_sft(model, sft_rows(24), begun(config))

@@ -11,7 +11,6 @@ import pytest
 import torch
 from _models import (
     LAUNCH,
-    PAD,
     PROMPTS,
     CountReward,
     fixed_rollout,
@@ -176,7 +175,7 @@ def asked_by(launch: Launch, root: Path, count: int = 12, **ppo: Any) -> list[li
     data: Any = SimpleNamespace(train=rows, test=[])
     trainer: Any = Asked(launch)
     with begun(config, "ppo", launch) as run:
-        train(config, trainer, data, toy_tokenizer(), run)
+        train(trainer, data, toy_tokenizer(), run)
     return [[ids[0] for ids in update] for update in trainer.prompts]
 
 
@@ -245,41 +244,46 @@ def test_calibration_over_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariants 12, 31: they sample for other prompts the replies that one process would, and
     know where these begin."""
     nobody: Any = None
-    engine = policy_engine(ppo_config(), sft_folder("gpt2"), toy_tokenizer(), LAUNCH)
+    folder = sft_folder("gpt2")
+    engine = policy_engine(ppo_config(), folder, toy_tokenizer(), LAUNCH)
     alone = engine.generate(PROMPTS, uniforms(4, 6, 0, "calibration"))
-    found: list[tuple[list[int], int]] = []
+    found: list[list[int]] = []
+    lengths: list[list[int]] = []
 
-    def sent(own: list[tuple[list[int], int]]) -> None:
-        found.extend(own)
+    def scored(model: Any, rows: Any, size: int, launch: Any, about: Any, images: Any) -> None:
+        lengths.append([each["prompt_length"] for each in about])
         raise InterruptedError  # what follows is the same on all ranks
 
-    monkeypatch.setattr(calibration, "gather_object", sent)
+    monkeypatch.setattr(calibration, "gather_object", found.extend)
+    monkeypatch.setattr(calibration, "score_rows", scored)
+    asked = [{"input_ids": prompt} for prompt in PROMPTS]
     for launch in RANKS:
         with pytest.raises(InterruptedError):
-            calibration.calibrate(ppo_config(), nobody, engine, PROMPTS, PAD, 2, launch)
-    assert found == [(alone.row(i), len(PROMPTS[i])) for i in (0, 2, 1, 3)]
+            calibration.calibrate(ppo_config(), nobody, folder, asked, toy_tokenizer(), launch)
+    assert found == [alone.row(i) for i in (0, 2, 1, 3)]
+    assert lengths == [[len(PROMPTS[i]) for i in (0, 2, 1, 3)]] * 2
 
 
 def test_scores_of_two_ranks_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 25: the ranks score rows in turn; score i is that of row i."""
     model, rows = ScalarModel(load_scalar(reward_folder("gpt2"))), random_rows(7)
-    alone = calibration.score_rows(model, rows, PAD, 2, LAUNCH)
+    alone = calibration.score_rows(model, rows, 2, LAUNCH)
     sent: list[Any] = []
     for launch in RANKS:
         monkeypatch.setattr(calibration, "gather_object", lambda own: (sent.extend(own), own)[1])
-        calibration.score_rows(model, rows, PAD, 2, launch)
+        calibration.score_rows(model, rows, 2, launch)
     assert len(sent) == 7
     monkeypatch.setattr(calibration, "gather_object", lambda _: sent)
-    assert calibration.score_rows(model, rows, PAD, 2, RANKS[0]) == pytest.approx(alone, abs=1e-6)
+    assert calibration.score_rows(model, rows, 2, RANKS[0]) == pytest.approx(alone, abs=1e-6)
 
 
 def test_the_held_out_loss_of_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 21: each measures its rows; sums and counts are added before they are divided."""
     model, rows = policy_of("gpt2"), sft_rows(7)
-    alone = sft.held_out_loss(model, rows, PAD, 2, LAUNCH)
+    alone = sft.held_out_loss(model, rows, 2, LAUNCH)
     sent: list[Any] = []
     for launch in RANKS:
         monkeypatch.setattr(sft, "gather_object", lambda own: (sent.extend(own), own)[1])
-        sft.held_out_loss(model, rows, PAD, 2, launch)
+        sft.held_out_loss(model, rows, 2, launch)
     monkeypatch.setattr(sft, "gather_object", lambda _: sent)
-    assert sft.held_out_loss(model, rows, PAD, 2, RANKS[1]) == pytest.approx(alone, rel=1e-5)
+    assert sft.held_out_loss(model, rows, 2, RANKS[1]) == pytest.approx(alone, rel=1e-5)

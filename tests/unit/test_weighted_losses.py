@@ -58,7 +58,7 @@ def test_a_step_adds_the_means_of_its_sources(
     gradient_descent(monkeypatch)
     run = begun(weighted(tmp_path, micro, weights))
     with run:
-        train_sft(run.config, policy_of("gpt2"), rows(), PAD, run)
+        train_sft(policy_of("gpt2"), rows(), run)
         (line,) = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     loss, norm = by_hand(weights)
     found = json.loads(line)

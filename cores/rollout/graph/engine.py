@@ -78,9 +78,8 @@ class GraphEngine:
         steps = self._room(rows, ids.shape[1])
         steps.begin(rows, mask, uniform)
         self.twin.refresh()
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.sampling.autocast, cache_enabled=False
-        ):
+        half = self.sampling.autocast
+        with torch.autocast(self.device.type, half, enabled=half is not None, cache_enabled=False):
             self._prefill(steps, ids, mask if padded else None)
             taken = self._decode(steps, listen)
         drawn = (steps.tokens, steps.texts, steps.logprobs, steps.entropies)
@@ -112,7 +111,7 @@ class GraphEngine:
             rows, needed = max(rows, have.cache.rows), max(needed, have.cache.positions)
         have = None
         self._release()  # freed before the larger ones are made
-        dtype = torch.bfloat16 if self.sampling.autocast else torch.float32
+        dtype = self.sampling.autocast or torch.float32
         cache = StaticCache(self.twin.model.config, rows, needed, dtype, self.device)
         self.steps = Steps(cache, self.sampling)
         return self.steps
@@ -203,28 +202,28 @@ def bucket(rows: int) -> int:
 class Twin:
     """A copy of `model` that shares its parameters and reads keys and values from a static cache.
 
-    With `autocast` the fp32 weights of linear layers have a bfloat16 copy here, rounded by
+    With `autocast` the fp32 weights of linear layers have a copy in that type here, rounded by
     `refresh` once a rollout as autocast would round them at every use; everything else, frozen
     weights in other types included, is the trainer's own tensor.
     """
 
-    def __init__(self, model: Any, autocast: bool) -> None:
+    def __init__(self, model: Any, autocast: torch.dtype | None) -> None:
         self.model: Any = shell(model)
         self.model.eval()
         self.model.config._attn_implementation = ATTENTION
         self.sources: list[Tensor] = []
         self.copies: list[Tensor] = []
-        if autocast:
+        if autocast is not None:
             for module in self.model.modules():
                 if isinstance(module, nn.Linear | Conv1D):
-                    self._round(module)
+                    self._round(module, autocast)
 
-    def _round(self, module: nn.Module) -> None:
+    def _round(self, module: nn.Module, half: torch.dtype) -> None:
         for name in ("weight", "bias"):
             source = getattr(module, name)
             if source is None or source.dtype != torch.float32:
                 continue
-            copy = torch.empty_like(source, dtype=torch.bfloat16, requires_grad=False)
+            copy = torch.empty_like(source, dtype=half, requires_grad=False)
             setattr(module, name, nn.Parameter(copy, requires_grad=False))
             self.sources.append(source)
             self.copies.append(getattr(module, name))

@@ -141,8 +141,7 @@ def _mixture(section: SourceSection, reports: Iterable[DataReport]) -> tuple[Mix
 
 
 Fitted = tuple[Reader, dict[str, str], list[Row], Counter[str] | None]
-"""A reader for the rows of a source, the file's columns to the standard ones, the rows as the
-reader takes them, and what a preset made of what."""
+"""A reader, the file's columns to the standard ones, rows as it takes them, what a preset made."""
 
 
 def _fitted(
@@ -155,8 +154,7 @@ def _fitted(
     first: int | None = None,
 ) -> Fitted:
     """For its rows, or its `first` ones; columns that `ignore` names may then come later."""
-    rated = stage == "reward" and config.reward.kind != "pairwise"
-    kind = RatingReader if rated else Reader
+    kind = RatingReader if stage == "reward" and config.reward.kind != "pairwise" else Reader
     rows = list(islice(source.open(), first))
     if stage == "ppo" and section.format is None and kind_of(Path(source.path)) == ".txt":
         rows = prompts_of(rows[0], f"{key}.path {source.path}")[: section.limit]

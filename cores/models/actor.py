@@ -28,13 +28,9 @@ holds about four tensors of this size, or three in the logits' dtype where kerne
 
 
 def plain_model(model: Any) -> Any:
-    """The Hugging Face model itself, its adapters active, where peft wraps it."""
-    return model.get_base_model() if adapted(model) else model
-
-
-def adapted(model: Any) -> bool:
-    """Whether peft wraps it. Asked of the class: an import of peft takes seconds."""
-    return "PeftModel" in {kind.__name__ for kind in type(model).__mro__}
+    """The Hugging Face model itself, its adapters active, where peft wraps it: what only peft's
+    models have tells, as an import of peft takes seconds."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class Actor(nn.Module):

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.errors import ANEW, UserError
-from cores.models.actor import adapted, plain_model
+from cores.models.actor import plain_model
 from cores.models.adapters import ADAPTER
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
 from cores.models.images import Images, image_ids
@@ -46,7 +46,7 @@ def save_model(
     _settle_generation(plain_model(model), tokenizer)
     _settle_pad_row(plain_model(model), tokenizer)
     save_tokenizer(tokenizer, folder)
-    if adapted(model):
+    if plain_model(model) is not model:
         model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
         (folder / ADAPTER / "README.md").unlink()  # peft's empty model card
         _save_configs(plain_model(model), folder)
@@ -89,7 +89,7 @@ def check_saving(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     names = {name: one.setdefault(id(t), torch.zeros(1)) for name, t in state.items()}
     with TemporaryDirectory() as folder, reading(inner.name_or_path, "model", "saved"):
         tokenizer.save_pretrained(folder)
-        if adapted(model):
+        if plain_model(model) is not model:
             _save_configs(inner, Path(folder))
         else:
             inner.save_pretrained(folder, state_dict=names, save_original_format=False)

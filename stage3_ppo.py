@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
     config = parse_config(argv, "stage3_ppo.py", "Stage 3: proximal policy optimization.")
 
     # Heavy imports come after the arguments are known to be right.
-    from cores.data import overlap, prompt_data, show
+    from cores.data import inputs, overlap, prompt_data, show
     from cores.forecast import forecast
     from cores.models.adapters import check_quantization
     from cores.models.images import later_processor
@@ -26,13 +26,11 @@ def main(argv: list[str]) -> None:
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
     from cores.training import ppo
     from cores.training.calibration import calibrated_roles
-    from cores.training.sft import inputs
 
     here = launch(config)
     check_batches(config.ppo, here, "ppo")
     with StageRun(config, "ppo", here, started) as run:
-        if not config.data.inspecting:
-            run.claim()
+        run.claim()
         stage, lora = here.sharding.stage, config.ppo.lora
         check_quantization(config.model, lora.rank > 0, "ppo.lora", stage, here.device)
         parents = load_parents(config, ppo.needed_stages(config), here.is_local_main, run.place)

@@ -17,8 +17,8 @@ from cores.config import parse_config
 from cores.errors import UserError
 from cores.runtime.cli import guarded
 
-PROMPTS = """prompts: what data.prompts.path takes, or a .txt with one a line; by default those held
-out"""
+PROMPTS = """prompts: what data.prompts.path takes, such as a .txt with one a line; by default those
+held out"""
 PAIRS = """pairs: what data.preference.path takes, or rows of RewardBench 2; by default those held
 out"""
 JUDGE = """a second judge: a reward model's folder, FILE.py:FUNCTION, or http://.../v1, an

@@ -13,7 +13,9 @@ function add(parent, tag, text, name) {
 
 function number(x, digits = 3) {
   if (typeof x !== "number") return "–";
-  return Number(x.toPrecision(digits)).toLocaleString("en", {maximumFractionDigits: 6});
+  const rounded = Number(x.toPrecision(digits));
+  return x && Math.abs(x) < 1e-4 ? rounded.toExponential()
+    : rounded.toLocaleString("en", {maximumFractionDigits: 6});
 }
 
 function duration(seconds) {
@@ -56,6 +58,10 @@ function findings() {
 const colour = name => () => getComputedStyle(document.documentElement).getPropertyValue(name);
 const plots = [], waiting = new Map();
 // A plot is drawn when it comes near the window: most of a page is never looked at.
+addEventListener("beforeprint", () => {
+  for (const draw of waiting.values()) draw();
+  waiting.clear();
+});
 const near = new IntersectionObserver(entries => {
   for (const {target, isIntersecting} of entries) {
     if (!isIntersecting || !waiting.has(target)) continue;
@@ -78,8 +84,12 @@ function draw(box, label, data, series, more = {}) {
                 ticks: {stroke: colour("--line"), width: 1}, font: "11px system-ui"};
   const options = {
     width: box.clientWidth || 270, height: 190, scales: {x: {time: false}},
-    axes: [{...axis, size: 34}, {...axis, size: 52,
-            values: (u, ticks) => ticks.map(tick => number(tick))}],
+    axes: [{...axis, size: 34}, {...axis, size: 58,
+            values: (u, ticks, axis, space, step) => {  // as many digits as tell ticks apart
+              const most = Math.max(...ticks.map(Math.abs));
+              const digits = Math.max(3, Math.ceil(Math.log10(most / step)) + 2);
+              return ticks.map(tick => number(tick, Math.min(digits, 9)));
+            }}],
     series: [{label}, ...series], cursor: {points: {size: 5}}, ...more,
   };
   plots.push([new uPlot(options, data, box), box]);
@@ -262,7 +272,8 @@ function worth() {
   }
   evaluation(add(place("worth"), "div"), found);
   if (!home.childElementCount && !Object.keys(found).length) {
-    add(place("worth"), "p", "Known when PPO has ended, or by scripts/evaluate.py.", "soft");
+    add(place("worth"), "p", "Nothing is measured on held-out prompts: PPO has not ended, or "
+      + "no prompt is held out. scripts/evaluate.py --prompts FILE measures it.", "soft");
   }
 }
 
@@ -303,7 +314,8 @@ function replies() {
   const rows = told.pairs.length ? told.pairs : told.rollouts, home = place("replies");
   if (!rows.length) {
     add(home, "p", told.private ? "Prompts and replies are kept out (logging.samples: false)."
-      : "None yet.", "soft");
+      : "None is kept: PPO has not come so far, or no prompt is held out and the run is shorter "
+        + "than ppo.sample_every.", "soft");
     return;
   }
   const kind = told.pairs.length ? `Replies to ${rows.length} held-out prompts, changed words marked`

@@ -103,8 +103,10 @@ def figures(record: Record) -> list[list[str]]:
         shown = f"{before:.3f} → " if before is not None else ""
         found.append(["held-out loss", f"{shown}{after:.3f} nats a token"])
     if (right := told.get("accuracy")) is not None:
-        half = 1.96 * (right * (1 - right) / max(1, told.get("pairs", 1))) ** 0.5
-        found.append(["held-out accuracy", f"{right:.3f} ± {half:.3f}"])
+        z2_n = 1.96**2 / max(1, told.get("pairs", 1))  # Wilson's interval: not 0 wide at 1.0
+        centre, half = right + z2_n / 2, (z2_n * (right * (1 - right) + z2_n / 4)) ** 0.5
+        low, high = ((centre + sign * half) / (1 + z2_n) for sign in (-1, 1))
+        found.append(["held-out accuracy", f"{right:.3f} [{low:.3f}, {high:.3f}]"])
         found.append(["the longer reply wins", f"{told.get('accuracy_longer', 0):.3f}"])
     if told.get("correlation") is not None:
         found.append(["held-out correlation", f"{told['correlation']:.3f}"])

@@ -183,16 +183,11 @@ def launch(config: Config) -> Launch:
     os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
     # It would refuse the complete settings that the stages make of the file's inline keys.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
-    gpu = torch.cuda.is_available()
-    if config.model.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
-        raise UserError(
-            "model.precision: this GPU does not compute in bf16; use --model.precision fp16."
-        )
-    if config.model.precision == "fp16" and not gpu:
-        raise UserError(
-            "model.precision: fp16 is for GPUs, and torch sees none here; use --model.precision "
-            "fp32 (or bf16)."
-        )
+    gpu, precision = torch.cuda.is_available(), config.model.precision
+    if precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("model.precision: this GPU does not compute in bf16; set it to fp16.")
+    if precision == "fp16" and not gpu:
+        raise UserError("model.precision: fp16 is for GPUs, and torch sees none; set it to fp32.")
     # cuDNN attention gives NaN gradients for masked rows of some lengths (64, 192, ...) on Hopper:
     # pytorch issue 196678, torch 2.11. The other kernels do not.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -267,13 +262,13 @@ def _facts(config: Config) -> dict[str, Any]:
 
 def _speed(run: Launch) -> str:
     """How fast the machines add up numbers, in words."""
-    numbers = torch.zeros(SUMMED >> 2 if run.device.type == "cuda" else SUMMED >> 6,
-                          device=run.device)  # fmt: skip
+    size = SUMMED if run.device.type == "cuda" else SUMMED >> 4
+    numbers = torch.zeros(size >> 2, device=run.device)
     for _ in range(2):  # the first one makes connections
         began = time.monotonic()
         torch.distributed.all_reduce(numbers)
         numbers.sum().item()  # it is there
-    seconds, size = time.monotonic() - began, 4 * len(numbers)
+    seconds = time.monotonic() - began
     return f"which add up {size >> 20} MiB in {seconds:.3f} s ({size / seconds / 1e9:.2f} GB/s)"
 
 
@@ -284,11 +279,8 @@ def _join() -> PartialState:
     """
     if torch.cuda.is_available():
         return PartialState()
-    if deepspeed_asked():
-        return PartialState(backend="gloo")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return PartialState(cpu=True, backend="gloo")
-    return PartialState(cpu=True)
+    asked, several = deepspeed_asked(), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=not asked, backend="gloo" if several or asked else None)
 
 
 def over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:

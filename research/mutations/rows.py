@@ -4,8 +4,14 @@ Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/columns.py": (
-        ("tests/unit/test_data_columns.py",),
+        ("tests/unit/test_data_columns.py", "tests/unit/test_data_elsewhere.py"),
         [
+            ("weights-lost", "rows of weight 0 are learned",
+             "if name not in REFUSED or usual or", "if name not in REFUSED or name in SWITCHES or"),
+            ("weights-usual", "rows of weight 1 are refused",
+             "usual or text in", "text in"),
+            ("labels-alike", "the preset for wanted replies is advised for topics",
+             "or text not in WANTED", ""),
             ("input-lost", "a prompt with an input is none of format instruction",
              'if "prompt" in wanted else "instruction" in own', "if False else False"),
             ("overwritten", "a column takes the place of another of its new name",
@@ -38,9 +44,15 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/values.py": (
         (
             "tests/unit/test_data_formats.py", "tests/unit/test_data_turns.py",
-            "tests/unit/test_data_meaning.py",
+            "tests/unit/test_data_meaning.py", "tests/unit/test_data_images.py",
+            "tests/unit/test_data_elsewhere.py",
         ),
         [
+            ("bot", "a speaker of another name is nobody beside images",
+             'return SPEAKERS.get(str(turn.get("role") or turn.get("from")).lower())',
+             'return SPEAKERS.get(str(turn.get("role") or turn.get("from")))'),
+            ("forms-mixed", "of a turn in two forms the other is passed over",
+             "{*names}", '{"role", "content", "from", "value"}'),
             ("prompter", "OASST's prompter is unknown", '"human", "prompter"', '"human"'),
             ("ipython", "what an interpreter says is the user's",
              '("tool", "function", "observation", "ipython"), "tool"',
@@ -54,13 +66,19 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/formats.py": (
         (
             "tests/unit/test_data_formats.py", "tests/unit/test_data_turns.py",
-            "tests/unit/test_data_meaning.py",
+            "tests/unit/test_data_meaning.py", "tests/unit/test_data_elsewhere.py",
         ),
         [
             ("text-label", "labelled texts refused",
-             'self.plain and name == "label"', "False"),
+             '("label",) if self.plain else ()', "()"),
             ("text-tree", "messages of a tree are texts",
-             'self.plain and name == "label"', "self.plain"),
+             '("label",) if self.plain else ()', '("label", "parent_id") if self.plain else ()'),
+            ("question-lost", "beside two replies a question of another name is not seen",
+             "set() if self.column is None else {*QUESTIONS}", "{*QUESTIONS}"),
+            ("question-refused", "a question beside the prompt is refused",
+             "set() if self.column is None else {*QUESTIONS}", "set()"),
+            ("input-alone", "an input to an empty instruction is an input",
+             "if given.strip() and text.strip():", "if given.strip():"),
             ("pair-unread", "turns of a pair are told not to be read",
              "if name not in PAIR]", "]"),
         ],
@@ -79,8 +97,12 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/folders.py": (
-        ("tests/unit/test_data_folders.py", "tests/unit/test_data_files.py"),
+        ("tests/unit/test_data_folders.py", "tests/unit/test_data_files.py",
+         "tests/unit/test_data_sources.py"),
         [
+            ("saved-tested", "a test_path that datasets saved is judged on its training rows",
+             'splits = {part.parent.name for part in folder.glob("*/state.json")}',
+             "splits = set()"),
             ("splits-mixed", "held-out files are trained on", "if len(found) < 2 or", "if True or"),
             ("splits-of-one-kind", "train_sft and train_gen are one split",
              "        told |= own\n", "        pass\n"),
@@ -104,8 +126,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("tested-on-training", "a test_path with splits is judged on its training rows",
              'split or held_out_split(section.test_path, f"{key}.test_path") or section.split',
              "split or section.split"),
+            ("one-name", "of files of one name in several folders one is known",
+             "parts = 1 if len({file.parent for file in files}) < 2 else 2", "parts = 1"),
             ("saved-split", "a saved set without splits is its own test set",
-             'if _is_saved(path) and split != "train":', "if False:"),
+             'if is_saved(path) and split != "train":', "if False:"),
         ],
     ),
 }  # fmt: skip

@@ -1,12 +1,10 @@
 """What of a run is finished, its models, and the rows that they are judged on."""
 
 import gc
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from cores.config import Config
 from cores.config.data import SourceSection
 from cores.data import prompt_data
-from cores.data.files import lines
-from cores.errors import UserError, readable
+from cores.errors import UserError
 from cores.models import Actor, ScalarModel, load_policy, load_scalar
 from cores.models.actor import rescale
 from cores.models.adapters import hold_linears
@@ -99,32 +96,15 @@ def asked(judged: Judged, path: str | None) -> list[Row]:
     if path is None:
         data = prompt_data(config, tokenizer)
         return in_order(data.test[: judged.limit])
-    with TemporaryDirectory() as folder:
-        file = as_rows(Path(path), Path(folder)) if path.endswith(".txt") else path
-        given = SourceSection(path=str(file))
-        only = replace(config.data, prompts=given, test_fraction=0.0)
-        try:
-            data = prompt_data(replace(config, data=only), tokenizer)
-        except UserError as error:
-            text = str(error).replace(str(file), path).replace("data.prompts.path", "--prompts")
-            text = text.replace("--data.prompts", "--prompts")
-            raise UserError(text.replace("data.prompts:", "--prompts:")) from None
-    report = data.report.lines()[0].replace(str(file), path)
-    launch.say(f"prompts{report.removeprefix('train')}")
+    only = replace(config.data, prompts=SourceSection(path=path), test_fraction=0.0)
+    try:
+        data = prompt_data(replace(config, data=only), tokenizer)
+    except UserError as error:
+        text = str(error).replace("data.prompts.path", "--prompts")
+        text = text.replace("--data.prompts", "--prompts")
+        raise UserError(text.replace("data.prompts:", "--prompts:")) from None
+    launch.say(f"prompts{data.report.lines()[0].removeprefix('train')}")
     return in_order(data.train)
-
-
-def as_rows(text: Path, folder: Path) -> Path:
-    """The prompts of a text file, one a line, as a file of rows in `folder`; empty lines are none.
-    UserError if it has none."""
-    with readable(f"--prompts {text}"):
-        found = [line.strip() for line in lines(text.expanduser(), "") if line.strip()]
-    if not found:
-        raise UserError(f"--prompts {text}: holds no prompt; write one a line.")
-    file = folder / "prompts.jsonl"
-    rows = (json.dumps({"prompt": line}) for line in found)
-    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return file
 
 
 def in_order(rows: list[Row]) -> list[Row]:

@@ -202,7 +202,7 @@ def test_what_cannot_be_judged(judge: Judge, tmp_path: Path) -> None:
     cases = {
         ("--output_dir", nothing): r"nothing: no stage is finished there.*stage1_sft\.py",
         ("--prompts", empty): r"--prompts .*empty\.txt: holds no prompt; write one a line",
-        ("--prompts", tmp_path / "no.txt"): r"--prompts .*no\.txt cannot be read: No such file",
+        ("--prompts", tmp_path / "no.txt"): r"--prompts .*no\.txt' does not exist",
         ("--pairs", tmp_path / "no.jsonl"): r"--pairs.*no\.jsonl",
         ("--judge", f"{rule}:bad"): r"--judge: .*rule_that_fails\.py:bad failed.*ZeroDivisionError",
         ("--judge", f"{rule}:worse"): r"--judge: .*'worse' does not exist",

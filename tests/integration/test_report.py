@@ -97,6 +97,17 @@ def test_curves_have_intervals_and_long_runs_are_thinned(tmp_path: Path) -> None
     assert [p["update"] for p in told_by(page)["frontier"]] == [0, 500, 1000]
 
 
+def test_the_interval_of_few_pairs_is_wide(tmp_path: Path) -> None:
+    """Wilson's (1927): of 6 right in 6 the lower limit is n / (n + 1.96^2) = 0.610, not 1 - 0."""
+    run = make_run(tmp_path / "run")
+    file = run / "reward" / "stage.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["metrics"] |= {"pairs": 6, "accuracy": 1.0}
+    file.write_text(json.dumps(record), encoding="utf-8")
+    reward = told_by(write_report(run))["stages"][1]
+    assert reward["figures"][0] == ["held-out accuracy", "1.000 [0.610, 1.000]"]
+
+
 def test_two_may_write_at_once(tmp_path: Path) -> None:
     """A stage that runs, and the command beside it."""
     root = make_run(tmp_path / "run", updates=3)

@@ -175,3 +175,21 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     data = sft_data(texts(tmp_path), gpt2_like())
     with pytest.raises(UserError, match=r"data.inspect_json: .* cannot be written \(Is a dir"):
         show(data, gpt2_like(), DataSection(inspect_json=str(tmp_path)))
+
+
+def test_a_text_file_of_prompts_is_a_prompt_a_line(tmp_path: Path) -> None:
+    """In stage 3, where the whole file was one prompt without a word: PPO trained on that alone."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"a towel\r\n\n a taxi \nno key")
+    made = with_data(config(path, NONE), test_fraction=0.0)
+    data = prompt_data(made, gpt2_like())
+    assert [row["prompt"] for row in data.train] == ["a towel", "a taxi", "no key"]
+    prompts = made.data.prompts
+    assert (
+        len(prompt_data(with_data(made, prompts=replace(prompts, limit=2)), gpt2_like()).train) == 2
+    )
+    whole = with_data(made, prompts=replace(prompts, format="text"))
+    assert len(prompt_data(whole, gpt2_like()).train) == 1
+    path.write_text(" \n")
+    with pytest.raises(UserError, match=r"data\.prompts\.path .*prompts\.txt: holds no prompt"):
+        prompt_data(made, gpt2_like())

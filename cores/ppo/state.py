@@ -1,8 +1,11 @@
 """Everything that an update of stage 3 changes, all of it JSON. What can be made anew from it and
 the configuration is not in it: schedules, orders, buffers, captured graphs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from cores.errors import UserError
+from cores.run.checkpoint import Checkpoint
 
 
 @dataclass
@@ -25,3 +28,19 @@ class PPOState:
     """What a reward model from elsewhere was scaled by (`calibrate`); None for one of stage 2."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best evaluation so far, with its update; empty without `ppo.keep_best`."""
+
+    @classmethod
+    def of(cls, saved: Checkpoint) -> "PPOState":
+        """As a checkpoint has it; UserError where it cannot have been written so."""
+        known = {field.name for field in fields(cls)}
+        state = cls(**{k: v for k, v in saved.numbers.items() if k in known})
+        price = isinstance(state.kl_coef, int | float) and state.kl_coef >= 0
+        kinds = isinstance(state.halved, bool) and isinstance(state.skipped, int)
+        if state.update != saved.step or not (price and kinds):
+            raise UserError(
+                f"{saved.folder / 'state.json'}: damaged (update {state.update!r} in step "
+                f"{saved.step}, kl_coef {state.kl_coef!r}, halved {state.halved!r}, skipped "
+                f"{state.skipped!r}). Remove {saved.folder.name}, and the same command goes on "
+                "from the checkpoint before it."
+            )
+        return state

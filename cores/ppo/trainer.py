@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from functools import partial
 
 import torch
@@ -89,10 +88,9 @@ class PPOTrainer(Scorer):
 
     def load_state_dict(self, saved: Checkpoint) -> None:
         """Go on from there. The trained weights were put in before the launch took the models."""
-        known = {field.name for field in fields(PPOState)}
         for role in self.roles.trained:
             role.load(saved)
-        self.state = PPOState(**{k: v for k, v in saved.numbers.items() if k in known})
+        self.state = PPOState.of(saved)
 
     def step(self, prompts: list[list[int]], rows: Sequence[Row] = ()) -> tuple[Experience, Stats]:
         """One update from replies to this rank's `prompts`, in groups of `samples_per_prompt`.

@@ -12,6 +12,15 @@ PPO = (
 )
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
+    "cores/ppo/state.py": (
+        ("tests/unit/test_ppo_state.py",),
+        [
+            ("state-step", "an update past the end is believed",
+             "state.update != saved.step or not", "not"),
+            ("state-price", "a price of KL below 0 is believed",
+             "and state.kl_coef >= 0", ""),
+        ],
+    ),
     "cores/ppo/experience.py": (
         (*PPO, "tests/unit/test_ppo_batches.py"),
         [

@@ -14,8 +14,8 @@ HEAD = """# Planted bugs
 
 `python research/mutations/run.py` plants each of these bugs alone into a copy of the code, runs the
 tests nearest to it, then all unit and parity tests, and stops at the first that fails.
-**{caught} of {planted} are caught.** At least 95% must be. The tests that caught something all pass
-on the code without a bug. Seconds are those up to the failure, on two cores.
+**{caught} of {planted} are caught.** At least 95% must be.{left} The tests that caught
+something all pass on the code without a bug. Seconds are those up to the failure, on two cores.
 """
 
 
@@ -25,14 +25,18 @@ def write(mutations: list[Mutation], outcomes: dict[str, Outcome]) -> None:
 
 
 def render(mutations: list[Mutation], outcomes: dict[str, Outcome]) -> str:
-    """The page as Markdown."""
+    """The page as Markdown, of those mutations whose outcome is known."""
+    planned = len(mutations)
+    mutations = [m for m in mutations if m.id in outcomes]
+    left = planned - len(mutations)
+    told = f"\n{left} of the {planned} planned were not run for this page." if left else ""
     survivors = [m for m in mutations if outcomes[m.id].failed is None]
-    parts = [HEAD.format(caught=len(mutations) - len(survivors), planted=len(mutations))]
+    parts = [HEAD.format(caught=len(mutations) - len(survivors), planted=len(mutations), left=told)]
     if survivors:
         parts.append("## Not caught\n")
         parts += [f"- {m.what} (`{m.id}`, `{m.file}`): {_change(m)}" for m in survivors]
         parts.append("")
-    for area in AREAS:
+    for area in sorted({m.area for m in mutations}, key=list(AREAS).index):
         parts += [f"## {area}\n", "| bug | where | caught by | s |", "|---|---|---|---|"]
         for m in (m for m in mutations if m.area == area):
             outcome = outcomes[m.id]

@@ -1,12 +1,15 @@
 """Mutation check: bugs planted one at a time, and which test catches each.
 
-    python research/mutations/run.py [--only REGEX] [--workers 2] [--quick] [--check]
+    python research/mutations/run.py [--only REGEX] [--workers 2] [--quick] [--check] [--save FILE]
+    python research/mutations/run.py --write FILE...
 
 Each bug of plan.py is planted into a copy of the code. The tests named with it run first, then all
 of tests/unit and tests/parity, then the integration tests in INTEGRATION, up to the first failure;
 with --quick only those named, so what is left may be caught by others. At the end the tests that
 caught something run on the code as it is, where they must pass. Without --only and --quick the
-result is written to docs/mutations.md. Exit status 1 if fewer than 95% are caught.
+result is written to docs/mutations.md. A slice of the plan (--only) leaves its outcomes in the file
+of --save, and --write makes the page of such files: of what they hold, and no more. Exit status 1
+if fewer than 95% are caught.
 """
 
 import argparse
@@ -126,7 +129,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="bugs tried side by side")
     parser.add_argument("--quick", action="store_true", help="only the tests named with each")
     parser.add_argument("--check", action="store_true", help="only see that each can be planted")
+    parser.add_argument("--save", type=Path, help="JSON of the outcomes, for --write")
+    parser.add_argument("--write", type=Path, nargs="+", help="make the page of saved outcomes")
     args = parser.parse_args()
+    if args.write:
+        report.write(plan(), sessions.saved(args.write))
+        return
     mutations = [m for m in plan() if re.search(args.only, m.id)]
     try:
         check(mutations)
@@ -141,6 +149,8 @@ def main() -> None:
         outcomes = run_all(mutations, args.workers, args.quick, Path(scratch).resolve())
     caught = sum(outcome.failed is not None for outcome in outcomes.values())
     print(f"{caught} of {len(mutations)} caught")
+    if args.save is not None:
+        sessions.save(outcomes, args.save)
     if not args.only and not args.quick:
         report.write(mutations, outcomes)
     sys.exit(int(caught < report.WANTED * len(mutations)))

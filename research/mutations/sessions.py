@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ class Outcome:
     failed: str | None
     """The first test that failed, or why the session ended early; None: all passed."""
     seconds: float
+
+
+def save(outcomes: dict[str, Outcome], file: Path) -> None:
+    """Outcomes by the name of their bug, as JSON."""
+    file.write_text(json.dumps({name: asdict(outcome) for name, outcome in outcomes.items()}))
+
+
+def saved(files: list[Path]) -> dict[str, Outcome]:
+    """What `save` wrote; of a bug in several files, the last."""
+    read = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return {name: Outcome(**told) for found in read for name, told in found.items()}
 
 
 def preload() -> None:

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     check_run(config, "sft")
 
     # Heavy imports come after the arguments are known to be right.
-    from cores.data import sft_data, show
+    from cores.data import inputs, sft_data, show
     from cores.forecast import forecast
     from cores.models import check_saving, save_model
     from cores.models.adapters import check_quantization
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     from cores.runtime.elsewhere import pinned
     from cores.runtime.fingerprint import base_facts, cache_if_unreachable, tokenizer_fingerprint
     from cores.runtime.launch import check_batches, launch
-    from cores.training.sft import check_positions, inputs, sft_model, train_and_judge
+    from cores.training.sft import check_positions, sft_model, train_and_judge
 
     here = launch(config)
     check_batches(config.sft, here, "sft")
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "vocab_size": saved_rows(model),
             **depends,
+            "data": data.report.to_json(),  # what was read of a stream is known only now
             "metrics": metrics,
         }
         run.finish(lambda to: here.once(save_model, trained, tokenizer, to, merge, images), facts)

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     check_run(config, "reward")
 
     # Heavy imports come after the arguments are known to be right.
-    from cores.data import preference_data, show
+    from cores.data import inputs, preference_data, show
     from cores.forecast import forecast
     from cores.models import ScalarModel, save_model
     from cores.models.adapters import check_quantization
@@ -29,7 +29,6 @@ def main(argv: list[str]) -> None:
     from cores.training.calibration import calibrate, calibration_asked
     from cores.training.ppo import check_sampling
     from cores.training.reward import judged, reward_model, train_reward
-    from cores.training.sft import inputs
 
     here = launch(config)
     check_batches(config.reward, here, "reward")

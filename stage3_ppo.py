@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
     config = parse_config(argv, "stage3_ppo.py", "Stage 3: proximal policy optimization.")
 
     # Heavy imports come after the arguments are known to be right.
-    from cores.data import overlap, prompt_data, show
+    from cores.data import inputs, overlap, prompt_data, show
     from cores.forecast import forecast
     from cores.models.adapters import check_quantization
     from cores.models.images import later_processor
@@ -26,7 +26,6 @@ def main(argv: list[str]) -> None:
     from cores.runtime.parents import load_parents, parent_facts, policy_tokenizer, stale_parents
     from cores.training import ppo
     from cores.training.calibration import calibrated_roles
-    from cores.training.sft import inputs
 
     here = launch(config)
     check_batches(config.ppo, here, "ppo")

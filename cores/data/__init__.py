@@ -10,4 +10,5 @@ from cores.data.build import (
 from cores.data.collate import beside, left_pad, right_pad
 from cores.data.inspect import readable, show
 from cores.data.report import DataReport, MixtureReport, SplitReport
+from cores.data.sides import inputs
 from cores.data.stream import StreamedData, TextStream

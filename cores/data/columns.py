@@ -15,7 +15,7 @@ from typing import Any
 from cores.config.data import Format
 from cores.data.files import separator_hint
 from cores.data.sources import Row
-from cores.data.values import Turn, short, text_of
+from cores.data.values import SWITCHES, Ignored, Turn, short, text_of
 from cores.errors import UserError
 
 NAMES = (
@@ -209,27 +209,62 @@ SIGNS: dict[tuple[str, ...], Format] = {
     ("message_tree_id", "prompt"): "oasst",
     ("input", "preferred_output", "non_preferred_output"): "openai_preference",
     ("data", "annotations"): "label_studio",
+    ("prompt", "completion", "label"): "kto",
+    ("messages", "label"): "kto",
+    ("kto_tag",): "kto",
 }
 """By which columns the rows of a preset are known (cores/data/presets.py)."""
 
+WANTED = ("true", "false", "1", "0", "1.0", "0.0")
+"""What a label says of a reply, as text in lower case."""
 BESIDE = ("system", "history")
 """Columns that say what stood before the prompt, beside one that holds the last turn."""
+LABELS = ("label", "kto_tag")
+QUESTIONS = ("question", "query", "input")
+"""Columns that hold the prompt in files that have no name of ours for it."""
 REFUSED = {
-    **dict.fromkeys(("label", "kto_tag"), "whether the reply is wanted; format kto reads it"),
+    **dict.fromkeys(LABELS, "whether the reply is wanted; format kto reads it"),
     **dict.fromkeys(BESIDE, "what stood before the prompt"),
+    **dict.fromkeys(QUESTIONS, "what was asked; columns {prompt: NAME} reads it"),
     "system_prompt": "what stood before the prompt; columns {system: system_prompt} reads it",
     "tools": "the tools that could be called",
     "images": "images",
     "image": "an image",
     "parent_id": "the message that it answers; format oasst reads it",
+    "reasoning_content": "reasoning",
+    "chat_template_kwargs": "what the chat template is told",
+    "winner": "which reply is the better one",
+    "weight": "a weight",
+    "train": "whether it is trained on",
 }
 """Columns that change what a row teaches where nothing reads them. Stage 3 hands them to reward
 functions; a text's label is what it is about."""
+
+
+def refuse(row: Row, lost: Iterable[str], form: Format, ignore: Ignored) -> None:
+    """UserError for a column of `lost`, which nothing reads in rows of format `form`, that means
+    something."""
+    for name in lost:
+        value = row.columns.get(name)
+        text = str(value).lower()
+        usual = name in SWITCHES and text in ("1", "1.0", "true")
+        if name not in REFUSED or usual or text in ("none", "", "[]", "{}"):
+            continue
+        what = REFUSED[name].replace("NAME", name)
+        if name in LABELS and (form == "preference" or text not in WANTED):
+            what = "a label"  # no preset reads it
+        raise UserError(
+            f"{row.where}: column {name!r} ({what}: {short(value)}) is not read, and the row would "
+            "be learned as if it were not there; make of it what this stage reads (docs/data.md), "
+            f"or name the column in the source's `ignore` ({ignore.advice(name)})."
+        )
 
 
 def column_hints(columns: list[str], key: str) -> str:
     """Sentences on what may be wrong: the preset that reads such rows was not named, or columns are
     separated by another sign; empty if nothing is known."""
     found = next((name for signs, name in SIGNS.items() if set(signs) <= set(columns)), None)
-    preset = "" if found is None else f" Perhaps these are rows for {key}.format {found}."
-    return preset + separator_hint(columns)
+    hint = "" if found is None else f" Perhaps these are rows for {key}.format {found}."
+    if not hint and key.startswith("data.preference") and "score" in columns:
+        hint = " Replies with a score each are for reward.kind pointwise or binned."
+    return hint + separator_hint(columns)

@@ -34,7 +34,7 @@ def read_jsonl(path: Path) -> Rows:
             if line[end:].strip():
                 raise UserError(
                     f"{where}: more than one JSON value (text follows the first); put one object a "
-                    "line and nothing else."
+                    "line and nothing else (lines end with LF or CR LF, not with CR alone)."
                 )
             yield where, _object(value, where)
 
@@ -116,7 +116,7 @@ def read_csv(path: Path, mark: str = ",") -> Rows:
     try:
         for values in reader:
             if values and not header:
-                header = values
+                header = [name.strip() for name in values]
                 _once(header, f"{path}:{line}: the header")
             elif values and len(values) != len(header):
                 raise UserError(

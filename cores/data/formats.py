@@ -5,7 +5,7 @@ from typing import Literal
 
 from cores.config.data import Format, OneSource
 from cores.config.schema import Config
-from cores.data.columns import BESIDE, REFUSED, column_hints
+from cores.data.columns import BESIDE, QUESTIONS, column_hints, refuse
 from cores.data.sources import Row
 from cores.data.transcripts import (
     FURTHER,
@@ -25,7 +25,6 @@ from cores.data.values import (
     before_of,
     margin_of,
     reply_of,
-    short,
     text_of,
     turns_of,
     value_of,
@@ -198,18 +197,9 @@ class Reader:
 
     def _refuse(self, row: Row) -> None:
         """UserError for a column that would be lost and means something."""
-        for name, what in REFUSED.items():
-            a_text = self.plain and name == "label"  # of a message of a tree the rest is missing
-            lost = name in self.unread and name not in self.ignore.names and not a_text
-            if self.format == "preference":
-                what = what.partition("; format")[0]  # no preset reads it beside two replies
-            if lost and row.columns.get(name) not in (None, "", "[]", [], {}):
-                raise UserError(
-                    f"{row.where}: column {name!r} ({what}: {short(row.columns[name])}) is not "
-                    "read, and the row would be learned as if it were not there; make of it what "
-                    "this stage reads (docs/data.md), or name the column in the source's `ignore` "
-                    f"({self.ignore.advice(name)})."
-                )
+        free = {*self.ignore.names, *(("label",) if self.plain else ())}
+        free |= set() if self.column is None else {*QUESTIONS}
+        refuse(row, [name for name in self.unread if name not in free], self.format, self.ignore)
 
     def _asked(self, row: Row) -> tuple[list[Turn], list[str], str | None]:
         """Prompt and replies, and why there are none."""
@@ -265,9 +255,14 @@ class Reader:
             turns = turns_of(row, column, self.ignore)
         else:
             text = words_of(row, column)
-            if column == "instruction" and row.columns.get("input"):
-                text = text + self.template.separator + text_of(row, "input")
+            given = (
+                text_of(row, "input") if column == "instruction" and "input" in row.columns else ""
+            )
+            if given.strip() and text.strip():
+                text = text + self.template.separator + given
                 before = with_system(before, self.template.system_prompt_input)
+            elif given.strip():  # the question, in files whose instruction may be empty
+                text = given
             said: list[Turn] = [{"role": "user", "content": text}]
             turns = parse(text, self.template) if self.transcripts else said
             if self.transcripts and text.strip() and not turns:
@@ -292,9 +287,10 @@ class Reader:
         if self.template.kind != "none":
             raise UserError(
                 f"{row.where}: there is no column for the prompt ({', '.join(PROMPTS)}), so "
-                "'chosen' and 'rejected' must hold it; for texts with \"\\n\\nHuman:\" and "
-                '"\\n\\nAssistant:" set transcripts: true in the section of the source, for others '
-                "template.kind: none, or give lists of turns."
+                "'chosen' and 'rejected' must hold it. Name another that does (columns {prompt: "
+                "NAME}), set transcripts: true in the section of the source (texts with Human: and "
+                "Assistant: after empty lines) or template.kind: none (others), or give lists of "
+                "turns."
             )
         prompt, rests = part_texts(text_of(row, "chosen"), text_of(row, "rejected"))
         return [{"role": "user", "content": prompt}], list(rests[: self.sides]), None

@@ -104,7 +104,12 @@ def check_options(
     one = OneSource()
     alike, most = source.similarity != one.similarity, source.most_images != one.most_images
     for name, given, used, what in (
-        (f"{key}.image_folder", source.image_folder is not None, shown, "has an image"),
+        (
+            f"{key}.image_folder",
+            source.image_folder is not None,
+            shown,
+            "names one in `image` or `images`",
+        ),
         (f"{key}.similarity", alike, mixed, "is interleaved"),
         (f"{key}.most_images", most, mixed, "is interleaved"),
         ("template.image", alone and image != usual, shown, "has an image"),

@@ -18,7 +18,7 @@ from cores.data.formats import Example
 from cores.data.image_files import INTERLEAVED, captioned, check_options, found_image, image_names
 from cores.data.roles import Segment
 from cores.data.sources import Row
-from cores.data.values import SPEAKERS, Turn
+from cores.data.values import Turn, role_of, short
 from cores.draws import key
 from cores.errors import UserError
 
@@ -34,6 +34,8 @@ MATCHED = ("matched_text_index", "matched_sim", "image_name")
 SIDES = ("chosen_ids", "rejected_ids", "ids", "input_ids")
 """Ids of a row of stage 2 or 3."""
 TURNS = ("messages", "conversations", "prompt")
+OWN = ("image", "path", "url")
+"""Keys of a part that name its file."""
 TEXTS = ("prompt", "instruction", "text")
 """Columns of turns, or of a text, that an image stands in."""
 
@@ -110,7 +112,7 @@ class Shown:
     ) -> dict[str, Any]:
         """The conversation of a row whose reply is told of its image alone."""
         turns = columns.pop("messages", None) or columns.pop("conversations", None)
-        replies = [t for t in turns or [] if _role(t) == "assistant"]
+        replies = [t for t in turns or [] if role_of(t) == "assistant"]
         said = [turn.get("content", turn.get("value")) for turn in replies]
         caption = columns.pop("caption", said[0] if len(said) == 1 else None)
         if not images or not isinstance(caption, str):
@@ -149,17 +151,11 @@ class Shown:
         return replace(row, columns={**columns, "text": text}, images=self._found(names, row.where))
 
 
-def _role(turn: Any) -> str | None:
-    """Of a turn in any form; None for what is none."""
-    turn = turn if isinstance(turn, dict) else {}
-    return SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower())
-
-
 def _place(columns: dict[str, Any], images: int, where: str, template: ImageTemplate) -> None:
     """Put `MARK` where the texts of a row say `<image>`; where none does, before the first text of
     a user (TRL's convention)."""
     holders = _holders(columns)
-    texts = [_joined(holder[name]) for holder, name in holders]
+    texts = [_joined(holder[name], where) for holder, name in holders]
     count = sum(text.count(WRITTEN) + text.count(MARK) for text in texts)
     if not count and texts:
         texts[0] = MARK * images + texts[0]
@@ -181,17 +177,24 @@ def _holders(columns: dict[str, Any]) -> list[tuple[Any, str]]:
         turns = columns.get(name)
         if isinstance(turns, list):
             copies = columns[name] = [dict(t) if isinstance(t, dict) else t for t in turns]
-            asked = [turn for turn in copies if _role(turn) == "user"]
+            asked = [turn for turn in copies if role_of(turn) == "user"]
             keys = [(turn, "content" if "content" in turn else "value") for turn in asked]
             return [(turn, key) for turn, key in keys if isinstance(turn.get(key), str | list)]
     return [(columns, name) for name in TEXTS if isinstance(columns.get(name), str)][:1]
 
 
-def _joined(content: Any) -> str:
-    """A turn's content; of a list of parts the texts, with `MARK` for images (TRL's convention)."""
+def _joined(content: Any, where: str) -> str:
+    """A turn's content; of a list of parts the texts, with `MARK` for images (TRL's convention).
+    UserError for parts of other types, and for images that name a file of their own."""
     if isinstance(content, str):
         return content
     parts = [part if isinstance(part, dict) else {} for part in content]
+    for part in parts:
+        if part.get("type") not in ("image", "text") or any(part.get(name) for name in OWN):
+            raise UserError(
+                f"{where}: a part of a turn is {short(part)}; beside images a part has type text "
+                "and its text, or type image alone: name the files in `images`, in their order."
+            )
     return "".join(MARK if p.get("type") == "image" else str(p.get("text", "")) for p in parts)
 
 

@@ -23,7 +23,7 @@ from cores.data.comparisons import (
 )
 from cores.data.sources import Row
 from cores.data.transcripts import merged, part_turns
-from cores.data.values import Ignored, Turn, turns_of
+from cores.data.values import Ignored, Turn, role_of, turns_of
 
 RATINGS = (
     ("chosen_rating", "rejected_rating"),
@@ -201,13 +201,13 @@ def _answered(row: Row, job: Job) -> tuple[Any, Any]:
     for column in ("messages", "conversations"):
         if column in row.columns:
             turns = need(row, column, list)
+            if not turns or role_of(turns[-1]) != "assistant":
+                raise MisfitError(row, f"{column!r} does not end with a reply")
             return turns[:-1], turns[-1:]
     if "instruction" not in row.columns:
         return need(row, "prompt", *ASKED), need(row, "completion", *ASKED)
-    parts = [need(row, "instruction", *TEXT) or ""]
-    if row.columns.get("input"):
-        parts.append(need(row, "input", str))
-    return job.config.template.separator.join(parts), need(row, "output", *TEXT)
+    parts = [need(row, "instruction", *TEXT), row.columns.get("input") and need(row, "input", str)]
+    return job.config.template.separator.join(filter(None, parts)), need(row, "output", *TEXT)
 
 
 def label_studio(row: Row, job: Job) -> Comparison:

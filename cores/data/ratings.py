@@ -6,7 +6,7 @@ from cores.config.data import OneSource
 from cores.config.schema import Config
 from cores.data.formats import ORDER, Example, Reader, Stage
 from cores.data.sources import Row
-from cores.data.values import score_of
+from cores.data.values import LARGEST_MARGIN, number_of, short, value_of
 from cores.errors import UserError
 
 SCORE = "score"
@@ -44,3 +44,23 @@ class RatingReader(Reader):
         if score is None:
             return replace(example, dropped=example.dropped or "no score")
         return replace(example, score=score)
+
+
+def score_of(row: Row, bins: int | None) -> float | None:
+    """A reply's score: any number, or with `bins` a rating, 1 to so many; None where none is given.
+    0 is a score as others are."""
+    value, score = value_of(row, "score"), number_of(row, "score")
+    if score is None:
+        return None
+    if bins is None and not abs(score) <= LARGEST_MARGIN:
+        raise UserError(
+            f"{row.where}: column 'score' must be a number of at most {LARGEST_MARGIN:g}, but "
+            f"holds {short(value)}; correct the row."
+        )
+    if bins is not None and score not in range(1, bins + 1):
+        raise UserError(
+            f"{row.where}: column 'score' must be a whole number from 1 to {bins} (reward.bins, "
+            f"with reward.kind binned), but holds {short(value)}; correct the row, set "
+            "reward.bins, or choose reward.kind pointwise."
+        )
+    return score

@@ -2,6 +2,7 @@
 stood before it, whether that is read by an encoder or by attention both ways."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +26,12 @@ class Inputs:
 
 
 TEXT = Inputs()
+
+
+def inputs(base: Any, images: Any = None) -> Inputs:
+    """How a base with this configuration, and this reader of images, takes a row."""
+    tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
+    return Inputs(base.is_encoder_decoder, tokens)
 
 
 def reply_rows(

@@ -84,6 +84,11 @@ def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Sour
 
 def _source(path: str, split: str, section: OneSource, key: str, streaming: bool) -> Source:
     where, hidden, named = f"{key} {path!r}", 0, path
+    if "://" in path:
+        raise UserError(
+            f"{where} is an address, from which nothing is fetched; download the file, or give the "
+            "id of a data set on the Hugging Face hub (owner/name)."
+        )
     if section.revision is not None and (_is_local(path) or os.path.lexists(path)):
         raise UserError(
             f"{where} is a local path, and revision is for hub data sets; remove "

@@ -66,19 +66,19 @@ class Template:
             return self._last(turns, where)
 
     def framed(self, turns: list[Turn], segments: list[Segment]) -> bool:
-        """Whether the last question ends with what `segments`, the row's, put behind it, or the
-        reply begins with what they put before one: a template wrote it before."""
-        asked = next((t["content"].strip() for t in turns[::-1] if t["role"] == "user"), None)
-        if asked is None:  # a text without turns
+        """Whether the last question ends with what `segments`, the row's, put behind it, or it or
+        the last reply begins with its prefix: a template wrote it before."""
+        said = {turn["role"]: turn["content"].strip() for turn in turns}
+        if "user" not in said:  # a text without turns
             return False
         given = "".join(segment.text for segment in segments if segment.role == "prompt")
+        behind = given.rpartition(said["user"])[2].strip()
+        framed = _speaks(behind) and said["user"].endswith(behind)
         opened = self.section.kind == "roles" and not self.section.marked
-        mark = self.section.assistant.prefix.strip() if opened else ""
-        replied = turns[-1]["role"] == "assistant" and turns[-1]["content"].lstrip().startswith(
-            mark
-        )
-        behind = given.rpartition(asked)[2].strip()
-        return (_speaks(behind) and asked.endswith(behind)) or (_speaks(mark) and replied)
+        for role in {"user", "assistant"} & said.keys() if opened else ():
+            mark = getattr(self.section, role).prefix.strip()
+            framed = framed or (_speaks(mark) and said[role].startswith(mark))
+        return framed
 
     def _placed(self, turns: list[Turn], where: str) -> None:
         """UserError for a turn that would run into its neighbours, or that a chat template does

@@ -45,8 +45,8 @@ MEANING = {
 """Keys of a turn that change what it says or whether it is learned."""
 SWITCHES = ("weight", "train", "loss")
 """Those of them that say by 0 or false that it is not, in the lists of turns of stage 1."""
-READ = {"role", "content", "from", "value"}
-"""Keys of a turn that are read."""
+FORMS = (("role", "content"), ("from", "value"))
+"""Keys of a turn that are read: OpenAI's, or else ShareGPT's."""
 NEUTRAL: tuple[Any, ...] = (None, "", [], {}, 1, 1.0, True)
 """Values that say nothing more than the turn does without them."""
 
@@ -124,6 +124,8 @@ def turns_of(row: Row, column: str, ignore: Ignored = NOTHING) -> list[Turn]:
     value = value_of(row, column)
     if value is None:
         return []
+    if isinstance(value, str):
+        words_of(row, column)  # says so of the text of a list
     if not isinstance(value, list):
         raise UserError(
             f"{row.where}: column {column!r} must be a list of {{role, content}} or {{from, value}}"
@@ -158,9 +160,9 @@ def before_of(row: Row, columns: Collection[str], ignore: Ignored = NOTHING) -> 
     turns: list[Turn] = []
     if "system" in columns and row.columns.get("system"):
         turns.append({"role": "system", "content": text_of(row, "system")})
-    history = (row.columns.get("history") if "history" in columns else None) or []
+    history = row.columns.get("history") if "history" in columns else None
     if not isinstance(history, list):
-        history = [history]
+        history = [] if history in (None, "", "[]") else [history]
     for number, pair in enumerate(history, 1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(
@@ -168,9 +170,8 @@ def before_of(row: Row, columns: Collection[str], ignore: Ignored = NOTHING) -> 
                 f"reply, but is {short(pair)}; correct it, or leave the column out "
                 f"({ignore.advice('history')})."
             )
-        for role, text in zip(("user", "assistant"), pair, strict=True):
-            content = _text(text, row, f"round {number} of 'history'")
-            turns.append({"role": role, "content": content})
+        asked, reply = (_text(text, row, f"round {number} of 'history'") for text in pair)
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
     return turns
 
 
@@ -183,7 +184,7 @@ def with_system(turns: list[Turn], system: str | None) -> list[Turn]:
 
 def margin_of(row: Row) -> float:
     """What the chosen side has to lead by, in units of score: 0 where none is given."""
-    margin = _number(row, "margin")
+    margin = number_of(row, "margin")
     if margin is not None and not 0 <= margin <= LARGEST_MARGIN:
         raise UserError(
             f"{row.where}: column 'margin' must be a number, 0 or above and at most "
@@ -193,27 +194,7 @@ def margin_of(row: Row) -> float:
     return margin or 0.0
 
 
-def score_of(row: Row, bins: int | None) -> float | None:
-    """A reply's score: any number, or with `bins` a rating, 1 to so many; None where none is given.
-    0 is a score as others are."""
-    value, score = value_of(row, "score"), _number(row, "score")
-    if score is None:
-        return None
-    if bins is None and not abs(score) <= LARGEST_MARGIN:
-        raise UserError(
-            f"{row.where}: column 'score' must be a number of at most {LARGEST_MARGIN:g}, but "
-            f"holds {short(value)}; correct the row."
-        )
-    if bins is not None and score not in range(1, bins + 1):
-        raise UserError(
-            f"{row.where}: column 'score' must be a whole number from 1 to {bins} (reward.bins, "
-            f"with reward.kind binned), but holds {short(value)}; correct the row, set "
-            "reward.bins, or choose reward.kind pointwise."
-        )
-    return score
-
-
-def _number(row: Row, column: str) -> float | None:
+def number_of(row: Row, column: str) -> float | None:
     """None where nothing is given, NaN for what is no number. CSV holds numbers as text."""
     value = row.columns.get(column)
     if value is None or value == "":
@@ -224,21 +205,26 @@ def _number(row: Row, column: str) -> float | None:
         return math.nan
 
 
+def role_of(turn: Any) -> str | None:
+    """Of a turn in either form; None for what is none."""
+    turn = turn if isinstance(turn, dict) else {}
+    return SPEAKERS.get(str(turn.get("role") or turn.get("from")).lower())
+
+
 def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:
-    if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
-        role, content = turn["role"], turn["content"]
-    elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
-        role, content = turn["from"], turn["value"]
-    else:
+    told = turn if isinstance(turn, dict) else {}
+    names = next((n for n in FORMS if told.get(n[0]) is not None and n[1] in told), None)
+    if names is None:
         raise UserError(
             f"{row.where}: {what} must be an object with role and content (or from and value), but "
             f"is {short(turn)}."
         )
-    if not isinstance(role, str) or role.lower() not in SPEAKERS:
+    if (role := role_of(turn)) is None:
         raise UserError(
-            f"{row.where}: {what} has the role {short(role)}; known are {', '.join(SPEAKERS)}."
+            f"{row.where}: {what} has the role {short(turn[names[0]])}; known are "
+            f"{', '.join(SPEAKERS)}."
         )
-    free, read = ignore.free(SPEAKERS[role.lower()]), {*READ}
+    free, read = ignore.free(role), {*names}
     for key in [key for key in MEANING if key in turn and key not in ignore.names]:
         if key in SWITCHES and turn[key] in (0, False) and free:
             read.add(key)
@@ -250,9 +236,9 @@ def _turn(turn: Any, row: Row, what: str, ignore: Ignored) -> Turn:
             )
     ignore.unread.update(key for key in turn.keys() - read if said(turn[key]))
     return {
-        "role": SPEAKERS[role.lower()],
-        "content": _content(content, row, f"the content of {what}"),
-        **({"untrained": "yes"} if ignore.obeyed and read > READ else {}),
+        "role": role,
+        "content": _content(turn[names[1]], row, f"the content of {what}"),
+        **({"untrained": "yes"} if ignore.obeyed and len(read) > len(names) else {}),
     }
 
 

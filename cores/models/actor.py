@@ -11,11 +11,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from cores.errors import UserError
 from cores.models.body import body_of, hidden_states
@@ -31,7 +29,12 @@ holds about four tensors of this size, or three in the logits' dtype where kerne
 
 def plain_model(model: Any) -> Any:
     """The Hugging Face model itself, its adapters active, where peft wraps it."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if adapted(model) else model
+
+
+def adapted(model: Any) -> bool:
+    """Whether peft wraps it. Asked of the class: an import of peft takes seconds."""
+    return "PeftModel" in {kind.__name__ for kind in type(model).__mro__}
 
 
 class Actor(nn.Module):
@@ -46,7 +49,7 @@ class Actor(nn.Module):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: Any,
         temperature: float,
         stop_ids: Sequence[int] = (),
         min_new_tokens: int = 0,
@@ -249,7 +252,7 @@ class ScalarModel(nn.Module):
     `reward_scale`, minus `reward_mean`.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 

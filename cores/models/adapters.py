@@ -4,7 +4,8 @@ A stage's folder has its adapter under adapter/, and unless `lora.merge` is off 
 beside it. Without that the adapter's base, which adapter_config.json names, is needed to load it.
 
 Frozen weights of the body's linear layers are held in 8 or 4 bits through bitsandbytes (Dettmers et
-al. 2022, 2023), or those of all linear layers in bf16. The rest stays in fp32.
+al. 2022, 2023), or those of all linear layers in bf16. The rest stays in fp32. peft, which takes
+seconds to import, is imported where there are adapters alone.
 """
 
 import logging
@@ -13,15 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftModel,
-    PrefixTuningConfig,
-    TaskType,
-    get_peft_model,
-    get_peft_model_state_dict,
-)
-from peft.utils import load_peft_weights
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -46,11 +38,14 @@ SCALAR_HEAD = "score"
 """Head of a classification model: it computes in fp32, outside autocast, and may be trained."""
 
 
-def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: str) -> PeftModel:
-    """Wrap `model` in adapters; UserError naming `key` if no layer has the names given.
+def add_lora(model: PreTrainedModel, section: LoraSection, task: str, key: str) -> Any:
+    """Wrap `model` in adapters; UserError naming `key` if no layer has the names given. task:
+    peft's name of it.
 
     peft leaves the head out of "all-linear", and trains that of a classification model in full.
     """
+    from peft import LoraConfig, get_peft_model
+
     head = getattr(model, SCALAR_HEAD, None)
     config = LoraConfig(
         task_type=task,
@@ -77,22 +72,24 @@ def add_lora(model: PreTrainedModel, section: LoraSection, task: TaskType, key: 
         ) from None
 
 
-def language_task(config: PretrainedConfig) -> TaskType:
+def language_task(config: PretrainedConfig) -> str:
     """What a language model of this configuration is to peft."""
-    return TaskType.SEQ_2_SEQ_LM if config.is_encoder_decoder else TaskType.CAUSAL_LM
+    return "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
+def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter, and a classification model's head, to `folder`/adapter."""
     model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
     (folder / ADAPTER / "README.md").unlink()  # peft's empty model card
 
 
-def lone_adapter(folder: str | Path) -> LoraConfig | None:
+def lone_adapter(folder: str | Path) -> Any:
     """The adapter's configuration, where `folder` has an adapter and no weights; else None."""
     place = Path(folder) / ADAPTER
     if not (place / "adapter_config.json").is_file() or any(Path(folder).glob("*.safetensors")):
         return None
+    from peft import LoraConfig, PrefixTuningConfig
+
     with reading(place, "adapter"):
         config = LoraConfig.from_pretrained(str(place))
     if isinstance(config, PrefixTuningConfig):
@@ -106,7 +103,7 @@ def lone_adapter(folder: str | Path) -> LoraConfig | None:
     return config
 
 
-def base_of(folder: str | Path, adapter: LoraConfig) -> str:
+def base_of(folder: str | Path, adapter: Any) -> str:
     """The folder or hub id of the model that an adapter belongs to; UserError if it is gone."""
     base = str(adapter.base_model_name_or_path)
     if Path(base).is_absolute() and not Path(base).is_dir():
@@ -123,6 +120,9 @@ def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
     An adapter of a causal model goes onto a classification model too: layers have the same names.
     """
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
     place = str(Path(folder) / ADAPTER)
     with reading(place, "adapter"):
         config = LoraConfig.from_pretrained(place)

@@ -7,17 +7,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import (
     AutoModelForSequenceClassification,
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.errors import ANEW, UserError
-from cores.models.actor import plain_model
+from cores.models.actor import adapted, plain_model
 from cores.models.adapters import save_adapter
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
 from cores.models.heads import policy_class
@@ -29,7 +27,7 @@ SAMPLING = "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cut
 
 
 def save_model(
-    model: PreTrainedModel | PeftModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     merge: bool = True,
@@ -50,7 +48,7 @@ def save_model(
     _settle_generation(plain_model(model), tokenizer)
     _settle_pad_row(plain_model(model), tokenizer)
     save_tokenizer(tokenizer, folder)
-    if isinstance(model, PeftModel):
+    if adapted(model):
         save_adapter(model, folder)
         _save_configs(plain_model(model), folder)
         if merge and not model.active_peft_config.is_prompt_learning:
@@ -81,7 +79,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_saving(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """UserError if `save_model` would fail after the training: all is tried now, the weights by
     their names, in a temporary folder."""
     inner: Any = plain_model(model)
@@ -92,7 +90,7 @@ def check_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeni
     names = {name: one.setdefault(id(t), torch.zeros(1)) for name, t in state.items()}
     with TemporaryDirectory() as folder, reading(inner.name_or_path, "model", "saved"):
         tokenizer.save_pretrained(folder)
-        if isinstance(model, PeftModel):
+        if adapted(model):
             _save_configs(inner, Path(folder))
         else:
             inner.save_pretrained(folder, state_dict=names, save_original_format=False)

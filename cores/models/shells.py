@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils import load_peft_weights
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import (
@@ -89,6 +87,9 @@ def scalar_on(
 def keep_adapter(model: Any, folder: Path) -> None:
     """`folder`/adapter onto `model` as it is, beside the weights and never trained: layers give
     W x + (alpha / r) B A x. Its head becomes the model's. Adapters that are trained go on top."""
+    from peft import LoraConfig
+    from peft.utils import load_peft_weights
+
     where = folder / ADAPTER
     with reading(where, "adapter"):
         adapter = LoraConfig.from_pretrained(str(where))

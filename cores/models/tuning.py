@@ -3,7 +3,6 @@
 from fnmatch import fnmatchcase
 from typing import Any
 
-from peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,10 +42,12 @@ def trained_part(model: nn.Module) -> str:
     return f"trained: {len(trained)} of {len(weights)} tensors, {some:,} of {all_:,} weights"
 
 
-def add_prefix(model: PreTrainedModel, tokens: int) -> PeftModel:
+def add_prefix(model: PreTrainedModel, tokens: int) -> Any:
     """`model`, frozen, behind `tokens` trained keys and values in every layer, as P-Tuning v2 has
     them (Liu et al. 2021): no network makes them. UserError where the family has no place."""
-    config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=tokens)
+    from peft import PrefixTuningConfig, get_peft_model
+
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
     try:
         made: Any = get_peft_model(model, config)
     except (ValueError, AttributeError, KeyError) as error:

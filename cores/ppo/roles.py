@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -231,7 +230,7 @@ def critic_model(
     else:
         critic = load_scalar(parents["sft"].folder, config.model, tokenizer, num_labels=1)
         torch.nn.init.zeros_(critic.score.weight)
-    return ScalarModel(_trainable(critic, config, TaskType.SEQ_CLS, CRITIC))
+    return ScalarModel(_trainable(critic, config, "SEQ_CLS", CRITIC))
 
 
 def _as_actor(model: Any, config: Config, tokenizer: PreTrainedTokenizerBase) -> Actor:
@@ -259,7 +258,7 @@ def _reward(
     return model
 
 
-def _trainable(model: Any, config: Config, task: TaskType, name: str) -> Any:
+def _trainable(model: Any, config: Config, task: str, name: str) -> Any:
     """With adapters and checkpointing as configured."""
     lora = config.ppo.lora
     hold_tower(model)

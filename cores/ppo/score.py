@@ -214,7 +214,8 @@ def with_room(scorer: Scorer, work: Callable[[], T]) -> T:
     of half as many rows or tokens: the same numbers, within rounding.
 
     On several processes where `work` told all of them (NoRoomError). Where weights or gradients are
-    shards the others wait inside a pass, for this rank's part of a sum, and cannot turn back.
+    shards the others wait inside a pass, for this rank's part of a sum, and cannot turn back; nor
+    can one process alone: a second try was seen to take another step (FSDP2).
     """
     while True:
         try:
@@ -236,7 +237,8 @@ def _check_room(scorer: Scorer, error: RuntimeError) -> None:
     known = isinstance(error, NoRoomError)  # by all ranks
     if not known and not out_of_memory(error):
         raise error
-    if scorer.state.halved or (scorer.launch.world > 1 and not known):
+    alone = scorer.launch.world == 1 and scorer.roles.sharding.apart
+    if scorer.state.halved or not (known or alone):
         ending = UserError(
             f"ppo: memory ran out ({str(error).splitlines()[0]}). Lower ppo.microbatch_size or "
             "ppo.microbatch_tokens (the result is the same), or set model.gradient_checkpointing, "

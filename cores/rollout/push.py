@@ -7,7 +7,6 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -69,8 +68,8 @@ def weights(model: Any) -> Iterator[tuple[str, Tensor]]:
         if "lora_" in name:
             continue
         value, layer = parameter.detach(), model.get_submodule(place.removesuffix(".base_layer"))
-        if isinstance(layer, LoraLayer) and own == "weight":
-            added: Any = layer.get_delta_weight  # type: ignore[attr-defined]
+        added: Any = getattr(layer, "get_delta_weight", None)  # an adapted layer of peft's has it
+        if added is not None and own == "weight":
             active = [adapter for adapter in layer.active_adapters if adapter in layer.r]
             value = sum((added(adapter).float() for adapter in active), value.float())
         yield from revert_weight_conversion(model, {name.replace(".base_layer", ""): value}).items()

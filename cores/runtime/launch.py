@@ -183,16 +183,11 @@ def launch(config: Config) -> Launch:
     os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
     # It would refuse the complete settings that the stages make of the file's inline keys.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
-    gpu = torch.cuda.is_available()
-    if config.model.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
-        raise UserError(
-            "model.precision: this GPU does not compute in bf16; use --model.precision fp16."
-        )
-    if config.model.precision == "fp16" and not gpu:
-        raise UserError(
-            "model.precision: fp16 is for GPUs, and torch sees none here; use --model.precision "
-            "fp32 (or bf16)."
-        )
+    gpu, precision = torch.cuda.is_available(), config.model.precision
+    if precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("model.precision: this GPU does not compute in bf16; set it to fp16.")
+    if precision == "fp16" and not gpu:
+        raise UserError("model.precision: fp16 is for GPUs, and torch sees none; set it to fp32.")
     # cuDNN attention gives NaN gradients for masked rows of some lengths (64, 192, ...) on Hopper:
     # pytorch issue 196678, torch 2.11. The other kernels do not.
     torch.backends.cuda.enable_cudnn_sdp(False)

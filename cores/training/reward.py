@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -65,7 +64,7 @@ def reward_model(config: Config, start: Path, tokenizer: PreTrainedTokenizerBase
     if not section.lora.rank:
         return model
     with seeded(config.seed, "reward's adapters"):
-        return add_lora(model, section.lora, TaskType.SEQ_CLS, "reward.lora")
+        return add_lora(model, section.lora, "SEQ_CLS", "reward.lora")
 
 
 def of_pairs(logits: Tensor, margins: Tensor, section: RewardSection) -> Judged:

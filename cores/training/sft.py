@@ -22,8 +22,6 @@ from cores.config import Config
 from cores.data import StageData, StreamedData, TextStream, right_pad
 from cores.data.collate import pack
 from cores.data.encode import IGNORED
-from cores.data.images import ImageTokens
-from cores.data.sides import Inputs
 from cores.draws import seeded
 from cores.errors import ANEW, UserError
 from cores.models import add_lora
@@ -43,12 +41,6 @@ from cores.training.losses import PART, WeightedLosses, loss_weights, row_sums
 
 Row = dict[str, Any]
 """A demonstration, as `sft_data` tells."""
-
-
-def inputs(base: PretrainedConfig, images: Images = None) -> Inputs:
-    """How a base with this configuration, and this reader of images, takes a row."""
-    tokens = None if images is None else ImageTokens(images.token, images.id, images.count)
-    return Inputs(base.is_encoder_decoder, tokens)
 
 
 def check_positions(config: Config, base: PretrainedConfig) -> None:

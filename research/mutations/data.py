@@ -101,9 +101,11 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ),
         [
             ("framed-prompt", "a prompt that was rendered before is rendered again",
-             "asked.endswith(behind)", "False"),
+             'said["user"].endswith(behind)', "False"),
             ("framed-reply", "a reply that names its speaker is given another",
-             "(_speaks(mark) and replied)", "False"),
+             '{"user", "assistant"} & said.keys()', '{"user"} & said.keys()'),
+            ("framed-question", "a question that names its speaker is given another",
+             '{"user", "assistant"} & said.keys()', '{"assistant"} & said.keys()'),
             ("framed-letter", "messages that end with a word of the frame are left out",
              " and not mark[-1].isalnum()", ""),
             ("bos-in-rounds", "later rounds of a conversation lose their BOS",

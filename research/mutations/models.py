@@ -159,7 +159,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("ends-lost", "texts are read before the end token",
              "text.removesuffix(suffix) + suffix + self.template.eos", "text"),
             ("always-ended", "replies that ran out are ended too",
-             "bool(ids) and ids[-1] in self.ends", "True"),
+             "if ids is None or (ids and ids[-1] in self.ends):", "if True:"),
             ("one-end", "a policy has one end token",
              "*told, tokenizer.eos_token_id", "tokenizer.eos_token_id"),
             ("any-tokenizer", "another tokenizer's ids are taken",

@@ -51,7 +51,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              '(float(votes["left"]), float(votes["right"]))',
              '(float(votes["right"]), float(votes["left"]))'),
             ("input-lost", "the input of an instruction lost",
-             'if row.columns.get("input"):', "if False:"),
+             ", row.columns.get(\"input\") and need(row, \"input\", str)]", "]"),
         ],
     ),
     "cores/data/trees.py": (

@@ -4,8 +4,14 @@ Bug = tuple[str, str, str, str]
 
 BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/columns.py": (
-        ("tests/unit/test_data_columns.py",),
+        ("tests/unit/test_data_columns.py", "tests/unit/test_data_elsewhere.py"),
         [
+            ("weights-lost", "rows of weight 0 are learned",
+             "if name not in REFUSED or usual or", "if name not in REFUSED or name in SWITCHES or"),
+            ("weights-usual", "rows of weight 1 are refused",
+             "usual or text in", "text in"),
+            ("labels-alike", "the preset for wanted replies is advised for topics",
+             "or text not in WANTED", ""),
             ("input-lost", "a prompt with an input is none of format instruction",
              'if "prompt" in wanted else "instruction" in own', "if False else False"),
             ("overwritten", "a column takes the place of another of its new name",
@@ -38,9 +44,15 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/values.py": (
         (
             "tests/unit/test_data_formats.py", "tests/unit/test_data_turns.py",
-            "tests/unit/test_data_meaning.py",
+            "tests/unit/test_data_meaning.py", "tests/unit/test_data_images.py",
+            "tests/unit/test_data_elsewhere.py",
         ),
         [
+            ("bot", "a speaker of another name is nobody beside images",
+             'return SPEAKERS.get(str(turn.get("role") or turn.get("from")).lower())',
+             'return SPEAKERS.get(str(turn.get("role") or turn.get("from")))'),
+            ("forms-mixed", "of a turn in two forms the other is passed over",
+             "{*names}", '{"role", "content", "from", "value"}'),
             ("prompter", "OASST's prompter is unknown", '"human", "prompter"', '"human"'),
             ("ipython", "what an interpreter says is the user's",
              '("tool", "function", "observation", "ipython"), "tool"',
@@ -54,13 +66,19 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/formats.py": (
         (
             "tests/unit/test_data_formats.py", "tests/unit/test_data_turns.py",
-            "tests/unit/test_data_meaning.py",
+            "tests/unit/test_data_meaning.py", "tests/unit/test_data_elsewhere.py",
         ),
         [
             ("text-label", "labelled texts refused",
-             'self.plain and name == "label"', "False"),
+             '("label",) if self.plain else ()', "()"),
             ("text-tree", "messages of a tree are texts",
-             'self.plain and name == "label"', "self.plain"),
+             '("label",) if self.plain else ()', '("label", "parent_id") if self.plain else ()'),
+            ("question-lost", "beside two replies a question of another name is not seen",
+             "set() if self.column is None else {*QUESTIONS}", "{*QUESTIONS}"),
+            ("question-refused", "a question beside the prompt is refused",
+             "set() if self.column is None else {*QUESTIONS}", "set()"),
+            ("input-alone", "an input to an empty instruction is an input",
+             "if given.strip() and text.strip():", "if given.strip():"),
             ("pair-unread", "turns of a pair are told not to be read",
              "if name not in PAIR]", "]"),
         ],

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from cores.data import sft_data
+from cores.data import inputs, sft_data
 from cores.data.encode import IGNORED
 from cores.models.images import image_processor, reads_images
 from cores.models.loading import load_config
-from cores.training.sft import inputs, row_losses
+from cores.training.sft import row_losses
 from scripts.evaluation.runs import Judged, Row, as_trained
 from scripts.evaluation.stats import Estimate, ratio
 

@@ -30,9 +30,10 @@ def rows(asked: str, reply: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("build", [sft_data, preference_data, prompt_data])
-def test_a_prompt_with_its_frame_is_left_out(build: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [FRAMED, "User: A towel?", "A towel?\nAssistant:"])
+def test_a_prompt_with_its_frame_is_left_out(build: Any, asked: str, tmp_path: Path) -> None:
     """Alpaca's and others' files hold it; here the model would read it twice."""
-    path = write_jsonl(tmp_path / "a.jsonl", rows(FRAMED, "Of course."))
+    path = write_jsonl(tmp_path / "a.jsonl", rows(asked, "Of course."))
     report = build(config(path, ROLES), chat_like()).report.train
     assert dict(report.dropped) == {"in the template's frame already": 1}
     assert not build(config(path, NONE), chat_like()).report.train.dropped, "verbatim it is right"

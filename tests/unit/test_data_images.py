@@ -67,6 +67,22 @@ def test_a_frame_whose_prefix_alone_is_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "audio", "audio": "a.wav"},
+        {"type": "image_url", "image_url": {"url": "lamp.png"}},
+        {"type": "image", "image": "other.png"},
+    ],
+)
+def test_parts_that_would_be_lost(part: dict[str, Any], tmp_path: Path) -> None:
+    """Sound, and images of their own, beside those of the row."""
+    parts = [part, {"type": "text", "text": "What?"}]
+    turns = [{"role": "user", "content": parts}, *said("", "A lamp.")[1:]]
+    with pytest.raises(UserError, match=r"rows.jsonl:1: a part of a turn is dict .*in `images`"):
+        one(tmp_path, {"image": "lamp.png", "messages": turns})
+
+
+@pytest.mark.parametrize(
     "columns",
     [
         {"messages": [{"role": "system", "content": "S"}, *said("Both?", "Yes.")]},

@@ -153,3 +153,20 @@ def test_parts_of_texts_under_prefix_attention(tmp_path: Path, fields: dict[str,
     rows: Any = sft_data(replace(made, data=replace(made.data, **fields)), gpt2_like()).train
     assert len(rows) > 1
     assert {row["prompt_length"] for row in rows} == {0}
+
+
+def test_what_prefix_attention_cuts(tmp_path: Path) -> None:
+    """Of a long reply the end and its stop token, never of a prompt, which holds what is asked."""
+    rows = [
+        {"prompt": "Q" * asked, "completion": "a" * reply}
+        for asked, reply in ((4, 90), (60, 4), (4, 4))
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    data: Any = sft_data(prefix(config(path, ROLES, sft={"max_length": 40})), llama_like())
+    eos = llama_like().eos_token_id
+    assert [(len(row["input_ids"]) == 40, row["labels"][-1] == eos) for row in data.train] == [
+        (True, False),
+        (False, True),
+    ]
+    assert data.report.train.truncated == 1
+    assert dict(data.report.train.dropped) == {"no trained token within sft.max_length": 1}

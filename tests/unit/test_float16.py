@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_its_factors() -> None:
 def test_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU, and with shards: refused by name."""
     config = replace(ppo_config(), model=ModelSection(precision="fp16"))
-    with pytest.raises(UserError, match=r"fp16 is for GPUs.*--model.precision fp32"):
+    with pytest.raises(UserError, match=r"fp16 is for GPUs.*set it to fp32"):
         launch.launch(config)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match="fp16 does not go with DeepSpeed or FSDP2"):

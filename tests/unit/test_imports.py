@@ -3,6 +3,8 @@ end. Imports within functions and for types alone count like all others."""
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -108,3 +110,12 @@ def test_no_module_imports_itself_in_the_end() -> None:
     graph = {name: imports(name) for name in MODULES}
     assert all(other in MODULES for others in graph.values() for other in others)
     tuple(TopologicalSorter(graph).static_order())
+
+
+def test_stage_3_imports_no_trainer_and_no_adapters() -> None:
+    """Both cost seconds at every start, and are not needed without adapters."""
+    tree = ast.parse((ROOT / "stage3_ppo.py").read_text(encoding="utf-8"))
+    lines = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    heavy = "{'peft', 'bitsandbytes', 'trl', 'deepspeed', 'vllm', 'transformers.trainer'}"
+    lines += ["import sys", f"assert 'torch' in sys.modules and not {heavy} & sys.modules.keys()"]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True)

@@ -1,5 +1,6 @@
 """Memory that runs out once: micro-batches of half as many rows, and the same numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from _models import (
 
 from cores.errors import UserError
 from cores.models import Actor
+from cores.sharding import Whole
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -65,3 +67,19 @@ def test_a_second_time_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     Short(monkeypatch, 0, grad=False)
     with pytest.raises(UserError, match=r"memory ran out \(CUDA out of memory.*microbatch_size"):
         make_trainer("gpt2").score(fixed_rollout())
+
+
+class Shards(Whole):
+    """One process that holds shards, as DeepSpeed and FSDP2 do."""
+
+    apart = False
+
+
+def test_shards_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one process neither: FSDP2 would take another step than without the failure."""
+    trainer = make_trainer("gpt2", microbatch_size=4)
+    trainer.roles = replace(trainer.roles, sharding=Shards("fp32", cpu=True))
+    short = Short(monkeypatch, 2, grad=True)
+    with pytest.raises(UserError, match="memory ran out"):
+        trainer.step(PROMPTS)
+    assert short.failed == 1

@@ -3,6 +3,7 @@
 In memory, or for texts of stage 1 read while training (`stream.StreamedData`).
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -142,7 +143,7 @@ def _read(
 
 def _prompts(text: Row, what: str) -> list[Row]:
     """Of a text file the prompts, one a line; empty lines are none. UserError if it has none."""
-    file, found = text.where.rpartition(":")[0], text.columns["text"].split("\n")
+    file, found = text.where.rpartition(":")[0], re.split(r"\r\n?|\n", text.columns["text"])
     rows = [Row(f"{file}:{i}", {"prompt": x.strip()}) for i, x in enumerate(found, 1) if x.strip()]
     if not rows:
         raise UserError(f"{what}: holds no prompt; write one a line.")

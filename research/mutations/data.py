@@ -252,8 +252,12 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/build.py": (
-        ("tests/unit/test_data_build.py",),
+        ("tests/unit/test_data_build.py", "tests/unit/test_data_texts.py"),
         [
+            ("prompts-whole", "a text file of prompts is one prompt",
+             'if stage == "ppo" and section.format is None', "if False"),
+            ("prompts-limit", "the limit counts text files, not their prompts",
+             'source.path}")[: section.limit]', 'source.path}")'),
             ("split-by-row", "one prompt on both sides of the split",
              "sides[held_out(example.key, fraction)]",
              "sides[held_out(example.row.where, fraction)]"),

@@ -32,8 +32,7 @@ def main(argv: list[str]) -> None:
     here = launch(config)
     check_batches(config.sft, here, "sft")
     with StageRun(config, "sft", here, started) as run:
-        if not config.data.inspecting:
-            run.claim()
+        run.claim()
         merge, frozen = config.sft.lora.merge, config.sft.lora.rank + config.sft.prefix_tokens > 0
         check_quantization(config.model, frozen, "sft.lora", here.sharding.stage, here.device)
         cache_if_unreachable(config.model.path)

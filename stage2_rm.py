@@ -33,8 +33,7 @@ def main(argv: list[str]) -> None:
     here = launch(config)
     check_batches(config.reward, here, "reward")
     with StageRun(config, "reward", here, started) as run:
-        if not config.data.inspecting:
-            run.claim()
+        run.claim()
         stage, lora, merge = here.sharding.stage, config.reward.lora, config.reward.lora.merge
         check_quantization(config.model, lora.rank > 0, "reward.lora", stage, here.device)
         parents = load_parents(config, ["sft"], here.is_local_main, run.place)

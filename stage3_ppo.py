@@ -30,8 +30,7 @@ def main(argv: list[str]) -> None:
     here = launch(config)
     check_batches(config.ppo, here, "ppo")
     with StageRun(config, "ppo", here, started) as run:
-        if not config.data.inspecting:
-            run.claim()
+        run.claim()
         stage, lora = here.sharding.stage, config.ppo.lora
         check_quantization(config.model, lora.rank > 0, "ppo.lora", stage, here.device)
         parents = load_parents(config, ppo.needed_stages(config), here.is_local_main, run.place)

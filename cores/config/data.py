@@ -86,6 +86,11 @@ class SourceSection(OneSource):
     """Read rows of format text while training, for sets that do not fit in memory; stage 1 only,
     and needs sft.max_steps. Off: a shuffle of all rows is better where they fit."""
 
+    def items(self, key: str) -> list[tuple[str, OneSource]]:
+        """Its sources and their dotted keys: those of the list, or itself, at `key`."""
+        several = enumerate(self.sources)
+        return [(f"{key}.sources[{i}]", source) for i, source in several] or [(key, self)]
+
 
 @dataclass(frozen=True)
 class DataSection:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
 
-from cores.config.data import OneSource, SourceSection, WeightedSource
+from cores.config.data import OneSource, SourceSection
 from cores.config.effects import effect_problems
 from cores.config.limits import LARGEST, range_problems
 from cores.config.ppo import ESTIMATORS, PPOSection
@@ -51,7 +51,7 @@ def _paths(config: Config) -> Rules:
     for stage in ("model", "sft", "reward"):
         found[f"{stage}.path"] = getattr(config, stage).path
     for key, section in _data(config):
-        for place, source in [(key, section), *_items(section, key)]:
+        for place, source in section.items(key):
             found |= {f"{place}.path": source.path, f"{place}.test_path": source.test_path}
     shown = config.data.inspect_json
     for key, path in found.items():
@@ -182,34 +182,30 @@ def _data(config: Config) -> list[tuple[str, SourceSection]]:
     return [(f"data.{name}", getattr(config.data, name)) for name in names]
 
 
-def _items(section: SourceSection, key: str) -> list[tuple[str, WeightedSource]]:
-    return [(f"{key}.sources[{i}]", source) for i, source in enumerate(section.sources)]
-
-
 def _rows(config: Config) -> Rules:
     """Of each stage one source or several, each with a path."""
     unfit = {"sft.packing": config.sft.packing, "ppo.ptx_coef": config.ppo.ptx_coef > 0}
     for key, section in _data(config):
-        items = _items(section, key)
-        yield (items and section.path is not None,
+        several = section.sources
+        yield (several and section.path is not None,
                f"{key}.path: {section.path} stands beside {key}.sources; remove one of them, or "
                f"give --{key}.sources '[]' or --{key}.path null on the command line.")  # fmt: skip
         for field in fields(OneSource):
             set_here = getattr(section, field.name) != getattr(OneSource(), field.name)
             one_by_one = f"{key}.{field.name}: belongs into the items of {key}.sources, one by one."
-            yield items and set_here, one_by_one
-        given = [item for item, source in items if source.loss_weight is not None]
-        for item in given[:1]:
-            some = f"{item}.loss_weight: is not given for all sources; give each one, or none."
-            yield len(given) < len(items), some
+            yield several and set_here, one_by_one
+        given = [i for i, source in enumerate(several) if source.loss_weight is not None]
+        for i in given[:1]:
+            item = f"{key}.sources[{i}].loss_weight"
+            some = f"{item}: is not given for all sources; give each one, or none."
+            yield len(given) < len(several), some
             for name, there in unfit.items():
                 yield (there and key == "data.sft",
-                       f"{name}: takes rows of all sources alike, which {item}.loss_weight tells "
-                       "apart; turn it off, or remove the weights of losses.")  # fmt: skip
-        for item, source in items:
-            unset = f"{item}.path: is not set; give the item the path of its rows, or remove it."
-            yield source.path is None, unset
-        for place, one in [(key, section), *items]:
+                       f"{name}: takes rows of all sources alike, which {item} tells apart; turn "
+                       "it off, or remove the weights of losses.")  # fmt: skip
+        for place, one in section.items(key):
+            unset = f"{place}.path: is not set; give the item the path of its rows, or remove it."
+            yield several and one.path is None, unset
             yield (one.transcripts and config.template.kind == "none",
                    f'{place}.transcripts: takes texts apart at "Human:" and "Assistant:", and '
                    "template.kind none would put nothing back; turn it off for verbatim texts, or "
@@ -222,8 +218,9 @@ def _streaming(config: Config) -> Rules:
         streams = getattr(config.data, name).streaming
         yield streams, f"data.{name}.streaming: is for stage 1 (data.sft) only; turn it off."
     section, key = config.data.sft, "data.sft.streaming"
-    items: list[OneSource] = [*section.sources] or [section]
-    others = any(one.transcripts or one.format not in (None, "text") for one in items)
+    others = any(
+        one.transcripts or one.format not in (None, "text") for _, one in section.items(key)
+    )
     yield from (
         (section.streaming and config.sft.max_steps is None,
          f"{key}: needs sft.max_steps, as the number of rows is not known; set it."),

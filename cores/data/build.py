@@ -3,10 +3,11 @@
 In memory, or for texts of stage 1 read while training (`stream.StreamedData`).
 """
 
-import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -23,10 +24,13 @@ from cores.data.ratings import RatingReader
 from cores.data.report import DataReport, MixtureReport, SplitReport
 from cores.data.rows import RowMaker
 from cores.data.sides import TEXT, Inputs
-from cores.data.sources import Row, Source, sources
-from cores.data.stream import StreamedData, streamed
+from cores.data.sources import Row, Source, prompts_of, sources
+from cores.data.stream import Part, StreamedData, TextStream
 from cores.data.transcripts import first_user_turn
 from cores.errors import UserError
+
+TEST_ROWS = 1000
+"""Held-out rows of a stream kept at most: their mean loss is then known to a few percent."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def sft_data(
     Raises UserError for anything wrong with the source, or if no row is left to train on.
     """
     if config.data.sft.streaming:
-        return streamed(config, tokenizer)
+        return _streamed(config, tokenizer)
     return _build(config, tokenizer, "sft", "data.sft", config.data.sft, inputs)
 
 
@@ -91,63 +95,80 @@ def _build(
     stage: Stage,
     key: str,
     section: SourceSection,
-    inputs: Inputs = TEXT,
+    inputs: Inputs,
 ) -> StageData:
     """Of the one source of `section`, which stands at `key`, or of several with weights."""
+    items = section.items(key)
+    parts = [_one(config, tokenizer, stage, place, source, inputs) for place, source in items]
     if not section.sources:
-        return StageData(*_one(config, tokenizer, stage, key, section, inputs))
-    parts = [
-        _one(config, tokenizer, stage, f"{key}.sources[{i}]", source, inputs)
-        for i, source in enumerate(section.sources)
-    ]
+        return StageData(*parts[0])
     trains, tests, reports = zip(*parts, strict=True)
-    weights = [source.weight for source in section.sources]
-    by_tokens = section.weigh == "tokens"
-    if any(source.loss_weight is not None for source in section.sources):
+    mixture, marked = _mixture(section, reports)
+    if marked:
         trains = tuple([{**row, "part": i} for row in part] for i, part in enumerate(trains))
-    train, mixed = mix(trains, weights, config.seed, by_tokens)
-    counts, tokens = [len(part) for part in mixed], [tokens_in(part) for part in mixed]
-    for i, source in enumerate(section.sources):
-        if not counts[i]:
+    by_tokens = mixture.tokens is not None
+    train, mixed = mix(trains, mixture.weights, config.seed, by_tokens)
+    mixture.counts[:] = [len(part) for part in mixed]
+    if mixture.tokens is not None:
+        mixture.tokens[:] = [tokens_in(part) for part in mixed]
+    for (place, source), weight, count in zip(items, mixture.weights, mixture.counts, strict=True):
+        if not count:
             raise UserError(
-                f"{key}.sources[{i}].weight: {source.weight:g} of {sum(weights):g} in all is none "
-                f"of the {len(train)} training rows, so nothing of {source.path!r} would be used. "
-                "Raise the weight, give more rows, or remove the item."
+                f"{place}.weight: {weight:g} of {sum(mixture.weights):g} in all is none of the "
+                f"{len(train)} training rows, so nothing of {source.path!r} would be used. Raise "
+                "the weight, give more rows, or remove the item."
             )
-    return StageData(
-        train,
-        interleave(tests),
-        MixtureReport(list(reports), weights, counts, tokens if by_tokens else None),
-    )
+    return StageData(train, interleave(tests), mixture)
 
 
-def _read(
-    config: Config, stage: Stage, key: str, section: OneSource, inputs: Inputs, source: Source
-) -> tuple[Reader, list[Example], Counter[str] | None]:
-    """The rows of a source under a reader that fits them, and what a preset made of what."""
-    rated = stage == "reward" and config.reward.kind != "pairwise"
-    kind = RatingReader if rated else Reader
-    rows = list(source.open())
+def _streamed(config: Config, tokenizer: PreTrainedTokenizerBase) -> StreamedData:
+    """The texts of stage 1; UserError for rows further on comes later."""
+    section = config.data.sft
+    each = [_stream(config, tokenizer, *item) for item in section.items("data.sft")]
+    parts, tests, reports = zip(*each, strict=True)
+    if not section.sources:
+        return StreamedData(TextStream([*parts]), tests[0], reports[0])
+    mixture, marked = _mixture(section, reports)
+    return StreamedData(TextStream([*parts], mixture, marked), interleave(tests), mixture)
+
+
+def _mixture(section: SourceSection, reports: Iterable[DataReport]) -> tuple[MixtureReport, bool]:
+    """With nothing counted; and whether rows say of which source they are."""
+    weights = [source.weight for source in section.sources]
+    tokens = [0] * len(weights) if section.weigh == "tokens" else None
+    marked = any(source.loss_weight is not None for source in section.sources)
+    return MixtureReport([*reports], weights, [0] * len(weights), tokens), marked
+
+
+Fitted = tuple[Reader, dict[str, str], list[Row], Counter[str] | None]
+"""A reader, the file's columns to the standard ones, rows as it takes them, what a preset made."""
+
+
+def _fitted(
+    config: Config,
+    stage: Stage,
+    key: str,
+    section: OneSource,
+    inputs: Inputs,
+    source: Source,
+    first: int | None = None,
+) -> Fitted:
+    """For its rows, or its `first` ones; columns that `ignore` names may then come later."""
+    kind = RatingReader if stage == "reward" and config.reward.kind != "pairwise" else Reader
+    rows = list(islice(source.open(), first))
     if stage == "ppo" and section.format is None and kind_of(Path(source.path)) == ".txt":
-        rows = _prompts(rows[0], f"{key}.path {source.path}")[: section.limit]
+        rows = prompts_of(rows[0], f"{key}.path {source.path}")[: section.limit]
     names = renaming(section.columns, columns_of(rows), source.path, key)
     rows = standard(rows, names)
     rows, fitted, counts = converted(rows, section, config, stage, key)
     rows, fitted = shown(config, fitted, source.path, rows, key, inputs.images is not None)
-    reader = kind(config, fitted, columns_of(rows), source.path, stage, key)
+    columns = columns_of(rows)
+    later = [] if first is None else [name for name in section.ignore if name not in columns]
+    reader = kind(config, fitted, [*columns, *later], source.path, stage, key)
     check_options(section, stage, reader, key, source.path)
     if stage != "ppo":  # reward functions get them all
         require_read(names, reader.unread, reader.format, key)
-    return reader, [by_images(reader.read(row)) for row in rows], counts
-
-
-def _prompts(text: Row, what: str) -> list[Row]:
-    """Of a text file the prompts, one a line; empty lines are none. UserError if it has none."""
-    file, found = text.where.rpartition(":")[0], re.split(r"\r\n?|\n", text.columns["text"])
-    rows = [Row(f"{file}:{i}", {"prompt": x.strip()}) for i, x in enumerate(found, 1) if x.strip()]
-    if not rows:
-        raise UserError(f"{what}: holds no prompt; write one a line.")
-    return rows
+    return reader, names, rows, counts
 
 
 def check_options(section: OneSource, stage: Stage, reader: Reader, key: str, path: str) -> None:
@@ -168,14 +189,14 @@ def overlap(config: Config, data: StageData, inputs: Inputs = TEXT) -> list[str]
     """A line, if there is one to say: how many prompts of stage 3 are first user turns of the pairs
     that stage 2 was trained on, where these lie in files and no other model scores."""
     section, key = config.data.preference, "data.preference"
-    items: list[OneSource] = [*section.sources] or [section]
     asked: set[str] = set()
-    for one in items:
+    for _, one in section.items(key):
         if config.reward.path or one.path is None or not Path(one.path).expanduser().exists():
             return []
         try:
             source, other = sources(one, key)
-            examples = _read(config, "reward", key, one, inputs, source)[1]
+            reader, _, read, _ = _fitted(config, "reward", key, one, inputs, source)
+            examples = [by_images(reader.read(row)) for row in read]
         except UserError as error:  # a file that has changed since is no mistake of this stage
             return [f"note: stage 2's pairs were not compared with the prompts: {error}"]
         fraction = 0.0 if other else config.data.test_fraction
@@ -196,10 +217,13 @@ def _one(
     inputs: Inputs,
 ) -> tuple[Rows, Rows, DataReport]:
     """Training rows, held-out rows and counts of one source."""
-    read = partial(_read, config, stage, key, section, inputs)
+
+    def read(source: Source) -> tuple[Reader, list[Example], Counter[str] | None]:
+        reader, _, rows, counts = _fitted(config, stage, key, section, inputs, source)
+        return reader, [by_images(reader.read(row)) for row in rows], counts
 
     def made(
-        source: Source, reader: Reader, examples: list[Example], counts: Counter[str] | None = None
+        source: Source, reader: Reader, examples: list[Example], counts: Counter[str] | None
     ) -> tuple[Rows, SplitReport]:
         unread = [*reader.unread, *(f"{n} (of turns)" for n in sorted(reader.ignore.unread))]
         told = (source.path, source.fingerprints, reader.format)
@@ -207,28 +231,70 @@ def _one(
         maker = RowMaker(config, tokenizer, section, reader, inputs)
         return list(maker.rows(examples, report)), report
 
+    fraction = config.data.test_fraction
     source, other = sources(section, key)
     reader, examples, counts = read(source)
-    fraction = config.data.test_fraction
-    sides: tuple[list[Example], list[Example]] = (examples, [])
+    test_reader, held, test_counts = read(other) if other else (reader, [], None)
     if other is None:
-        sides = ([], [])
-        for example in examples:
-            sides[held_out(example.key, fraction)].append(example)
-        if not sides[0]:
+        held = [example for example in examples if held_out(example.key, fraction)]
+        examples = [example for example in examples if not held_out(example.key, fraction)]
+        if not examples:
             raise UserError(
-                f"{key}.path {section.path!r}: all {len(examples)} rows fall into the held-out "
+                f"{key}.path {section.path!r}: all {len(held)} rows fall into the held-out "
                 f"share data.test_fraction {fraction}; give more rows, or lower it (0: none)."
             )
-    train, report = made(source, reader, sides[0], counts)
-    report.repeated = len(sides[0]) - len({example.key for example in sides[0]})
-    if other is None:
-        test, test_report = made(source, reader, sides[1])
-    else:
-        other_reader, others, other_counts = read(other)
-        test, test_report = made(other, other_reader, others, other_counts)
+    train, report = made(source, reader, examples, counts)
+    test, test_report = made(other or source, test_reader, held, test_counts)
+    known = {example.key for example in examples}
+    report.repeated = len(examples) - len(known)
+    test_report.trained_on = sum(e.key in known for e in held if e.dropped is None)
+    if other is not None:
         require(test, test_report, "held-out row", key)
-        known = {example.key for example in examples}
-        test_report.trained_on = sum(e.key in known for e in others if e.dropped is None)
     require(train, report, "row", key)
     return train, test, DataReport(report, test_report if other or fraction else None)
+
+
+def _stream(
+    config: Config, tokenizer: PreTrainedTokenizerBase, key: str, section: OneSource
+) -> tuple[Part, Rows, DataReport]:
+    """As `_one`, of texts that are read while training."""
+    fraction = config.data.test_fraction
+    source, other = sources(section, key, streaming=True)
+    fit = partial(_fitted, config, "sft", key, section, TEXT, first=1)
+    fitted = [(each, fit(each)) for each in (source, other) if each is not None]
+    for each, (reader, *_) in fitted:
+        if reader.format != "text":
+            raise UserError(
+                f"data.sft.streaming reads rows of format text, but {each.path!r} is of format "
+                f"{reader.format}; turn streaming off, or set {key}.format to text if it has a "
+                "column text."
+            )
+    reader, names = fitted[0][1][:2]
+    maker = RowMaker(config, tokenizer, section, reader)
+    known = {"text", *reader.unread}
+    """Columns; what comes with a later row is refused or named as if it were in the first."""
+
+    def examples(held: bool) -> Iterator[Example]:
+        for row in (other if other and held else source).open():
+            (row,) = standard([row], names)
+            reader.unread += [name for name in row.columns if name not in known]
+            known.update(row.columns)
+            example = reader.read(row)
+            if other or held_out(example.key, fraction) == held:
+                yield example
+
+    def counts(source: Source, passes: int | None) -> SplitReport:
+        told = (source.path, source.fingerprints, reader.format)
+        return SplitReport(*told, hidden=source.hidden, passes=passes, unread=reader.unread)
+
+    report = counts(source, 0)
+    part = Part(maker, lambda: examples(False), report, config.seed, key)
+    next(part.rows())  # mistakes at the beginning are told before a model is loaded
+    report.clear()
+    if not other and not fraction:
+        return part, [], DataReport(report, None)
+    test_report = counts(other or source, None)
+    kept = list(maker.rows(islice(examples(True), TEST_ROWS), test_report))
+    if other:
+        require(kept, test_report, "held-out row", key)
+    return part, kept, DataReport(report, test_report)

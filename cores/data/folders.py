@@ -73,23 +73,32 @@ def data_files(path: Path, key: str, split: str) -> tuple[list[Path], int, bool]
 
 
 def held_out_split(path: str, key: str, wanted: str | None = None) -> str | None:
-    """The split of a folder's files that is held out: `wanted`, else the one that is not train's;
-    None for a path whose files have no splits.
+    """The split of a folder that is held out: `wanted`, else the one that is not train's; None for
+    a path that has no splits.
 
     UserError where it is unclear. `key` is the dotted key of the path.
     """
     folder, what = Path(path).expanduser(), f"{key} {path!r}"
     with readable(what):
-        if not folder.is_dir() or (folder / "dataset_dict.json").is_file():
+        if not folder.is_dir():
             return None
-        splits = _splits(folder, _found(folder, what)[0], what).keys()
+        if is_saved(folder):
+            splits = {part.parent.name for part in folder.glob("*/state.json")}
+        else:
+            splits = {*_splits(folder, _found(folder, what)[0], what)}
     others = sorted(splits - {"train"})
     if len(others) > 1 and wanted is None:
         raise UserError(
             f"{what} holds files of the splits {', '.join(others)}; set "
             f"{key.rpartition('.')[0]}.test_split to the one that is held out."
         )
-    return (wanted or others[0]) if splits else None
+    return (wanted or others[0]) if others else None
+
+
+def is_saved(path: Path) -> bool:
+    """Whether it is a folder that `datasets` has saved (`save_to_disk`), with splits or without."""
+    one = all((path / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return one or (path / "dataset_dict.json").is_file()
 
 
 def _found(path: Path, what: str) -> tuple[list[Path], int]:

@@ -92,35 +92,37 @@ INTERLEAVED = ("text_list", "image_info")
 
 
 def check_options(
-    config: Config, source: OneSource, path: str, rows: list[tuple[Row, Row]], key: str
+    config: Config, source: OneSource, path: str, rows: list[tuple[Row, Row]] | None, key: str
 ) -> None:
     """UserError for options of images that none of the rows, as they were and as they are read,
-    gives anything to do."""
-    image, usual = config.template.image, ImageTemplate()
-    alone = not key.endswith("]")  # other sources may have rows for the template
-    shown = any(read.images for _, read in rows)
-    mixed = any(set(INTERLEAVED) <= row.columns.keys() for row, _ in rows)
-    asked = any(captioned(source, row) for row, _ in rows)
-    one = OneSource()
+    gives anything to do; `rows` is None for a base that reads no images."""
+    image, one, reads = config.template.image, OneSource(), rows is not None
+    alone = not key.endswith("]") or not reads  # other sources may have rows for the template
+    shown = any(read.images for _, read in rows or ())
+    mixed = any(set(INTERLEAVED) <= row.columns.keys() for row, _ in rows or ())
+    asked = any(captioned(source, row) for row, _ in rows or ())
+    named = "names one in `image` or `images`"
     alike, most = source.similarity != one.similarity, source.most_images != one.most_images
     for name, given, used, what in (
-        (
-            f"{key}.image_folder",
-            source.image_folder is not None,
-            shown,
-            "names one in `image` or `images`",
-        ),
+        (f"{key}.format caption", source.format == "caption", reads, "is read"),
+        (f"{key}.image_folder", source.image_folder is not None, shown, named),
         (f"{key}.similarity", alike, mixed, "is interleaved"),
         (f"{key}.most_images", most, mixed, "is interleaved"),
-        ("template.image", alone and image != usual, shown, "has an image"),
+        ("template.image", alone and image != ImageTemplate(), shown, "has an image"),
         ("template.image.requests", alone and image.requests, asked, "is of format caption"),
         ("template.image.clean", alone and image.clean, asked, "is of format caption"),
     ):
         if given and not used:
-            raise UserError(
-                f"{name}: has no effect, as no row of {path!r} {what}; remove it, or give rows "
-                "that need it (docs/data.md)."
+            problem = (
+                f"has no effect, as no row of {path!r} {what}; remove it, or give rows that need "
+                "it (docs/data.md)."
             )
+            if not reads:
+                problem = (
+                    "is for images, which this base does not read; remove it, or set model.path "
+                    "to one that does (docs/models.md)."
+                )
+            raise UserError(f"{name}: {problem}")
 
 
 def captioned(source: OneSource, row: Row) -> bool:

@@ -60,19 +60,7 @@ def shown(
     broken, elsewhere, or stands nowhere; and for options of images that nothing would read.
     """
     if not reads:
-        usual = OneSource()
-        options = {
-            f"{key}.format caption": source.format == "caption",
-            f"{key}.image_folder": source.image_folder is not None,
-            f"{key}.similarity": source.similarity != usual.similarity,
-            f"{key}.most_images": source.most_images != usual.most_images,
-            "template.image": config.template.image != ImageTemplate(),
-        }
-        for name in (name for name, given in options.items() if given):
-            raise UserError(
-                f"{name}: is for images, which this base does not read; remove it, or set "
-                "model.path to one that does (docs/models.md)."
-            )
+        check_options(config, source, path, None, key)
         return rows, source
     maker = Shown(config, source, path)
     read = [maker.row(row, number) for number, row in enumerate(rows)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from cores.config.data import OneSource
 from cores.data.files import READERS, kind_of
-from cores.data.folders import data_files, held_out_split
+from cores.data.folders import data_files, held_out_split, is_saved
 from cores.errors import UserError, readable
 from cores.runtime.fingerprint import HUB_TIMEOUT
 
@@ -43,8 +43,8 @@ class Source:
     path: str
     """As configured, with the split where a folder holds files of several."""
     fingerprints: dict[str, str]
-    """sha256 in hex by file name, of a streamed file its size; for a hub data set `datasets`'
-    fingerprint by its id."""
+    """sha256 in hex by file name (of several folders: by folder and name), of a streamed file its
+    size; for a hub data set `datasets`' fingerprint by its id."""
     open: Callable[[], Iterator[Row]]
     """Begins a pass, in the order of the file, files of a folder by name. UserError for the first
     malformed row, or if there is none at all."""
@@ -69,7 +69,7 @@ def sources(section: OneSource, key: str, streaming: bool = False) -> tuple[Sour
     if section.test_path is not None:
         split = split or held_out_split(section.test_path, f"{key}.test_path") or section.split
         return train, _source(section.test_path, split, section, f"{key}.test_path", streaming)
-    local = _is_local(section.path) and not _is_saved(Path(section.path).expanduser())
+    local = _is_local(section.path) and not is_saved(Path(section.path).expanduser())
     inside = held_out_split(section.path, f"{key}.path", split) if local else split
     if split is not None and inside is None:
         raise UserError(
@@ -89,7 +89,7 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
             f"{where} is an address, from which nothing is fetched; download the file, or give the "
             "id of a data set on the Hugging Face hub (owner/name)."
         )
-    if section.revision is not None and (_is_local(path) or os.path.lexists(path)):
+    if section.revision is not None and _is_local(path):
         raise UserError(
             f"{where} is a local path, and revision is for hub data sets; remove "
             f"{key.rpartition('.')[0]}.revision."
@@ -102,15 +102,11 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
         import datasets
 
         if section.name is not None:
-            raise UserError(
-                f"{where} was saved by datasets and has no configurations; remove name."
-            )
-
+            raise UserError(f"{where} was saved by datasets, without configurations; remove name.")
         with readable(where):
             found = datasets.load_from_disk(str(saved)).with_format(None)
-            fingerprints = {
-                f.name: _fingerprint(f, streaming) for f in sorted(saved.glob("*.arrow"))
-            }
+            stored = sorted(saved.glob("*.arrow"))
+            fingerprints = {file.name: _fingerprint(file, streaming) for file in stored}
     elif _is_local(path):
         with readable(where):
             files, hidden, several = data_files(Path(path).expanduser(), key, split)
@@ -125,8 +121,9 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
                 "(.jsonl), or turn streaming off."
             )
         named = f"{path} ({split})" if several else path
+        parts = 1 if len({file.parent for file in files}) < 2 else 2  # files may have one name
         with readable(where):
-            fingerprints = {file.name: _fingerprint(file, streaming) for file in files}
+            fingerprints = {"/".join(f.parts[-parts:]): _fingerprint(f, streaming) for f in files}
     else:
         found = _load_hub(path, split, section, key, streaming)
         fingerprints = {path: "streamed" if streaming else found._fingerprint}
@@ -146,6 +143,15 @@ def _source(path: str, split: str, section: OneSource, key: str, streaming: bool
     return Source(named, fingerprints, a_pass, hidden)
 
 
+def prompts_of(text: Row, what: str) -> list[Row]:
+    """Of a text file the prompts, one a line; empty lines are none. UserError if it has none."""
+    file, found = text.where.rpartition(":")[0], text.columns["text"].split("\n")
+    rows = [Row(f"{file}:{i}", {"prompt": x.strip()}) for i, x in enumerate(found, 1) if x.strip()]
+    if not rows:
+        raise UserError(f"{what}: holds no prompt; write one a line.")
+    return rows
+
+
 def _saved(path: Path, split: str, where: str) -> Path | None:
     """The folder of a split that `datasets` has saved (`save_to_disk`); None for any other path."""
     if (path / "dataset_dict.json").is_file():
@@ -156,15 +162,9 @@ def _saved(path: Path, split: str, where: str) -> Path | None:
                 f"not {split!r}; set split to one of them."
             )
         return path / split
-    if _is_saved(path) and split != "train":
+    if is_saved(path) and split != "train":
         raise UserError(f"{where} was saved by datasets without splits, so there is no {split!r}.")
-    return path if _is_saved(path) else None
-
-
-def _is_saved(path: Path) -> bool:
-    names = ("state.json", "dataset_info.json")
-    one = all((path / name).is_file() for name in names)
-    return one or (path / "dataset_dict.json").is_file()
+    return path if is_saved(path) else None
 
 
 def _is_local(path: str) -> bool:

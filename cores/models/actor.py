@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cores.errors import UserError
 from cores.models.body import body_of, hidden_states
-from cores.models.heads import expected_rating, scale_head
+from cores.models.heads import expected_rating
 from cores.models.rows import Packing, Rows, last_attended
 from cores.models.vocabulary import EXCLUDED_LOGIT
 
@@ -28,13 +28,9 @@ holds about four tensors of this size, or three in the logits' dtype where kerne
 
 
 def plain_model(model: Any) -> Any:
-    """The Hugging Face model itself, its adapters active, where peft wraps it."""
-    return model.get_base_model() if adapted(model) else model
-
-
-def adapted(model: Any) -> bool:
-    """Whether peft wraps it. Asked of the class: an import of peft takes seconds."""
-    return "PeftModel" in {kind.__name__ for kind in type(model).__mro__}
+    """The Hugging Face model itself, its adapters active, where peft wraps it: what only peft's
+    models have tells, as an import of peft takes seconds."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class Actor(nn.Module):
@@ -292,7 +288,9 @@ def rescale(model: Any, mean: float, std: float) -> None:
     the head, or for ratings into `config.reward_scale`, and what is then left of the mean into
     `config.reward_mean`."""
     if model.config.num_labels == 1:
-        scale_head(model, 1.0 / std)
+        for name, parameter in model.score.named_parameters():  # peft keeps a copy
+            if ".0." not in f".{name}":  # the first of two layers
+                parameter.mul_(1.0 / std)
     else:
         model.config.reward_scale = getattr(model.config, "reward_scale", 1.0) * (1.0 / std)
     before = float(getattr(model.config, "reward_mean", 0.0))

@@ -77,12 +77,6 @@ def language_task(config: PretrainedConfig) -> str:
     return "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter, and a classification model's head, to `folder`/adapter."""
-    model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
-    (folder / ADAPTER / "README.md").unlink()  # peft's empty model card
-
-
 def lone_adapter(folder: str | Path) -> Any:
     """The adapter's configuration, where `folder` has an adapter and no weights; else None."""
     place = Path(folder) / ADAPTER
@@ -178,7 +172,7 @@ def check_quantization(
         )
 
 
-def check_widths(section: ModelSection, auto: Any, path: str | Path, config: Any) -> None:
+def check_widths(section: ModelSection, kind: Any, path: str | Path, config: Any) -> None:
     """UserError for a layer whose rows are not whole blocks, before any weights are read.
 
     In 4 bits on a CPU bitsandbytes 0.50 reads some other widths back wrongly, without a word.
@@ -186,7 +180,7 @@ def check_widths(section: ModelSection, auto: Any, path: str | Path, config: Any
     if section.quantization != "4bit" or torch.cuda.is_available():
         return
     with torch.device("meta"), reading(path, "model"):  # no memory, no time
-        shapes = built(auto, config)
+        shapes = built(kind, config)
     for name, layer in shapes.named_modules():
         if not isinstance(layer, (nn.Linear, Conv1D)):
             continue

@@ -14,14 +14,13 @@ from cores.config import Config, ModelSection
 from cores.errors import UserError
 from cores.models.adapters import base_of, lone_adapter
 from cores.models.folders import WHOLE, place
-from cores.models.heads import policy_class
+from cores.models.heads import class_of
 from cores.models.images import one_vocabulary, reads_images
 from cores.models.loading import (
     SCALAR_FAMILIES,
     SEQ2SEQ,
     exclude_from,
     load_as,
-    load_config,
     load_tokenizer,
     random_model,
     read,
@@ -47,8 +46,10 @@ def check_base(
     The weights are loaded onto the meta device, which reads names and shapes alone; with `fresh`
     none are read, as all will be random.
     """
-    kinds = _causal(config), config.model_type in SEQ2SEQ, reads_images(config)
-    if not any(kinds):
+    masked = architecture(config).endswith("MaskedLM")
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    others = config.model_type in SEQ2SEQ or reads_images(config)
+    if not (others or (causal and not masked)):
         raise UserError(
             f"model.path: {architecture(config)} is no causal language model, which reads a text "
             f"from left to right, and no T5. Set model.path to one, of these families: "
@@ -64,13 +65,13 @@ def check_base(
     if adapter is not None:
         base_of(path, adapter)
         return
-    auto = policy_class(config)
+    kind = class_of(config, scalar=False)
     if fresh:
         with torch.device("meta"):
-            model = random_model(auto, path, config, 0)
+            model = random_model(kind, path, config, 0)
     else:
         with torch.random.fork_rng(devices=[]):
-            model = read(auto, path, config, device_map="meta")
+            model = read(kind, path, config, device_map="meta")
     rows = embedding(one_vocabulary(model)).shape[0]
     if len(tokenizer) > rows + max(ROWS, rows // 10):
         raise UserError(
@@ -123,12 +124,6 @@ def check_encoder(config: Config, base: PretrainedConfig, stage: str, zero_stage
         )
 
 
-def _causal(config: PretrainedConfig) -> bool:
-    masked = architecture(config).endswith("MaskedLM")
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return known and not (config.is_encoder_decoder or masked)
-
-
 def load_base(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -137,7 +132,6 @@ def load_base(
 ) -> PreTrainedModel:
     """The model that stage 1 starts from: a language model in fp32 with its dropout, a row for
     every id, pad excluded. `fresh`: its weights are random, by this seed, and none are read."""
-    auto = policy_class(load_config(path))
-    model = load_as(auto, path, True, tokenizer, frozen, len(load_tokenizer(path)), fresh)
+    model = load_as(path, False, True, tokenizer, frozen, len(load_tokenizer(path)), fresh)
     exclude_from(model, tokenizer)
     return model

@@ -42,11 +42,19 @@ def expected_rating(logits: Tensor) -> Tensor:
     return (logits.softmax(dim=-1) * ratings).sum(dim=-1)
 
 
-def class_of(auto: Any, config: PretrainedConfig) -> Any:
-    """What loads a model of `config`: `auto`, or where `auto` is the classifiers' and has no class
-    with the head that the config tells, a class of ours; None where there can be none."""
-    if auto is not AutoModelForSequenceClassification:
-        return auto
+def class_of(config: PretrainedConfig, scalar: bool) -> Any:
+    """What loads a model of `config`: a language model, or where `scalar` a reward model."""
+    if scalar:  # without any transformers' own, whose error names the configuration
+        return scalar_class(config) or AutoModelForSequenceClassification
+    if reads_images(config):
+        return AutoModelForImageTextToText
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def scalar_class(config: PretrainedConfig) -> Any:
+    """What loads a reward model of `config`: transformers' own, or where that has no class with the
+    head that the config tells, a class of ours; None where there can be none."""
+    auto: Any = AutoModelForSequenceClassification
     family: Any = type(config)
     stock, two = _stock(config), getattr(config, LAYERS, 1) > 1
     if stock and not two:
@@ -56,25 +64,17 @@ def class_of(auto: Any, config: PretrainedConfig) -> Any:
     return two_layered(found) if two and found is not None else found
 
 
-def policy_class(config: PretrainedConfig) -> Any:
-    """The class that loads a language model of this configuration."""
-    if reads_images(config):
-        return AutoModelForImageTextToText
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-
-
 def _stock(config: PretrainedConfig) -> bool:
     """Whether transformers has a class that reads the last token."""
     known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     return known and not config.is_encoder_decoder
 
 
-def built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
+def built(kind: Any, config: PretrainedConfig, **options: Any) -> Any:
     """A model of `config`, of the class that loads it, with weights that its family begins with."""
-    kind = class_of(auto, config) or auto  # whose error names the configuration
-    if kind is auto:
-        return auto.from_config(deepcopy(config), trust_remote_code=False, **options)
-    return kind._from_config(deepcopy(config), **options)
+    if issubclass(kind, PreTrainedModel):
+        return kind._from_config(deepcopy(config), **options)
+    return kind.from_config(deepcopy(config), trust_remote_code=False, **options)
 
 
 @cache
@@ -130,16 +130,15 @@ def judge_of(family: type[PretrainedConfig]) -> Any:
 def has_classifier(config: PretrainedConfig) -> bool:
     """Whether there is a classification class with the head `score`, of transformers or of ours,
     into which the language model's weights go by their names; reads and makes no weights."""
-    kind = class_of(AutoModelForSequenceClassification, config)
-    if kind is None:
+    if (kind := scalar_class(config)) is None:
         return False
     with torch.device("meta"):  # shapes alone: no memory, no time
-        model = built(AutoModelForSequenceClassification, config)
+        model = built(kind, config)
         if not hasattr(model, "score"):
             return False
         if _stock(config):
             return True
-        policy = built(policy_class(config), config)
+        policy = built(class_of(config, scalar=False), config)
     theirs = {n: t.shape for n, t in policy.state_dict().items() if not OLD_HEAD.search(n)}
     ours = {n: t.shape for n, t in model.state_dict().items() if not n.startswith("score.")}
     return ours == theirs
@@ -156,15 +155,3 @@ def two_layered(stock: type) -> type:
         self.post_init()
 
     return type(stock.__name__, (stock,), {"__init__": init, "__module__": stock.__module__})
-
-
-def linears(model: Any) -> list[nn.Linear]:
-    """The linear layers of a model's head, the first one first."""
-    return [module for module in model.score.modules() if isinstance(module, nn.Linear)]
-
-
-def scale_head(model: Any, factor: float) -> None:
-    """Multiply what the head gives: its last layer, also where peft keeps a copy."""
-    for name, parameter in model.score.named_parameters():
-        if ".0." not in f".{name}":  # the first of two
-            parameter.mul_(factor)

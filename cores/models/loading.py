@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -28,7 +27,7 @@ from cores.models.folders import (
     place,
     reading,
 )
-from cores.models.heads import JUDGES_IMAGES, built, class_of, has_classifier, policy_class
+from cores.models.heads import JUDGES_IMAGES, built, class_of, has_classifier
 from cores.models.images import image_ids, one_vocabulary, reads_images
 from cores.models.layers import fuse_layers
 from cores.models.vocabulary import (
@@ -129,7 +128,7 @@ def load_policy(
     `frozen`: its weights will not be trained, and are held as this section's `quantization` says.
     `tokenizer`: it gets a row for every id of this one, and pad and what lies beyond is excluded.
     """
-    model = load_as(policy_class(load_config(path)), path, dropout, tokenizer, frozen)
+    model = load_as(path, False, dropout, tokenizer, frozen)
     if tokenizer is not None:
         exclude_from(model, tokenizer)
     return model
@@ -142,7 +141,7 @@ def load_scalar(
     **head: Any,
 ) -> PreTrainedModel:
     """A one-label sequence-classification model in fp32, without dropout, else as `load_policy`."""
-    return load_as(AutoModelForSequenceClassification, path, False, tokenizer, frozen, **head)
+    return load_as(path, True, False, tokenizer, frozen, **head)
 
 
 def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -154,8 +153,8 @@ def exclude_from(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def load_as(
-    auto: Any,
     path: str | Path,
+    scalar: bool,
     dropout: bool,
     tokenizer: PreTrainedTokenizerBase | None = None,
     frozen: ModelSection | None = None,
@@ -163,7 +162,8 @@ def load_as(
     fresh: int | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """The model of `path`; `known`: ids that its own tokenizer has, `fresh`: see `load_base`."""
+    """The language model of `path`, or where `scalar` the reward model. `known`: ids that its own
+    tokenizer has, `fresh`: see `load_base`."""
     config = load_config(path)
     text = config.get_text_config()
     kept = {
@@ -174,13 +174,14 @@ def load_as(
     text.update(dict.fromkeys((k for k in kept if not dropout or k.endswith(LAYERDROP)), 0.0))
     for key, value in kwargs.items():
         setattr(config, key, value)
+    kind = class_of(config, scalar)
     config.return_dict = text.return_dict = True  # outputs are read by name, whatever it says
     if frozen is not None:
-        check_widths(frozen, auto, path, config)
+        check_widths(frozen, kind, path, config)
     if fresh is None:
-        model = one_vocabulary(_weights(auto, path, config))
+        model = one_vocabulary(_weights(kind, path, config))
     else:
-        model = one_vocabulary(random_model(auto, path, config, fresh))
+        model = one_vocabulary(random_model(kind, path, config, fresh))
     if tokenizer is not None:
         fit_vocabulary(model, tokenizer, known)
     if frozen is not None:
@@ -192,11 +193,11 @@ def load_as(
     return model
 
 
-def read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) -> PreTrainedModel:
+def read(kind: Any, path: str | Path, config: PretrainedConfig, **where: Any) -> PreTrainedModel:
     """The model of `path` in fp32, all of its weights the checkpoint's own, but a new head."""
     folder = place(path)
     with reading(path, "model"):
-        model, info = (class_of(auto, config) or auto).from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -212,21 +213,21 @@ def read(auto: Any, path: str | Path, config: PretrainedConfig, **where: Any) ->
 
 
 def random_model(
-    auto: Any, path: str | Path, config: PretrainedConfig, seed: int
+    kind: Any, path: str | Path, config: PretrainedConfig, seed: int
 ) -> PreTrainedModel:
     """A model in fp32 with the weights that its family begins training with."""
     with reading(path, "model"), seeded(seed, "weights"):
-        model: PreTrainedModel = built(auto, config, dtype=torch.float32)
+        model: PreTrainedModel = built(kind, config, dtype=torch.float32)
     return model
 
 
-def _weights(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
+def _weights(kind: Any, path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
     """The model of `path` in fp32: its own weights, or where it has an adapter alone, those of the
     adapter's base, which may be an adapter itself, with the adapter merged into them."""
     folder = place(path)
     adapter = lone_adapter(folder)
     if adapter is None:
-        return read(auto, path, config)
+        return read(kind, path, config)
     base = base_of(folder, adapter)
     theirs = load_config(base)  # the vocabulary grew on the way, by what the tokenizer tells
     for key in ("vocab_size", "pad_token_id"):
@@ -234,7 +235,7 @@ def _weights(auto: Any, path: str | Path, config: PretrainedConfig) -> PreTraine
     config.architectures = theirs.architectures
     # Random numbers are forked off where a merged parent would draw none: the runs are then alike.
     with torch.random.fork_rng(devices=[], enabled=bool(adapter.modules_to_save)):  # its own head
-        model = _weights(auto, base, config)
+        model = _weights(kind, base, config)
     with torch.random.fork_rng(devices=[]):
         fit_vocabulary(model, load_tokenizer(folder), len(load_tokenizer(base)), to=1)
         model = merged(model, folder)

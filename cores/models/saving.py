@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForSequenceClassification,
     GenerationConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cores.errors import ANEW, UserError
-from cores.models.actor import adapted, plain_model
-from cores.models.adapters import save_adapter
+from cores.models.actor import plain_model
+from cores.models.adapters import ADAPTER
 from cores.models.folders import CLASSIFIER, SHOWN, nonfinite, reading
-from cores.models.heads import policy_class
 from cores.models.images import Images, image_ids
 from cores.models.loading import load_as, load_config, load_tokenizer
 from cores.models.vocabulary import NEW_PAD, as_saved, excluded_ids, saved_rows
@@ -48,8 +46,9 @@ def save_model(
     _settle_generation(plain_model(model), tokenizer)
     _settle_pad_row(plain_model(model), tokenizer)
     save_tokenizer(tokenizer, folder)
-    if adapted(model):
-        save_adapter(model, folder)
+    if plain_model(model) is not model:
+        model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+        (folder / ADAPTER / "README.md").unlink()  # peft's empty model card
         _save_configs(plain_model(model), folder)
         if merge and not model.active_peft_config.is_prompt_learning:
             merge_adapter(folder, folder)
@@ -90,7 +89,7 @@ def check_saving(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     names = {name: one.setdefault(id(t), torch.zeros(1)) for name, t in state.items()}
     with TemporaryDirectory() as folder, reading(inner.name_or_path, "model", "saved"):
         tokenizer.save_pretrained(folder)
-        if adapted(model):
+        if plain_model(model) is not model:
             _save_configs(inner, Path(folder))
         else:
             inner.save_pretrained(folder, state_dict=names, save_original_format=False)
@@ -101,10 +100,8 @@ def check_saving(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 def merge_adapter(folder: Path, out: Path) -> None:
     """Write the model that `folder`/adapter and its base make together to `out`, merged."""
     unset_hf_deepspeed_config()  # else ZeRO-3 would load the base as shards, on this rank alone
-    config = load_config(folder)
-    scalar = CLASSIFIER in "".join(config.architectures or [])
-    auto = AutoModelForSequenceClassification if scalar else policy_class(config)
-    save_model(load_as(auto, folder, dropout=True), load_tokenizer(folder), out)
+    scalar = CLASSIFIER in "".join(load_config(folder).architectures or [])
+    save_model(load_as(folder, scalar, dropout=True), load_tokenizer(folder), out)
 
 
 def _save_configs(model: Any, folder: Path) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import (
-    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,7 +23,7 @@ from cores.errors import UserError
 from cores.models.adapters import ADAPTER, SCALAR_HEAD
 from cores.models.body import body_of
 from cores.models.folders import WHOLE, check_finite, place, reading
-from cores.models.heads import built, policy_class
+from cores.models.heads import built, class_of
 from cores.models.loading import load_config
 from cores.models.vocabulary import embedding, fit_vocabulary
 
@@ -52,8 +51,7 @@ def one_body(config: PretrainedConfig) -> bool:
     if config.is_encoder_decoder:
         return False
     with torch.device("meta"):  # shapes alone: no memory, no time
-        kinds = policy_class(config), AutoModelForSequenceClassification
-        both = [built(kind, config) for kind in kinds]
+        both = [built(class_of(config, scalar), config) for scalar in (False, True)]
     bodies = [getattr(model, name) for model in both for name in body_of(model)]
     return len(bodies) == 2 and type(bodies[0]) is type(bodies[1])
 
@@ -67,7 +65,7 @@ def scalar_on(
     for key, value in {**head, "return_dict": True}.items():
         setattr(config, key, value)
     with torch.device("meta"):
-        model = built(AutoModelForSequenceClassification, config, dtype=torch.float32)
+        model = built(class_of(config, scalar=True), config, dtype=torch.float32)
     (name,), (theirs,) = body_of(model), body_of(base)
     setattr(model, name, shell(getattr(base, theirs)))
     getattr(model, SCALAR_HEAD).to_empty(device=base.device)

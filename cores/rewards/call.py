@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import math
 import reprlib
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from decimal import Decimal
@@ -107,7 +107,7 @@ def _asked(function: RewardFunction, *told: Any) -> Any:
     """What it returns; of anything like a list, a list of pairs: the value, and as a number."""
     returned = function(*told)
     if inspect.isawaitable(returned):
-        returned = asyncio.run(_awaited(returned))
+        returned = asyncio.run(asyncio.wait_for(returned, None))  # it may be no coroutine
     if hasattr(returned, "tolist"):  # arrays, tensors, series
         returned = returned.tolist()
     elif isinstance(returned, Iterator):
@@ -115,10 +115,6 @@ def _asked(function: RewardFunction, *told: Any) -> Any:
     if isinstance(returned, Sequence) and not isinstance(returned, str | bytes):
         return [(value, _number(value)) for value in returned]
     return returned
-
-
-async def _awaited(returned: Awaitable[Any]) -> Any:
-    return await returned
 
 
 def _checked(returned: Any, source: str, prompts: list[str], replies: list[str]) -> list[float]:

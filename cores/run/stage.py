@@ -63,11 +63,14 @@ class StageRun:
         """Temporary folders of this machine."""
 
     def claim(self) -> None:
-        """Take the stage's place before anything heavy happens, and find what to go on from.
+        """Take the stage's place before anything heavy happens, and find what to go on from; not
+        where data is looked at alone.
 
         UserError if another run has it, if it cannot be written, if a finished stage stands there
         without `overwrite`, or if an unfinished run was begun with other options.
         """
+        if self.config.data.inspecting:
+            return
         found = self.folder.claim() if self.launch.is_main else None
         self.resumed = self.launch.shared(found)
         if MACHINES.several and self.config.resume != "never":

@@ -49,8 +49,8 @@ class Stop:
         """Steps are being taken: what was told waits for the end of one."""
         self.how = ""
         """The command to go on with, once there are steps."""
-        self.leave: Callable[[str, int], None]
-        """Ends the process: a word to say, and the exit status. Whoever watches sets it."""
+        self.leave: Callable[[str, int], None] = _leave
+        """Ends the process: a word to say, and the exit status."""
         self.bereft: Callable[[], bool] = lambda: False
         """Whether another rank is gone, so that no step will end."""
         self.told_at = -ECHO
@@ -94,6 +94,12 @@ class Stop:
             time.sleep(LOOK)
         if self.reason is None:
             self.tell("the launcher is gone")
+
+
+def _leave(text: str, status: int) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 STOP = Stop()

@@ -19,7 +19,7 @@ from cores.evaluate.held_out import mean, wins
 from cores.models import ScalarModel, check_saving, load_scalar
 from cores.models.actor import plain_model
 from cores.models.adapters import add_lora
-from cores.models.heads import LAYERS, linears
+from cores.models.heads import LAYERS
 from cores.models.images import Images, hold_tower
 from cores.models.vocabulary import pad_of
 from cores.rl.preferences import binned_loss, pairwise_loss, pointwise_loss
@@ -40,10 +40,11 @@ PAIR = ("chosen_ids", "rejected_ids")
 def init_head(model: Any, seed: int) -> None:
     """Weights of each linear layer N(0, 1/sqrt(d + 1)), d its inputs (Ziegler et al. 2019)."""
     with seeded(seed, "head"):
-        for layer in linears(model):
-            nn.init.normal_(layer.weight, std=(layer.in_features + 1) ** -0.5)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for layer in model.score.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=(layer.in_features + 1) ** -0.5)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 def reward_model(config: Config, start: Path, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -239,10 +239,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/data/stream.py": (
         ("tests/unit/test_data_stream.py",),
         [
-            ("later-columns", "columns of later rows are lost",
-             "reader.unread += [name", "[name"),
-            ("later-ignored", "a column of later rows cannot be left out knowingly",
-             "[*columns, *later]", "[*columns]"),
             ("stream-shares", "sources in turn, whatever their weights",
              "(given[i] + 1) / weights[i]", "given[i] + 1"),
             ("stream-tokens", "weights of tokens count rows",
@@ -252,15 +248,20 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/build.py": (
-        ("tests/unit/test_data_build.py", "tests/unit/test_data_texts.py"),
+        ("tests/unit/test_data_build.py", "tests/unit/test_data_stream.py",
+         "tests/unit/test_data_texts.py"),
         [
             ("prompts-whole", "a text file of prompts is one prompt",
              'if stage == "ppo" and section.format is None', "if False"),
             ("prompts-limit", "the limit counts text files, not their prompts",
              'source.path}")[: section.limit]', 'source.path}")'),
+            ("later-columns", "columns of later rows are lost",
+             "reader.unread += [name", "[name"),
+            ("later-ignored", "a column of later rows cannot be left out knowingly",
+             "[*columns, *later]", "[*columns]"),
             ("split-by-row", "one prompt on both sides of the split",
-             "sides[held_out(example.key, fraction)]",
-             "sides[held_out(example.row.where, fraction)]"),
+             "held = [example for example in examples if held_out(example.key, fraction)]",
+             "held = [example for example in examples if held_out(example.row.where, fraction)]"),
         ],
     ),
 }  # fmt: skip

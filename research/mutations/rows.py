@@ -97,8 +97,12 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/folders.py": (
-        ("tests/unit/test_data_folders.py", "tests/unit/test_data_files.py"),
+        ("tests/unit/test_data_folders.py", "tests/unit/test_data_files.py",
+         "tests/unit/test_data_sources.py"),
         [
+            ("saved-tested", "a test_path that datasets saved is judged on its training rows",
+             'splits = {part.parent.name for part in folder.glob("*/state.json")}',
+             "splits = set()"),
             ("splits-mixed", "held-out files are trained on", "if len(found) < 2 or", "if True or"),
             ("splits-of-one-kind", "train_sft and train_gen are one split",
              "        told |= own\n", "        pass\n"),
@@ -122,8 +126,10 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
             ("tested-on-training", "a test_path with splits is judged on its training rows",
              'split or held_out_split(section.test_path, f"{key}.test_path") or section.split',
              "split or section.split"),
+            ("one-name", "of files of one name in several folders one is known",
+             "parts = 1 if len({file.parent for file in files}) < 2 else 2", "parts = 1"),
             ("saved-split", "a saved set without splits is its own test set",
-             'if _is_saved(path) and split != "train":', "if False:"),
+             'if is_saved(path) and split != "train":', "if False:"),
         ],
     ),
 }  # fmt: skip

@@ -83,7 +83,9 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         (*TRAINING, "tests/integration/test_elsewhere.py", "tests/unit/test_reward_kinds.py"),
         [
             ("calibration-inverse", "the head multiplied by the deviation",
-             "scale_head(model, 1.0 / std)", "scale_head(model, std)"),
+             "parameter.mul_(1.0 / std)", "parameter.mul_(std)"),
+            ("both-layers-scaled", "both layers of a head are scaled",
+             'if ".0." not in f".{name}":', "if True:"),
             ("ratings-scale", "ratings keep their scale behind a calibration",
              '"reward_scale", 1.0) * (1.0 / std)', '"reward_scale", 1.0)'),
             ("calibration-mean", "the mean before the scaling kept",
@@ -97,8 +99,6 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         [
             ("ratings-from-0", "ratings counted from 0",
              "torch.arange(1, logits.shape[-1] + 1,", "torch.arange(logits.shape[-1],"),
-            ("both-layers-scaled", "both layers of a head are scaled",
-             'if ".0." not in f".{name}":', "if True:"),
         ],
     ),
     "cores/rl/preferences.py": (

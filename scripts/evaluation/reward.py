@@ -116,7 +116,7 @@ def named_sources(section: SourceSection) -> dict[str, SourceSection]:
     """Each source of a stage as a section of its own, by its path; where several have one path,
     such as subsets of a data set, by subset, split and place too."""
     names = [field.name for field in fields(OneSource)]
-    items: list[OneSource] = [*section.sources] or [section]
+    items = [source for _, source in section.items("data.preference")]
     found: dict[str, SourceSection] = {}
     for i, one in enumerate(items, 1):
         label = str(one.path)

@@ -27,7 +27,7 @@ from transformers import (
 
 from cores.config import AdamSection, Config, LoraSection, PPOSection, RolloutSection
 from cores.models import load_policy, load_scalar, save_model
-from cores.models.heads import built, policy_class
+from cores.models.heads import built, class_of
 from cores.models.loading import exclude_from
 from cores.ppo import PPOTrainer, Roles, Scored, build_roles
 from cores.rollout import Rollout
@@ -73,7 +73,7 @@ def causal(kind: str, seed: int = 0, rows: int = ROWS, **changes: Any) -> Any:
     """A random language model, as Hugging Face makes it but with biases that are not 0."""
     torch.manual_seed(seed)
     config = model_config(kind, rows, **changes)
-    return biased(policy_class(config).from_config(config).eval())
+    return biased(class_of(config, scalar=False).from_config(config).eval())
 
 
 def classifier(kind: str, seed: int = 1, **changes: Any) -> Any:
@@ -81,7 +81,7 @@ def classifier(kind: str, seed: int = 1, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = model_config(kind, **changes)
     config.num_labels = 1
-    return biased(built(AutoModelForSequenceClassification, config).eval())
+    return biased(built(class_of(config, scalar=True), config).eval())
 
 
 @torch.no_grad()

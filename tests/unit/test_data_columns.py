@@ -234,7 +234,7 @@ def test_streamed_rows_are_renamed(tmp_path: Path) -> None:
         sft_data(config(path, NONE, source=source, sft={"max_steps": 1}), chat_like())
     path = write_jsonl(tmp_path / "b.jsonl", [{"内容": "文", "q": "x"}])
     source = {"streaming": True, "columns": {"text": "内容", "prompt": "q"}}
-    with pytest.raises(UserError, match=r"^data.sft.columns: names prompt, of which a stream"):
+    with pytest.raises(UserError, match=r"^data.sft.columns: names the column 'q'"):
         sft_data(config(path, NONE, source=source, sft={"max_steps": 1}), chat_like())
 
 

@@ -96,6 +96,13 @@ def test_folders_named_by_their_split(tmp_path: Path) -> None:
     assert [row.columns["text"] for row in rows(read(tmp_path / "test"))] == ["test/a.jsonl"]
 
 
+def test_files_of_one_name(tmp_path: Path) -> None:
+    """Each is known by its digest, so that a change in either is seen."""
+    source = read(folder(tmp_path, "train_a/x.jsonl", "train_b/x.jsonl"))
+    assert sorted(source.fingerprints) == ["train_a/x.jsonl", "train_b/x.jsonl"]
+    assert len(set(source.fingerprints.values())) == 2
+
+
 def test_the_report_names_the_splits(tmp_path: Path) -> None:
     folder(tmp_path, "train.jsonl", "test.jsonl")
     data = sft_data(config(str(tmp_path), CHAT, test_fraction=0.5), chat_like())

@@ -263,3 +263,13 @@ def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
     _, held = sources(SourceSection(path=str(tmp_path / "both"), test_split="test"), "data.sft")
     assert [row.columns["text"] for row in rows(held)] == ["two"]
     assert "without splits, so there is no 'test'" in refused(tmp_path / "saved", split="test")
+    section = SourceSection(path=str(tmp_path / "both"), test_path=str(tmp_path / "saved"))
+    _, held = sources(section, "data.sft")
+    assert [row.columns["text"] for row in rows(held)] == ["one", "two"]
+    section = SourceSection(path=str(tmp_path / "saved"), test_path=str(tmp_path / "both"))
+    _, held = sources(section, "data.sft")
+    assert [row.columns["text"] for row in rows(held)] == ["two"], "not its training rows"
+    datasets.DatasetDict({"train": made}).save_to_disk(str(tmp_path / "alone"))
+    section = SourceSection(path=str(tmp_path / "saved"), test_path=str(tmp_path / "alone"))
+    _, held = sources(section, "data.sft")
+    assert len(rows(held)) == 2

@@ -15,7 +15,7 @@ from accelerate.data_loader import IterableDatasetShard
 
 from cores.config.data import DataSection, SourceSection, WeightedSource
 from cores.config.schema import Config
-from cores.data import StreamedData, sft_data, show, stream
+from cores.data import StreamedData, build, sft_data, show, stream
 from cores.data.mixture import held_out
 from cores.errors import UserError
 
@@ -66,7 +66,7 @@ def test_held_out_rows_are_not_trained(path: str, monkeypatch: pytest.MonkeyPatc
     assert numbers(iter(data.test)) == held
     trained = Counter(numbers(islice(data.train, 2 * (40 - len(held)))))
     assert trained == {i: 2 for i in range(40) if i not in held}
-    monkeypatch.setattr(stream, "TEST_ROWS", 3)
+    monkeypatch.setattr(build, "TEST_ROWS", 3)
     assert numbers(iter(streamed(path, 0.3).test)) == held[:3]
 
 

@@ -149,7 +149,7 @@ def _no_address(path: str, where: str) -> None:
 
 def prompts_of(text: Row, what: str) -> list[Row]:
     """Of a text file the prompts, one a line; empty lines are none. UserError if it has none."""
-    file, found = text.where.rpartition(":")[0], text.columns["text"].split("\n")
+    file, found = text.where.rpartition(":")[0], re.split(r"\r\n?|\n", text.columns["text"])
     rows = [Row(f"{file}:{i}", {"prompt": x.strip()}) for i, x in enumerate(found, 1) if x.strip()]
     if not rows:
         raise UserError(f"{what}: holds no prompt; write one a line.")

@@ -248,8 +248,13 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
         ],
     ),
     "cores/data/build.py": (
-        ("tests/unit/test_data_build.py", "tests/unit/test_data_stream.py"),
+        ("tests/unit/test_data_build.py", "tests/unit/test_data_stream.py",
+         "tests/unit/test_data_texts.py"),
         [
+            ("prompts-whole", "a text file of prompts is one prompt",
+             'if stage == "ppo" and section.format is None', "if False"),
+            ("prompts-limit", "the limit counts text files, not their prompts",
+             'source.path}")[: section.limit]', 'source.path}")'),
             ("later-columns", "columns of later rows are lost",
              "reader.unread += [name", "[name"),
             ("later-ignored", "a column of later rows cannot be left out knowingly",

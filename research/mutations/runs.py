@@ -62,6 +62,8 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
     "cores/report/page.py": (
         PAGE,
         [
+            ("interval", "six pairs of six are right for certain",
+             "right + z2_n / 2", "right"),
             ("markup", "a reply may end its block of data",
              '.replace("<", "\\\\u003c")', ""),
             ("twice", "what stands in the data may be a place of the template",

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from peft import TaskType, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from cores.config import Config, LoraSection, ModelSection
 from cores.models.adapters import ADAPTER, SCALAR_HEAD, add_lora, quantize
 from cores.models.layers import fuse_layers
+from cores.models.loading import exclude_from
 from cores.models.vocabulary import rounded
 from cores.ppo import PPOTrainer, build_roles
 from cores.runtime.launch import Launch
@@ -97,7 +98,7 @@ def adapter_of(workload: Workload, folder: Path) -> None:
     meta, section = torch.device("meta"), LoraSection(rank=workload.lora)
     model = random_model(shape(workload.policy), meta, scalar=True)
     with meta:
-        adapted = add_lora(model, section, TaskType.SEQ_CLS, "reward.lora")
+        adapted = add_lora(model, section, "SEQ_CLS", "reward.lora")
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: 0.01 * torch.randn(tensor.shape, generator=generator)
@@ -120,7 +121,9 @@ def random_parents(workload: Workload, device: torch.device) -> Iterator[dict[st
     def policy(
         path: Path, dropout: bool, frozen: ModelSection | None = None, tokenizer: Any = None
     ) -> Any:
-        return as_loaded(random_policy(workload, device, made_in(frozen)), frozen)
+        made = as_loaded(random_policy(workload, device, made_in(frozen)), frozen)
+        exclude_from(made, tokenizer)
+        return made
 
     def scalar(path: Path, frozen: ModelSection | None = None, tokenizer: Any = None) -> Any:
         made = random_model(shape(workload.scalar, tokens), device, True, made_in(frozen))

@@ -82,7 +82,6 @@ def cell(
 
 def engine_of(workload: Any, config: Any, at: Any) -> tuple[Any, Any]:
     """The engine and the plain model that it samples from."""
-    from peft import TaskType
 
     from cores.models import add_lora
     from cores.models.actor import plain_model
@@ -94,7 +93,7 @@ def engine_of(workload: Any, config: Any, at: Any) -> tuple[Any, Any]:
     model = made.as_loaded(made.random_policy(workload, at.device), config.model)
     exclude_from(model, tokenizer)
     if workload.lora:
-        model = plain_model(add_lora(model, config.ppo.lora, TaskType.CAUSAL_LM, "ppo.lora"))
+        model = plain_model(add_lora(model, config.ppo.lora, "CAUSAL_LM", "ppo.lora"))
     model.to(at.device)
     engine = build_engine(config, model, tokenizer, workload.response, at, trains=True)
     return engine, model

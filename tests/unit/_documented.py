@@ -3,19 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def lines(function: str) -> str:
-    """The lines of docs/models.md that define `function`."""
-    blocks = [part.split("```")[0] for part in PAGE.read_text("utf-8").split("```python\n")[1:]]
+def lines(function: str, page: str) -> str:
+    """The lines of a page of docs that define `function`."""
+    text = (DOCS / page).read_text("utf-8")
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     (code,) = [block for block in blocks if f"def {function}(" in block]
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     return code
 
 
-def documented(function: str) -> Any:
+def documented(function: str, page: str = "models.md") -> Any:
     """What they define."""
     found: dict[str, Any] = {}
-    exec(lines(function), found)
+    exec(lines(function, page), found)
     return found[function]

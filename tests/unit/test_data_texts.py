@@ -180,7 +180,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_text_file_of_prompts_is_a_prompt_a_line(tmp_path: Path) -> None:
     """In stage 3, where the whole file was one prompt without a word: PPO trained on that alone."""
     path = tmp_path / "prompts.txt"
-    path.write_bytes(b"a towel\r\n\n a taxi \nno key")
+    path.write_bytes(b"a towel\r\n\n a taxi \rno key")
     made = with_data(config(str(path), NONE), test_fraction=0.0)
     data = prompt_data(made, gpt2_like())
     assert [row["prompt"] for row in data.train] == ["a towel", "a taxi", "no key"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from _documented import documented
 from _models import EXCLUDED, FAMILIES, KINDS, causal, policy_of, toy_tokenizer
 from _tiny import words
 from _tokenizers import chat_like, gpt2_like, llama_like
@@ -175,6 +176,26 @@ def test_a_base_s_own_rows_stay(tmp_path: Path) -> None:
     torch.testing.assert_close(saved[known], old[:known].mean(dim=0))
     assert torch.equal(saved[known + 1 :], old[known + 1 :])
     assert GenerationConfig.from_pretrained(tmp_path).suppress_tokens == [*range(known, rows)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gptj"])
+@torch.no_grad()
+def test_a_copy_without_rows_to_spare(kind: str, tied: bool, tmp_path: Path) -> None:
+    """By the lines of docs/elsewhere.md: no id beyond the tokenizer's is left to be sampled."""
+    tokenizer = fresh(gpt2_like())
+    known = len(tokenizer)
+    model = causal(kind, rows=known + 10, tie_word_embeddings=tied, pad_token_id=None)
+    settle_pad_token(tokenizer, None)
+    fit_vocabulary(model, tokenizer, known)
+    save_model(model, tokenizer, tmp_path / "saved")
+    documented("without_spare_rows", "elsewhere.md")(tmp_path / "saved", tmp_path / "copy")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    copied = AutoModelForCausalLM.from_pretrained(tmp_path / "copy")
+    ids = torch.tensor([[5, 9, 13, 400]])
+    assert copied.config.vocab_size == copied(ids).logits.shape[-1] == known + 1 == len(tokenizer)
+    assert torch.equal(copied(ids).logits, whole(ids).logits[..., : known + 1])
+    assert copied.generation_config.suppress_tokens == [tokenizer.pad_token_id]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -152,7 +152,7 @@ class Shape:
 
 def shape_from(config: Mapping[str, Any], where: str) -> Shape:
     """Of the content of a config.json; UserError naming `where` if its family is not known."""
-    family = str(config.get("model_type"))
+    family = str(config.get("model_type", "(missing)"))
     if family not in KINDS and family not in LIKE_LLAMA:
         raise UserError(
             f"{where}: model_type {family} is none that memory and time are counted for: "
@@ -174,6 +174,9 @@ def shape_from(config: Mapping[str, Any], where: str) -> Shape:
     width, heads = found["width"], found["heads"]
     head = number("head_dim", "head_dim", default=max(1, width // heads))
     groups = number("num_key_value_heads", "num_key_value_heads", default=heads)
+    if heads % groups or (config.get("head_dim") is None and width % heads):
+        what = f"{heads} heads do not fit a width of {width} and {groups} heads of keys"
+        raise UserError(f"{where}: {what}. Give the config.json that belongs to the model.")
     positions = {"gpt2": config.get("n_positions", 1024)}.get(family, 0)
     if family == "opt":
         positions = config.get("max_position_embeddings", 2048) + 2  # two rows before the first

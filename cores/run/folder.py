@@ -116,6 +116,8 @@ class Folder:
             remove(self.path / "weights")  # those of a try that left no checkpoint
         self.path.mkdir(exist_ok=True)
         for name, key in ROWS.items():
+            if (place := self.path / name).exists() and not place.is_file():
+                raise UserError(f"{place} is no ordinary file, and takes no rows; move it away.")
             cut(self.path / name, key, resumed.step if resumed else 0)
         self.state = {
             "version": VERSION,

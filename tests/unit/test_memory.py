@@ -9,10 +9,21 @@ from _plans import BASES, case_of, held, made, numbers_of
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cores.errors import UserError
 from cores.memory import Layout, micro_batches, needed, peak
 from cores.models.adapters import hold_linears
 from cores.models.layers import fuse_layers
 from cores.shapes import Texts, kept, shape_from, weights
+
+
+@pytest.mark.parametrize(
+    "lie", [{"num_attention_heads": 31}, {"num_attention_heads": 8, "num_key_value_heads": 3}]
+)
+def test_heads_that_no_attention_has(lie: dict[str, int]) -> None:
+    """A figure would be made of any numbers."""
+    whole = {"hidden_size": 4096, "num_key_value_heads": 8}
+    with pytest.raises(UserError, match=r"config.json: .* heads do not fit"):
+        shape_from({**numbers_of("llama"), **whole, **lie}, "config.json")
 
 
 @pytest.mark.parametrize("family", BASES)

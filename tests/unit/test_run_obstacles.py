@@ -1,6 +1,7 @@
 """What stands where a run wants to write: damage, and what others put there."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ def test_damaged_rows_go(tmp_path: Path) -> None:
     (path / "metrics.jsonl").write_bytes(b"\xff\xfe\x00\n" + rows)
     begun(config(tmp_path))
     assert (path / "metrics.jsonl").read_bytes() == rows
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_rows_go_to_a_file_alone(tmp_path: Path, name: str) -> None:
+    """A pipe would be waited for without an end."""
+    path = break_off(config(tmp_path), 1, 3)
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name)
+    with pytest.raises(UserError, match=f"{name} is no ordinary file"):
+        begun(config(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["sft", "sft.unfinished", ".sft.before"])

@@ -70,7 +70,8 @@ class Launch:
 
     def autocast(self) -> torch.autocast:
         """Compute in half precision where configured."""
-        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
+        half = HALVES.get(self.precision)
+        return torch.autocast(self.device.type, half, enabled=half is not None)
 
     @property
     def half(self) -> torch.dtype | None:

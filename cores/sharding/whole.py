@@ -61,15 +61,14 @@ class Trained:
     def step(self) -> Tensor:
         """The step behind the last `backward`, with the gradients of all ranks, which it clears.
         Their norm before clipping, 0-d."""
-        self.add_up()
+        if self.accelerator.num_processes > 1:
+            self.add_up()
         norm = self.descend()
-        self.clear()
+        self.module.zero_grad()
         return norm
 
     def add_up(self) -> None:
         """Make each gradient the sum over ranks, which wait for each other here alone."""
-        if self.accelerator.num_processes == 1:
-            return
         there = [parameter.grad is not None for parameter in self.parameters]
         self._check_even([a != b for a, b in zip(there, self._there, strict=True)])
         part: list[Tensor] = []

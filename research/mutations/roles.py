@@ -132,7 +132,7 @@ BUGS: dict[str, tuple[tuple[str, ...], list[Bug]]] = {
              "clip_grad_norm_(self.parameters, self.max_grad_norm)",
              "clip_grad_norm_(self.parameters, float('inf'))"),
             ("no-zero-grad", "gradients are not cleared",
-             "norm = self.descend()\n        self.clear()\n",
+             "norm = self.descend()\n        self.module.zero_grad()\n",
              "norm = self.descend()\n"),
             ("nan-steps", "a step that is no number is taken before it is seen",
              "found_inf = bad.float()", "found_inf = 0 * bad.float()"),

@@ -6,7 +6,7 @@ from typing import Any
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def lines(function: str, page: str) -> str:
+def lines(function: str, page: str = "models.md") -> str:
     """The lines of a page of docs that define `function`."""
     text = (DOCS / page).read_text("utf-8")
     blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]

@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_its_factors() -> None:
     again = trainer_of()
 
     class Read:
-        numbers = saved.numbers
+        numbers, step = saved.numbers, saved.numbers["update"]
 
         def parts(self, start: str) -> dict[str, Any]:
             return {}

@@ -111,7 +111,8 @@ def test_gradients_are_the_sum_over_ranks(bucket: str, monkeypatch: pytest.Monke
         role = make_trainer("gpt2").roles.critic
         role.trained.accelerator = SimpleNamespace(num_processes=processes)
         role.trained.backward(role.module(rollout.ids[rows], rollout.mask[rows]).sum(), last=True)
-        role.trained.add_up()
+        if processes > 1:
+            role.trained.add_up()
         return [p.grad for p in role.trained.parameters if p.grad is not None]
 
     expected = summed(1, slice(None))

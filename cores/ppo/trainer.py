@@ -269,7 +269,8 @@ class PPOTrainer(Scorer):
             for batch, turn in parts[halved]:
                 accumulate(sums, self.passes.run(role, batch, minibatch, turn))
 
-        self.launch.together(passes, memory=self.roles.sharding.apart)
+        # With shards ranks meet within a pass: one that fails ends, rather than wait for them.
+        self.launch.together(passes, memory=True) if self.roles.sharding.apart else passes()
         self.passes.step(role)
         return sums
 

@@ -22,10 +22,10 @@ ONE = "gpt2:cpu"
 LAUNCHES = [
     "gpt2:cpu2",
     "gpt2:zero3",
-    "gpt2:fsdp2",
     *(
         pytest.param(launch, marks=pytest.mark.long)
         for launch in (
+            "gpt2:fsdp2",
             "llama:fsdp2",
             "llama:zero3",  # rotary positions, grouped keys, a head of its own
             *(f"gpt2:{file}" for file in ("zero1", "zero2", "zero3_offload")),
